@@ -1,0 +1,299 @@
+"""The Python interface: `quantize` a network, then compile, verify, benchmark and save it; `load` brings it back."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hawq_tvm import artifacts as files
+from hawq_tvm.artifacts import Artifacts
+from hawq_tvm.bench import BenchReport
+from hawq_tvm.data import Data, DataOptions, Preprocessing, as_data, limited, load_data
+from hawq_tvm.errors import HawqError, RunError
+from hawq_tvm.evaluate import Accuracy
+from hawq_tvm.interpreter import dequantize_output, quantize_input
+from hawq_tvm.ir import Graph
+from hawq_tvm.models import LoadedModel, load_model, module_fingerprint
+from hawq_tvm.pipeline import Pipeline
+from hawq_tvm.quantizer import FloatArray
+from hawq_tvm.reporter import Reporter
+from hawq_tvm.rundir import Run, edit_run, open_run
+from hawq_tvm.runtime import CompiledModule
+from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
+from hawq_tvm.specs import BitConfig, Bits, Budget, CostTable
+from hawq_tvm.targets import find_target
+from hawq_tvm.verify import VerifyReport
+
+_PYTHON_OBJECT = "python object"
+
+
+def quantize(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    budget: Budget | None = None,
+    bits: Sequence[Bits | str | int] = DEFAULT_BITS,
+    pins: Mapping[str, Bits | str | int] | None = None,
+    pin_ends: bool = True,
+    weights: str | None = None,
+    observer: str = DEFAULT_OBSERVER,
+    hessian: HessianSettings | None = None,
+    latency_table: str | Path | None = None,
+    data_options: DataOptions | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> QuantizedNetwork:
+    """Turn a network into integers: capture, calibrate, profile, allocate bits, integerise, measure accuracy.
+
+    Args:
+        model: a module with one tensor in and one out, left as it is; or a name as the command line takes it: a zoo
+            network, ``torchvision:NAME``, ``timm:NAME``, ``file.py:factory``.
+        data: ``digits``, ``imagefolder:PATH``, ``random``, ``file.py:factory``; a tensor or array [N, ...], a pair
+            (images, labels), a PyTorch dataset, an iterable of batches; or ``{"calibration": ..., "evaluation": ...}``
+            of those. One alone serves for both.
+        budget: limits on bytes, BOPS and microseconds; without one every layer gets the bits that lose least.
+        bits: candidate pairs, as ``"w4a8"`` or ``4`` for w4a4.
+        pins: layers held at a pair, by name.
+        pin_ends: hold the first and the last layer at 8 bits unless `pins` says otherwise.
+        weights: path of a checkpoint for a named model, or ``random``.
+        observer: ``max``, ``percentile`` or ``percentile:99.9``.
+        hessian: how long to probe.
+        latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
+        data_options: how many samples, preprocessing.
+        seed: of everything random.
+        reporter: told of progress.
+
+    Returns:
+        The integer network. Its files lie in a temporary directory until `QuantizedNetwork.save`.
+
+    Raises:
+        HawqError: whatever `hawq_tvm.errors` describes.
+    """
+    options = data_options or DataOptions(seed=seed)
+    loaded = _loaded(model, weights, seed)
+    named = isinstance(data, str)
+    if named:
+        shape = options.input_shape or loaded.input_shape
+        source = load_data(data, replace(options, input_shape=shape))
+    else:
+        source = limited(as_data(data, name=_PYTHON_OBJECT, options=options), options)
+    settings = Settings(
+        bits=tuple(Bits.parse(value) for value in bits),
+        budget=budget or Budget(),
+        pins={name: Bits.parse(value) for name, value in (pins or {}).items()},
+        pin_ends=pin_ends,
+        observer=observer,
+        hessian=hessian or HessianSettings(),
+        latency_table=None if latency_table is None else Path(latency_table),
+        seed=seed,
+    )
+    scratch = tempfile.TemporaryDirectory(prefix="hawq_tvm-")
+    path = Path(scratch.name) / "run"
+    spec = model if isinstance(model, str) else f"{_PYTHON_OBJECT} {loaded.name}"
+    with edit_run(path, identity=run_identity(spec, loaded, data if named else _PYTHON_OBJECT)) as run:
+        describe_data(run, data if named else _PYTHON_OBJECT, options, source)
+        pipeline = Pipeline(run, settings, model=loaded, data=source, reporter=reporter)
+        quantize_stages(pipeline)
+    return QuantizedNetwork(path, settings, data=source, reporter=reporter, scratch=scratch)
+
+
+def quantize_stages(pipeline: Pipeline, *, target: str = "llvm", bits: BitConfig | None = None) -> None:
+    """Stages 1 to 7: from the network to its integers and their accuracy."""
+    pipeline.capture()
+    pipeline.calibrate()
+    if pipeline.has_choice and bits is None:
+        pipeline.profile()
+    pipeline.cost(find_target(target), profiled=bits is None)
+    pipeline.allocate(bits)
+    pipeline.integerize()
+    pipeline.evaluate()
+
+
+def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedModel:
+    if isinstance(model, str):
+        return load_model(model, weights, seed=seed)
+    if weights is not None:
+        raise HawqError("weights are for a model given by name; load them into the module instead")
+    return LoadedModel(model, type(model).__name__.lower(), "as given", None, module_fingerprint(model))
+
+
+def run_identity(spec: str, model: LoadedModel, data: str) -> dict[str, Any]:
+    """What a run directory belongs to: another model, checkpoint or data needs another directory."""
+    return {"model": spec, "weights": model.weights, "data": data}
+
+
+def describe_data(run: Run, spec: str, options: DataOptions, data: Data) -> None:
+    """Keep in the manifest how the samples are found again."""
+    run.manifest["data"] = {
+        "spec": spec,
+        "options": asdict(replace(options, input_shape=data.sample_shape)),
+        "settings": dict(data.settings),
+    }
+    run.save_manifest()
+
+
+def stored_data(run: Run) -> Data | None:
+    """The run's samples, found again; None where they were Python objects or are not there any more."""
+    stored = run.manifest.get("data", {})
+    if stored.get("spec") in (None, _PYTHON_OBJECT):
+        return None
+    options = dict(stored["options"])
+    how = options.pop("preprocessing")
+    how = Preprocessing(how["resize"], how["crop"], tuple(how["mean"]), tuple(how["std"]))
+    shape = options.pop("input_shape")
+    try:
+        return load_data(
+            stored["spec"], DataOptions(**options, preprocessing=how, input_shape=tuple(shape) if shape else None)
+        )
+    except HawqError:
+        return None
+
+
+class QuantizedNetwork:
+    """An integer network and everything that is known of it; the Python face of a run directory."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        *,
+        data: Data | None = None,
+        reporter: Reporter | None = None,
+        scratch: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self.path = path
+        self._settings = settings
+        self._data = data
+        self._reporter = reporter
+        self._scratch = scratch  # removes the temporary run when this object goes
+        self._modules: dict[str, CompiledModule] = {}
+
+    @property
+    def _artifacts(self) -> Artifacts:
+        return Artifacts(open_run(self.path))
+
+    @property
+    def graph(self) -> Graph:
+        """The integer graph."""
+        return self._artifacts.graph
+
+    @property
+    def bits(self) -> BitConfig:
+        """The bits of every layer."""
+        return self._artifacts.bits
+
+    @property
+    def costs(self) -> CostTable:
+        """What every layer costs at every candidate pair."""
+        return self._artifacts.costs
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Accuracy of the float and the integer network on the evaluation samples."""
+        return self._artifacts.accuracy
+
+    def compile(self, target: str = "llvm", *, batch: int = 1) -> CompiledModule:
+        """Compile for a target.
+
+        Args:
+            target: a name from `hawq_tvm.targets.TARGETS`.
+            batch: samples a call.
+
+        Returns:
+            The library, loaded.
+        """
+        self._settings = replace(self._settings, batch=batch)
+        with edit_run(self.path) as run:
+            self._pipeline(run).compile(find_target(target))
+        self._modules[target] = self._artifacts.library(find_target(target))
+        return self._modules[target]
+
+    def verify(self, target: str = "llvm", *, samples: int | None = None) -> VerifyReport:
+        """Compare every tensor of every layer between numpy, PyTorch, ONNX Runtime and the compiled library.
+
+        Args:
+            target: compiled first where it is not.
+            samples: at most so many evaluation samples; by default those of the settings.
+        """
+        if samples is not None:
+            self._settings = replace(self._settings, verify_samples=samples)
+        with edit_run(self.path) as run:
+            pipeline = self._pipeline(run)
+            pipeline.compile(find_target(target))
+            pipeline.verify(find_target(target))
+        return self._artifacts.verification(find_target(target))
+
+    def benchmark(
+        self, target: str = "llvm", *, seconds: float = 5.0, threads: int | None = None
+    ) -> BenchReport:
+        """Latency beside fp32 PyTorch and ONNX Runtime, interleaved.
+
+        Args:
+            target: compiled first where it is not; it must run on this machine.
+            seconds: about how long the run takes.
+            threads: of every contender; None for all cores.
+        """
+        self._settings = replace(self._settings, bench_seconds=seconds, threads=threads)
+        with edit_run(self.path) as run:
+            pipeline = self._pipeline(run)
+            pipeline.compile(find_target(target))
+            pipeline.benchmark(find_target(target), force=True)
+        return self._artifacts.benchmark(find_target(target))
+
+    def __call__(self, x: Any, *, target: str = "llvm") -> FloatArray:
+        """Logits of real inputs, through the compiled library.
+
+        Args:
+            x: float [N, ...], tensor or array.
+            target: compiled first where it is not.
+
+        Returns:
+            float32 [N, ...].
+        """
+        module = self._modules.get(target) or self.compile(target)
+        images = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, np.float32)
+        return dequantize_output(module.run(quantize_input(images, module.input_type)), module.output_type)
+
+    def save(self, path: str | Path) -> Path:
+        """Keep the run directory.
+
+        Args:
+            path: where; must not exist yet.
+
+        Raises:
+            RunError: it exists.
+        """
+        destination = Path(path)
+        if destination.exists():
+            raise RunError(f"{destination} exists; save to another path")
+        aside = destination.with_name(f".{destination.name}.saving")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(self.path, aside)
+        aside.rename(destination)
+        return destination
+
+    def _pipeline(self, run: Run) -> Pipeline:
+        return Pipeline(run, self._settings, data=self._data, reporter=self._reporter)
+
+
+def load(path: str | Path) -> QuantizedNetwork:
+    """Bring back a run directory that `QuantizedNetwork.save` or the command line wrote.
+
+    Args:
+        path: of the run directory.
+
+    Raises:
+        RunError: it is missing, damaged or made by another version.
+    """
+    run = open_run(Path(path))
+    run.file(files.MODEL)
+    return QuantizedNetwork(Path(path), Settings.from_json(run.manifest["settings"]), data=stored_data(run))
+

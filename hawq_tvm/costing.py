@@ -1,0 +1,141 @@
+"""What the allocator is told: sensitivities from the Hessian, and the cost table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hawq_tvm.calibration import hutchinson_traces, sensitivities
+from hawq_tvm.data import Batch
+from hawq_tvm.errors import AllocationError
+from hawq_tvm.float_ir import FloatGraph
+from hawq_tvm.latency import LatencyTable
+from hawq_tvm.settings import HessianSettings
+from hawq_tvm.specs import Bits, Cost, CostTable, LayerCosts
+from hawq_tvm.torch_float import FloatModule
+
+
+def profile_sensitivity(
+    network: FloatModule,
+    batches: Iterable[Batch],
+    widths: Iterable[int],
+    settings: HessianSettings,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Hessian trace and Omega of every layer, as `sensitivity.json` holds them.
+
+    The loss is cross-entropy against the labels, or against the network's own predictions where samples have none.
+
+    Args:
+        network: the float graph.
+        batches: calibration samples.
+        widths: candidate weight bits.
+        settings: when to stop.
+        seed: of the probes.
+        progress: called with the number of probes done.
+    """
+    losses: list[Callable[[Mapping[str, Tensor]], Tensor]] = []
+    samples, labelled = 0, True
+    for batch in batches:
+        labels = batch.labels
+        if labels is None:
+            labelled = False
+            with torch.no_grad():
+                labels = network(batch.images).flatten(1).argmax(1)
+
+        def loss(weights: Mapping[str, Tensor], x: Tensor = batch.images, y: Tensor = labels) -> Tensor:
+            return F.cross_entropy(network(x, weights=weights).flatten(1), y)
+
+        losses.append(loss)
+        samples += len(batch.images)
+    traces = hutchinson_traces(
+        losses,
+        network.weights(),
+        target_error=settings.target_error,
+        max_probes=settings.max_probes,
+        seed=seed,
+        progress=progress,
+    )
+    weights = {node.name: node.weight for node in network.graph.layers if node.weight is not None}
+    omega = sensitivities(weights, traces, widths)
+    target = "labels" if labelled else "the network's own predictions"
+    return {
+        "method": f"mean Hessian trace x ||Q(W) - W||^2 (Hutchinson, all layers jointly, {samples} samples, "
+        f"cross-entropy against {target})",
+        "probes": next(iter(traces.values())).probes,
+        "target_error": settings.target_error,
+        "converged": sum(trace.relative_error <= settings.target_error for trace in traces.values()),
+        "layers": {
+            name: {
+                "mean_trace": trace.mean,
+                "trace": trace.trace,
+                "standard_error": trace.standard_error,
+                "parameters": trace.parameters,
+                "omega": {str(bits): value for bits, value in omega[name].items()},
+            }
+            for name, trace in traces.items()
+        },
+    }
+
+
+def cost_table(
+    graph: FloatGraph,
+    pairs: Iterable[Bits],
+    *,
+    sensitivity: Mapping[str, Any] | None,
+    latency: LatencyTable | None,
+) -> CostTable:
+    """Put together what every layer costs at every pair.
+
+    Args:
+        graph: from capture.
+        pairs: bit pairs, pins included.
+        sensitivity: from `profile_sensitivity`; None where there is nothing to choose.
+        latency: measured or given; None where it is not asked for.
+    """
+    rows = []
+    for node in graph.layers:
+        assert node.weight is not None
+        choices = {}
+        for pair in pairs:
+            omega = 0.0 if sensitivity is None else sensitivity["layers"][node.name]["omega"][str(pair.weight)]
+            microseconds = None if latency is None else latency.latency_us[node.name].get(pair)
+            size_bytes = node.weight.size * pair.weight / 8
+            choices[pair] = Cost(omega, size_bytes, node.macs * pair.weight * pair.activation, microseconds)
+        rows.append(LayerCosts(node.name, int(node.weight.size), node.macs, choices))
+    one_pair = "not estimated: there is one bit pair to choose from"
+    sources = {
+        "sensitivity": one_pair if sensitivity is None else sensitivity["method"],
+        "size_bytes": "weights x weight bits / 8; biases and multipliers are not counted",
+        "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3)",
+        "latency_us": "not measured" if latency is None else latency.source,
+    }
+    return CostTable(tuple(rows), graph.tied_groups(), sources)
+
+
+def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:
+    """Microseconds that the user gives, as ``{layer: {"w4a4": us}}``, bare or under the key ``latency_us``.
+
+    Raises:
+        AllocationError: unreadable, not a table, or a layer is missing.
+    """
+    try:
+        data = json.loads(path.read_text())
+        table = data.get("latency_us", data)
+        parsed = {name: {Bits.parse(bits): float(us) for bits, us in row.items()} for name, row in table.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise AllocationError(
+            f'the latency table {path} cannot be read ({error}); expected {{"layer": {{"w4a4": microseconds}}}}'
+        ) from error
+    missing = [name for name in layers if name not in parsed]
+    if missing:
+        raise AllocationError(f"the latency table {path} has no layer '{missing[0]}'; the layers are {', '.join(layers)}")
+    return LatencyTable(parsed, f"given by {path}")

@@ -1,0 +1,351 @@
+"""Samples as users name them: ``digits``, ``imagefolder:PATH``, ``random`` or ``file.py:factory``.
+
+A `Data` has two splits: calibration samples set ranges and sensitivities, evaluation samples measure accuracy and are
+what `verify` runs on. They do not overlap unless the user gives one set for both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hawq_tvm.errors import DataError
+from hawq_tvm.models import call_factory
+
+Images = NDArray[np.float32]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Split(Protocol):
+    """Samples by index."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def sample(self, index: int) -> tuple[Images, int | None]:
+        """A float32 image [C, H, W] (or any sample shape) and its label, where it has one."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side.
+
+    Attributes:
+        images: float32 [N, ...].
+        labels: int64 [N], or None.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Two splits and how they were made.
+
+    Attributes:
+        name: as the user wrote it.
+        calibration: samples for ranges and sensitivities.
+        evaluation: samples for accuracy and verification.
+        settings: preprocessing and choice of samples, for the manifest.
+        fingerprint: changes when the samples do, as far as can be told cheaply.
+    """
+
+    name: str
+    calibration: Split
+    evaluation: Split
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.calibration.sample(0)[0].shape)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image file becomes a tensor: torchvision's evaluation transform.
+
+    Attributes:
+        resize: the short side after a bilinear resize, in pixels.
+        crop: the side of the centre crop.
+        mean: subtracted per channel, after division by 255.
+        std: divided by per channel.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the command line and `load_data` take beside the name.
+
+    Attributes:
+        calibration_samples: how many samples are drawn for calibration.
+        evaluation_samples: at most how many evaluation samples are used; None for all.
+        input_shape: of ``random`` samples.
+        preprocessing: of image files.
+        seed: of the choice and of random samples.
+    """
+
+    calibration_samples: int = 256
+    evaluation_samples: int | None = None
+    input_shape: tuple[int, ...] | None = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    seed: int = 0
+
+
+def batches(split: Split, size: int, *, limit: int | None = None) -> Iterator[Batch]:
+    """Consecutive batches of a split.
+
+    Args:
+        split: the samples.
+        size: samples a batch; the last may have fewer.
+        limit: at most so many samples; None for all.
+
+    Raises:
+        DataError: samples of several shapes.
+    """
+    count = len(split) if limit is None else min(limit, len(split))
+    for start in range(0, count, size):
+        samples = [split.sample(index) for index in range(start, min(start + size, count))]
+        shapes = {image.shape for image, _ in samples}
+        if len(shapes) > 1:
+            raise DataError(f"samples {start} to {start + len(samples) - 1} have several shapes: {sorted(shapes)}")
+        labels = [label for _, label in samples if label is not None]
+        stacked = torch.from_numpy(np.stack([image for image, _ in samples]).astype(np.float32))
+        yield Batch(stacked, torch.tensor(labels) if len(labels) == len(samples) else None)
+
+
+class ArraySplit:
+    """Samples in memory."""
+
+    def __init__(self, images: Images, labels: Sequence[int] | NDArray[np.int64] | None = None) -> None:
+        if labels is not None and len(labels) != len(images):
+            raise DataError(f"there are {len(images)} images and {len(labels)} labels")
+        self._images = images
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def sample(self, index: int) -> tuple[Images, int | None]:
+        return self._images[index], None if self._labels is None else int(self._labels[index])
+
+
+class Subset:
+    """Some samples of another split, in a given order."""
+
+    def __init__(self, split: Split, indices: Sequence[int]) -> None:
+        self._split = split
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def sample(self, index: int) -> tuple[Images, int | None]:
+        return self._split.sample(int(self._indices[index]))
+
+
+class _SequenceSplit:
+    """A PyTorch dataset, or any sequence of samples or of (sample, label) pairs."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def sample(self, index: int) -> tuple[Images, int | None]:
+        item = self._items[index]
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        return _as_array(image), None if label is None else int(label)
+
+
+def _as_array(value: Any) -> Images:
+    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, np.float32)
+
+
+def load_data(spec: str, options: DataOptions) -> Data:
+    """Find samples by name.
+
+    Args:
+        spec: ``digits``, ``imagefolder:PATH``, ``random`` or ``file.py:factory``.
+        options: how many, which and how.
+
+    Raises:
+        DataError: an unknown name, a folder without images, a split without samples.
+        ModelError: a factory that fails.
+    """
+    prefix, _, rest = spec.partition(":")
+    if spec == "digits":
+        data = _digits(options)
+    elif spec == "random":
+        data = _random(options)
+    elif prefix == "imagefolder":
+        from hawq_tvm.imagefolder import open_imagefolder
+
+        data = open_imagefolder(rest, options)
+    elif ".py:" in spec:
+        made, source = call_factory(spec, "data")
+        data = as_data(made, name=spec, options=options, fingerprint=hashlib.sha256(source.encode()).hexdigest())
+    else:
+        raise DataError(f"unknown data '{spec}'; known: digits, imagefolder:PATH, random, file.py:factory")
+    return limited(data, options)
+
+
+def limited(data: Data, options: DataOptions) -> Data:
+    """At most as many samples as the options ask for.
+
+    Raises:
+        DataError: a split without samples.
+    """
+    evaluation = data.evaluation
+    if options.evaluation_samples is not None and options.evaluation_samples < len(evaluation):
+        evaluation = Subset(evaluation, range(options.evaluation_samples))
+    calibration = data.calibration
+    if options.calibration_samples < len(calibration):
+        calibration = Subset(calibration, range(options.calibration_samples))
+    for what, split in (("calibration", calibration), ("evaluation", evaluation)):
+        if len(split) == 0:
+            raise DataError(f"'{data.name}' leaves no {what} samples; give more data or ask for fewer samples")
+    settings = {**data.settings, "calibration_samples": len(calibration), "evaluation_samples": len(evaluation)}
+    return Data(data.name, calibration, evaluation, settings, data.fingerprint)
+
+
+def as_data(made: Any, *, name: str, options: DataOptions, fingerprint: str = "") -> Data:
+    """What a user's factory or an argument of the API holds.
+
+    Args:
+        made: a `Data`; a dict with ``calibration`` and ``evaluation``; or one of what each of those may be: a tensor or
+            array [N, ...], a pair (images, labels) of them, a PyTorch dataset, or an iterable of batches. One alone
+            serves as both splits.
+        name: for messages.
+        options: limits how much of an iterable is read.
+        fingerprint: of the source, where there is one.
+
+    Raises:
+        DataError: none of these.
+    """
+    if isinstance(made, Data):
+        return made
+    if isinstance(made, Mapping):
+        if set(made) != {"calibration", "evaluation"}:
+            raise DataError(f"'{name}': a mapping needs the keys 'calibration' and 'evaluation', got {sorted(made)}")
+        most = options.evaluation_samples
+        calibration = as_split(made["calibration"], name, options.calibration_samples)
+        return Data(name, calibration, as_split(made["evaluation"], name, most), {}, fingerprint)
+    split = as_split(made, name, None)
+    return Data(name, split, split, {"same_samples_for_both": True}, fingerprint)
+
+
+def as_split(made: Any, name: str, most: int | None) -> Split:
+    """One split of `as_data`; an iterable of batches is read up to `most` samples."""
+    if isinstance(made, Tensor | np.ndarray):
+        return ArraySplit(_as_array(made))
+    if isinstance(made, tuple | list) and len(made) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in made):
+        return ArraySplit(_as_array(made[0]), np.asarray(made[1]).reshape(-1).astype(np.int64))
+    if hasattr(made, "sample") and hasattr(made, "__len__"):
+        split: Split = made
+        return split
+    if isinstance(made, Iterable) and not _is_dataset(made):
+        return _read_batches(made, name, most)
+    if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
+        return _SequenceSplit(made)
+    raise DataError(
+        f"'{name}' gives a {type(made).__name__}; expected arrays, a PyTorch dataset or an iterable of batches"
+    )
+
+
+def _is_dataset(made: Any) -> bool:
+    return isinstance(made, torch.utils.data.Dataset) or isinstance(made, list)
+
+
+def _read_batches(made: Iterable[Any], name: str, most: int | None) -> ArraySplit:
+    images: list[Images] = []
+    labels: list[NDArray[np.int64]] = []
+    count = 0
+    for item in made:
+        part, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        images.append(_as_array(part))
+        if label is not None:
+            labels.append(np.asarray(label).reshape(-1).astype(np.int64))
+        count += len(images[-1])
+        if most is not None and count >= most:
+            break
+    if not images:
+        raise DataError(f"'{name}' gives no batches")
+    return ArraySplit(np.concatenate(images), np.concatenate(labels) if len(labels) == len(images) else None)
+
+
+def _digits(options: DataOptions) -> Data:
+    """Scikit-learn's 1,797 scanned digits, scaled to 3 x 16 x 16; 1,257 to calibrate from, 540 held out."""
+    images, labels = digits_images()
+    train, held_out = digits_split(labels)
+    chosen = np.random.default_rng(options.seed).permutation(train)
+    whole = ArraySplit(images, labels)
+    settings = {"scaled_to": [3, 16, 16], "mean": DIGITS_MEAN, "std": DIGITS_STD, "held_out": len(held_out)}
+    return Data("digits", Subset(whole, chosen), Subset(whole, held_out), settings, f"digits {options.seed}")
+
+
+DIGITS_MEAN = 0.3
+DIGITS_STD = 0.35
+
+
+def digits_images() -> tuple[Images, NDArray[np.int64]]:
+    """All digits, normalised: float32 [1797, 3, 16, 16], and their labels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = torch.from_numpy(digits.images.astype(np.float32) / 16)[:, None]
+    large = torch.nn.functional.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False)
+    images = ((large - DIGITS_MEAN) / DIGITS_STD).repeat(1, 3, 1, 1)
+    return images.numpy(), digits.target.astype(np.int64)
+
+
+def digits_split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the training digits and of the held-out ones: 30%, the same share of each class, always the same."""
+    from sklearn.model_selection import train_test_split
+
+    train, held_out = train_test_split(np.arange(len(labels)), test_size=0.3, random_state=0, stratify=labels)
+    return np.asarray(train), np.asarray(held_out)
+
+
+def _random(options: DataOptions) -> Data:
+    """Seeded normal noise without labels."""
+    shape = options.input_shape
+    if shape is None:
+        raise DataError("random data needs a sample shape, and the network does not tell one; give --input-shape 3x224x224")
+    evaluation = 32 if options.evaluation_samples is None else options.evaluation_samples
+    splits = [
+        _NoiseSplit(count, shape, options.seed, stream)
+        for stream, count in enumerate((options.calibration_samples, evaluation))
+    ]
+    return Data("random", splits[0], splits[1], {"input_shape": list(shape)}, f"random {options.seed} {shape}")
+
+
+class _NoiseSplit:
+    """Normal noise, each sample from a generator of its own, so that none needs the others."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], seed: int, stream: int) -> None:
+        self._count = count
+        self._shape = shape
+        self._make: Callable[[int], np.random.Generator] = lambda index: np.random.default_rng((seed, stream, index))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def sample(self, index: int) -> tuple[Images, int | None]:
+        return self._make(index).standard_normal(self._shape, dtype=np.float32), None

@@ -1,0 +1,53 @@
+"""This machine: its CPU's name, instruction sets and usable cores, its C compiler. Standard library alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+
+_RELEVANT = re.compile(r"(avx|amx|fma|bmi|sse4|ssse3|f16c|gfni|vaes|vpclmul|asimd|sve|i8mm|bf16|dotprod).*")
+
+C_COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
+"""What can link a compiled library; the first that is there is taken, unless the environment names one."""
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries in /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    entries: dict[str, str] = {}
+    for line in text.split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        entries[key.strip()] = value.strip()
+    return entries
+
+
+def cpu_name() -> str:
+    """The CPU as its maker calls it, as far as the system tells."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """The vector and integer instruction sets that compiled code may rely on, sorted; empty where not known."""
+    flags = _cpuinfo().get("flags") or _cpuinfo().get("Features") or ""
+    return sorted(flag for flag in flags.split() if _RELEVANT.fullmatch(flag))
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def find_c_compiler() -> str | None:
+    """The compiler that links libraries: CXX, CC or the first of `C_COMPILERS`; None where there is none."""
+    named = os.environ.get("CXX") or os.environ.get("CC")
+    return next((name for name in (named, *C_COMPILERS) if name and shutil.which(name)), None)

@@ -1,0 +1,116 @@
+"""What a run is asked to do: one frozen record, the same for the command line and the Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hawq_tvm.specs import Bits, Budget
+
+DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
+DEFAULT_OBSERVER = "percentile:99.999"
+PIN_BITS = Bits(8, 8)
+
+
+@dataclass(frozen=True)
+class HessianSettings:
+    """How sensitivities are estimated.
+
+    Attributes:
+        samples: calibration samples that the loss is taken over.
+        batch: samples differentiated at once; None chooses by the size of a sample.
+        target_error: relative standard error at which probing stops.
+        max_probes: probes at which it stops anyway.
+    """
+
+    samples: int = 32
+    batch: int | None = None
+    target_error: float = 0.1
+    max_probes: int = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked to do.
+
+    Attributes:
+        bits: candidate bit pairs for every layer.
+        budget: limits on bytes, BOPS and microseconds.
+        pins: layers held at a pair.
+        pin_ends: whether the first and the last layer are held at 8 bits unless `pins` says otherwise.
+        observer: of activation ranges, as `hawq_tvm.calibration.make_observer` reads it.
+        hessian: see `HessianSettings`.
+        latency: whether kernels are timed even without a latency budget.
+        latency_table: a JSON file of microseconds by layer and pair, instead of timing.
+        solver: ``cbc`` or ``highs``.
+        batch: samples a call of the compiled library.
+        threads: of the compiled library and its peers; None for all cores.
+        verify_samples: evaluation samples that `verify` compares.
+        bench_seconds: about how long the benchmark takes.
+        seed: of everything random.
+    """
+
+    bits: tuple[Bits, ...] = DEFAULT_BITS
+    budget: Budget = field(default_factory=Budget)
+    pins: Mapping[str, Bits] = field(default_factory=dict)
+    pin_ends: bool = True
+    observer: str = DEFAULT_OBSERVER
+    hessian: HessianSettings = field(default_factory=HessianSettings)
+    latency: bool = False
+    latency_table: Path | None = None
+    solver: str = "cbc"
+    batch: int = 1
+    threads: int | None = None
+    verify_samples: int = 256
+    bench_seconds: float = 5.0
+    seed: int = 0
+
+    def all_pins(self, layers: tuple[str, ...]) -> dict[str, Bits]:
+        """The pins of a network with these layers."""
+        ends = {layers[0]: PIN_BITS, layers[-1]: PIN_BITS} if self.pin_ends else {}
+        return {**ends, **self.pins}
+
+    def pairs(self, layers: tuple[str, ...]) -> tuple[Bits, ...]:
+        """Every pair that a cost table needs, pins included, ascending."""
+        return tuple(sorted({*self.bits, *self.all_pins(layers).values()}))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bits": [repr(bits) for bits in self.bits],
+            "budget": self.budget.to_json(),
+            "pins": {name: repr(bits) for name, bits in self.pins.items()},
+            "pin_ends": self.pin_ends,
+            "observer": self.observer,
+            "hessian": vars(self.hessian),
+            "latency": self.latency,
+            "latency_table": None if self.latency_table is None else str(self.latency_table),
+            "solver": self.solver,
+            "batch": self.batch,
+            "threads": self.threads,
+            "verify_samples": self.verify_samples,
+            "bench_seconds": self.bench_seconds,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+        """Read what `to_json` wrote."""
+        table = data["latency_table"]
+        return cls(
+            bits=tuple(Bits.parse(bits) for bits in data["bits"]),
+            budget=Budget.from_json(data["budget"]),
+            pins={name: Bits.parse(bits) for name, bits in data["pins"].items()},
+            pin_ends=data["pin_ends"],
+            observer=data["observer"],
+            hessian=HessianSettings(**data["hessian"]),
+            latency=data["latency"],
+            latency_table=None if table is None else Path(table),
+            solver=data["solver"],
+            batch=data["batch"],
+            threads=data["threads"],
+            verify_samples=data["verify_samples"],
+            bench_seconds=data["bench_seconds"],
+            seed=data["seed"],
+        )

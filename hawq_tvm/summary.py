@@ -1,0 +1,196 @@
+"""A run in numbers: what `inspect` prints, what `--json` gives and what the report shows.
+
+Bits, bytes and BOPS are counted from the integer graph as it was exported, not from what the allocator intended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hawq_tvm import artifacts as files
+from hawq_tvm.artifacts import Artifacts
+from hawq_tvm.bench import BenchReport
+from hawq_tvm.errors import HawqError
+from hawq_tvm.evaluate import Accuracy
+from hawq_tvm.ir import Node, TensorType
+from hawq_tvm.ops import WeightedOperator
+from hawq_tvm.rundir import Run
+from hawq_tvm.specs import Bits, CostTable
+from hawq_tvm.targets import TARGETS
+from hawq_tvm.verify import VerifyReport
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer with weights.
+
+    Attributes:
+        name: the layer.
+        kind: its operator.
+        bits: weight and input-activation bits.
+        input: type of its input activation.
+        output: type and shape of its result.
+        parameters: number of weights.
+        macs: multiply-accumulates a sample.
+        size_bytes: weights x bits / 8.
+        stored_bytes: of the weights as the file stores them: 4 bits for up to 4, else 8.
+        bops: bit operations a sample.
+        sensitivity: Omega at these bits; None where it was not profiled.
+        latency_us: of its kernel, from the cost table.
+        accumulator_bound: proved magnitude of its accumulator.
+        kernel: by target.
+    """
+
+    name: str
+    kind: str
+    bits: str
+    input: str
+    output: str
+    parameters: int
+    macs: int
+    size_bytes: float
+    stored_bytes: int
+    bops: int
+    sensitivity: float | None
+    latency_us: float | None
+    accumulator_bound: int
+    kernel: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the layers; limits are those that the allocator was held to."""
+
+    parameters: int
+    macs: int
+    size_bytes: float
+    stored_bytes: int
+    bops: int
+    latency_us: float | None
+    sensitivity: float | None
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Everything that a run knows of its network; None for stages that were not done."""
+
+    path: str
+    model: str
+    weights: str
+    data: str
+    layers: tuple[LayerSummary, ...]
+    totals: Totals
+    activation_bytes: Mapping[str, int]
+    accuracy: Accuracy | None
+    verification: Mapping[str, VerifyReport]
+    benchmark: Mapping[str, BenchReport]
+    sources: Mapping[str, str]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **{key: getattr(self, key) for key in ("path", "model", "weights", "data")},
+            "layers": [asdict(layer) for layer in self.layers],
+            "totals": asdict(self.totals),
+            "activation_bytes": dict(self.activation_bytes),
+            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+            "verification": {target: report.to_json() for target, report in self.verification.items()},
+            "benchmark": {target: report.to_json() for target, report in self.benchmark.items()},
+            "sources": dict(self.sources),
+            "versions": dict(self.versions),
+        }
+
+
+def summarize(run: Run) -> RunSummary:
+    """Read a run's files into numbers.
+
+    Raises:
+        RunError: the integer graph is missing or damaged.
+    """
+    found = Artifacts(run)
+    graph = found.graph
+    costs = found.costs
+    compiled = {name: target for name, target in TARGETS.items() if target.library_name in run}
+    libraries = {name: found.library_info(target) for name, target in compiled.items()}
+    kernels = {name: dict(info.kernels) for name, info in libraries.items()}
+    profiled = files.SENSITIVITY in run
+    types = graph.types
+    bounds = graph.bounds()
+    layers = tuple(
+        _layer(node, types, bounds[node.name].accumulator, costs, profiled, kernels)
+        for node in graph
+        if isinstance(node.op, WeightedOperator)
+    )
+    identity = run.manifest["identity"]
+    return RunSummary(
+        path=str(run.path),
+        model=identity["model"],
+        weights=identity["weights"],
+        data=identity["data"],
+        layers=layers,
+        totals=_totals(layers, found),
+        activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
+        accuracy=found.accuracy if files.ACCURACY in run else None,
+        verification={
+            name: found.verification(target) for name, target in compiled.items() if files.verify_file(target) in run
+        },
+        benchmark={name: found.benchmark(target) for name, target in compiled.items() if files.bench_file(target) in run},
+        sources=dict(costs.sources),
+        versions=dict(run.manifest["versions"]),
+    )
+
+
+def _layer(
+    node: Node,
+    types: Mapping[str, TensorType],
+    bound: int,
+    costs: CostTable,
+    profiled: bool,
+    kernels: Mapping[str, Mapping[str, str]],
+) -> LayerSummary:
+    op = node.op
+    assert isinstance(op, WeightedOperator)
+    source = types[node.inputs[0]].dtype
+    bits = Bits(op.weight_bits, source.bits)
+    macs, count = op.macs(node.type), int(op.weight.size)
+    row = next((layer for layer in costs.layers if layer.name == node.name), None)
+    cost = row.choices.get(bits) if row is not None else None
+    return LayerSummary(
+        name=node.name,
+        kind=op.kind,
+        bits=repr(bits),
+        input=repr(source),
+        output=repr(node.type),
+        parameters=count,
+        macs=macs,
+        size_bytes=count * op.weight_bits / 8,
+        stored_bytes=(count + 1) // 2 if op.weight_bits <= 4 else count,
+        bops=macs * bits.weight * bits.activation,
+        sensitivity=cost.sensitivity if cost is not None and profiled else None,
+        latency_us=cost.latency_us if cost is not None else None,
+        accumulator_bound=bound,
+        kernel={target: table[node.name] for target, table in kernels.items()},
+    )
+
+
+def _totals(layers: tuple[LayerSummary, ...], found: Artifacts) -> Totals:
+    latencies = [layer.latency_us for layer in layers]
+    omegas = [layer.sensitivity for layer in layers]
+    try:
+        limits: Mapping[str, float] = found.run.json(files.ALLOCATION).get("limits", {})
+    except HawqError:
+        limits = {}
+    return Totals(
+        parameters=sum(layer.parameters for layer in layers),
+        macs=sum(layer.macs for layer in layers),
+        size_bytes=sum(layer.size_bytes for layer in layers),
+        stored_bytes=sum(layer.stored_bytes for layer in layers),
+        bops=sum(layer.bops for layer in layers),
+        latency_us=None if None in latencies else sum(value for value in latencies if value is not None),
+        sensitivity=None if None in omegas else sum(value for value in omegas if value is not None),
+        limits=limits,
+    )
+

@@ -1,0 +1,133 @@
+"""Residual networks; parameters are named as torchvision names them, so its state dicts load.
+
+ResNet-18 and ResNet-50 are torchvision's (v1.5: the stride of a bottleneck is in its 3x3 convolution). ResNet-20 is the
+CIFAR network of He et al. with projection shortcuts, under the same names.
+
+Source: He et al., Deep Residual Learning (arXiv 1512.03385).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1 to fewer channels, 3x3, 1x1 to four times as many, and the shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + shortcut)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def _stage(block: Block, in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
+    blocks: list[nn.Module] = []
+    for index in range(count):
+        blocks.append(block(in_channels, channels, stride if index == 0 else 1))
+        in_channels = channels * block.expansion
+    return nn.Sequential(*blocks)
+
+
+class ResNet(nn.Module):
+    """The ImageNet network: 7x7 stem, max-pool, four stages."""
+
+    def __init__(self, block: Block, counts: Sequence[int], num_classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = _stage(block, 64, 64, counts[0], 1)
+        self.layer2 = _stage(block, 64 * block.expansion, 128, counts[1], 2)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, counts[2], 2)
+        self.layer4 = _stage(block, 256 * block.expansion, 512, counts[3], 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512 * block.expansion, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+class CifarResNet(nn.Module):
+    """The CIFAR network: 3x3 stem, three stages of 16, 32 and 64 channels."""
+
+    def __init__(self, count: int, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(BasicBlock, 16, 16, count, 1)
+        self.layer2 = _stage(BasicBlock, 16, 32, count, 2)
+        self.layer3 = _stage(BasicBlock, 32, 64, count, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def resnet20(num_classes: int = 10) -> CifarResNet:
+    """ResNet-20 for images of about 32 x 32; 0.27 M parameters."""
+    return CifarResNet(3, num_classes)
+
+
+def resnet18(num_classes: int = 1000) -> ResNet:
+    """ResNet-18; 11.7 M parameters."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes)
+
+
+def resnet50(num_classes: int = 1000) -> ResNet:
+    """ResNet-50 v1.5; 25.6 M parameters."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes)

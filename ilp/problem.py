@@ -1,0 +1,212 @@
+"""The allocation problem: for each group of tied layers one bit pair, least sensitivity within every budget.
+
+    minimise   sum_g Omega_g(b_g)
+    subject to sum_g cost_g(b_g) <= limit        for each of bytes, BOPS, microseconds that is bounded
+
+Source: HAWQ-V3 (arXiv 2011.10680), section 3.4, equations 11 to 15; ties and pins as upstream's `ILP.ipynb` has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+
+from hawq_tvm.errors import AllocationError
+from hawq_tvm.specs import COST_NAMES, BitConfig, Bits, Budget, CostName, CostTable, LayerCosts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One bit pair for a group, with the group's summed costs; latency None where not all are known."""
+
+    bits: Bits
+    sensitivity: float
+    size_bytes: float
+    bops: float
+    latency_us: float | None
+
+    def cost(self, name: CostName) -> float:
+        value = getattr(self, name)
+        assert value is not None, f"{name} was checked when the problem was formulated"
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers whose bits must agree, and what they may be: choices ascend in bits."""
+
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a solver is given.
+
+    Attributes:
+        names: all layers, in the network's order.
+        groups: a partition of them.
+        limits: absolute limits by cost, shares already resolved.
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[Group, ...]
+    limits: Mapping[CostName, float]
+
+    def uniform(self, cost: CostName) -> tuple[float, float]:
+        """The cost of the lowest and of the highest uniform configuration; pinned layers keep their pins."""
+        return (
+            fsum(group.choices[0].cost(cost) for group in self.groups),
+            fsum(group.choices[-1].cost(cost) for group in self.groups),
+        )
+
+    def total(self, picks: Sequence[int], cost: CostName) -> float:
+        """The cost of picking choice ``picks[g]`` for group g, summed without rounding error."""
+        return fsum(group.choices[pick].cost(cost) for group, pick in zip(self.groups, picks, strict=True))
+
+    def sensitivity(self, picks: Sequence[int]) -> float:
+        """The objective of a pick."""
+        return fsum(group.choices[pick].sensitivity for group, pick in zip(self.groups, picks, strict=True))
+
+    def meets(self, picks: Sequence[int]) -> bool:
+        """Whether a pick is within every limit, to the last bit."""
+        return all(self.total(picks, cost) <= limit for cost, limit in self.limits.items())
+
+    def config(self, picks: Sequence[int], origin: str) -> BitConfig:
+        """The bit configuration of a pick, in the network's order."""
+        bits = {
+            name: group.choices[pick].bits
+            for group, pick in zip(self.groups, picks, strict=True)
+            for name in group.layers
+        }
+        return BitConfig({name: bits[name] for name in self.names}, origin)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """An optimal configuration.
+
+    Attributes:
+        bits: the bits of every layer.
+        sensitivity: its objective, the sum of Omega.
+        costs: what it costs, for each cost that every layer has a number for.
+        limits: what it was held to.
+        solver: which solver proved it optimal.
+        seconds: how long that took.
+    """
+
+    bits: BitConfig
+    sensitivity: float
+    costs: Mapping[CostName, float]
+    limits: Mapping[CostName, float]
+    solver: str
+    seconds: float
+
+
+def formulate(
+    table: CostTable,
+    budget: Budget,
+    *,
+    candidates: Sequence[Bits] | Mapping[str, Sequence[Bits]] | None = None,
+    pins: Mapping[str, Bits] | None = None,
+) -> Problem:
+    """Turn a cost table and budgets into a problem.
+
+    Args:
+        table: costs of every layer; its ties are kept.
+        budget: limits, absolute or as shares between the lowest and the highest uniform configuration.
+        candidates: bit pairs to choose from, for all layers or by layer; None means all that the table has.
+        pins: layers held at one pair; a pinned layer pins those tied to it.
+
+    Raises:
+        AllocationError: an unknown layer, a layer without choices, ties or pins that contradict each other, a cost
+            that is bounded but missing from the table.
+    """
+    pins = dict(pins or {})
+    rows = {layer.name: layer for layer in table.layers}
+    for what, given in (("pin", pins), ("candidates", candidates if isinstance(candidates, Mapping) else {})):
+        unknown = [name for name in given if name not in rows]
+        if unknown:
+            raise AllocationError(f"{what} for unknown layer '{unknown[0]}'; the layers are {', '.join(rows)}")
+    groups = tuple(_group(members, rows, candidates, pins) for members in _partition(table))
+    for cost in COST_NAMES:
+        if cost in budget.limits:
+            _require_cost(groups, cost)
+    problem = Problem(table.names, groups, {})
+    limits: dict[CostName, float] = {}
+    for cost, limit in budget.limits.items():
+        if limit.is_share:
+            lowest, highest = sorted(problem.uniform(cost))
+            limits[cost] = lowest + (highest - lowest) * limit.value
+        else:
+            limits[cost] = limit.value
+    return Problem(table.names, groups, limits)
+
+
+def _partition(table: CostTable) -> list[tuple[str, ...]]:
+    """Layers grouped by their ties, which may chain; in the network's order."""
+    leader = {name: name for name in table.names}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for tie in table.ties:
+        unknown = [name for name in tie if name not in leader]
+        if unknown:
+            raise AllocationError(f"a tie names the unknown layer '{unknown[0]}'")
+        for name in tie[1:]:
+            leader[find(name)] = find(tie[0])
+    members: dict[str, list[str]] = {}
+    for name in table.names:
+        members.setdefault(find(name), []).append(name)
+    return [tuple(names) for names in members.values()]
+
+
+def _group(
+    members: tuple[str, ...],
+    rows: Mapping[str, LayerCosts],
+    candidates: Sequence[Bits] | Mapping[str, Sequence[Bits]] | None,
+    pins: Mapping[str, Bits],
+) -> Group:
+    """One group with the choices that all its members share."""
+    pinned = {pins[name] for name in members if name in pins}
+    if len(pinned) > 1:
+        raise AllocationError(f"the tied layers {', '.join(members)} are pinned to different bits: {sorted(pinned)}")
+    allowed: set[Bits] | None = set(pinned) or None
+    for name in members:
+        wanted = candidates.get(name) if isinstance(candidates, Mapping) else candidates
+        known = set(rows[name].choices)
+        own = known if wanted is None or pinned else {Bits.parse(bits) for bits in wanted}
+        if pinned - known or own - known:
+            missing = sorted((pinned | own) - known)
+            raise AllocationError(f"the cost table has no entry for layer '{name}' at {missing}; profile it with them")
+        allowed = own if allowed is None else allowed & own
+    if not allowed:
+        raise AllocationError(f"the tied layers {', '.join(members)} have no bits in common to choose from")
+    return Group(members, tuple(_choice(bits, [rows[name] for name in members]) for bits in sorted(allowed)))
+
+
+def _choice(bits: Bits, layers: Sequence[LayerCosts]) -> Choice:
+    costs = [layer.choices[bits] for layer in layers]
+    latencies = [cost.latency_us for cost in costs]
+    known = [value for value in latencies if value is not None]
+    return Choice(
+        bits,
+        sensitivity=fsum(cost.sensitivity for cost in costs),
+        size_bytes=fsum(cost.size_bytes for cost in costs),
+        bops=fsum(cost.bops for cost in costs),
+        latency_us=fsum(known) if len(known) == len(latencies) else None,
+    )
+
+
+def _require_cost(groups: Sequence[Group], cost: CostName) -> None:
+    for group in groups:
+        for choice in group.choices:
+            if getattr(choice, cost) is None:
+                raise AllocationError(
+                    f"a budget on {cost} needs it for every layer, and {group.layers[0]} has none at {choice.bits}; "
+                    "measure it (hawq-tvm profile --latency) or give a table (--latency-table)"
+                )

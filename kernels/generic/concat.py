@@ -1,0 +1,38 @@
+"""Concatenation along channels, each branch rescaled on the way."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+
+from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.elementwise import parallel_outer
+from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+from hawq_tvm.ops import Concat
+
+
+def _build(request: Request) -> BuiltKernel:
+    op, output = request.node.op, request.node.type
+    assert isinstance(op, Concat)
+    inputs = [
+        te.placeholder((request.batch, *x.shape), x.dtype.carrier, name=f"x{i}") for i, x in enumerate(request.inputs)
+    ]
+
+    def result(n: Expr, c: Expr, *pixel: Expr) -> Expr:
+        start = output.shape[0] - request.inputs[-1].shape[0]
+        value = _term(inputs[-1][(n, c - start, *pixel)], op, len(inputs) - 1)
+        for i in reversed(range(len(inputs) - 1)):
+            end = start
+            start -= request.inputs[i].shape[0]
+            value = tirx.if_then_else(c < end, _term(inputs[i][(n, c - start, *pixel)], op, i), value)
+        return rescale(value, op.rescale, output.dtype)
+
+    y = te.compute((request.batch, *output.shape), result, name="y")
+    return BuiltKernel(parallel_outer(te.create_prim_func([*inputs, y]), "y"), ())
+
+
+def _term(value: Expr, op: Concat, branch: int) -> Expr:
+    return int64(value) * int64(int(op.rescale.multiplier[branch]))
+
+
+CONCAT_GENERIC = Kernel("concat_generic", takes(Concat), _build)

@@ -1,0 +1,38 @@
+"""Operators that compute each element from the elements at its place: requantize and the free-standing sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import s_tir, te
+
+from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+from hawq_tvm.ops import Add, Requantize
+
+
+def parallel_outer(function: Any, name: str) -> Any:
+    """Batch and channel loops of one block in parallel; LLVM vectorises the rest."""
+    schedule = s_tir.Schedule(function)
+    n, c, *_ = schedule.get_loops(schedule.get_sblock(name))
+    schedule.parallel(schedule.fuse(n, c))
+    return schedule.mod["main"]
+
+
+def _build(request: Request) -> BuiltKernel:
+    op, output = request.node.op, request.node.type
+    assert isinstance(op, Add | Requantize)
+    shape = (request.batch, *output.shape)
+    inputs = [te.placeholder(shape, x.dtype.carrier, name=f"x{i}") for i, x in enumerate(request.inputs)]
+
+    def result(*index: Expr) -> Expr:
+        terms = [int64(x[index]) * int64(int(m)) for x, m in zip(inputs, op.rescale.multiplier, strict=True)]
+        return rescale(sum(terms[1:], terms[0]), op.rescale, output.dtype)
+
+    y = te.compute(shape, result, name="y")
+    return BuiltKernel(parallel_outer(te.create_prim_func([*inputs, y]), "y"), ())
+
+
+ADD_GENERIC = Kernel("add_generic", takes(Add), _build)
+REQUANTIZE_GENERIC = Kernel("requantize_generic", takes(Requantize), _build)

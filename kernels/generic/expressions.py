@@ -1,0 +1,39 @@
+"""Pieces of TIR expressions that the generic kernels share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import te, tirx
+
+from hawq_tvm.ir import IntType, Rescale
+
+Expr = Any  # a tirx PrimExpr; TVM's own types are not annotated
+
+
+def int64(value: Expr) -> Expr:
+    return tirx.const(value, "int64") if isinstance(value, int) else value.astype("int64")
+
+
+def rescale(total: Expr, parameters: Rescale, dtype: IntType) -> Expr:
+    """The rounding law of `hawq_tvm.dyadic` on one int64 sum, cast to the carrier of `dtype`."""
+    shifted = (total + int64(1 << (parameters.shift - 1))) >> int64(parameters.shift)
+    return te.max(te.min(shifted, int64(parameters.hi)), int64(parameters.lo)).astype(dtype.carrier)
+
+
+def nibble(byte: Expr, half: Expr) -> Expr:
+    """The signed 4-bit integer in the low (`half` 0) or high (1) nibble of a byte, as int32."""
+    shift = tirx.const(28, "int32") - 4 * half.astype("int32")
+    return (byte.astype("int32") << shift) >> tirx.const(28, "int32")
+
+
+def padded(x: Any, pads: tuple[int, int, int, int], fill: int) -> Any:
+    """An NCHW tensor with `fill` around each image: pads are (top, left, bottom, right)."""
+    top, left, bottom, right = pads
+    batch, channels, height, width = (int(size) for size in x.shape)
+
+    def value(n: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
+        inside = tirx.all(h >= top, h < height + top, w >= left, w < width + left)
+        return tirx.if_then_else(inside, x[n, c, h - top, w - left], tirx.const(fill, x.dtype))
+
+    return te.compute((batch, channels, height + top + bottom, width + left + right), value, name="padded")

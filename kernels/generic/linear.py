@@ -1,0 +1,67 @@
+"""Matrix product of activations [N, in] with the rescale and the residual fused; channel blocks in parallel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import s_tir, te
+
+from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, PerChannel
+from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+from hawq_tvm.ops import Linear
+
+
+def _build(request: Request, nibbles: bool) -> BuiltKernel:
+    op, output = request.node.op, request.node.type
+    assert isinstance(op, Linear)
+    channels, features = op.weight.shape
+    blocking = Blocking.choose(channels, 1, request.vector_bits)
+    half, lane, block = blocking.halves, blocking.lanes, blocking.block
+    x = te.placeholder((request.batch, features), request.inputs[0].dtype.carrier, name="x")
+    weight = PackedWeight.pack(op.weight, 1, blocking, nibbles)
+    per_channel = PerChannel(1, blocking)
+    bias = per_channel.add("bias", op.bias)
+    multiplier = per_channel.add("multiplier", op.rescale.multiplier)
+    k = te.reduce_axis((0, features), "k")
+
+    def product(n: Expr, b: Expr, hf: Expr, ln: Expr) -> Expr:
+        return te.sum(x[n, k].astype("int32") * weight.read(0, b, k, hf, ln), axis=k)
+
+    accumulator = te.compute((request.batch, -(-channels // block), half, lane), product, name="accumulator")
+    inputs = [x]
+    if op.rescale.residual is not None:
+        inputs.append(te.placeholder((request.batch, channels), request.inputs[1].dtype.carrier, name="residual"))
+        residual_multipliers = np.broadcast_to(op.rescale.residual, (channels,))
+        residual_multiplier = per_channel.add("residual_multiplier", residual_multipliers)
+
+    def result(n: Expr, c: Expr) -> Expr:
+        b, hf, ln = c // block, (c // lane) % half, c % lane
+        total = int64(accumulator[n, b, hf, ln] + bias[0, b, hf, ln]) * multiplier[0, b, hf, ln]
+        if len(inputs) == 2:
+            total = total + int64(inputs[1][n, c]) * residual_multiplier[0, b, hf, ln]
+        return rescale(total, op.rescale, output.dtype)
+
+    y = te.compute((request.batch, channels), result, name="y")
+    function = te.create_prim_func([*inputs, weight.placeholder, *per_channel.placeholders, y])
+    return BuiltKernel(_schedule(function), (weight.array, *per_channel.arrays))
+
+
+def _schedule(function: Any) -> Any:
+    schedule = s_tir.Schedule(function)
+    accumulator, y = schedule.get_sblock("accumulator"), schedule.get_sblock("y")
+    n, b, half, lane, k = schedule.get_loops(accumulator)
+    schedule.reorder(n, b, k, half, lane)
+    schedule.unroll(half)
+    schedule.vectorize(lane)
+    blocks = schedule.fuse(n, b)
+    schedule.parallel(blocks)
+    schedule.reverse_compute_at(y, blocks)
+    schedule.decompose_reduction(accumulator, k)
+    return schedule.mod["main"]
+
+
+LINEAR_W4_GENERIC = Kernel("linear_x8w4s32_generic", takes(Linear, weight_bits=4), lambda request: _build(request, True))
+LINEAR_W8_GENERIC = Kernel("linear_x8w8s32_generic", takes(Linear), lambda request: _build(request, False))

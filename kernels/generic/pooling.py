@@ -1,0 +1,102 @@
+"""Max, average and global average pooling, NCHW, one channel of one image at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import s_tir, te
+
+from hawq_tvm.ir import Window
+from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+from hawq_tvm.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+
+
+def _input(request: Request) -> Any:
+    x = request.inputs[0]
+    return te.placeholder((request.batch, *x.shape), x.dtype.carrier, name="x")
+
+
+def _taps(window: Window) -> tuple[Any, Any]:
+    return te.reduce_axis((0, window.kernel[0]), "ry"), te.reduce_axis((0, window.kernel[1]), "rx")
+
+
+def _build_max(request: Request) -> BuiltKernel:
+    op, output = request.node.op, request.node.type
+    assert isinstance(op, MaxPool2d)
+    x = _input(request)
+    window = op.window
+    source = padded(x, window.pads, int(np.iinfo(str(x.dtype)).min)) if any(window.pads) else x
+    (sy, sx), (dy, dx), (ry, rx) = window.strides, window.dilations, _taps(window)
+
+    def largest(n: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
+        return te.max(source[n, c, h * sy + ry * dy, w * sx + rx * dx], axis=[ry, rx])
+
+    y = te.compute((request.batch, *output.shape), largest, name="y")
+    return BuiltKernel(_parallel_channels(te.create_prim_func([x, y]), "y", source is not x), ())
+
+
+def _build_average(request: Request) -> BuiltKernel:
+    op, output = request.node.op, request.node.type
+    assert isinstance(op, AvgPool2d)
+    x = _input(request)
+    source = padded(x, op.window.pads, 0) if any(op.window.pads) else x
+    (sy, sx), (ry, rx) = op.window.strides, _taps(op.window)
+    multiplier = te.placeholder(op.rescale.multiplier.shape, "int64", name="multiplier")
+    shared = op.rescale.multiplier.shape == (1, 1)
+
+    def total(n: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
+        return te.sum(source[n, c, h * sy + ry, w * sx + rx].astype("int32"), axis=[ry, rx])
+
+    shape = (request.batch, *output.shape)
+    sums = te.compute(shape, total, name="sums")
+
+    def result(n: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
+        factor = multiplier[0, 0] if shared else multiplier[h, w]
+        return rescale(int64(sums[n, c, h, w]) * factor, op.rescale, output.dtype)
+
+    y = te.compute(shape, result, name="y")
+    function = _parallel_channels(te.create_prim_func([x, multiplier, y]), "sums", source is not x)
+    return BuiltKernel(function, (op.rescale.multiplier,))
+
+
+def _build_global(request: Request) -> BuiltKernel:
+    op, output = request.node.op, request.node.type
+    assert isinstance(op, GlobalAvgPool2d)
+    x = _input(request)
+    _, height, width = request.inputs[0].shape
+    ry, rx = te.reduce_axis((0, height), "ry"), te.reduce_axis((0, width), "rx")
+    channels = output.shape[0]
+
+    def total(n: Expr, c: Expr) -> Expr:
+        return te.sum(x[n, c, ry, rx].astype("int32"), axis=[ry, rx])
+
+    sums = te.compute((request.batch, channels), total, name="sums")
+    multiplier = int(op.rescale.multiplier[0])
+
+    def result(n: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
+        return rescale(int64(sums[n, c]) * int64(multiplier), op.rescale, output.dtype)
+
+    y = te.compute((request.batch, channels, 1, 1), result, name="y")
+    return BuiltKernel(_parallel_channels(te.create_prim_func([x, y]), "sums", False), ())
+
+
+def _parallel_channels(function: Any, name: str, copies: bool) -> Any:
+    """Each channel of each image in parallel: its padded copy, its reduction `name`, and what follows that."""
+    schedule = s_tir.Schedule(function)
+    reduction = schedule.get_sblock(name)
+    n, c, *_ = schedule.get_loops(reduction)
+    image = schedule.fuse(n, c)
+    schedule.parallel(image)
+    if copies:
+        schedule.compute_at(schedule.get_sblock("padded"), image)
+    if name == "sums":
+        schedule.reverse_compute_at(schedule.get_sblock("y"), image)
+    return schedule.mod["main"]
+
+
+MAX_POOL2D_GENERIC = Kernel("max_pool2d_generic", takes(MaxPool2d), _build_max)
+AVG_POOL2D_GENERIC = Kernel("avg_pool2d_generic", takes(AvgPool2d), _build_average)
+GLOBAL_AVG_POOL2D_GENERIC = Kernel("global_avg_pool2d_generic", takes(GlobalAvgPool2d), _build_global)
