@@ -49,7 +49,7 @@ def train(seed: int = 0) -> tuple[nn.Module, float]:
             outputs = network(augment(train_images[batch], generator))
             loss = F.cross_entropy(outputs, train_labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += loss.item()

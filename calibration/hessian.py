@@ -62,8 +62,8 @@ def hutchinson_traces(
     """Estimate the trace of every layer's Hessian block of the mean loss.
 
     Args:
-        losses: one function a batch; each is differentiated twice. Probes are dealt to the batches in turn, each batch's
-            graph being kept only while its own probes run.
+        losses: one function a batch; each is differentiated twice. Probes are dealt to the batches in turn, and each
+            batch's graph is kept only while its own probes run.
         weights: float32 leaf tensors by layer name.
         target_error: stop when every layer's standard error is under this share of its trace.
         min_probes: never stop before so many probes.

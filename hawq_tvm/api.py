@@ -231,9 +231,7 @@ class QuantizedNetwork:
             pipeline.verify(find_target(target))
         return self._artifacts.verification(find_target(target))
 
-    def benchmark(
-        self, target: str = "llvm", *, seconds: float = 5.0, threads: int | None = None
-    ) -> BenchReport:
+    def benchmark(self, target: str = "llvm", *, seconds: float = 5.0, threads: int | None = None) -> BenchReport:
         """Latency beside fp32 PyTorch and ONNX Runtime, interleaved.
 
         Args:
@@ -296,4 +294,3 @@ def load(path: str | Path) -> QuantizedNetwork:
     run = open_run(Path(path))
     run.file(files.MODEL)
     return QuantizedNetwork(Path(path), Settings.from_json(run.manifest["settings"]), data=stored_data(run))
-

@@ -24,12 +24,16 @@ Value = Any  # the name of an activation (`Activation`), a constant `Tensor`, a 
 SYMBOLIC = object()
 """A size that depends on the batch: shapes are read from the exporter's metadata instead."""
 
-_ANYTHING_ELSE = "rewrite it with convolutions, linear layers, ReLU, sums, concatenation and pooling, or keep it outside"
+_ANYTHING_ELSE = (
+    "rewrite it with convolutions, linear layers, ReLU, sums, concatenation and pooling, or keep it outside"
+)
 _GATE = "a product of two activations (a gate, squeeze-and-excitation) needs a network variant without it"
 _SMOOTH = "replace it by nn.ReLU, nn.ReLU6 or nn.Hardtanh and fine-tune"
 _LOGITS = "return the logits instead: the largest one is the same, and it can be applied outside"
 HINTS: dict[str, str] = {
-    **dict.fromkeys(("silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "elu", "mish", "softplus"), _SMOOTH),
+    **dict.fromkeys(
+        ("silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "elu", "mish", "softplus"), _SMOOTH
+    ),
     **dict.fromkeys(("leaky_relu", "prelu", "threshold", "selu"), _SMOOTH),
     **dict.fromkeys(("softmax", "log_softmax", "argmax", "_softmax", "_log_softmax", "topk"), _LOGITS),
     "mul": _GATE,
@@ -61,7 +65,9 @@ class Translator:
     current: fx.Node | None = None
     weight_name: str = ""
 
-    def emit(self, kind: str, inputs: Sequence[Activation], shape: Shape, *, suffix: str = "", **fields: Any) -> Activation:
+    def emit(
+        self, kind: str, inputs: Sequence[Activation], shape: Shape, *, suffix: str = "", **fields: Any
+    ) -> Activation:
         """Append a node and return its value; the name is the module path, made unique."""
         name = self._unique(self._path(kind) + suffix)
         self.nodes.append(FloatNode(name, kind, tuple(x.name for x in inputs), shape, **fields))
@@ -162,12 +168,16 @@ def _linear(t: Translator, a: Arguments) -> Activation:
 
 
 def _affine(t: Translator, x: Activation, factor: Any, offset: Any) -> Activation:
-    """x * factor + offset, both numbers or constants that broadcast along channels alone."""
+    """Compute x * factor + offset, both numbers or constants that broadcast along channels alone."""
     channels = x.shape[0]
     vectors = []
     for constant in (factor, offset):
         array = np.asarray(_array(constant) if isinstance(constant, Tensor) else constant, np.float32)
-        full = array.reshape((1,) * (len(x.shape) + 1 - array.ndim) + array.shape) if array.ndim <= len(x.shape) + 1 else array
+        full = (
+            array.reshape((1,) * (len(x.shape) + 1 - array.ndim) + array.shape)
+            if array.ndim <= len(x.shape) + 1
+            else array
+        )
         if full.ndim != len(x.shape) + 1 or full.shape[1] not in (1, channels) or full.size != full.shape[1]:
             raise t.refuse("a constant may differ along channels alone")
         vectors.append(np.broadcast_to(full.reshape(-1), (channels,)).copy())
@@ -186,19 +196,17 @@ def _batch_norm(t: Translator, a: Arguments) -> Activation:
     return _affine(t, a["input"], factor.reshape(spread), offset.reshape(spread))
 
 
-def _clip(lo: float | None, hi: float | None) -> Handler:
-    def handler(t: Translator, a: Arguments) -> Activation:
-        x = a["self"]
-        return t.emit("clip", [x], x.shape, clip=Clip(-np.inf if lo is None else lo, np.inf if hi is None else hi))
-
-    return handler
+def _clip(t: Translator, a: Arguments, lo: float | None, hi: float | None) -> Activation:
+    x = a["self"]
+    bounds = Clip(-np.inf if lo is None else lo, np.inf if hi is None else hi)
+    return t.emit("clip", [x], x.shape, clip=bounds)
 
 
 def _clamp(t: Translator, a: Arguments) -> Activation:
     lo, hi = a.get("min", a.get("min_val")), a.get("max", a.get("max_val"))
     if isinstance(lo, Tensor | Activation) or isinstance(hi, Tensor | Activation):
         raise t.refuse("clamp with plain numbers as bounds")
-    return _clip(None if lo is None else float(lo), None if hi is None else float(hi))(t, a)
+    return _clip(t, a, None if lo is None else float(lo), None if hi is None else float(hi))
 
 
 def _add(t: Translator, a: Arguments) -> Activation:
@@ -238,7 +246,7 @@ def _div(t: Translator, a: Arguments) -> Activation:
     x, y = a["self"], a["other"]
     if not isinstance(x, Activation) or isinstance(y, Activation) or a.get("rounding_mode") is not None:
         raise t.refuse("a quotient needs a constant divisor")
-    return _affine(t, x, 1.0 / y, 0.0)
+    return _affine(t, x, torch.as_tensor(y, dtype=torch.float64).reciprocal(), 0.0)
 
 
 def _neg(t: Translator, a: Arguments) -> Activation:
@@ -334,7 +342,9 @@ def _cat(t: Translator, a: Arguments) -> Activation:
     rank = len(tensors[0].shape) + 1
     if int(a["dim"]) % rank != 1:
         raise t.refuse("concatenation is along channels, dim=1")
-    return tensors[0] if len(tensors) == 1 else t.emit("concat", tensors, t.output_shape)
+    if len(tensors) == 1:
+        return _identity(t, {"self": tensors[0]})
+    return t.emit("concat", tensors, t.output_shape)
 
 
 def _reshape(t: Translator, a: Arguments) -> Activation:
@@ -367,8 +377,8 @@ ATEN: dict[str, Handler] = {
     "linear": _linear,
     "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": lambda t, a: (_batch_norm(t, a),),
-    "relu": _clip(0.0, None),
-    "relu6": _clip(0.0, 6.0),
+    "relu": lambda t, a: _clip(t, a, 0.0, None),
+    "relu6": lambda t, a: _clip(t, a, 0.0, 6.0),
     "hardtanh": _clamp,
     "clamp": _clamp,
     "clamp_min": _clamp,
@@ -392,6 +402,8 @@ ATEN: dict[str, Handler] = {
     "unsqueeze": _reshape,
     "pad": _pad,
     "constant_pad_nd": _pad,
-    **dict.fromkeys(("clone", "alias", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy"), _identity),
+    **dict.fromkeys(
+        ("clone", "alias", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy"), _identity
+    ),
 }
 """The operators that capture understands, by their ATen name without overload."""

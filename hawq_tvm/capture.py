@@ -7,6 +7,7 @@ comes out as two layers. Decompositions are held back so that convolutions, batc
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,13 +63,17 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.cat([example, example])[: max(2, len(example))]  # the exporter makes a batch of 1 a constant
     try:
         free = ({0: torch.export.Dim("batch", min=1)},)
-        return torch.export.export(model, (batch,), dynamic_shapes=free).run_decompositions({})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns of its own deprecated internals
+            program = torch.export.export(model, (batch,), dynamic_shapes=free).run_decompositions({})
     except Exception as error:  # torch.export raises many unrelated kinds
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CaptureError(
-            f"torch.export could not trace the network on an input of shape {tuple(example.shape)}: {reason}; check that "
-            "forward() takes one tensor of this shape, works for any batch size and does not branch on values"
+            f"torch.export could not trace the network on an input of shape {tuple(example.shape)}: {reason}; check "
+            "that forward() takes one tensor of this shape, works for any batch size and does not branch on values"
         ) from error
+    assert isinstance(program, torch.export.ExportedProgram)
+    return program
 
 
 def _translate(program: torch.export.ExportedProgram, name: str) -> FloatGraph:
@@ -115,8 +120,8 @@ def _weight_name(node: fx.Node, fully_qualified: dict[str, str]) -> str:
 
 
 def _call(translator: Translator, node: fx.Node, env: dict[fx.Node, Value]) -> Value:
-    arguments = fx.map_arg(node.args, lambda n: env[n])
-    keywords = fx.map_arg(node.kwargs, lambda n: env[n])
+    arguments: Any = fx.map_arg(node.args, lambda n: env[n])
+    keywords: Any = fx.map_arg(node.kwargs, lambda n: env[n])
     if node.target is operator.getitem:
         if isinstance(arguments[0], tuple) and arguments[1] < len(arguments[0]):
             return arguments[0][arguments[1]]
@@ -136,7 +141,10 @@ def _call(translator: Translator, node: fx.Node, env: dict[fx.Node, Value]) -> V
     named = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     named.update({argument.name: value for argument, value in zip(schema, arguments, strict=False)})
     named.update(keywords)
-    return handler(translator, named)
+    try:
+        return handler(translator, named)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise translator.refuse(f"it is called in a way that is not known ({error}); write it plainly") from error
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -1,20 +1,25 @@
-"""The command line: `hawq-tvm VERB`. Exit status 0; 1 where verification found a difference; 2 on bad input."""
+"""The command line: `hawq-tvm VERB`. Exit status 0; 1 where verification found a difference; 2 on bad input.
+
+The verbs' bodies are in `commands`, which loads PyTorch and TVM: ``--help`` and bad options answer without.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hawq_tvm import console
-from hawq_tvm.errors import AllocationError, HawqError, RunError
+from hawq_tvm.errors import AllocationError, DataError, HawqError
 from hawq_tvm.settings import DEFAULT_OBSERVER, HessianSettings, Settings
-from hawq_tvm.specs import BitConfig, Bits, Budget, CostTable
+from hawq_tvm.specs import Bits, Budget
 from hawq_tvm.targets import TARGETS, find_target
+
+if TYPE_CHECKING:
+    from hawq_tvm.data import DataOptions
 
 app = typer.Typer(
     add_completion=False,
@@ -23,33 +28,67 @@ app = typer.Typer(
     help="Compile a PyTorch network into an integer-only TVM module, and prove that it computes what was evaluated.",
 )
 
-_RUN, _CHOICE, _SAMPLES, _IMAGES = "Run", "Allocation", "Samples", "Image files"
+_INTERRUPTED = 130
+_CHOICE, _SAMPLES, _IMAGES = "Allocation", "Samples", "Image files"
 
-Model = Annotated[str, typer.Argument(help="zoo name (resnet20, resnet18, resnet50), torchvision:NAME, timm:NAME or file.py:factory")]
+Model = Annotated[
+    str, typer.Argument(help="zoo name (resnet20, resnet18, resnet50), torchvision:NAME, timm:NAME or file.py:factory")
+]
 RunPath = Annotated[Path, typer.Argument(help="run directory")]
-DataName = Annotated[str, typer.Option("--data", help="digits, imagefolder:PATH, random or file.py:factory", rich_help_panel=_SAMPLES)]
-Weights = Annotated[str | None, typer.Option(help="safetensors or state dict, or 'random'; default: the zoo's checkpoint, else random")]
+DataName = Annotated[
+    str, typer.Option("--data", help="digits, imagefolder:PATH, random or file.py:factory", rich_help_panel=_SAMPLES)
+]
+Weights = Annotated[
+    str | None, typer.Option(help="safetensors or state dict, or 'random'; default: the zoo's checkpoint, else random")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="run directory; default runs/MODEL")]
-BitsList = Annotated[str, typer.Option("--bits", help="candidate pairs, as 4,8 or w4a4,w4a8,w8a8", rich_help_panel=_CHOICE)]
-BitsFile = Annotated[Path | None, typer.Option(help="take the bits from this JSON file instead of allocating", rich_help_panel=_CHOICE)]
-Size = Annotated[str | None, typer.Option("--budget-size", help="bytes of weights: 60%, 6.5MB or 2000000", rich_help_panel=_CHOICE)]
-Bops = Annotated[str | None, typer.Option("--budget-bops", help="bit operations a sample: 50% or 1.2G", rich_help_panel=_CHOICE)]
-Latency = Annotated[str | None, typer.Option("--budget-latency", help="time of all kernels: 80% or 1.5ms", rich_help_panel=_CHOICE)]
-Pins = Annotated[list[str] | None, typer.Option("--pin", help="hold a layer: NAME=w8a8; repeat for more", rich_help_panel=_CHOICE)]
+BitsList = Annotated[
+    str, typer.Option("--bits", help="candidate pairs, as 4,8 or w4a4,w4a8,w8a8", rich_help_panel=_CHOICE)
+]
+BitsFile = Annotated[
+    Path | None, typer.Option(help="take the bits from this JSON file instead of allocating", rich_help_panel=_CHOICE)
+]
+Size = Annotated[
+    str | None, typer.Option("--budget-size", help="bytes of weights: 60%, 6.5MB or 2000000", rich_help_panel=_CHOICE)
+]
+Bops = Annotated[
+    str | None, typer.Option("--budget-bops", help="bit operations a sample: 50% or 1.2G", rich_help_panel=_CHOICE)
+]
+Latency = Annotated[
+    str | None, typer.Option("--budget-latency", help="time of all kernels: 80% or 1.5ms", rich_help_panel=_CHOICE)
+]
+Pins = Annotated[
+    list[str] | None, typer.Option("--pin", help="hold a layer: NAME=w8a8; repeat for more", rich_help_panel=_CHOICE)
+]
 PinEnds = Annotated[bool, typer.Option(help="hold the first and the last layer at 8 bits", rich_help_panel=_CHOICE)]
 Solver = Annotated[str, typer.Option(help="cbc or highs", rich_help_panel=_CHOICE)]
-TimeKernels = Annotated[bool, typer.Option("--latency", help="time kernels even without a latency budget", rich_help_panel=_CHOICE)]
-LatencyTable = Annotated[Path | None, typer.Option(help="JSON of microseconds by layer and pair, instead of timing", rich_help_panel=_CHOICE)]
-Observer = Annotated[str, typer.Option(help="of activation ranges: max, percentile or percentile:99.9", rich_help_panel=_SAMPLES)]
-Calibration = Annotated[int, typer.Option("--calibration-samples", help="samples drawn for ranges", min=1, rich_help_panel=_SAMPLES)]
-Evaluation = Annotated[int | None, typer.Option("--evaluation-samples", help="at most so many; default all", min=1, rich_help_panel=_SAMPLES)]
+TimeKernels = Annotated[
+    bool, typer.Option("--latency", help="time kernels even without a latency budget", rich_help_panel=_CHOICE)
+]
+LatencyTable = Annotated[
+    Path | None, typer.Option(help="JSON of microseconds by layer and pair, instead of timing", rich_help_panel=_CHOICE)
+]
+Observer = Annotated[
+    str, typer.Option(help="of activation ranges: max, percentile or percentile:99.9", rich_help_panel=_SAMPLES)
+]
+Calibration = Annotated[
+    int, typer.Option("--calibration-samples", help="samples drawn for ranges", min=1, rich_help_panel=_SAMPLES)
+]
+Evaluation = Annotated[
+    int | None,
+    typer.Option("--evaluation-samples", help="at most so many; default all", min=1, rich_help_panel=_SAMPLES),
+]
 InputShape = Annotated[str | None, typer.Option(help="of random samples, as 3x224x224", rich_help_panel=_SAMPLES)]
 Resize = Annotated[int, typer.Option(help="short side after resizing, in pixels", min=1, rich_help_panel=_IMAGES)]
 Crop = Annotated[int, typer.Option(help="side of the centre crop, in pixels", min=1, rich_help_panel=_IMAGES)]
 Mean = Annotated[str, typer.Option(help="subtracted per channel, after /255", rich_help_panel=_IMAGES)]
 Std = Annotated[str, typer.Option(help="divided by per channel", rich_help_panel=_IMAGES)]
-HessianSamples = Annotated[int, typer.Option(help="calibration samples that the loss is taken over", min=1, rich_help_panel=_CHOICE)]
-HessianError = Annotated[float, typer.Option(help="relative standard error at which probing stops", min=0, rich_help_panel=_CHOICE)]
+HessianSamples = Annotated[
+    int, typer.Option(help="calibration samples that the loss is taken over", min=1, rich_help_panel=_CHOICE)
+]
+HessianError = Annotated[
+    float, typer.Option(help="relative standard error at which probing stops", min=0, rich_help_panel=_CHOICE)
+]
 HessianProbes = Annotated[int, typer.Option(help="probes at which it stops anyway", min=2, rich_help_panel=_CHOICE)]
 TargetName = Annotated[str, typer.Option("--target", help=f"one of {', '.join(TARGETS)}")]
 BatchSize = Annotated[int, typer.Option("--batch", help="samples a call of the compiled library", min=1)]
@@ -70,15 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     try:
-        status = app(None if arguments is None else list(arguments), standalone_mode=False)
-        return int(status or 0)
+        status = int(app(None if arguments is None else list(arguments), standalone_mode=False) or 0)
+        if status == _INTERRUPTED:  # typer turns Ctrl-C into a status
+            raise KeyboardInterrupt
+        return status
     except HawqError as error:
         console.print_error(str(error))
     except typer.TyperException as error:
         console.print_error(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         console.print_error("interrupted; finished stages are kept, and the same command goes on from there")
-        return 130
+        return _INTERRUPTED
     except MemoryError:
         console.print_error("out of memory; use fewer or smaller samples, or --hessian-samples 8")
     except OSError as error:
@@ -143,13 +184,12 @@ def run(
         bench_seconds=bench_seconds,
         seed=seed,
     )
-    given = None if bits_file is None else read_bits(bits_file)
-    samples = data_options(
-        calibration_samples, evaluation_samples, input_shape, resize, crop, mean, std, seed
-    )
+    samples = data_options(calibration_samples, evaluation_samples, input_shape, resize, crop, mean, std, seed)
     find_target(target)
     path = output or default_output(model)
-    return _commands().run_all(path, model, weights, data, samples, settings, given, target, as_json)
+    from hawq_tvm import commands
+
+    return commands.run_all(path, model, weights, data, samples, settings, bits_file, target, as_json)
 
 
 @app.command()
@@ -193,11 +233,11 @@ def profile(
         threads=threads,
         seed=seed,
     )
-    samples = data_options(
-        calibration_samples, evaluation_samples, input_shape, resize, crop, mean, std, seed
-    )
+    samples = data_options(calibration_samples, evaluation_samples, input_shape, resize, crop, mean, std, seed)
     path = output or default_output(model)
-    return _commands().profile(path, model, weights, data, samples, settings, target, as_json)
+    from hawq_tvm import commands
+
+    return commands.profile(path, model, weights, data, samples, settings, target, as_json)
 
 
 @app.command()
@@ -206,7 +246,9 @@ def allocate(
     budget_size: Size = None,
     budget_bops: Bops = None,
     budget_latency: Latency = None,
-    bits: Annotated[str | None, typer.Option("--bits", help="candidate pairs; default: those profiled", rich_help_panel=_CHOICE)] = None,
+    bits: Annotated[
+        str | None, typer.Option("--bits", help="candidate pairs; default: those profiled", rich_help_panel=_CHOICE)
+    ] = None,
     pin: Pins = None,
     pin_ends: PinEnds = True,
     solver: Solver = "cbc",
@@ -215,29 +257,37 @@ def allocate(
     """Choose bits from a cost table within budgets; writes bits.json into a run directory."""
     budget = Budget(size=budget_size, bops=budget_bops, latency=budget_latency)
     candidates = None if bits is None else parse_bits(bits)
-    return _commands().allocate(path, budget, candidates, parse_pins(pin), pin_ends, solver, as_json)
+    from hawq_tvm import commands
+
+    return commands.allocate(path, budget, candidates, parse_pins(pin), pin_ends, solver, as_json)
 
 
 @app.command()
 def compile(
     path: RunPath,
     target: TargetName = "llvm",
-    batch: BatchSize = 1,
+    batch: Annotated[int | None, typer.Option(help="samples a call; default: as the run was made", min=1)] = None,
     as_json: AsJson = False,
 ) -> int:
     """Integerise with the run's bits.json, edited or not, and compile for a target."""
-    return _commands().compile(path, target, batch, as_json)
+    from hawq_tvm import commands
+
+    return commands.compile(path, target, batch, as_json)
 
 
 @app.command()
 def verify(
     path: RunPath,
     target: TargetName = "llvm",
-    samples: Annotated[int | None, typer.Option(help="evaluation samples compared; default: as the run was made", min=1)] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="evaluation samples compared; default: as the run was made", min=1)
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Compare every tensor of every layer: numpy = PyTorch = ONNX Runtime = the compiled library. Exit 1 if not."""
-    return _commands().verify(path, target, samples, as_json)
+    from hawq_tvm import commands
+
+    return commands.verify(path, target, samples, as_json)
 
 
 @app.command()
@@ -250,7 +300,9 @@ def bench(
     as_json: AsJson = False,
 ) -> int:
     """Time the compiled library beside fp32 PyTorch and ONNX Runtime, interleaved."""
-    return _commands().bench(path, target, threads, seconds, layers, as_json)
+    from hawq_tvm import commands
+
+    return commands.bench(path, target, threads, seconds, layers, as_json)
 
 
 @app.command()
@@ -260,7 +312,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> int:
     """Print a run's layers, bits and costs, counted from the exported network."""
-    return _commands().inspect(path, graph, as_json)
+    from hawq_tvm import commands
+
+    return commands.inspect(path, graph, as_json)
 
 
 @app.command()
@@ -274,13 +328,6 @@ def doctor(as_json: AsJson = False) -> int:
     else:
         console.print_checks(checks)
     return 0 if all(check.ok for check in checks if check.needed) else 2
-
-
-def _commands() -> Any:
-    """The verbs' bodies, which load PyTorch and TVM; ``--help`` and bad options answer without."""
-    from hawq_tvm import commands
-
-    return commands
 
 
 def default_output(model: str) -> Path:
@@ -305,26 +352,6 @@ def parse_pins(pins: Sequence[str] | None) -> dict[str, Bits]:
     return table
 
 
-def read_bits(path: Path) -> BitConfig:
-    """A bit configuration from a JSON file."""
-    import json
-
-    try:
-        return replace(BitConfig.from_json(json.loads(path.read_text())), origin=f"given by {path}")
-    except (OSError, ValueError) as error:
-        raise AllocationError(f"the bit configuration {path} cannot be read: {error}") from error
-
-
-def read_costs(path: Path) -> CostTable:
-    """A cost table from a JSON file."""
-    import json
-
-    try:
-        return CostTable.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise AllocationError(f"the cost table {path} cannot be read: {error}") from error
-
-
 def data_options(
     calibration: int,
     evaluation: int | None,
@@ -334,7 +361,7 @@ def data_options(
     mean: str,
     std: str,
     seed: int,
-) -> Any:
+) -> DataOptions:
     """Sample options from the command line's texts."""
     from hawq_tvm.data import DataOptions, Preprocessing
 
@@ -350,7 +377,7 @@ def _three(text: str, option: str) -> tuple[float, float, float]:
     if len(values) == 1:
         values *= 3
     if len(values) != 3:
-        raise RunError(f"{option} takes one number or three, as 0.485,0.456,0.406; got '{text}'")
+        raise DataError(f"{option} takes one number or three, as 0.485,0.456,0.406; got '{text}'")
     return values[0], values[1], values[2]
 
 
@@ -359,5 +386,5 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = text.lower().split("x")
     if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise RunError(f"--input-shape is written 3x224x224, got '{text}'")
+        raise DataError(f"--input-shape is written 3x224x224, got '{text}'")
     return tuple(int(part) for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,28 +13,20 @@ from hawq_tvm import artifacts as files
 from hawq_tvm import console
 from hawq_tvm.api import describe_data, quantize_stages, run_identity, stored_data
 from hawq_tvm.artifacts import Artifacts
-from hawq_tvm.cli import read_costs
-from hawq_tvm.data import DataOptions, load_data
+from hawq_tvm.data import Data, DataOptions, load_data
 from hawq_tvm.errors import AllocationError
 from hawq_tvm.ilp import Allocation, formulate, solve_ilp
-from hawq_tvm.models import load_model
+from hawq_tvm.models import LoadedModel, load_model
 from hawq_tvm.pipeline import Pipeline
 from hawq_tvm.report import render_report
 from hawq_tvm.rundir import Run, edit_run, open_run
 from hawq_tvm.settings import Settings
-from hawq_tvm.specs import BitConfig, Bits, Budget
+from hawq_tvm.specs import BitConfig, Bits, Budget, CostTable
 from hawq_tvm.summary import summarize
 from hawq_tvm.targets import find_target
 
 
-def _start(
-    run: Run, path: Path, spec: str, data: str, options: DataOptions, settings: Settings, loaded: Any, samples: Any
-) -> Pipeline:
-    describe_data(run, data, options, samples)
-    return Pipeline(run, settings, model=loaded, data=samples, reporter=console.ConsoleReporter())
-
-
-def _load(model: str, weights: str | None, data: str, options: DataOptions, seed: int) -> tuple[Any, Any]:
+def _load(model: str, weights: str | None, data: str, options: DataOptions, seed: int) -> tuple[LoadedModel, Data]:
     """The network and its samples; a network knows the shape of random ones."""
     loaded = load_model(model, weights, seed=seed)
     options = replace(options, input_shape=options.input_shape or loaded.input_shape)
@@ -47,15 +40,17 @@ def run_all(
     data: str,
     options: DataOptions,
     settings: Settings,
-    given: BitConfig | None,
+    bits_file: Path | None,
     target: str,
     as_json: bool,
 ) -> int:
     """`hawq-tvm run`."""
+    given = None if bits_file is None else read_bits(bits_file)
     with console.ConsoleReporter().stage("loading network and samples"):
         loaded, samples = _load(model, weights, data, options, settings.seed)
     with edit_run(path, identity=run_identity(model, loaded, data)) as run:
-        pipeline = _start(run, path, model, data, options, settings, loaded, samples)
+        describe_data(run, data, options, samples)
+        pipeline = Pipeline(run, settings, model=loaded, data=samples, reporter=console.ConsoleReporter())
         quantize_stages(pipeline, target=target, bits=given)
         pipeline.compile(find_target(target))
         pipeline.verify(find_target(target))
@@ -82,7 +77,8 @@ def profile(
     """`hawq-tvm profile`."""
     loaded, samples = _load(model, weights, data, options, settings.seed)
     with edit_run(path, identity=run_identity(model, loaded, data)) as run:
-        pipeline = _start(run, path, model, data, options, settings, loaded, samples)
+        describe_data(run, data, options, samples)
+        pipeline = Pipeline(run, settings, model=loaded, data=samples, reporter=console.ConsoleReporter())
         pipeline.capture()
         pipeline.calibrate()
         if pipeline.has_choice:
@@ -143,11 +139,11 @@ def _allocation_json(result: Allocation) -> dict[str, Any]:
     return {**result.bits.to_json(), **fields}
 
 
-def compile(path: Path, target: str, batch: int, as_json: bool) -> int:
+def compile(path: Path, target: str, batch: int | None, as_json: bool) -> int:
     """`hawq-tvm compile`."""
     chosen = find_target(target)
     with edit_run(path) as run:
-        pipeline = _resume(run, batch=batch)
+        pipeline = _resume(run, **({} if batch is None else {"batch": batch}))
         if run.edited(files.BITS):
             pipeline.reporter.note(f"{path}/{files.BITS} was edited by hand; compiling it as it stands")
         pipeline.integerize()
@@ -178,6 +174,8 @@ def verify(path: Path, target: str, samples: int | None, as_json: bool) -> int:
     chosen = find_target(target)
     with edit_run(path) as run:
         pipeline = _resume(run, **({} if samples is None else {"verify_samples": samples}))
+        if not pipeline.has_data:
+            pipeline.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
         pipeline.verify(chosen, force=True)
         report = pipeline.artifacts.verification(chosen)
         write_report(run, path)
@@ -221,3 +219,20 @@ def write_report(run: Run, path: Path) -> None:
     """The HTML page, naming the run's final path."""
     page = render_report(replace(summarize(run), path=os.fspath(path)))
     run.write(files.REPORT, lambda file: file.write_text(page))
+
+
+def read_bits(path: Path) -> BitConfig:
+    """A bit configuration from a JSON file."""
+    return replace(BitConfig.from_json(_read_json(path, "bit configuration")), origin=f"given by {path}")
+
+
+def read_costs(path: Path) -> CostTable:
+    """A cost table from a JSON file."""
+    return CostTable.from_json(_read_json(path, "cost table"))
+
+
+def _read_json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise AllocationError(f"the {what} {path} cannot be read: {error}") from error

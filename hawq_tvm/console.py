@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from hawq_tvm.bench import BenchReport
-from hawq_tvm.doctor import Check
-from hawq_tvm.ilp import Allocation
 from hawq_tvm.reporter import Advance, Reporter
-from hawq_tvm.specs import CostTable
-from hawq_tvm.summary import RunSummary
-from hawq_tvm.verify import VerifyReport
 
-out = Console(highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from hawq_tvm.bench import BenchReport
+    from hawq_tvm.doctor import Check
+    from hawq_tvm.ilp import Allocation
+    from hawq_tvm.specs import CostTable
+    from hawq_tvm.summary import RunSummary
+    from hawq_tvm.verify import VerifyReport
+
+_WIDE = 200  # columns where there is no terminal to fit
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

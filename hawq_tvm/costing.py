@@ -137,5 +137,7 @@ def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:
         ) from error
     missing = [name for name in layers if name not in parsed]
     if missing:
-        raise AllocationError(f"the latency table {path} has no layer '{missing[0]}'; the layers are {', '.join(layers)}")
+        raise AllocationError(
+            f"the latency table {path} has no layer '{missing[0]}'; the layers are {', '.join(layers)}"
+        )
     return LatencyTable(parsed, f"given by {path}")

@@ -148,7 +148,7 @@ class ArraySplit:
 class Subset:
     """Some samples of another split, in a given order."""
 
-    def __init__(self, split: Split, indices: Sequence[int]) -> None:
+    def __init__(self, split: Split, indices: Sequence[int] | NDArray[np.int64]) -> None:
         self._split = split
         self._indices = indices
 
@@ -255,7 +255,11 @@ def as_split(made: Any, name: str, most: int | None) -> Split:
     """One split of `as_data`; an iterable of batches is read up to `most` samples."""
     if isinstance(made, Tensor | np.ndarray):
         return ArraySplit(_as_array(made))
-    if isinstance(made, tuple | list) and len(made) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in made):
+    if (
+        isinstance(made, tuple | list)
+        and len(made) == 2
+        and all(isinstance(part, Tensor | np.ndarray) for part in made)
+    ):
         return ArraySplit(_as_array(made[0]), np.asarray(made[1]).reshape(-1).astype(np.int64))
     if hasattr(made, "sample") and hasattr(made, "__len__"):
         split: Split = made
@@ -270,7 +274,7 @@ def as_split(made: Any, name: str, most: int | None) -> Split:
 
 
 def _is_dataset(made: Any) -> bool:
-    return isinstance(made, torch.utils.data.Dataset) or isinstance(made, list)
+    return isinstance(made, torch.utils.data.Dataset | list)
 
 
 def _read_batches(made: Iterable[Any], name: str, most: int | None) -> ArraySplit:
@@ -327,7 +331,9 @@ def _random(options: DataOptions) -> Data:
     """Seeded normal noise without labels."""
     shape = options.input_shape
     if shape is None:
-        raise DataError("random data needs a sample shape, and the network does not tell one; give --input-shape 3x224x224")
+        raise DataError(
+            "random data needs a sample shape, and the network does not tell one; give --input-shape 3x224x224"
+        )
     evaluation = 32 if options.evaluation_samples is None else options.evaluation_samples
     splits = [
         _NoiseSplit(count, shape, options.seed, stream)

@@ -136,7 +136,11 @@ def _command(name: str, command: str, arguments: list[str], otherwise: str) -> C
 
 def _cuda_driver() -> Check:
     found = find_library("cuda") or next(
-        (folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if os.path.exists(f"{folder}/libcuda.so.1")),
+        (
+            folder
+            for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":")
+            if os.path.exists(f"{folder}/libcuda.so.1")
+        ),
         None,
     )
     return Check("CUDA driver libcuda", found is not None, False, found or "none; GPU modules cannot run here")

@@ -43,7 +43,8 @@ def rescale(total: NDArray[np.int64], shift: int, lo: int, hi: int) -> NDArray[n
     array([-1,  0,  1,  2,  7])
     """
     rounded = (total + (np.int64(1) << np.int64(shift - 1))) >> np.int64(shift)
-    return np.clip(rounded, lo, hi)
+    clipped: NDArray[np.int64] = np.clip(rounded, lo, hi)
+    return clipped
 
 
 def to_dyadic(ratios: ArrayLike) -> tuple[NDArray[np.int64], int]:
@@ -83,10 +84,11 @@ def to_dyadic(ratios: ArrayLike) -> tuple[NDArray[np.int64], int]:
     )
 
 
-def round_half_up(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def round_half_up(values: ArrayLike) -> NDArray[np.float64]:
     """Round to nearest, ties toward plus infinity: the law's rounding, for floats that become integers offline.
 
     >>> round_half_up(np.array([-1.5, -0.5, 0.5, 1.49]))
-    array([-1., -0.,  1.,  1.])
+    array([-1.,  0.,  1.,  1.])
     """
-    return np.floor(values + 0.5)
+    rounded: NDArray[np.float64] = np.floor(np.asarray(values, np.float64) + 0.5)
+    return rounded

@@ -46,7 +46,8 @@ class Accuracy:
         assert self.difference is not None and self.standard_error is not None
         return (
             f"top-1 fp32 {self.float_top1:.2%}, integer {self.integer_top1:.2%}, "
-            f"difference {100 * self.difference:+.2f} +- {100 * self.standard_error:.2f} points on {self.samples} samples"
+            f"difference {100 * self.difference:+.2f} +- {100 * self.standard_error:.2f} points "
+            f"on {self.samples} samples"
         )
 
 
@@ -78,7 +79,9 @@ def measure_accuracy(
             agreements.append(expected == got)
             if batch.labels is not None:
                 if int(batch.labels.max()) >= logits.shape[1]:
-                    raise DataError(f"a label is {int(batch.labels.max())}, and the network has {logits.shape[1]} classes")
+                    raise DataError(
+                        f"a label is {int(batch.labels.max())}, and the network has {logits.shape[1]} classes"
+                    )
                 right = torch.stack([expected == batch.labels, got == batch.labels])
                 outcomes.append(right)
             samples += len(batch.images)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from hawq_tvm.errors import RunError
 from hawq_tvm.float_ir import Clip, FloatGraph, FloatNode
@@ -33,8 +33,7 @@ def save_float_graph(graph: FloatGraph, path: Path) -> None:
         "output": graph.output,
         "nodes": [_node_to_json(node) for node in graph],
     }
-    save_file(arrays, path, metadata={_KEY: json.dumps(structure)})
-    path.chmod(0o644)  # safetensors makes private files
+    path.write_bytes(save(arrays, metadata={_KEY: json.dumps(structure)}))
 
 
 def load_float_graph(path: Path) -> FloatGraph:

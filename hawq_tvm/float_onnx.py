@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class _Writer:
 
     def add(self, node: FloatNode) -> None:
         """One node, with the residual and the clip that were fused into it spelt out."""
-        steps = [lambda x, y: self._operator(node, x, y)]
+        steps: list[Callable[[list[str], str], None]] = [lambda x, y: self._operator(node, x, y)]
         if len(node.inputs) == 2 and node.weight is not None:
             steps.append(lambda x, y: self._emit("Add", [*x, node.inputs[1]], y))
         if node.clip is not None and node.kind != "clip":

@@ -87,9 +87,13 @@ def preprocess(image: Image.Image, how: Preprocessing) -> Images:
     width, height = image.size
     scale = how.resize / min(width, height)
     if scale != 1:  # torchvision truncates the long side
-        size = (how.resize, int(how.resize * height / width)) if width <= height else (
-            int(how.resize * width / height),
-            how.resize,
+        size = (
+            (how.resize, int(how.resize * height / width))
+            if width <= height
+            else (
+                int(how.resize * width / height),
+                how.resize,
+            )
         )
         image = image.resize(size, Image.Resampling.BILINEAR)
     width, height = image.size
@@ -134,8 +138,8 @@ def open_imagefolder(path: str, options: DataOptions) -> Data:
     else:
         if options.calibration_samples >= len(names):
             raise DataError(
-                f"{path} holds {len(names)} images, too few to calibrate on {options.calibration_samples} and evaluate on "
-                "the rest; ask for fewer with --calibration-samples"
+                f"{path} holds {len(names)} images, too few to calibrate on {options.calibration_samples} and evaluate "
+                "on the rest; ask for fewer with --calibration-samples"
             )
         whole = _ImageSplit(source, names, classes, how)
         order = generator.permutation(len(names))

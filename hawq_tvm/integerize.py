@@ -86,10 +86,12 @@ class _Integerizer:
 
     @cached_property
     def _wide(self) -> str | None:
-        """The value that becomes the network's result and keeps 32 bits."""
-        source = self.graph.source(self.graph.output)
-        node = self.graph.by_name.get(source)
-        return source if node is not None and node.kind in _WIDENED else None
+        """The value that becomes the network's result and keeps 32 bits; None where a max-pool stands behind it."""
+        table = self.graph.by_name
+        node = table.get(self.graph.output)
+        while node is not None and node.kind == "flatten":
+            node = table.get(node.inputs[0])
+        return node.name if node is not None and node.kind in _WIDENED else None
 
     @cached_property
     def _stored_bits(self) -> dict[str, int]:
@@ -132,7 +134,9 @@ class _Integerizer:
         dtype = activation_type(self._stored_bits[owner] if bits is None else bits, self.nonnegative[owner])
         scale = activation_scale(self.ranges[owner], dtype)
         if not scale > 0:
-            raise CalibrationError(f"'{owner}' has the range {self.ranges[owner]}: a dead layer; check weights and data")
+            raise CalibrationError(
+                f"'{owner}' has the range {self.ranges[owner]}: a dead layer; check weights and data"
+            )
         return TensorType(dtype, shape, scale)
 
     def _at_bits(self, name: str, bits: int) -> str:
@@ -166,8 +170,8 @@ class _Integerizer:
             finest = scales.max() / _WIDE_SUM_STEPS
             type = self._output(node, finest)
             rescale = self._rescale(node, type, scales / type.scale)
-            make = {"add": Add, "concat": Concat, "clip": Requantize}[node.kind]
-            return make(rescale), node.inputs, type
+            op: Operator = Add(rescale) if node.kind == "add" else Concat(rescale)
+            return (Requantize(rescale) if node.kind == "clip" else op), node.inputs, type
         if node.kind == "global_avg_pool2d":
             count = float(np.prod(inputs[0].shape[1:]))
             type = self._output(node, scales[0] / count)
@@ -208,7 +212,8 @@ class _Integerizer:
         accumulator_scales = scales * x.scale
         bias = round_half_up(node.bias / accumulator_scales).astype(np.int64)
         type = self._output(node, accumulator_scales.max())
-        inputs, residual_ratio = (source,), None
+        inputs: tuple[str, ...] = (source,)
+        residual_ratio = None
         if len(node.inputs) == 2:
             inputs = (source, node.inputs[1])
             residual_ratio = self.types[node.inputs[1]].scale / type.scale

@@ -226,12 +226,8 @@ class Operator(ABC):
 
     def describe(self) -> str:
         """The parameters as they stand in the printed graph."""
-        parts = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Rescale | Window):
-                parts.append(str(value))
-        return " ".join(parts)
+        parts = [getattr(self, "window", None), self.rescale_or_none]
+        return " ".join(str(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True, eq=False)

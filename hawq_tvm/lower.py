@@ -30,6 +30,7 @@ from hawq_tvm.ops import Flatten
 from hawq_tvm.runtime import LibraryInfo, ValueInfo
 from hawq_tvm.targets import Target
 
+
 @dataclass(frozen=True)
 class Machine:
     """A target as resolved on the machine that compiles.
@@ -247,10 +248,7 @@ def _library_info(lowered: Lowered, library: Path) -> LibraryInfo:
         batch=lowered.batch,
         input_name=graph.input_name,
         output_name=graph.output,
-        values={
-            name: ValueInfo(repr(type.dtype), type.shape, type.scale)
-            for name, type in graph.types.items()
-        },
+        values={name: ValueInfo(repr(type.dtype), type.shape, type.scale) for name, type in graph.types.items()},
         calls=tuple(node.name for node in graph if node.name not in views),
         views=views,
         kernels=lowered.kernels,

@@ -47,8 +47,8 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Loade
 
     Args:
         spec: a zoo name, ``torchvision:NAME``, ``timm:NAME`` or ``file.py:factory``.
-        weights: path of a safetensors file or a state dict, ``random``, or None for the checkpoint that comes with a zoo
-            network, random where there is none.
+        weights: path of a safetensors file or a state dict, ``random``, or None for the checkpoint that comes with a
+            zoo network, random where there is none.
         seed: of random weights.
 
     Raises:
@@ -213,7 +213,7 @@ def _import_with_stub(name: str) -> ModuleType:
         raise ModelError(f"{name} is not installed; pip install --no-deps {name}, or give file.py:factory")
     try:
         if not hasattr(torch.ops.torchvision, "nms"):
-            library = torch.library.Library("torchvision", "DEF")
+            library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
             library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _KEPT.append(library)

@@ -5,13 +5,13 @@ Two things in the bodies are less than obvious:
 
 - ONNX has no arithmetic right shift of signed integers (BitShift is unsigned, Div truncates), so ``r >> s`` is
   ``(r - Mod(r, 2^s)) / 2^s``, whose dividend is a multiple of the divisor.
-- Weights enter ConvInteger as uint8 with zero-point 128, not as int8: the same sums, and ONNX Runtime has a much faster
-  kernel for them.
+- Weights enter ConvInteger as uint8 with zero-point 128, not as int8: the same sums, on a faster path of ONNX Runtime.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
@@ -25,7 +25,7 @@ _RESCALE = ("shift", "y_min", "y_max", "y_type")
 _WINDOW = ("strides", "pads", "dilations", "group")
 
 
-def _node(op: str, inputs: Sequence[str], output: str, **attributes: object) -> NodeProto:
+def _node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
     return helper.make_node(op, list(inputs), [output], **attributes)
 
 

@@ -119,14 +119,11 @@ class _Writer:
                 channels = self.types[node.inputs[0]].shape[0]
                 ones = self._constant(node, "ones", np.ones((channels, 1, *op.window.kernel), np.uint8))
                 multiplier = self._constant(node, "multiplier", op.rescale.multiplier)
-                window = {"strides": op.window.strides, "pads": op.window.pads, "group": channels}
-                self._call(node, "QAvgPool2d", [node.inputs[0], ones, multiplier], **window)
+                sliding: dict[str, Any] = {"strides": op.window.strides, "pads": op.window.pads, "group": channels}
+                self._call(node, "QAvgPool2d", [node.inputs[0], ones, multiplier], **sliding)
             case MaxPool2d():
-                window = _window_attributes(op.window)
-                pool = helper.make_node(
-                    "MaxPool", node.inputs, [node.name], node.name, kernel_shape=op.window.kernel, **window
-                )
-                self.nodes.append(pool)
+                window = {"kernel_shape": op.window.kernel, **_window_attributes(op.window)}
+                self.nodes.append(helper.make_node("MaxPool", node.inputs, [node.name], node.name, **window))
             case Flatten():
                 self.nodes.append(helper.make_node("Flatten", node.inputs, [node.name], node.name, axis=1))
             case _:
@@ -199,7 +196,9 @@ def read_onnx(path: Path) -> Graph:
     except FileNotFoundError:
         raise ModelFileError(f"{path} does not exist; compile the run first") from None
     except (DecodeError, OSError, ValueError) as error:
-        raise ModelFileError(f"{path} is not a whole ONNX file ({error}); write it again with hawq-tvm compile") from None
+        raise ModelFileError(
+            f"{path} is not a whole ONNX file ({error}); write it again with hawq-tvm compile"
+        ) from None
     return from_onnx(model, str(path))
 
 
@@ -208,19 +207,24 @@ def from_onnx(model: ModelProto, source: str = "the model") -> Graph:
     properties = {entry.key: entry.value for entry in model.metadata_props}
     if _METADATA not in properties:
         raise ModelFileError(
-            f"{source} was not written by hawq_tvm (producer '{model.producer_name}'); give hawq-tvm the PyTorch network"
+            f"{source} was not written by hawq_tvm (its producer is '{model.producer_name}'); "
+            "give hawq-tvm the PyTorch network instead"
         )
     try:
         metadata = json.loads(properties[_METADATA])
         if metadata["format"] != FORMAT:
-            raise ModelFileError(f"{source} has format {metadata['format']}, this version reads {FORMAT}; export it again")
+            raise ModelFileError(
+                f"{source} has format {metadata['format']}, this version reads {FORMAT}; export it again"
+            )
         graph = _Reader(model, metadata).graph()
         graph.check()
         intact = graph.fingerprint() == metadata["fingerprint"]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, GraphError) as error:
         raise ModelFileError(f"{source} is corrupted ({error}); write it again with hawq-tvm compile") from error
     if not intact:
-        raise ModelFileError(f"{source} is corrupted: its fingerprint does not match; write it again with hawq-tvm compile")
+        raise ModelFileError(
+            f"{source} is corrupted: its fingerprint does not match; write it again with hawq-tvm compile"
+        )
     return graph
 
 

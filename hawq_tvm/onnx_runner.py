@@ -9,7 +9,9 @@ from hawq_tvm.errors import ModelFileError
 from hawq_tvm.ir import Array
 
 
-def make_session(model: ModelProto, *, threads: int | None = None, optimize: bool = True) -> onnxruntime.InferenceSession:
+def make_session(
+    model: ModelProto, *, threads: int | None = None, optimize: bool = True
+) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU.
 
     Args:

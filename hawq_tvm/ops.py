@@ -93,8 +93,10 @@ class WeightedOperator(Operator):
             _check_shape("the residual multiplier", self.rescale.residual, (1,), (channels,))
 
     def bounds(self, inputs: Sequence[TensorType]) -> Bounds:
-        """Interval arithmetic over the actual weights, per output channel; positive and negative terms apart, so that
-        every partial sum in every order is covered."""
+        """Interval arithmetic over the actual weights, per output channel.
+
+        Positive and negative terms are summed apart, so that every partial sum in every order is covered.
+        """
         weight = self.weight.reshape(self.out_channels, -1).astype(np.int64)
         bias = self.bias.astype(np.int64)
         at_lo, at_hi = weight * inputs[0].dtype.lo, weight * inputs[0].dtype.hi
@@ -119,7 +121,8 @@ class WeightedOperator(Operator):
 
     def describe(self) -> str:
         size = ",".join(map(str, self.weight.shape))
-        return f"s{self.weight_bits}[{size}] {super().describe()}"
+        groups = getattr(self, "groups", 1)
+        return f"s{self.weight_bits}[{size}]{f' groups {groups}' if groups > 1 else ''} {super().describe()}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +156,6 @@ class Conv2d(WeightedOperator):
 
     def macs(self, output: TensorType) -> int:
         return prod(output.shape) * prod(self.weight.shape[1:])
-
-    def describe(self) -> str:
-        groups = f" groups {self.groups}" if self.groups > 1 else ""
-        return super().describe() + groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,8 +280,10 @@ class MaxPool2d(Operator):
 
 @dataclass(frozen=True, eq=False)
 class AvgPool2d(Operator):
-    """Integer sum of each window, then one dyadic that divides too; multipliers [1, 1], or [OH, OW] where windows at
-    the border count fewer elements."""
+    """Integer sum of each window, then one dyadic that divides too.
+
+    Multipliers are [1, 1], or [OH, OW] where windows at the border count fewer elements.
+    """
 
     kind = "avg_pool2d"
     window: Window
@@ -349,7 +350,6 @@ class Flatten(Operator):
 
 
 OPS: dict[str, type[Operator]] = {
-    op.kind: op
-    for op in (Conv2d, Linear, Requantize, Add, Concat, MaxPool2d, AvgPool2d, GlobalAvgPool2d, Flatten)
+    op.kind: op for op in (Conv2d, Linear, Requantize, Add, Concat, MaxPool2d, AvgPool2d, GlobalAvgPool2d, Flatten)
 }
 """Every operator by its name."""

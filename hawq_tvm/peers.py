@@ -48,7 +48,7 @@ def benchmark_library(
     integers = quantize_input(x, library.input_type)
     network, image = FloatModule(float_graph), torch.from_numpy(x)
     if image.ndim == 4:
-        network = network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         image = image.contiguous(memory_format=torch.channels_last)
     float_session = make_session(to_float_onnx(float_graph), threads=threads)
     integer_session = make_session(model, threads=threads)
@@ -66,6 +66,4 @@ def benchmark_library(
     latencies = interleave(contenders, seconds=seconds, warmup=_WARMUP, progress=progress)
     layers = median_layers(lambda: library.call_times(integers))
     info = library.info
-    return BenchReport(
-        cpu_name(), info.target, threads, info.batch, _WARMUP, latencies, layers, dict(info.kernels)
-    )
+    return BenchReport(cpu_name(), info.target, threads, info.batch, _WARMUP, latencies, layers, dict(info.kernels))

@@ -18,7 +18,7 @@ Every stage leaves files in the run directory and is skipped while they are up t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,8 @@ class Pipeline:
         assert model is not None
 
         def make(_: Any) -> None:
-            example = torch.from_numpy(np.stack([self.data.calibration.sample(0)[0]] * 2).astype(np.float32))
+            generator = torch.Generator().manual_seed(self.settings.seed)
+            example = torch.randn((2, *self.data.sample_shape), generator=generator)
             graph = capture(model.module, example, name=model.name)
             self.run.write(files.FLOAT_GRAPH, lambda path: save_float_graph(graph, path))
 
@@ -173,7 +174,6 @@ class Pipeline:
 
     def profile(self) -> None:
         """Hessian trace and Omega of every layer."""
-
         settings = self.settings
         layers = self._layers()
         widths = sorted({pair.weight for pair in settings.pairs(layers)})
@@ -330,7 +330,7 @@ class Pipeline:
         index = {}
         for number, (name, value) in enumerate(interpreter.run(graph, x).items()):
             index[name] = f"{number:03d}.npy"
-            self.run.write(f"{files.GOLDEN}{index[name]}", lambda path, value=value: _save_array(path, value))
+            self.run.write(f"{files.GOLDEN}{index[name]}", partial(_save_array, value))
         self.run.write_json(files.GOLDEN_INDEX, index)
 
     # 7
@@ -458,6 +458,6 @@ def _bounds(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _save_array(path: Path, value: Array) -> None:
+def _save_array(value: Array, path: Path) -> None:
     with path.open("wb") as stream:
         np.save(stream, value)

@@ -50,11 +50,11 @@ def weight_scales(weight: FloatArray, bits: int) -> NDArray[np.float64]:
     Returns:
         float64 [out].
     """
-    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
+    largest: NDArray[np.float64] = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
     return largest / weight_limit(bits)
 
 
-def quantize_weight(weight: FloatArray, scales: NDArray[np.float64], bits: int) -> Array:
+def quantize_weight(weight: FloatArray, scales: FloatArray, bits: int) -> Array:
     """Integers nearest to ``weight / scale``, ties up, clipped to the narrow range; zeros where the scale is 0.
 
     Args:

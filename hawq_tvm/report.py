@@ -92,7 +92,18 @@ def _layers(layers: Sequence[LayerSummary]) -> str:
             bar,
         )
         rows.append((cells, "low" if layer.bits.startswith(("w2", "w3", "w4")) else ""))
-    names = ("layer", "operator", "bits", "output", "weights", "MACs", "bytes", "us", "accumulator under", "sensitivity")
+    names = (
+        "layer",
+        "operator",
+        "bits",
+        "output",
+        "weights",
+        "MACs",
+        "bytes",
+        "us",
+        "accumulator under",
+        "sensitivity",
+    )
     body = "".join(f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells, kind in rows)
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{body}</table>"
 

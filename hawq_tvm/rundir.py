@@ -146,7 +146,7 @@ class Run:
             return False
         if edited:
             raise RunError(
-                f"{self.path.name.removesuffix('.partial')}/{edited[0]} was edited by hand, and this would decide it anew; "
+                f"{self.path / edited[0]} was edited by hand, and this would decide it anew; "
                 "build it as it stands with hawq-tvm compile, or delete it first"
             )
         if record is not None and same and not force:
@@ -204,10 +204,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise RunError(f"{file} is corrupted ({error!r}); start the run again into another directory") from error
     if found != FORMAT:
         raise RunError(
-            f"{path} was made by hawq_tvm {version} in format {found}, and this is {versions()['hawq_tvm']} with format "
-            f"{FORMAT}; start the run again into another directory"
+            f"{path} was made by hawq_tvm {version} in format {found}, and this is {versions()['hawq_tvm']} with "
+            f"format {FORMAT}; start the run again into another directory"
         )
-    return manifest  # type: ignore[no-any-return]
+    assert isinstance(manifest, dict)
+    return manifest
 
 
 @contextmanager
@@ -244,6 +245,7 @@ def edit_run(path: Path, *, identity: Mapping[str, Any] | None = None) -> Iterat
                 if not (resumable and run.manifest["stages"]):
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
+            run.save_manifest()
             _swap(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

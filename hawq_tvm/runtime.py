@@ -27,10 +27,10 @@ from hawq_tvm.ir import Array, IntType, TensorType
 
 os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
 
-import tvm_ffi  # noqa: E402  (the environment comes first)
-from tvm import cpu  # noqa: E402
-from tvm.runtime import load_module, tensor  # noqa: E402
-from tvm.runtime.vm import VirtualMachine  # noqa: E402
+import tvm_ffi
+from tvm import cpu
+from tvm.runtime import load_module, tensor
+from tvm.runtime.vm import VirtualMachine
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,10 @@ class LibraryInfo:
 
 
 def _load(library: Path) -> Any:
-    """Load a copy with a name of its own: for a path that it knows, the system's loader would hand out the library that
-    lay there before."""
+    """Load a copy with a name of its own.
+
+    For a path that it knows, the system's loader would hand out the library that lay there before.
+    """
     with tempfile.TemporaryDirectory() as folder:
         return load_module(shutil.copy(library, folder))
 
@@ -153,7 +155,9 @@ class CompiledModule:
         if not library.exists():
             raise RuntimeModuleError(f"{library} does not exist; compile the run first")
         if file_sha256(library) != self.info.sha256:  # before dlopen, which may crash on a truncated file
-            raise RuntimeModuleError(f"{library} is corrupted or truncated: its sha256 does not match; compile it again")
+            raise RuntimeModuleError(
+                f"{library} is corrupted or truncated: its sha256 does not match; compile it again"
+            )
         lacking = sorted(set(self.info.instruction_sets) - set(instruction_sets()))
         if lacking:
             raise RuntimeModuleError(
@@ -199,13 +203,15 @@ class CompiledModule:
             Arrays [N, ...] in their carrier dtypes, by name, the input's first.
         """
         parts: dict[str, list[Array]] = {name: [] for name in self.info.calls}
-        for part, count in self._batches(x):
-            calls = iter(self.info.calls)
+        calls: Iterator[str] = iter(())
+        count = 0
 
-            def keep(output: Any, calls: Iterator[str] = calls, count: int = count) -> None:
-                parts[next(calls)].append(output.numpy()[:count].copy())
+        def keep(output: Any) -> None:
+            parts[next(calls)].append(output.numpy()[:count].copy())
 
-            with self._instrument(after=keep):
+        with self._instrument(after=keep):
+            for part, size in self._batches(x):
+                calls, count = iter(self.info.calls), size
                 self._main(tensor(part))
         made = {name: np.concatenate(pieces) for name, pieces in parts.items()}
         made[self.info.input_name] = x
@@ -216,19 +222,20 @@ class CompiledModule:
     def call_times(self, x: Array) -> dict[str, float]:
         """Seconds of each kernel call, summed over the batches that `x` is cut into, by name of the value it makes."""
         times = dict.fromkeys(self.info.calls, 0.0)
-        for part, _ in self._batches(x):
-            calls = iter(self.info.calls)
-            started = 0.0
+        calls: Iterator[str] = iter(())
+        started = 0.0
 
-            def start() -> None:
-                nonlocal started
-                started = time.perf_counter()
+        def start() -> None:
+            nonlocal started
+            started = time.perf_counter()
 
-            def stop(output: Any, calls: Iterator[str] = calls) -> None:
-                elapsed = time.perf_counter() - started
-                times[next(calls)] += elapsed
+        def stop(_output: Any) -> None:
+            elapsed = time.perf_counter() - started
+            times[next(calls)] += elapsed
 
-            with self._instrument(before=start, after=stop):
+        with self._instrument(before=start, after=stop):
+            for part, _ in self._batches(x):
+                calls = iter(self.info.calls)
                 self._main(tensor(part))
         return times
 

@@ -232,7 +232,9 @@ class Limit:
         units = _UNITS[cost]
         if match is None or (match[2] != "%" and match[2] not in units):
             known = ", ".join(unit for unit in units if unit)
-            raise AllocationError(f"a budget on {cost} is a number, one with a unit ({known}) or a percentage; got {text!r}")
+            raise AllocationError(
+                f"a budget on {cost} is a number, one with a unit ({known}) or a percentage; got {text!r}"
+            )
         if match[2] == "%":
             return cls(float(match[1]) / 100, is_share=True)
         return cls(float(match[1]) * units[match[2]])

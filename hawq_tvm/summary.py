@@ -17,6 +17,7 @@ from hawq_tvm.evaluate import Accuracy
 from hawq_tvm.ir import Node, TensorType
 from hawq_tvm.ops import WeightedOperator
 from hawq_tvm.rundir import Run
+from hawq_tvm.runtime import LibraryInfo
 from hawq_tvm.specs import Bits, CostTable
 from hawq_tvm.targets import TARGETS
 from hawq_tvm.verify import VerifyReport
@@ -41,6 +42,7 @@ class LayerSummary:
         latency_us: of its kernel, from the cost table.
         accumulator_bound: proved magnitude of its accumulator.
         kernel: by target.
+        declines: by target, why kernels that stand earlier in the table were not taken.
     """
 
     name: str
@@ -57,6 +59,7 @@ class LayerSummary:
     latency_us: float | None
     accumulator_bound: int
     kernel: Mapping[str, str]
+    declines: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,11 @@ def summarize(run: Run) -> RunSummary:
     costs = found.costs
     compiled = {name: target for name, target in TARGETS.items() if target.library_name in run}
     libraries = {name: found.library_info(target) for name, target in compiled.items()}
-    kernels = {name: dict(info.kernels) for name, info in libraries.items()}
     profiled = files.SENSITIVITY in run
     types = graph.types
     bounds = graph.bounds()
     layers = tuple(
-        _layer(node, types, bounds[node.name].accumulator, costs, profiled, kernels)
+        _layer(node, types, bounds[node.name].accumulator, costs, profiled, libraries)
         for node in graph
         if isinstance(node.op, WeightedOperator)
     )
@@ -137,7 +139,9 @@ def summarize(run: Run) -> RunSummary:
         verification={
             name: found.verification(target) for name, target in compiled.items() if files.verify_file(target) in run
         },
-        benchmark={name: found.benchmark(target) for name, target in compiled.items() if files.bench_file(target) in run},
+        benchmark={
+            name: found.benchmark(target) for name, target in compiled.items() if files.bench_file(target) in run
+        },
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
     )
@@ -149,7 +153,7 @@ def _layer(
     bound: int,
     costs: CostTable,
     profiled: bool,
-    kernels: Mapping[str, Mapping[str, str]],
+    libraries: Mapping[str, LibraryInfo],
 ) -> LayerSummary:
     op = node.op
     assert isinstance(op, WeightedOperator)
@@ -172,7 +176,8 @@ def _layer(
         sensitivity=cost.sensitivity if cost is not None and profiled else None,
         latency_us=cost.latency_us if cost is not None else None,
         accumulator_bound=bound,
-        kernel={target: table[node.name] for target, table in kernels.items()},
+        kernel={target: info.kernels[node.name] for target, info in libraries.items()},
+        declines={target: tuple(info.declines[node.name]) for target, info in libraries.items()},
     )
 
 
@@ -193,4 +198,3 @@ def _totals(layers: tuple[LayerSummary, ...], found: Artifacts) -> Totals:
         sensitivity=None if None in omegas else sum(value for value in omegas if value is not None),
         limits=limits,
     )
-

@@ -1,4 +1,4 @@
-"""The float graph run in PyTorch: for calibration, the Hessian, and as the fp32 network that integers are held against."""
+"""The float graph run in PyTorch: for calibration, the Hessian, and as the fp32 network beside the integer one."""
 
 from __future__ import annotations
 
@@ -81,11 +81,10 @@ class FloatModule(nn.Module):
             padded = _pad(x, node.window.pads, float("-inf"))
             x = F.max_pool2d(padded, node.window.kernel, node.window.strides, 0, node.window.dilations)
         elif node.kind == "avg_pool2d":
-            assert node.window is not None
-            sums = F.avg_pool2d(
-                _pad(x, node.window.pads, 0.0), node.window.kernel, node.window.strides, divisor_override=1
-            )
-            x = sums / self.constant(node.name, "counts")
+            counts = self.constant(node.name, "counts")
+            assert node.window is not None and counts is not None
+            padded = _pad(x, node.window.pads, 0.0)
+            x = F.avg_pool2d(padded, node.window.kernel, node.window.strides, divisor_override=1) / counts
         elif node.kind == "global_avg_pool2d":
             x = x.mean((2, 3), keepdim=True)
         elif node.kind == "flatten":

@@ -1,13 +1,13 @@
 """Equality of every tensor of every layer between executors; never a tolerance.
 
-An executor is a function from integer inputs to every value's integers. The four of a run are the numpy interpreter, the
-PyTorch integer model, ONNX Runtime on the exported file and the compiled library, tapped while it runs.
+An executor is a function from integer inputs to every value's integers. The four of a run are the numpy interpreter,
+the PyTorch integer model, ONNX Runtime on the exported file and the compiled library, tapped while it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,7 @@ def verify(
     """
     names = tuple(executors)
     found: dict[str, Mismatch] = {}
-    samples = elements = 0
+    samples = 0
     for x in batches:
         results = {name: executors[name](x) for name in names}
         for node in graph:
@@ -124,24 +124,20 @@ def verify(
             mismatch = _compare(node.name, node.op.kind, tensors, node.type.dtype.carrier, samples)
             if mismatch is not None:
                 found[node.name] = _merge(found.get(node.name), mismatch)
-            elif node.name in found:
-                found[node.name] = _longer(found[node.name], x.shape[0] * int(np.prod(node.type.shape)))
-            elements += x.shape[0] * int(np.prod(node.type.shape))
         samples += len(x)
         if progress is not None:
             progress(samples)
-    ordered = tuple(found[node.name] for node in graph if node.name in found)
-    return VerifyReport(names, samples, len(graph.nodes), elements, ordered)
+    totals = {node.name: samples * int(np.prod(node.type.shape)) for node in graph}
+    ordered = tuple(replace(found[name], total=total) for name, total in totals.items() if name in found)
+    return VerifyReport(names, samples, len(graph.nodes), sum(totals.values()), ordered)
 
 
-def _compare(
-    layer: str, kind: str, tensors: Mapping[str, Array | None], carrier: str, offset: int
-) -> Mismatch | None:
+def _compare(layer: str, kind: str, tensors: Mapping[str, Array | None], carrier: str, offset: int) -> Mismatch | None:
     """The difference between one value's tensors in one batch, or None."""
     whole = {name: x for name, x in tensors.items() if x is not None and x.dtype == np.dtype(carrier)}
     shapes = {x.shape for x in whole.values()}
     if len(whole) < len(tensors) or len(shapes) > 1:
-        counts = [shape for shape in shapes]
+        counts = list(shapes)
         usual = max(counts, key=[x.shape for x in whole.values()].count) if counts else ()
         odd = [name for name in tensors if name not in whole or whole[name].shape != usual]
         total = int(np.prod(usual))
@@ -174,16 +170,5 @@ def _merge(earlier: Mismatch | None, later: Mismatch) -> Mismatch:
     """One mismatch over two batches: counts add up, the first place stays."""
     if earlier is None:
         return later
-    return Mismatch(
-        earlier.layer,
-        earlier.kind,
-        earlier.elements + later.elements,
-        earlier.total + later.total,
-        earlier.index,
-        earlier.values,
-        earlier.alone if earlier.alone == later.alone else None,
-    )
-
-
-def _longer(mismatch: Mismatch, more: int) -> Mismatch:
-    return _merge(mismatch, Mismatch(mismatch.layer, mismatch.kind, 0, more, None, {}, mismatch.alone))
+    alone = earlier.alone if earlier.alone == later.alone else None
+    return replace(earlier, elements=earlier.elements + later.elements, alone=alone)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+import numpy as np
 import pulp
 
 from hawq_tvm.errors import AllocationError, InfeasibleBudget
@@ -104,7 +105,7 @@ def _minimise(
             return None
         if status != pulp.LpStatusOptimal:
             raise AllocationError(f"{solver} ended with the status '{pulp.LpStatus[status]}'; try the other solver")
-        picks = [max(range(len(row)), key=lambda k, row=row: row[k].value()) for row in variables]
+        picks = [int(np.argmax([x.value() for x in row])) for row in variables]
         if bounded.meets(picks):
             return picks
         program += pulp.lpSum(row[pick] for row, pick in zip(variables, picks, strict=True)) <= len(picks) - 1

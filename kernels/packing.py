@@ -18,7 +18,8 @@ def pack_nibbles(low: Array, high: Array) -> NDArray[np.uint8]:
     Returns:
         uint8 of the same shape.
     """
-    return (low.view(np.uint8) & 15) | ((high.view(np.uint8) & 15) << 4)
+    low_bits, high_bits = (np.ascontiguousarray(part).view(np.uint8) & np.uint8(15) for part in (low, high))
+    return np.asarray(low_bits | (high_bits << np.uint8(4)), np.uint8)
 
 
 def unpack_nibbles(packed: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:

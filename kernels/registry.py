@@ -35,7 +35,8 @@ def select_kernel(request: Request) -> tuple[Kernel, tuple[Decline, ...]]:
         declines.append(Decline(kernel.name, reason))
     lines = "\n".join(f"  {decline.kernel}: {decline.reason}" for decline in declines)
     raise CompileError(
-        f"no kernel takes layer '{request.node.name}' ({request.node.op.kind}) on target '{request.target.name}':\n{lines}"
+        f"no kernel takes layer '{request.node.name}' ({request.node.op.kind}) "
+        f"on target '{request.target.name}':\n{lines}"
     )
 
 

@@ -20,7 +20,8 @@ class Blocking:
     """A block of output channels is ``halves * lanes`` wide; `tile` output pixels of a row are computed together.
 
     Attributes:
-        halves: 2, so that 4-bit weights of both halves share bytes; 1 where a group has an odd number of channels.
+        halves: 2, so that 4-bit weights of both halves share bytes; 1 where a group's channels fill no more than one
+            vector, or are odd in number.
         lanes: channels a half block.
         tile: pixels.
         vector: ``channels`` where lanes fill a vector, ``pixels`` where a group has too few channels.
@@ -50,17 +51,17 @@ class Blocking:
                 may be filled up.
         """
         vector = max(vector_bits // 32, 4)
-        halves = 2 if groups == 1 or channels % 2 == 0 else 1
         if groups == 1:
-            lanes = vector
-            while lanes > 4 and lanes >= channels:
+            halves, lanes = (1, vector) if channels <= vector else (2, vector)
+            while lanes > 4 and lanes // 2 >= channels:
                 lanes //= 2
         else:
+            halves = 2 if channels % 2 == 0 else 1
             per_half = channels // halves
             lanes = next(size for size in range(min(vector, per_half), 0, -1) if per_half % size == 0)
         if lanes < 4:
             return cls(halves, lanes, min(vector, width), "pixels")
-        widest = 8 if vector_bits >= 512 else 6
+        widest = (16 if vector_bits >= 512 else 12) // halves
         tiles = range(min(widest, width), 0, -1)
         tile = min(tiles, key=lambda t: (-(-width // t) * (t + 1), -t))  # least padded work, with a cost a tile
         return cls(halves, lanes, tile, "channels")

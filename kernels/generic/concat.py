@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from tvm import te, tirx
 
 from hawq_tvm.kernels.generic.acceptance import takes
-from hawq_tvm.kernels.generic.elementwise import parallel_outer
+from hawq_tvm.kernels.generic.elementwise import over_channels
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 from hawq_tvm.ops import Concat
@@ -27,8 +29,9 @@ def _build(request: Request) -> BuiltKernel:
             value = tirx.if_then_else(c < end, _term(inputs[i][(n, c - start, *pixel)], op, i), value)
         return rescale(value, op.rescale, output.dtype)
 
-    y = te.compute((request.batch, *output.shape), result, name="y")
-    return BuiltKernel(parallel_outer(te.create_prim_func([*inputs, y]), "y"), ())
+    shape = (request.batch, *output.shape)
+    y = te.compute(shape, result, name="y")
+    return BuiltKernel(over_channels(te.create_prim_func([*inputs, y]), prod(shape)), ())
 
 
 def _term(value: Expr, op: Concat, branch: int) -> Expr:

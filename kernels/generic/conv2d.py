@@ -15,6 +15,7 @@ from tvm import s_tir, te
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, PerChannel
 from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
+from hawq_tvm.kernels.generic.parallel import MIN_MACS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 from hawq_tvm.ops import Conv2d
 
@@ -65,7 +66,9 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
     y = te.compute((request.batch, *output.shape), result, name="y")
     inputs = [x] if residual is None else [x, residual]
     function = te.create_prim_func([*inputs, weight.placeholder, *per_channel.placeholders, y])
-    return BuiltKernel(_schedule(function, blocking, copies=source is not x), (weight.array, *per_channel.arrays))
+    threads = op.macs(output) * request.batch >= MIN_MACS
+    scheduled = _schedule(function, blocking, copies=source is not x, threads=threads)
+    return BuiltKernel(scheduled, (weight.array, *per_channel.arrays))
 
 
 def _source(x: Any, op: Conv2d, tiled_width: int, shape: tuple[int, ...]) -> Any:
@@ -76,13 +79,13 @@ def _source(x: Any, op: Conv2d, tiled_width: int, shape: tuple[int, ...]) -> Any
     return padded(x, (top, left, bottom, right), 0) if any((top, left, bottom, right)) else x
 
 
-def _schedule(function: Any, blocking: Blocking, copies: bool) -> Any:
+def _schedule(function: Any, blocking: Blocking, *, copies: bool, threads: bool) -> Any:
     schedule = s_tir.Schedule(function)
     accumulator, y = schedule.get_sblock("accumulator"), schedule.get_sblock("y")
     n, g, b, h, w, half, lane, rc, ry, rx = schedule.get_loops(accumulator)
     if copies:
         pad_n, pad_c, *_ = schedule.get_loops(schedule.get_sblock("padded"))
-        schedule.parallel(schedule.fuse(pad_n, pad_c))
+        spread(schedule, schedule.fuse(pad_n, pad_c), threads)
     tile, pixel = schedule.split(w, [None, blocking.tile])
     if blocking.vector == "channels":
         schedule.reorder(tile, rc, ry, rx, pixel, half, lane)
@@ -94,11 +97,13 @@ def _schedule(function: Any, blocking: Blocking, copies: bool) -> Any:
         schedule.unroll(half)
         schedule.unroll(lane)
         schedule.vectorize(pixel)
-    schedule.parallel(schedule.fuse(n, g, b, h))
+    spread(schedule, schedule.fuse(n, g, b, h), threads)
     schedule.reverse_compute_at(y, tile)
     schedule.decompose_reduction(accumulator, rc)
     return schedule.mod["main"]
 
 
-CONV2D_W4_GENERIC = Kernel("conv2d_x8w4s32_generic", takes(Conv2d, weight_bits=4), lambda request: _build(request, True))
+CONV2D_W4_GENERIC = Kernel(
+    "conv2d_x8w4s32_generic", takes(Conv2d, weight_bits=4), lambda request: _build(request, True)
+)
 CONV2D_W8_GENERIC = Kernel("conv2d_x8w8s32_generic", takes(Conv2d), lambda request: _build(request, False))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from tvm import s_tir, te
 
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
+from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 from hawq_tvm.ops import Add, Requantize
 
 
-def parallel_outer(function: Any, name: str) -> Any:
-    """Batch and channel loops of one block in parallel; LLVM vectorises the rest."""
+def over_channels(function: Any, elements: int) -> Any:
+    """Batch and channel loops of the block ``y`` in parallel where `elements` are many; LLVM vectorises the rest."""
     schedule = s_tir.Schedule(function)
-    n, c, *_ = schedule.get_loops(schedule.get_sblock(name))
-    schedule.parallel(schedule.fuse(n, c))
+    n, c, *_ = schedule.get_loops(schedule.get_sblock("y"))
+    spread(schedule, schedule.fuse(n, c), elements >= MIN_ELEMENTS)
     return schedule.mod["main"]
 
 
@@ -31,7 +33,7 @@ def _build(request: Request) -> BuiltKernel:
         return rescale(sum(terms[1:], terms[0]), op.rescale, output.dtype)
 
     y = te.compute(shape, result, name="y")
-    return BuiltKernel(parallel_outer(te.create_prim_func([*inputs, y]), "y"), ())
+    return BuiltKernel(over_channels(te.create_prim_func([*inputs, y]), prod(shape)), ())
 
 
 ADD_GENERIC = Kernel("add_generic", takes(Add), _build)

@@ -10,6 +10,7 @@ from tvm import s_tir, te
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, PerChannel
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
+from hawq_tvm.kernels.generic.parallel import MIN_MACS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 from hawq_tvm.ops import Linear
 
@@ -46,22 +47,24 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
 
     y = te.compute((request.batch, channels), result, name="y")
     function = te.create_prim_func([*inputs, weight.placeholder, *per_channel.placeholders, y])
-    return BuiltKernel(_schedule(function), (weight.array, *per_channel.arrays))
+    threads = op.macs(output) * request.batch >= MIN_MACS
+    return BuiltKernel(_schedule(function, threads), (weight.array, *per_channel.arrays))
 
 
-def _schedule(function: Any) -> Any:
+def _schedule(function: Any, threads: bool) -> Any:
     schedule = s_tir.Schedule(function)
     accumulator, y = schedule.get_sblock("accumulator"), schedule.get_sblock("y")
     n, b, half, lane, k = schedule.get_loops(accumulator)
     schedule.reorder(n, b, k, half, lane)
     schedule.unroll(half)
     schedule.vectorize(lane)
-    blocks = schedule.fuse(n, b)
-    schedule.parallel(blocks)
+    blocks = spread(schedule, schedule.fuse(n, b), threads)
     schedule.reverse_compute_at(y, blocks)
     schedule.decompose_reduction(accumulator, k)
     return schedule.mod["main"]
 
 
-LINEAR_W4_GENERIC = Kernel("linear_x8w4s32_generic", takes(Linear, weight_bits=4), lambda request: _build(request, True))
+LINEAR_W4_GENERIC = Kernel(
+    "linear_x8w4s32_generic", takes(Linear, weight_bits=4), lambda request: _build(request, True)
+)
 LINEAR_W8_GENERIC = Kernel("linear_x8w8s32_generic", takes(Linear), lambda request: _build(request, False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from tvm import s_tir, te
 from hawq_tvm.ir import Window
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
+from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 from hawq_tvm.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 
@@ -35,7 +37,7 @@ def _build_max(request: Request) -> BuiltKernel:
         return te.max(source[n, c, h * sy + ry * dy, w * sx + rx * dx], axis=[ry, rx])
 
     y = te.compute((request.batch, *output.shape), largest, name="y")
-    return BuiltKernel(_parallel_channels(te.create_prim_func([x, y]), "y", source is not x), ())
+    return BuiltKernel(_over_channels(request, te.create_prim_func([x, y]), "y", source is not x), ())
 
 
 def _build_average(request: Request) -> BuiltKernel:
@@ -58,7 +60,7 @@ def _build_average(request: Request) -> BuiltKernel:
         return rescale(int64(sums[n, c, h, w]) * factor, op.rescale, output.dtype)
 
     y = te.compute(shape, result, name="y")
-    function = _parallel_channels(te.create_prim_func([x, multiplier, y]), "sums", source is not x)
+    function = _over_channels(request, te.create_prim_func([x, multiplier, y]), "sums", source is not x)
     return BuiltKernel(function, (op.rescale.multiplier,))
 
 
@@ -80,16 +82,16 @@ def _build_global(request: Request) -> BuiltKernel:
         return rescale(int64(sums[n, c]) * int64(multiplier), op.rescale, output.dtype)
 
     y = te.compute((request.batch, channels, 1, 1), result, name="y")
-    return BuiltKernel(_parallel_channels(te.create_prim_func([x, y]), "sums", False), ())
+    return BuiltKernel(_over_channels(request, te.create_prim_func([x, y]), "sums", False), ())
 
 
-def _parallel_channels(function: Any, name: str, copies: bool) -> Any:
-    """Each channel of each image in parallel: its padded copy, its reduction `name`, and what follows that."""
+def _over_channels(request: Request, function: Any, name: str, copies: bool) -> Any:
+    """Channel by channel, in parallel where there is enough to do: the padded copy, the reduction `name`, the rest."""
     schedule = s_tir.Schedule(function)
     reduction = schedule.get_sblock(name)
     n, c, *_ = schedule.get_loops(reduction)
-    image = schedule.fuse(n, c)
-    schedule.parallel(image)
+    elements = request.batch * prod(request.inputs[0].shape)
+    image = spread(schedule, schedule.fuse(n, c), elements >= MIN_ELEMENTS)
     if copies:
         schedule.compute_at(schedule.get_sblock("padded"), image)
     if name == "sums":

@@ -1,0 +1,62 @@
+"""What the benchmark scripts share: running the command line, tables, results on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hawq_tvm.host import cpu_name, usable_cores
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def hawq_tvm(*arguments: object) -> Any:
+    """Run ``hawq-tvm ... --json`` in a process of its own and return what it printed, parsed."""
+    command = [sys.executable, "-m", "hawq_tvm", *map(str, arguments), "--json"]
+    print("$ hawq-tvm", *arguments, file=sys.stderr, flush=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
+        raise SystemExit(f"hawq-tvm ended with status {result.returncode}")
+    return json.loads(result.stdout)
+
+
+def markdown(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for the documents."""
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_results(name: str, results: Any) -> Path:
+    """Keep results as JSON, with the machine's name and the date."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    date = datetime.now(UTC).date().isoformat()
+    machine = {"cpu": cpu_name(), "cores": usable_cores()}
+    path.write_text(json.dumps({"date": date, "machine": machine, "results": results}, indent=1) + "\n")
+    return path
+
+
+def accuracy_cells(accuracy: dict[str, Any]) -> list[str]:
+    """Top-1 of both networks and their paired difference with its standard error."""
+    return [
+        f"{100 * accuracy['float_top1']:.1f}",
+        f"{100 * accuracy['integer_top1']:.1f}",
+        f"{100 * accuracy['difference']:+.2f} ± {100 * accuracy['standard_error']:.2f}",
+    ]
+
+
+def verification_cell(summary: dict[str, Any]) -> str:
+    """Mismatches, layers and samples of the run's verification."""
+    report = summary["verification"]["llvm"]
+    return f"{len(report['mismatches'])} in {report['layers']} layers, {report['samples']} samples"
+
+
+def bits_cell(summary: dict[str, Any]) -> str:
+    """How many layers have which bits."""
+    bits = [layer["bits"] for layer in summary["layers"]]
+    return ", ".join(f"{bits.count(pair)} {pair}" for pair in sorted(set(bits)))

@@ -1,0 +1,105 @@
+"""Short ways to graphs, for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hawq_tvm.calibration import make_observer, observe_ranges
+from hawq_tvm.capture import capture
+from hawq_tvm.float_ir import FloatGraph
+from hawq_tvm.integerize import integerize
+from hawq_tvm.interpreter import quantize_input
+from hawq_tvm.ir import Array, Graph, IntType, Node, Operator, TensorType
+from hawq_tvm.quantizer import Range
+from hawq_tvm.runtime import CompiledModule
+from hawq_tvm.specs import BitConfig, Bits
+from hawq_tvm.targets import TARGETS
+from hawq_tvm.torch_float import FloatModule
+
+from . import networks
+
+SIZE = 12
+
+
+def samples(count: int = 4, seed: int = 0) -> torch.Tensor:
+    """Normal noise as images, float32 [count, 3, 12, 12]."""
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+@cache
+def captured(name: str) -> FloatGraph:
+    """The float graph of a network in `networks`."""
+    return capture(networks.make(name), samples(), name=name)
+
+
+@cache
+def ranges_of(name: str) -> Mapping[str, Range]:
+    """Max-abs ranges of that network over 16 samples."""
+    network = FloatModule(captured(name))
+    return observe_ranges(lambda x, tap: network(x, tap=tap), [samples(16)], make_observer("max"))
+
+
+def integers_of(name: str, pairs: Sequence[str] = ("w8a8",)) -> Graph:
+    """The integer graph of that network, its layers taking the pairs in turn."""
+    graph = captured(name)
+    bits = {layer.name: Bits.parse(pairs[i % len(pairs)]) for i, layer in enumerate(graph.layers)}
+    return integerize(graph, ranges_of(name), BitConfig(bits))
+
+
+def integer_samples(graph: Graph, count: int = 4) -> Array:
+    """Noise as integers of the graph's input."""
+    return quantize_input(samples(count).numpy(), graph.input_type)
+
+
+def random_integers(type: TensorType, count: int, seed: int = 0) -> Array:
+    """Integers over the whole range of a type, its extremes certainly among them."""
+    generator = np.random.default_rng(seed)
+    values = generator.integers(type.dtype.lo, type.dtype.hi + 1, (count, *type.shape))
+    values.flat[:2] = type.dtype.lo, type.dtype.hi
+    return values.astype(type.dtype.carrier)
+
+
+def one_node_graph(op: Operator, inputs: Sequence[TensorType], output: IntType, name: str = "layer") -> Graph:
+    """A graph of one operator; inputs after the first come from the first, by way of requantising nodes."""
+    from hawq_tvm.ops import Requantize
+
+    nodes, names = [], ["x"]
+    for index, type in enumerate(inputs[1:], 1):
+        rescale = _identity(type.dtype)
+        nodes.append(Node(f"branch{index}", Requantize(rescale), ("x",), type))
+        names.append(f"branch{index}")
+    type = TensorType(output, op.output_shape(inputs), 1.0)
+    nodes.append(Node(name, op, tuple(names), type))
+    graph = Graph("test", "x", inputs[0], tuple(nodes), name)
+    graph.check()
+    return graph
+
+
+def _identity(dtype: IntType) -> Any:
+    from hawq_tvm.ir import Rescale
+
+    return Rescale(np.array([2**30]), 30, dtype.lo, dtype.hi)
+
+
+def compiled(graph: Graph, folder: Path, *, target: str = "llvm", batch: int = 1) -> CompiledModule:
+    """The graph compiled and loaded."""
+    from hawq_tvm.lower import build_library, lower
+
+    path = folder / TARGETS[target].library_name
+    build_library(lower(graph, TARGETS[target], batch=batch), path)
+    return CompiledModule(path)
+
+
+def same(expected: Mapping[str, Array], got: Mapping[str, Array]) -> list[str]:
+    """Names of the values that differ in dtype, shape or any element, or are missing."""
+    return [
+        name
+        for name, value in expected.items()
+        if name not in got or got[name].dtype != value.dtype or not np.array_equal(value, got[name])
+    ]

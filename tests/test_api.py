@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hawq_tvm
+from hawq_tvm import Bits, Budget, DataOptions, HawqError, HessianSettings
+from hawq_tvm.api import QuantizedNetwork
+from hawq_tvm.errors import CalibrationError, DataError, InfeasibleBudget, RunError
+
+from . import networks
+from .builders import samples
+
+QUICK = HessianSettings(samples=8, max_probes=4)
+
+
+@pytest.fixture(scope="module")
+def network() -> QuantizedNetwork:
+    data = {"calibration": samples(16), "evaluation": (samples(8, seed=3), torch.arange(8) % 5)}
+    return hawq_tvm.quantize(networks.make("Residual"), data, budget=Budget(size="50%"), hessian=QUICK)
+
+
+def test_a_module_and_tensors(network: QuantizedNetwork) -> None:
+    assert [node.name for node in network.graph][:2] == ["stem", "pool"]
+    assert {bits.weight for bits in network.bits.layers.values()} == {4, 8}
+    assert network.bits.layers["stem"] == network.bits.layers["fc"] == Bits(8, 8), "the ends are pinned"
+    assert network.accuracy.samples == 8
+    assert network.accuracy.float_top1 is not None
+    size = network.costs.total(network.bits, "size_bytes")
+    lowest, highest = (
+        sum(row.parameters * (8 if row.name in ("stem", "fc") else b) / 8 for row in network.costs.layers)
+        for b in (4, 8)
+    )
+    assert size <= (lowest + highest) / 2
+
+
+def test_compile_verify_run_and_benchmark(network: QuantizedNetwork) -> None:
+    module = network.compile(batch=4)
+    assert module.info.batch == 4
+    report = network.verify(samples=8)
+    assert report.ok
+    assert report.samples == 8
+    x = samples(6, seed=9)
+    logits = network(x)
+    assert logits.shape == (6, 5)
+    with torch.no_grad():
+        assert np.corrcoef(logits.ravel(), networks.make("Residual")(x).numpy().ravel())[0, 1] > 0.9
+    bench = network.benchmark(seconds=0.2, threads=1)
+    assert bench.contenders[0].name == "hawq_tvm"
+    assert {item.name for item in bench.contenders} >= {"PyTorch fp32", "ONNX Runtime fp32"}
+    assert all(item.median_us > 0 for item in bench.contenders)
+    assert set(bench.layers_us) == {node.name for node in network.graph if node.op.kind != "flatten"}
+    assert (bench.threads, bench.batch) == (1, 4)
+
+
+def test_save_and_load(network: QuantizedNetwork, tmp_path: Path) -> None:
+    saved = network.save(tmp_path / "run")
+    back = hawq_tvm.load(saved)
+    assert back.graph.fingerprint() == network.graph.fingerprint()
+    assert back.verify().ok, "on the golden input, since the samples were Python objects"
+    assert back.bits == network.bits
+    with pytest.raises(RunError, match="exists; save to another path"):
+        network.save(saved)
+    with pytest.raises(RunError, match="does not exist"):
+        hawq_tvm.load(tmp_path / "nothing")
+
+
+def test_the_temporary_run_goes_with_its_object() -> None:
+    made = hawq_tvm.quantize(networks.make("Alias"), samples(8), bits=[8])
+    path = made.path
+    assert path.exists()
+    del made
+    assert not path.exists()
+
+
+def test_one_pair_needs_no_hessian() -> None:
+    made = hawq_tvm.quantize(networks.make("Concat"), samples(8), bits=["w4a8"], pin_ends=False)
+    assert set(made.bits.layers.values()) == {Bits(4, 8)}
+    assert not (made.path / "sensitivity.json").exists()
+    assert made.costs.sources["sensitivity"].startswith("not estimated")
+
+
+def test_pins_and_observers_are_followed() -> None:
+    made = hawq_tvm.quantize(
+        networks.make("Residual"), samples(8), bits=[8], pins={"conv2": "w2a8"}, observer="max", pin_ends=False
+    )
+    assert made.bits.layers["conv2"] == Bits(2, 8)
+    assert abs(made.graph.node("conv2").op.weight).max() <= 1
+
+
+def test_bad_input_is_told_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    network = networks.make("Residual")
+    with pytest.raises(InfeasibleBudget):
+        hawq_tvm.quantize(network, samples(8), budget=Budget(size=10), hessian=QUICK)
+    with pytest.raises(CalibrationError):
+        hawq_tvm.quantize(network, samples(8) * float("nan"), bits=[8])
+    with pytest.raises(DataError):
+        hawq_tvm.quantize(network, torch.zeros(0, 3, 12, 12), bits=[8])
+    with pytest.raises(HawqError, match="torch.export could not trace the network on an input of shape"):
+        hawq_tvm.quantize(network, torch.zeros(4, 1, 12, 12), bits=[8])
+    with pytest.raises(HawqError, match="load them into the module"):
+        hawq_tvm.quantize(network, samples(8), weights="w.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_outside_the_classes_are_refused() -> None:
+    with pytest.raises(DataError, match="a label is 7, and the network has 5 classes"):
+        hawq_tvm.quantize(networks.make("Residual"), (samples(8), torch.arange(8)), bits=[8])
+
+
+def test_data_options_limit_samples() -> None:
+    options = DataOptions(calibration_samples=5, evaluation_samples=3)
+    made = hawq_tvm.quantize(networks.make("Alias"), samples(20), bits=[8], data_options=options)
+    assert made.accuracy.samples == 3
+    assert "over 5 samples" in (made.path / "ranges.json").read_text()
+
+
+def test_a_network_of_the_users_own_size() -> None:
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(20, 30), nn.Linear(30, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.relu(self.a(x)))
+
+    torch.manual_seed(0)
+    made = hawq_tvm.quantize(Vector(), torch.randn(32, 20), bits=[8])
+    assert made.verify(samples=32).ok

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, make_observer, observe_ranges, sensitivities
+from hawq_tvm.calibration.observers import MaxAbs, Percentile
+from hawq_tvm.errors import CalibrationError, SensitivityError
+from hawq_tvm.quantizer import weight_error
+from hawq_tvm.torch_float import FloatModule
+
+from .builders import captured, samples
+
+
+def test_max_abs_sees_both_ends() -> None:
+    observer = MaxAbs()
+    for batch in ([0.5, -2.0], [3.0, 1.0]):
+        observer.observe(torch.tensor(batch))
+    assert (observer.range().lo, observer.range().hi) == (-2.0, 3.0)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 999), scale=st.floats(1e-4, 1e4), percentile=st.sampled_from([90.0, 99.0, 99.9, 100.0]))
+def test_percentile_is_the_quantile_of_the_magnitudes(seed: int, scale: float, percentile: float) -> None:
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(seed)) * scale
+    observer = Percentile(percentile)
+    observer.observe(x)
+    exact = float(np.quantile(x.abs().numpy(), percentile / 100, method="inverted_cdf"))
+    assert observer.range().magnitude == pytest.approx(exact, abs=float(x.abs().max()) * 2**-11)
+
+
+@given(cuts=st.lists(st.integers(1, 999), max_size=6), seed=st.integers(0, 99))
+def test_percentile_does_not_depend_on_the_batches(cuts: list[int], seed: int) -> None:
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(seed)) ** 3
+    whole, parts = Percentile(99.0), Percentile(99.0)
+    whole.observe(x)
+    for part in torch.tensor_split(x, sorted(set(cuts))):
+        parts.observe(part)
+    # the histogram's width is a power of two over the first batch's largest value: equal, or finer by halves
+    assert parts.range().hi == pytest.approx(whole.range().hi, rel=2**-10)
+    assert parts.range().lo == pytest.approx(whole.range().lo, rel=2**-10)
+
+
+def test_percentile_never_exceeds_what_was_seen_and_keeps_zero() -> None:
+    observer = Percentile(50.0)
+    observer.observe(torch.zeros(10))
+    assert observer.range().magnitude == 0.0
+    observer.observe(torch.tensor([0.0, 1.0, 2.0, 300.0]))
+    assert observer.range().lo == 0.0
+    assert observer.range().hi < 1.0
+    observer = Percentile(100.0)
+    observer.observe(torch.tensor([0.3, 0.7]))
+    assert observer.range().hi == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("spec", ["mean", "percentile:0", "percentile:101", "percentile:x", "max:3", ""])
+def test_unknown_observers_are_refused(spec: str) -> None:
+    with pytest.raises(CalibrationError):
+        make_observer(spec)
+
+
+def ranges(batches: list[Tensor]) -> Mapping[str, object]:
+    network = FloatModule(captured("Residual"))
+    return observe_ranges(lambda x, tap: network(x, tap=tap), batches, make_observer("max"))
+
+
+def test_every_value_gets_a_range() -> None:
+    found = ranges([samples(4), samples(4, seed=1)])
+    assert set(found) == {"x", *(node.name for node in captured("Residual"))}
+
+
+def test_bad_calibration_sets_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="the calibration set is empty"):
+        ranges([])
+    with pytest.raises(CalibrationError, match="the calibration set is empty"):
+        ranges([torch.zeros(0, 3, 12, 12)])
+    holed = samples(4)
+    holed[2, 1, 3, 3] = float("nan")
+    with pytest.raises(CalibrationError, match="calibration samples 4 to 7 hold NaN or infinity"):
+        ranges([samples(4), holed])
+    with pytest.raises(CalibrationError, match="the input is 0 over all 4 calibration samples"):
+        ranges([torch.zeros(4, 3, 12, 12)])
+
+
+def test_a_dead_layer_is_named() -> None:
+    def run(x: Tensor, tap: object) -> None:
+        tap("x", x)  # type: ignore[operator]
+        tap("layer1.0", F.relu(-x.abs()))  # type: ignore[operator]
+
+    with pytest.raises(CalibrationError, match="layer 'layer1.0' is dead: its output is 0 over all 4"):
+        observe_ranges(run, [samples(4)], make_observer("max"))
+
+
+def test_a_layer_that_computes_nan_is_named() -> None:
+    def run(x: Tensor, tap: object) -> None:
+        tap("x", x)  # type: ignore[operator]
+        tap("layer2", x / 0.0 - x / 0.0)  # type: ignore[operator]
+
+    with pytest.raises(CalibrationError, match="layer 'layer2' computes NaN or infinity on finite samples"):
+        observe_ranges(run, [samples(4)], make_observer("max"))
+
+
+# Hessian
+
+
+@cache
+def tiny_loss() -> tuple[Callable[[Mapping[str, Tensor]], Tensor], dict[str, Tensor]]:
+    """A two-layer network small enough for its exact Hessian, trained some way so that its traces are positive."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 4, generator=generator), torch.randint(0, 3, (20,), generator=generator)
+    weights = {"a": torch.randn(5, 4, generator=generator) * 0.5, "b": torch.randn(3, 5, generator=generator) * 0.5}
+
+    def loss(w: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(F.linear(torch.tanh(F.linear(x, w["a"])), w["b"]), y)
+
+    for _ in range(100):
+        leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
+        gradients = torch.autograd.grad(loss(leaves), list(leaves.values()))
+        weights = {
+            name: (weight - 0.3 * gradient).detach()
+            for (name, weight), gradient in zip(leaves.items(), gradients, strict=True)
+        }
+    return loss, weights
+
+
+def exact_traces() -> dict[str, float]:
+    loss, weights = tiny_loss()
+    found = {}
+    for name, weight in weights.items():
+
+        def of_one(flat: Tensor, name: str = name, shape: torch.Size = weight.shape) -> Tensor:
+            return loss({**weights, name: flat.view(shape)})
+
+        found[name] = float(torch.autograd.functional.hessian(of_one, weight.flatten()).trace())
+    return found
+
+
+def test_traces_converge_to_the_exact_hessian() -> None:
+    loss, weights = tiny_loss()
+    estimates = hutchinson_traces([loss], weights, target_error=0.02, max_probes=4000, seed=1)
+    for name, exact in exact_traces().items():
+        assert abs(estimates[name].trace - exact) < 4 * estimates[name].standard_error
+        assert estimates[name].relative_error <= 0.02
+        assert estimates[name].parameters == weights[name].numel()
+        assert estimates[name].mean == pytest.approx(estimates[name].trace / weights[name].numel())
+
+
+def test_the_standard_error_is_honest() -> None:
+    """Over many seeds the error of the estimate is as large as it says."""
+    loss, weights = tiny_loss()
+    exact = exact_traces()["a"]
+    runs = [hutchinson_traces([loss], weights, target_error=0, max_probes=30, seed=seed)["a"] for seed in range(60)]
+    spread = np.std([run.trace for run in runs])
+    claimed = np.mean([run.standard_error for run in runs])
+    assert claimed == pytest.approx(spread, rel=0.35)
+    assert abs(np.mean([run.trace for run in runs]) - exact) < 4 * spread / 60**0.5
+
+
+def test_probing_stops_at_the_target_or_the_cap() -> None:
+    loss, weights = tiny_loss()
+    seen: list[int] = []
+    loose = hutchinson_traces([loss], weights, target_error=10.0, max_probes=500, progress=seen.append)
+    assert loose["a"].probes == seen[-1] == 8, "never before the fewest"
+    capped = hutchinson_traces([loss], weights, target_error=0.0, max_probes=13)
+    assert capped["a"].probes == 13
+
+
+def test_batches_share_the_probes_and_estimate_the_mean_loss() -> None:
+    loss, weights = tiny_loss()
+
+    def doubled(w: Mapping[str, Tensor]) -> Tensor:
+        return 3.0 * loss(w)
+
+    found = hutchinson_traces([loss, doubled], weights, target_error=0.02, max_probes=4000)
+    for name, exact in exact_traces().items():
+        assert abs(found[name].trace - 2 * exact) < 4 * found[name].standard_error
+
+
+def test_seeds_repeat() -> None:
+    loss, weights = tiny_loss()
+    first, second, other = (
+        hutchinson_traces([loss], weights, max_probes=8, seed=seed)["a"].trace for seed in (3, 3, 4)
+    )
+    assert first == second != other
+
+
+def test_operators_without_a_second_derivative_are_named() -> None:
+    class OnceDifferentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)  # type: ignore[attr-defined]
+            return x.square()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+            return 2 * gradient * x
+
+    weights = {"a": torch.randn(4, 4)}
+    with pytest.raises(SensitivityError, match="operator 'OnceDifferentiable' has none"):
+        hutchinson_traces([lambda w: OnceDifferentiable.apply(w["a"]).square().sum()], weights)
+    with pytest.raises(
+        SensitivityError, match="operator 'cdist_backward' has none|operator '_cdist_backward' has none"
+    ):
+        hutchinson_traces([lambda w: torch.cdist(w["a"], w["a"] + 1).square().sum()], weights)
+
+
+def test_a_hessian_that_is_not_finite_is_named() -> None:
+    with pytest.raises(SensitivityError, match="the Hessian of layer 'b' is not finite"):
+        hutchinson_traces(
+            [lambda w: w["a"].square().sum() + w["b"].sqrt().sum()], {"a": torch.ones(2), "b": torch.zeros(2)}
+        )
+
+
+def test_omega_is_mean_trace_times_squared_error() -> None:
+    weight = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    traces = {"a": TraceEstimate(24.0, 1.0, 50, 12), "b": TraceEstimate(-0.1, 0.2, 50, 12)}
+    omega = sensitivities({"a": weight, "b": weight}, traces, [8, 4, 4])
+    assert list(omega["a"]) == [4, 8]
+    assert omega["a"][4] == pytest.approx(2.0 * weight_error(weight, 4))
+    assert omega["a"][4] > omega["a"][8] > 0
+    assert omega["b"] == {4: 0.0, 8: 0.0}, "a negative trace is noise around 0"
+
+
+def test_the_captured_network_is_differentiated_through() -> None:
+    """Every operator of the float graph has a second derivative; the joint trace of one layer is the exact one."""
+    network = FloatModule(captured("Mobile"))
+    x, y = samples(6), torch.tensor([0, 1, 2, 3, 0, 1])
+    weights = network.weights()
+
+    def loss(w: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(network(x, weights=w), y)
+
+    estimates = hutchinson_traces([loss], weights, target_error=0.1, max_probes=400)
+    fc = weights["fc"]
+    exact = torch.autograd.functional.hessian(lambda flat: loss({**weights, "fc": flat.view_as(fc)}), fc.flatten())
+    assert abs(estimates["fc"].trace - float(exact.trace())) < 4 * estimates["fc"].standard_error

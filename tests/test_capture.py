@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hawq_tvm.capture import capture
+from hawq_tvm.errors import CaptureError, UnsupportedOperator
+from hawq_tvm.float_ir import Clip, FloatGraph
+from hawq_tvm.torch_float import FloatModule
+
+from . import networks
+from .builders import captured, samples
+
+
+def shape_of(graph: FloatGraph) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(node.name, node.kind, node.inputs) for node in graph]
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_graph_computes_the_network_at_any_batch(name: str, batch: int) -> None:
+    x = samples(batch, seed=batch)
+    with torch.no_grad():
+        expected = networks.make(name)(x)
+        got = FloatModule(captured(name))(x)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_are_named_by_module_and_sums_are_fused() -> None:
+    assert shape_of(captured("Residual")) == [
+        ("stem", "conv2d", ("x",)),
+        ("pool", "max_pool2d", ("stem",)),
+        ("conv1", "conv2d", ("pool",)),
+        ("conv2", "conv2d", ("conv1",)),
+        ("project", "conv2d", ("pool", "conv2")),
+        ("gap", "global_avg_pool2d", ("project",)),
+        ("flatten", "flatten", ("gap",)),
+        ("fc", "linear", ("flatten",)),
+    ]
+    table = captured("Residual").by_name
+    assert table["stem"].clip == table["project"].clip == Clip(0.0, np.inf)
+    assert table["conv2"].clip is None
+    assert captured("Residual").tied_groups() == (("conv1", "project"),)
+
+
+def test_a_module_called_twice_is_two_layers() -> None:
+    graph = captured("Shared")
+    assert [node.name for node in graph.layers] == ["conv", "conv#2", "late", "fc"]
+    first, second = graph.by_name["conv"], graph.by_name["conv#2"]
+    assert np.array_equal(first.weight, second.weight)
+    assert graph.by_name["late"].groups == 3, "a batch norm that cannot fold is a depthwise convolution"
+
+
+def test_in_place_operators_on_kept_tensors_come_out_right() -> None:
+    graph = captured("Alias")
+    bias = networks.make("Alias").state_dict()["conv.bias"].numpy()
+    assert graph.by_name["conv"].bias == pytest.approx(bias + 1.0), (
+        "y += 1 folds into the bias, for the kept tensor too"
+    )
+
+
+def test_pads_fold_and_clips_keep_their_bounds() -> None:
+    assert captured("Concat").by_name["stem"].window.pads == (0, 0, 1, 1)
+    assert captured("Concat").by_name["pool"].window.pads == (0, 0, 1, 1), "ceil_mode becomes padding"
+    mobile = captured("Mobile").by_name
+    assert mobile["stem"].clip == Clip(0.0, 6.0)
+    assert mobile["grouped"].clip == Clip(-1.5, 1.5)
+    assert mobile["project"].inputs == ("depthwise", "stem")
+
+
+def test_average_pools_count_as_pytorch_does() -> None:
+    counts = captured("Pools").by_name["inner"].counts
+    assert counts[0, 0] == 4
+    assert counts[0, 1] == 6
+    assert counts[1, 1] == 9
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = networks.make("Residual")
+    network.train()
+    network.bn.eval()
+    before = copy.deepcopy(network.state_dict())
+    capture(network, samples())
+    assert network.training
+    assert network.conv1.training
+    assert not network.bn.training
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+class Lambda(nn.Module):
+    """A network whose forward is given."""
+
+    def __init__(self, forward: object) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.body = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.conv(x))
+
+
+class Nested(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 1), layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "operator", "hint"),
+    [
+        (nn.SiLU(), "aten.silu", "nn.ReLU"),
+        (nn.Sigmoid(), "aten.sigmoid", "nn.ReLU"),
+        (nn.PReLU(), "aten.prelu", "nn.ReLU"),
+        (nn.Softmax(1), "aten.softmax", "return the logits"),
+        (nn.GroupNorm(2, 4), "aten.group_norm", "nn.BatchNorm2d"),
+        (nn.Upsample(scale_factor=2), "aten.upsample_nearest2d", "rewrite it"),
+        (nn.ReflectionPad2d(1), "aten.pad", "zero pad"),
+        (nn.AdaptiveAvgPool2d(5), "aten.adaptive_avg_pool2d", "pool to a divisor"),
+    ],
+)
+def test_what_has_no_integer_form_is_refused_by_name(layer: nn.Module, operator: str, hint: str) -> None:
+    with pytest.raises(UnsupportedOperator, match=hint) as caught:
+        capture(Nested(layer), samples())
+    assert caught.value.operator == operator
+    assert caught.value.module == "block.1"
+    assert "'block.1'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (lambda x: x * x.mean((2, 3), keepdim=True), "squeeze-and-excitation"),
+        (lambda x: x - F.relu(x), "sign in the weights"),
+        (lambda x: torch.cat([x, x], 2), "dim=1"),
+        (lambda x: x.mean(1), "height and width"),
+        (lambda x: x.reshape(x.shape[0], 2, -1), "only flattening"),
+        (lambda x: x + torch.ones(12), "along channels alone"),
+        (lambda x: F.pad(x, (1, 1, 1, 1)), "zero pad"),
+        (lambda x: (x, x), "returns 2 values"),
+        (lambda x: F.relu(x) if x.sum() > 0 else x, "torch.export could not trace"),
+        (lambda x: x[:1], "torch.export could not trace|no integer form"),
+        (lambda x: torch.relu(x) / 0.0, "NaN or infinity"),
+    ],
+)
+def test_other_things_are_refused_with_a_reason(body: object, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        capture(Lambda(body), samples())
+
+
+def test_a_network_that_draws_random_numbers_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"differs from the network|no integer form"):
+        capture(Lambda(lambda x: F.dropout(x, 0.5, training=True)), samples())
+
+
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(CaptureError, match="nothing to quantise"):
+        capture(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), samples())
+
+
+def test_two_inputs_are_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(CaptureError, match="takes one tensor"):
+        capture(Two(), samples())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: (x - torch.tensor([0.1, 0.2, 0.3, 0.4]).view(4, 1, 1)) / 2.0,
+        lambda x: 1.0 - x,
+        lambda x: -F.relu(x),
+        lambda x: torch.clamp(F.relu(x), max=0.5),
+        lambda x: x.clamp(min=-0.3).clamp_max(0.2),
+        lambda x: F.max_pool2d(F.pad(F.relu(x), (1, 0, 0, 1)), 2),
+        lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3),
+        lambda x: F.adaptive_max_pool2d(x, 1),
+        lambda x: F.adaptive_avg_pool2d(x, (4, 3)),
+        lambda x: F.adaptive_avg_pool2d(x, 12),
+        lambda x: torch.add(x, F.relu(x)),
+        lambda x: torch.add(x, 1.0, alpha=2),
+        lambda x: x + x,
+        lambda x: x.mean((-1, -2), keepdim=True).squeeze(-1).squeeze(-1),
+        lambda x: x.contiguous().clone().view(x.size(0), -1),
+        lambda x: F.max_pool2d(x, 3, stride=2, padding=1, dilation=2, ceil_mode=True),
+    ],
+)
+def test_more_that_users_write(body: object) -> None:
+    network = Lambda(body).eval()
+    x = samples(3, seed=5)
+    with torch.no_grad():
+        torch.testing.assert_close(FloatModule(capture(network, samples()))(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_same_padding_of_even_kernels_is_one_sided() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 4, padding="same", dilation=1), nn.Conv2d(4, 2, 2, padding="valid"))
+    graph = capture(network, samples())
+    assert graph.by_name["0"].window.pads == (1, 1, 2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(FloatModule(graph)(samples()), network(samples()), rtol=1e-4, atol=1e-5)
+
+
+def test_constants_computed_in_forward_are_folded() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+    network = nn.Sequential(Standardised(3, 4, 3, padding=1), nn.ReLU()).eval()
+    graph = capture(network, samples())
+    assert np.abs(graph.by_name["0.conv2d"].weight.mean((1, 2, 3))).max() < 1e-6
+    with torch.no_grad():
+        torch.testing.assert_close(FloatModule(graph)(samples()), network(samples()), rtol=1e-4, atol=1e-5)

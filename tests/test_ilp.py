@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hawq_tvm.errors import AllocationError, InfeasibleBudget
+from hawq_tvm.ilp import SOLVERS, Problem, formulate, solve_ilp
+from hawq_tvm.specs import Bits, Budget, Cost, CostTable, LayerCosts
+
+W4, W8 = Bits(4, 4), Bits(8, 8)
+FACTS = json.loads((Path(__file__).parent / "facts" / "hawqv3_resnet18_ilp.json").read_text())
+
+
+def upstream_table() -> CostTable:
+    """Upstream's inputs for ResNet-18: traces, perturbations and latencies as published."""
+    rows = []
+    for layer in FACTS["layers"]:
+        choices = {
+            Bits(b, b): Cost(
+                layer["hessian_trace_avg"] * layer[f"delta_w_sq_int{b}"],
+                layer["params"] * b / 8,
+                layer["macs"] * b * b,
+                layer[f"ilp_latency_int{b}"],
+            )
+            for b in (4, 8)
+        }
+        rows.append(LayerCosts(layer["name"], layer["params"], layer["macs"], choices))
+    return CostTable(tuple(rows), tuple(tuple(pair) for pair in FACTS["tied_layer_pairs"]))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", FACTS["published"])
+def test_upstreams_resnet18_answers_are_reproduced(name: str, solver: str) -> None:
+    kind, share = name.rsplit("_", 1)
+    budget = Budget(**{{"modelsize": "size"}.get(kind, kind): f"{float(share):.0%}"})
+    result = solve_ilp(formulate(upstream_table(), budget), solver=solver)
+    assert [bits.weight for bits in result.bits.layers.values()] == FACTS["published"][name]["weight_bits"]
+    assert result.sensitivity == pytest.approx(FACTS["published"][name]["omega"], rel=1e-9)
+    assert len(FACTS["published"]) == 9
+
+
+def brute_force(problem: Problem) -> float | None:
+    """The least sensitivity over every configuration."""
+    every = itertools.product(*(range(len(group.choices)) for group in problem.groups))
+    return min((problem.sensitivity(picks) for picks in every if problem.meets(picks)), default=None)
+
+
+PAIRS = [Bits(2, 8), W4, Bits(4, 8), W8]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[CostTable, Budget]:
+    """Up to six layers with random costs, choices, ties and one to three budgets."""
+    count = draw(st.integers(1, 6))
+    numbers = st.floats(0, 100).map(lambda value: round(value, 3))
+    shared = sorted(draw(st.sets(st.sampled_from(PAIRS), min_size=1, max_size=4)))
+    rows = tuple(
+        LayerCosts(
+            f"layer{i}", 1, 1,
+            {pair: Cost(draw(numbers), draw(numbers), draw(st.integers(0, 100)), draw(numbers)) for pair in shared},
+        )
+        for i in range(count)
+    )  # fmt: skip
+    ties = ((rows[0].name, rows[-1].name),) if count > 1 and draw(st.booleans()) else ()
+    limits: dict[str, Any] = {
+        name: draw(st.one_of(st.integers(0, 100 * count), st.integers(0, 100).map(lambda p: f"{p}%")))
+        for name in draw(st.sets(st.sampled_from(["size", "bops", "latency"]), min_size=1))
+    }
+    return CostTable(rows, ties), Budget(**limits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=problems(), solver=st.sampled_from(SOLVERS))
+def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str) -> None:
+    table, budget = case
+    problem = formulate(table, budget)
+    best = brute_force(problem)
+    if best is None:
+        with pytest.raises(InfeasibleBudget) as caught:
+            solve_ilp(problem, solver=solver)
+        check_nearest(problem, caught.value)
+        return
+    result = solve_ilp(problem, solver=solver)
+    assert result.sensitivity == pytest.approx(best, abs=1e-9, rel=1e-9)
+    for cost, limit in problem.limits.items():
+        assert table.total(result.bits, cost) <= limit + 1e-9
+        assert result.costs[cost] <= limit
+
+
+def check_nearest(problem: Problem, error: InfeasibleBudget) -> None:
+    """The nearest value is the least that any configuration reaches within the other budgets, where there is one."""
+    cost = error.budget
+    others = {name: limit for name, limit in problem.limits.items() if name != cost}
+    rest = Problem(problem.names, problem.groups, others)
+    every = list(itertools.product(*(range(len(group.choices)) for group in problem.groups)))
+    within = [problem.total(picks, cost) for picks in every if rest.meets(picks)]  # type: ignore[arg-type]
+    reachable = within or [problem.total(picks, cost) for picks in every]  # type: ignore[arg-type]
+    assert error.nearest == pytest.approx(min(reachable))
+    assert error.nearest > error.limit == problem.limits[cost]  # type: ignore[index]
+
+
+def table(rows: Sequence[tuple[float, float]], ties: Sequence[tuple[str, ...]] = ()) -> CostTable:
+    """Layers a, b, c, ... of 8 bytes at 8 bits and 4 at 4, with sensitivities at 4 and at 8 bits."""
+    layers = tuple(
+        LayerCosts("abcdefgh"[i], 8, 8, {W4: Cost(low, 4.0, 128, 1.0), W8: Cost(high, 8.0, 512, 2.0)})
+        for i, (low, high) in enumerate(rows)
+    )
+    return CostTable(layers, tuple(ties))
+
+
+def chosen(result: Any) -> str:
+    return "".join(str(bits.weight) for bits in result.bits.layers.values())
+
+
+def test_without_a_budget_every_layer_keeps_its_safest_bits() -> None:
+    assert chosen(solve_ilp(formulate(table([(3, 1), (2, 1)]), Budget()))) == "88"
+
+
+def test_the_least_sensitive_layers_go_first() -> None:
+    costs = table([(9, 1), (2, 1), (5, 1)])
+    assert chosen(solve_ilp(formulate(costs, Budget(size=20)))) == "848"
+    assert chosen(solve_ilp(formulate(costs, Budget(size=16)))) == "844"
+    assert chosen(solve_ilp(formulate(costs, Budget(size="0%")))) == "444"
+    assert chosen(solve_ilp(formulate(costs, Budget(size="100%")))) == "888"
+
+
+def test_tied_layers_agree_and_ties_chain() -> None:
+    costs = table([(9, 0), (1, 0), (2, 0), (1, 0)], ties=[("a", "b"), ("b", "d")])
+    assert chosen(solve_ilp(formulate(costs, Budget(size=28)))) == "8848"
+    assert chosen(solve_ilp(formulate(costs, Budget(size=20)))) == "4484"
+
+
+def test_pins_hold_and_pin_their_ties() -> None:
+    costs = table([(1, 0), (9, 0), (9, 0)], ties=[("a", "b")])
+    assert chosen(solve_ilp(formulate(costs, Budget(), pins={"a": W4}))) == "448"
+    with pytest.raises(AllocationError, match="pinned to different bits"):
+        formulate(costs, Budget(), pins={"a": W4, "b": W8})
+    with pytest.raises(AllocationError, match="pin for unknown layer 'z'"):
+        formulate(costs, Budget(), pins={"z": W4})
+    with pytest.raises(AllocationError, match="no entry for layer 'a' at"):
+        formulate(costs, Budget(), pins={"a": Bits(2, 2)})
+
+
+def test_candidates_may_differ_by_layer() -> None:
+    costs = table([(9, 1), (2, 1)])
+    assert chosen(solve_ilp(formulate(costs, Budget(), candidates=[W4]))) == "44"
+    assert chosen(solve_ilp(formulate(costs, Budget(), candidates={"a": [W4]}))) == "48"
+    assert chosen(solve_ilp(formulate(costs, Budget(), candidates=[W4], pins={"a": W8}))) == "84"
+    with pytest.raises(AllocationError, match="no entry for layer 'a'"):
+        formulate(costs, Budget(), candidates=[Bits(3, 3)])
+    tied = table([(1, 0), (1, 0)], ties=[("a", "b")])
+    with pytest.raises(AllocationError, match="no bits in common"):
+        formulate(tied, Budget(), candidates={"a": [W4], "b": [W8]})
+
+
+def test_a_share_of_a_latency_that_rises_with_fewer_bits() -> None:
+    """On some machines 4 bits are slower; shares still run from the lower to the higher uniform configuration."""
+    rows = tuple(LayerCosts(n, 1, 1, {W4: Cost(5, 4, 16, 3.0), W8: Cost(1, 8, 64, 2.0)}) for n in "ab")
+    problem = formulate(CostTable(rows), Budget(latency="50%"))
+    assert problem.limits["latency_us"] == 5.0
+    assert chosen(solve_ilp(problem)) == "88"
+
+
+def test_equal_sensitivity_goes_to_more_bits() -> None:
+    pair = {W4: Cost(1.0, 4.0, 16), Bits(4, 8): Cost(1.0, 4.0, 32), W8: Cost(0.0, 8.0, 64)}
+    costs = CostTable(tuple(LayerCosts(name, 8, 1, pair) for name in "ab"))
+    assert set(solve_ilp(formulate(costs, Budget(size=8))).bits.layers.values()) == {Bits(4, 8)}
+    tight = solve_ilp(formulate(costs, Budget(size=8, bops=48)))
+    assert sorted(tight.bits.layers.values()) == [W4, Bits(4, 8)]
+
+
+def test_an_infeasible_budget_names_what_binds_and_the_nearest_value() -> None:
+    costs = table([(9, 1), (2, 1)])
+    with pytest.raises(InfeasibleBudget, match="budget of 7 bytes: the nearest is 8 bytes; raise the budget") as caught:
+        solve_ilp(formulate(costs, Budget(size=7)))
+    assert (caught.value.budget, caught.value.limit, caught.value.nearest) == ("size_bytes", 7.0, 8.0)
+    rows = tuple(LayerCosts(n, 1, 1, {W4: Cost(5, 4, 16, 3.0), W8: Cost(1, 8, 64, 2.0)}) for n in "ab")
+    with pytest.raises(InfeasibleBudget, match="with the other budgets as they are") as caught:
+        solve_ilp(formulate(CostTable(rows), Budget(size=8, latency=5.9)))
+    assert (caught.value.budget, caught.value.nearest) == ("latency_us", 6.0)
+
+
+def test_a_budget_on_what_was_not_measured() -> None:
+    costs = CostTable((LayerCosts("a", 1, 1, {W8: Cost(1, 8, 64)}),))
+    with pytest.raises(AllocationError, match="a budget on latency_us needs it for every layer, and a has none"):
+        formulate(costs, Budget(latency="1ms"))
+
+
+def test_unknown_solvers_and_ties() -> None:
+    with pytest.raises(AllocationError, match="unknown solver 'gurobi'; known: cbc, highs"):
+        solve_ilp(formulate(table([(1, 0)]), Budget()), solver="gurobi")
+    with pytest.raises(AllocationError, match="a tie names the unknown layer 'z'"):
+        formulate(table([(1, 0)], ties=[("a", "z")]), Budget())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_tiny_differences_still_decide(solver: str) -> None:
+    """Sensitivities span many orders of magnitude; the smallest still have to be told apart."""
+    rng = np.random.default_rng(0)
+    layers = tuple(
+        LayerCosts(f"l{i}", 8, 8, {W4: Cost(float(10.0 ** rng.uniform(-7, 1)), 4.0, 1), W8: Cost(0.0, 8.0, 4)})
+        for i in range(12)
+    )
+    problem = formulate(CostTable(layers), Budget(size=60))
+    result = solve_ilp(problem, solver=solver)
+    omegas = sorted(layer.choices[W4].sensitivity for layer in layers)
+    assert result.sensitivity == pytest.approx(sum(omegas[:9]), rel=1e-9)

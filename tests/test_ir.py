@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hawq_tvm.errors import GraphError, OverflowRefused
+from hawq_tvm.ir import Graph, IntType, Rescale, TensorType, Window
+from hawq_tvm.ops import Conv2d
+
+from .builders import integers_of, one_node_graph
+
+U8, S8 = IntType(8, signed=False), IntType(8, signed=True)
+
+
+def conv(**changes: Any) -> Conv2d:
+    weight = np.arange(-8, 8).reshape(4, 4, 1, 1)
+    fields = {
+        "weight": weight,
+        "weight_bits": 5,
+        "bias": np.arange(4),
+        "rescale": Rescale(np.full(4, 2**30), 35, 0, 255),
+        "window": Window((1, 1)),
+    }
+    return Conv2d(**{**fields, **changes})
+
+
+def graph(**changes: Any) -> Graph:
+    return one_node_graph(conv(**changes), [TensorType(U8, (4, 3, 3), 0.1)], U8)
+
+
+@pytest.mark.parametrize(
+    ("type", "lo", "hi", "carrier"),
+    [("u4", 0, 15, "uint8"), ("s4", -8, 7, "int8"), ("u2", 0, 3, "uint8"), ("s8", -128, 127, "int8")],
+)
+def test_int_types(type: str, lo: int, hi: int, carrier: str) -> None:
+    parsed = IntType.parse(type)
+    assert (parsed.lo, parsed.hi, parsed.carrier, repr(parsed)) == (lo, hi, carrier, type)
+
+
+@pytest.mark.parametrize("text", ["u1", "s9", "u32", "x8", "8", "", "u"])
+def test_other_int_types_are_refused(text: str) -> None:
+    with pytest.raises(GraphError):
+        IntType.parse(text)
+
+
+def test_windows_count_like_pytorch() -> None:
+    import torch
+
+    window = Window((3, 2), (2, 1), (1, 0, 2, 1), (2, 3))
+    x = torch.nn.functional.pad(torch.zeros(1, 1, 11, 9), (0, 1, 1, 2))
+    expected = torch.nn.functional.conv2d(x, torch.zeros(1, 1, 3, 2), stride=(2, 1), dilation=(2, 3)).shape[2:]
+    assert window.output_size(11, 9) == tuple(expected)
+
+
+def test_a_window_larger_than_the_image_is_refused() -> None:
+    with pytest.raises(GraphError, match="does not fit"):
+        Window((5, 5)).output_size(3, 3)
+
+
+def test_arrays_in_a_graph_cannot_be_written() -> None:
+    op = conv()
+    with pytest.raises(ValueError, match="read-only"):
+        op.weight[0, 0, 0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_bits": 3}, "weights leave the range of 3 bits"),
+        ({"weight_bits": 9}, "2 to 8 bits"),
+        ({"bias": np.arange(3)}, "bias must have a shape"),
+        ({"rescale": Rescale(np.full(4, 2**31), 35, 0, 255)}, "multiplier must lie"),
+        ({"rescale": Rescale(np.full(4, -1), 35, 0, 255)}, "multiplier must lie"),
+        ({"rescale": Rescale(np.full(3, 1), 35, 0, 255)}, "multiplier must have a shape"),
+        ({"rescale": Rescale(np.full(4, 1), 0, 0, 255)}, "shift must lie"),
+        ({"rescale": Rescale(np.full(4, 1), 63, 0, 255)}, "shift must lie"),
+        ({"rescale": Rescale(np.full(4, 1), 35, -1, 255)}, "clip bounds"),
+        ({"rescale": Rescale(np.full(4, 1), 35, 9, 8)}, "clip bounds"),
+        ({"groups": 2}, "does not fit 4 channels"),
+        ({"window": Window((3, 3))}, "does not fit its window"),
+    ],
+)
+def test_check_refuses_what_breaks_the_contract(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        graph(**changes)
+
+
+def test_check_names_the_node() -> None:
+    good = integers_of("Residual")
+    bad = good.replace_node("conv1", type=replace(good.node("conv1").type, shape=(1, 2, 3)))
+    with pytest.raises(GraphError, match=r"'conv1' \(conv2d\).*\(12, 3, 3\).*\(1, 2, 3\)"):
+        bad.check()
+
+
+def test_check_finds_missing_and_doubled_values() -> None:
+    good = integers_of("Residual")
+    with pytest.raises(GraphError, match="no earlier node makes"):
+        replace(good, nodes=good.nodes[1:]).check()
+    with pytest.raises(GraphError, match="two values are named"):
+        replace(good, nodes=(*good.nodes, good.nodes[-1])).check()
+    with pytest.raises(GraphError, match="made by no node"):
+        replace(good, output="nothing").check()
+
+
+def test_an_accumulator_that_could_overflow_is_refused_by_name_and_numbers() -> None:
+    channels = 2**31 // (255 * 127) + 1
+    op = Conv2d(np.full((1, channels, 1, 1), 127), 8, [0], Rescale([1], 30, 0, 255), Window((1, 1)))
+    with pytest.raises(OverflowRefused, match="layer 'wide': the accumulator can reach") as caught:
+        one_node_graph(op, [TensorType(U8, (channels, 1, 1), 1.0)], U8, name="wide")
+    assert caught.value.layer == "wide"
+    assert caught.value.bound == channels * 127 * 255
+    assert caught.value.limit == 2**31
+
+
+def test_just_under_the_limit_is_accepted() -> None:
+    channels = (2**31 - 1) // (255 * 127)
+    spare = 2**31 - 1 - channels * 127 * 255
+    op = Conv2d(np.full((1, channels, 1, 1), 127), 8, [spare], Rescale([2**31 - 1], 62, 0, 255), Window((1, 1)))
+    made = one_node_graph(op, [TensorType(U8, (channels, 1, 1), 1.0)], U8)
+    assert made.bounds()["layer"].accumulator == 2**31 - 1
+    assert made.bounds()["layer"].dyadic_sum < 2**63
+    with pytest.raises(OverflowRefused):
+        one_node_graph(replace(op, bias=np.array([spare + 1])), [TensorType(U8, (channels, 1, 1), 1.0)], U8)
+
+
+def test_the_fingerprint_sees_every_number() -> None:
+    base = graph()
+    node = base.node("layer")
+    op = node.op
+    assert isinstance(op, Conv2d)
+    variants = [
+        base.replace_node("layer", op=conv(bias=np.array([0, 1, 2, 4]))),
+        base.replace_node("layer", op=conv(weight=op.weight[::-1])),
+        base.replace_node("layer", op=conv(weight_bits=6)),
+        base.replace_node("layer", op=conv(rescale=Rescale(np.full(4, 2**30), 36, 0, 255))),
+        base.replace_node("layer", op=conv(rescale=Rescale(np.full(4, 2**30), 35, 0, 254))),
+        base.replace_node("layer", type=replace(node.type, scale=0.2)),
+        replace(base, input_type=replace(base.input_type, dtype=S8)),
+        replace(base, name="other"),
+    ]
+    prints = {variant.fingerprint() for variant in (base, *variants)}
+    assert len(prints) == len(variants) + 1
+    assert graph().fingerprint() == base.fingerprint()
+
+
+def test_a_graph_prints_for_review() -> None:
+    assert str(integers_of("Residual", ("w8a8", "w4a4"))).splitlines() == [
+        "Residual(x: s8[3,12,12]) -> fc",
+        "  stem: u4[8,12,12] = conv2d(x) s8[8,3,3,3] 3x3 pads 1,1,1,1 >> 42 clip 0..15",
+        "  pool: u4[8,6,6] = max_pool2d(stem) 2x2 stride 2,2",
+        "  conv1: u8[12,3,3] = conv2d(pool) s4[12,8,3,3] 3x3 stride 2,2 pads 1,1,1,1 >> 30 clip 0..255",
+        "  conv2: s8[12,3,3] = conv2d(conv1) s8[12,12,3,3] 3x3 pads 1,1,1,1 >> 41 clip -128..127",
+        "  project: u8[12,3,3] = conv2d(pool, conv2) s4[12,8,1,1] 1x1 stride 2,2 + residual >> 30 clip 0..255",
+        "  gap: u8[12,1,1] = global_avg_pool2d(project) >> 33 clip 0..255",
+        "  flatten: u8[12] = flatten(gap)",
+        "  fc: s32[5] = linear(flatten) s8[5,12] >> 30 clip -2147483647..2147483647",
+    ]

@@ -1,0 +1,225 @@
+"""Kernels against the interpreter, over shapes that are chosen to be awkward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hawq_tvm import interpreter
+from hawq_tvm.errors import CompileError
+from hawq_tvm.ir import Graph, IntType, Node, Operator, Rescale, TensorType, Window
+from hawq_tvm.kernels import KERNELS, Request, select_kernel
+from hawq_tvm.kernels.generic.blocking import Blocking
+from hawq_tvm.kernels.packing import pack_channel_blocks, pack_nibbles, unpack_nibbles
+from hawq_tvm.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
+from hawq_tvm.targets import TARGETS, Target
+
+from .builders import compiled, one_node_graph, random_integers, same
+
+S8, U8, U4, S32 = (IntType.parse(text) for text in ("s8", "u8", "u4", "s32"))
+sweep = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def agrees(op: Operator, inputs: list[TensorType], output: IntType, folder: Path, **how: Any) -> None:
+    """Compile one operator and compare every value with the interpreter, on extremes and noise."""
+    graph_agrees(one_node_graph(op, inputs, output), folder, **how)
+
+
+def graph_agrees(graph: Graph, folder: Path, **how: Any) -> None:
+    module = compiled(graph, folder, **how)
+    x = random_integers(graph.input_type, 3)
+    assert same(interpreter.run(graph, x), module.values(x)) == []
+
+
+@given(st.lists(st.tuples(st.integers(-8, 7), st.integers(-8, 7)), min_size=1))
+def test_nibbles_unpack_to_what_was_packed(pairs: list[tuple[int, int]]) -> None:
+    low, high = (np.array(part, np.int8) for part in zip(*pairs, strict=True))
+    packed = pack_nibbles(low, high)
+    assert packed.dtype == np.uint8
+    assert [part.tolist() for part in unpack_nibbles(packed)] == [low.tolist(), high.tolist()]
+
+
+@given(groups=st.integers(1, 3), per_group=st.integers(1, 40), halves=st.integers(1, 2), lanes=st.sampled_from([4, 8]))
+def test_channel_blocks_hold_every_channel_once(groups: int, per_group: int, halves: int, lanes: int) -> None:
+    values = np.arange(1, groups * per_group * 2 + 1).reshape(groups * per_group, 2)
+    blocks = pack_channel_blocks(values, groups, halves, lanes)
+    for channel in range(groups * per_group):
+        group, within = divmod(channel, per_group)
+        block, rest = divmod(within, halves * lanes)
+        assert blocks[group, block, :, rest // lanes, rest % lanes].tolist() == values[channel].tolist()
+    assert np.count_nonzero(blocks) == values.size, "the rest is zeros"
+
+
+@given(
+    channels=st.integers(1, 80),
+    width=st.integers(1, 70),
+    bits=st.sampled_from([128, 256, 512]),
+    groups=st.integers(1, 4),
+)
+def test_blockings_are_sound(channels: int, width: int, bits: int, groups: int) -> None:
+    blocking = Blocking.choose(channels, width, bits, groups=groups)
+    assert 1 <= blocking.tile <= max(16, width)
+    assert blocking.halves in (1, 2)
+    if groups > 1:
+        assert channels % blocking.block == 0
+
+
+@sweep
+@given(
+    channels=st.integers(1, 9),
+    out_channels=st.sampled_from([1, 2, 3, 5, 10, 16, 17, 31, 33, 48, 65]),
+    size=st.tuples(st.integers(5, 12), st.integers(5, 19)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    weight_bits=st.sampled_from([2, 4, 5, 8]),
+    residual=st.sampled_from([None, "one", "each"]),
+    batch=st.integers(1, 2),
+    target=st.sampled_from(sorted(TARGETS)),
+    seed=st.integers(0, 99),
+)
+def test_conv2d(
+    tmp_path: Path, channels: int, out_channels: int, size: tuple[int, int], kernel: tuple[int, int],
+    strides: tuple[int, int], pads: tuple[int, int, int, int], dilations: tuple[int, int], weight_bits: int,
+    residual: str | None, batch: int, target: str, seed: int,
+) -> None:  # fmt: skip
+    op = random_conv(channels, out_channels, 1, Window(kernel, strides, pads, dilations), weight_bits, residual, seed)
+    x = TensorType(S8 if seed % 2 else U8, (channels, *size), 1.0)
+    graph_agrees(conv_graph(op, x, U8 if seed % 3 else S8), tmp_path, batch=batch, target=target)
+
+
+@sweep
+@given(
+    groups=st.integers(2, 8),
+    per_group=st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 4, 6, 9, 12, 20])),
+    width=st.integers(3, 20),
+    weight_bits=st.sampled_from([3, 8]),
+    residual=st.sampled_from([None, "one"]),
+    target=st.sampled_from(sorted(TARGETS)),
+    seed=st.integers(0, 99),
+)
+def test_grouped_and_depthwise_conv2d(
+    tmp_path: Path, groups: int, per_group: tuple[int, int], width: int, weight_bits: int, residual: str | None,
+    target: str, seed: int,
+) -> None:  # fmt: skip
+    window = Window((3, 2), (1, 1 + seed % 2), (1, 1, 1, 0))
+    channels, out_channels = groups * per_group[0], groups * per_group[1]
+    op = random_conv(channels, out_channels, groups, window, weight_bits, residual, seed)
+    x = TensorType(S8 if seed % 2 else U8, (channels, 6, width), 1.0)
+    graph_agrees(conv_graph(op, x, U8), tmp_path, target=target)
+
+
+def random_conv(
+    channels: int, out: int, groups: int, window: Window, bits: int, residual: str | None, seed: int
+) -> Conv2d:
+    rng = np.random.default_rng(seed)
+    limit = 1 << (bits - 1)
+    factors = None if residual is None else rng.integers(0, 2**31, out if residual == "each" else 1)
+    rescale = Rescale(rng.integers(0, 2**31, out), 30 + seed % 12, 0, 100, factors)
+    weight = rng.integers(-limit, limit, (out, channels // groups, *window.kernel))
+    return Conv2d(weight, bits, rng.integers(-3000, 3000, out), rescale, window, groups)
+
+
+def conv_graph(op: Conv2d, x: TensorType, output: IntType) -> Graph:
+    """The convolution, after another one that makes its residual where it has one."""
+    if op.rescale.residual is None:
+        return one_node_graph(op, [x], output)
+    rescale = replace(op.rescale, shift=op.rescale.shift - 2, lo=-128, hi=127, residual=None)
+    first = one_node_graph(replace(op, rescale=rescale), [x], S8, name="branch")
+    shape = first.node("branch").type.shape
+    node = Node("layer", op, ("x", "branch"), TensorType(output, shape, 1.0))
+    graph = Graph("test", "x", x, (*first.nodes, node), "layer")
+    graph.check()
+    return graph
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("features", "outputs", "bits"), [(1, 1, 8), (7, 10, 4), (64, 33, 8), (130, 100, 3)])
+def test_linear(tmp_path: Path, target: str, features: int, outputs: int, bits: int) -> None:
+    rng = np.random.default_rng(features)
+    limit = 1 << (bits - 1)
+    weight, bias = rng.integers(-limit, limit, (outputs, features)), rng.integers(-999, 999, outputs)
+    op = Linear(weight, bits, bias, Rescale(rng.integers(0, 2**31, outputs), 31, -(2**31) + 1, 2**31 - 1))
+    agrees(op, [TensorType(U8, (features,), 1.0)], S32, tmp_path, target=target, batch=2)
+
+
+def test_work_large_enough_for_threads(tmp_path: Path) -> None:
+    from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, MIN_MACS
+
+    op = random_conv(32, 48, 1, Window((3, 3), pads=(1, 1, 1, 1)), 8, None, 1)
+    x = TensorType(U8, (32, 15, 15), 1.0)
+    assert op.macs(TensorType(U8, op.output_shape([x]), 1.0)) > MIN_MACS
+    agrees(op, [x], U8, tmp_path)
+    large = TensorType(U8, (40, 60, 60), 1.0)
+    assert np.prod(large.shape) > MIN_ELEMENTS
+    agrees(MaxPool2d(Window((3, 3), (2, 2), (1, 1, 1, 1))), [large], U8, tmp_path)
+    agrees(GlobalAvgPool2d(Rescale([2**30], 41, 0, 255)), [large], U8, tmp_path)
+    agrees(Requantize(Rescale([2**30], 33, 0, 15)), [large], U4, tmp_path)
+
+
+OTHERS: dict[str, tuple[Operator, list[TensorType], IntType]] = {
+    "requantize": (Requantize(Rescale([2**31 - 1], 33, -8, 7)), [TensorType(S8, (5, 3, 7), 1.0)], IntType.parse("s4")),
+    "requantize a vector": (Requantize(Rescale([3], 2, -128, 127)), [TensorType(S8, (9,), 1.0)], S8),
+    "max pool": (MaxPool2d(Window((3, 2), (2, 2), (1, 0, 1, 1))), [TensorType(S8, (3, 9, 8), 1.0)], S8),
+    "max pool, unsigned, dilated": (
+        MaxPool2d(Window((2, 3), (1, 2), (1, 1, 0, 2), (2, 2))), [TensorType(U8, (3, 9, 8), 1.0)], U8,
+    ),
+    "average pool": (
+        AvgPool2d(Window((3, 3), (2, 1), (1, 1, 1, 1)), Rescale([[2**27]], 30, -128, 127)),
+        [TensorType(S8, (4, 7, 6), 1.0)], S8,
+    ),
+    "average pool by position": (
+        AvgPool2d(
+            Window((2, 2), (2, 2), (1, 1, 0, 0)),
+            Rescale(np.random.default_rng(0).integers(0, 2**30, (4, 3)), 30, 0, 255),
+        ),
+        [TensorType(U8, (4, 7, 6), 1.0)], U8,
+    ),
+    "global average pool": (GlobalAvgPool2d(Rescale([2**30], 35, 0, 255)), [TensorType(U8, (19, 7, 5), 1.0)], U8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_operators_without_weights(name: str, target: str, tmp_path: Path) -> None:
+    op, inputs, output = OTHERS[name]
+    agrees(op, inputs, output, tmp_path, target=target, batch=2)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_add_and_concat(target: str, tmp_path: Path) -> None:
+    a, b = TensorType(S8, (3, 4, 5), 1.0), TensorType(U8, (3, 4, 5), 1.0)
+    agrees(Add(Rescale([2**31 - 1, 3 * 2**28], 31, -128, 127)), [a, b], S8, tmp_path, target=target)
+    agrees(Concat(Rescale([2**30, 2**29, 2**30], 30, -128, 127)), [a, b, a], S8, tmp_path, target=target)
+
+
+def test_four_bit_weights_take_the_packed_kernel_and_stay_packed() -> None:
+    op = random_conv(8, 32, 1, Window((3, 3)), 4, None, 0)
+    x = TensorType(U8, (8, 9, 9), 1.0)
+    node = one_node_graph(op, [x], U8).node("layer")
+    kernel, declines = select_kernel(Request(node, (x,), 1, TARGETS["llvm"], 512))
+    assert kernel.name == "conv2d_x8w4s32_generic"
+    assert declines == ()
+    built = kernel.build(Request(node, (x,), 1, TARGETS["llvm"], 512))
+    assert built.constants[0].dtype == np.uint8
+    assert built.constants[0].size == op.weight.size / 2
+
+
+def test_declines_are_sentences_and_their_table_is_the_error() -> None:
+    op = random_conv(8, 32, 1, Window((3, 3)), 8, None, 0)
+    x = TensorType(U8, (8, 9, 9), 1.0)
+    node = one_node_graph(op, [x], U8, name="features.3").node("features.3")
+    kernel, declines = select_kernel(Request(node, (x,), 1, TARGETS["llvm"], 512))
+    assert kernel.name == "conv2d_x8w8s32_generic"
+    assert [decline.reason for decline in declines] == ["stores weights in 4 bits, these have 8"]
+    elsewhere = Target("moon", "hexagon", "a machine that no kernel is written for")
+    with pytest.raises(CompileError, match=r"no kernel takes layer 'features.3' \(conv2d\) on target 'moon'") as caught:
+        select_kernel(Request(node, (x,), 1, elsewhere, 512))
+    assert all(kernel.name in str(caught.value) for kernel in KERNELS)

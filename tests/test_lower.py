@@ -1,0 +1,239 @@
+"""Whole graphs through TVM: exact, integers only, planned, exported, and run by the runtime alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm import tirx
+from tvm_ffi.structural import structural_visit
+
+from hawq_tvm import interpreter, runtime
+from hawq_tvm.errors import CompileError, DataError, RuntimeModuleError
+from hawq_tvm.ir import Graph
+from hawq_tvm.lower import build_library, lower
+from hawq_tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.targets import TARGETS
+
+from . import networks
+from .builders import compiled, integer_samples, integers_of, same
+
+MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("pairs", [("w8a8",), MIXED])
+def test_every_value_is_exact(name: str, pairs: tuple[str, ...], tmp_path: Path) -> None:
+    graph = integers_of(name, pairs)
+    x = integer_samples(graph, 5)
+    expected = interpreter.run(graph, x)
+    module = compiled(graph, tmp_path, batch=2)
+    assert same(expected, module.values(x)) == []
+    assert np.array_equal(module.run(x), expected[graph.output])
+
+
+@pytest.mark.parametrize("name", ["Residual", "Mobile"])
+def test_the_portable_target_is_exact_too(name: str, tmp_path: Path) -> None:
+    graph = integers_of(name, MIXED)
+    x = integer_samples(graph)
+    module = compiled(graph, tmp_path, target="llvm/portable")
+    assert same(interpreter.run(graph, x), module.values(x)) == []
+    assert module.info.cpu == ""
+    assert module.info.instruction_sets == ()
+
+
+def float_dtypes(function: Any) -> set[str]:
+    """Every float dtype in a PrimFunc: of parameters, buffers, constants and each expression."""
+    found: set[str] = set()
+
+    def visit(node: Any, visitor: Any) -> Any:
+        for dtype in (getattr(node, "dtype", None), getattr(getattr(node, "ty", None), "dtype", None)):
+            if "float" in str(dtype):
+                found.add(str(dtype))
+        return visitor.default_visit(node)
+
+    structural_visit(function, visit)
+    return found
+
+
+def prim_funcs(graph: Graph) -> dict[str, Any]:
+    module = lower(graph, TARGETS["llvm"]).module
+    return {str(var.name_hint): f for var, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_no_float_in_any_primfunc(name: str) -> None:
+    functions = prim_funcs(integers_of(name, MIXED))
+    assert len(functions) >= 3
+    for label, function in functions.items():
+        assert float_dtypes(function) == set(), label
+        assert "float" not in function.script(), label
+
+
+def test_the_search_for_floats_finds_one() -> None:
+    from tvm import te
+
+    x = te.placeholder((4,), "int8", name="x")
+    hidden = te.compute((4,), lambda i: (x[i].astype("float32") * tirx.const(2.0, "float32")).astype("int8"), name="y")
+    function = te.create_prim_func([x, hidden])
+    assert float_dtypes(function) == {"float32"}
+
+
+def test_equal_kernels_are_compiled_once() -> None:
+    graph = integers_of("Residual")
+    twice = graph.node("conv2")
+    from dataclasses import replace
+
+    again = replace(graph, nodes=(*graph.nodes, replace(twice, name="again")))
+    again.check()
+    assert len(prim_funcs(again)) == len(prim_funcs(graph))
+
+
+def test_activation_memory_is_planned_and_reused() -> None:
+    graph = integers_of("Residual")
+    lowered = lower(graph, TARGETS["llvm"])
+    needed = sum(int(np.prod(node.type.shape)) * (4 if node.type.dtype.bits == 32 else 1) for node in graph)
+    assert 0 < lowered.planned_bytes < needed
+
+
+def test_the_host_cpu_is_detected_and_named() -> None:
+    lowered = lower(integers_of("Residual"), TARGETS["llvm"])
+    assert lowered.machine.cpu not in ("", "native", "generic")
+    assert lowered.machine.cpu in str(lowered.machine.tvm_target)
+    assert lower(integers_of("Residual"), TARGETS["llvm/portable"]).machine.cpu == ""
+
+
+def test_the_library_runs_with_the_tvm_runtime_alone(tmp_path: Path) -> None:
+    graph = integers_of("Residual", MIXED)
+    compiled(graph, tmp_path)
+    x = integer_samples(graph)
+    values = interpreter.run(graph, x)
+    np.savez(tmp_path / "io.npz", x=x, y=values[graph.output], inner=values["conv1"])
+    script = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from hawq_tvm.runtime import CompiledModule\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "io = np.load(folder / 'io.npz')\n"
+        "module = CompiledModule(folder / 'model.llvm.so')\n"
+        "assert np.array_equal(module.run(io['x']), io['y'])\n"
+        "assert np.array_equal(module.values(io['x'])['conv1'], io['inner'])\n"
+        "loaded = open('/proc/self/maps').read()\n"
+        "assert 'libtvm_runtime' in loaded, 'the runtime is there'\n"
+        "assert 'libtvm_compiler' not in loaded and 'libtvm.so' not in loaded, 'the compiler is not'\n"
+        "assert not {'onnx', 'onnxruntime', 'hawq_tvm.lower', 'hawq_tvm.capture'} & set(sys.modules)\n"
+        "print('exact')\n"
+    )
+    environment = {**os.environ, "TVM_USE_RUNTIME_LIB": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.stdout.strip() == "exact", result.stderr
+
+
+def test_a_library_compiled_anew_at_the_same_path_is_the_one_that_is_loaded(tmp_path: Path) -> None:
+    first = compiled(integers_of("Residual"), tmp_path)
+    second = compiled(integers_of("Residual", ("w4a4",)), tmp_path)
+    x = integer_samples(integers_of("Residual"))
+    assert first.run(x).shape == second.run(x).shape
+    expected = interpreter.run(integers_of("Residual", ("w4a4",)), integer_samples(integers_of("Residual", ("w4a4",))))
+    assert np.array_equal(second.run(integer_samples(integers_of("Residual", ("w4a4",)))), expected["fc"])
+
+
+def test_call_times_cover_every_kernel(tmp_path: Path) -> None:
+    graph = integers_of("Residual")
+    times = compiled(graph, tmp_path).call_times(integer_samples(graph, 2))
+    assert list(times) == [node.name for node in graph if node.op.kind != "flatten"]
+    assert all(seconds > 0 for seconds in times.values())
+
+
+def test_wrong_input_is_refused(tmp_path: Path) -> None:
+    graph = integers_of("Residual")
+    module = compiled(graph, tmp_path)
+    x = integer_samples(graph)
+    with pytest.raises(DataError, match=r"the input has the shape \(4, 3, 12, 11\), expected \[N, 3, 12, 12\]"):
+        module.run(x[:, :, :, :11])
+    with pytest.raises(RuntimeModuleError, match="the input has dtype int64, expected int8"):
+        module.run(x.astype(np.int64))
+
+
+# bad libraries and machines
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    build_library(lower(integers_of("Residual"), TARGETS["llvm"]), tmp_path / "model.llvm.so")
+    return tmp_path / "model.llvm.so"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_truncated_library(library: Path, share: float) -> None:
+    data = library.read_bytes()
+    library.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(RuntimeModuleError, match="corrupted or truncated"):
+        CompiledModule(library)
+
+
+def test_a_library_with_a_flipped_bit(library: Path) -> None:
+    data = bytearray(library.read_bytes())
+    data[len(data) // 2] ^= 1
+    library.write_bytes(data)
+    with pytest.raises(RuntimeModuleError, match="corrupted or truncated"):
+        CompiledModule(library)
+
+
+def test_a_missing_library_or_description(library: Path) -> None:
+    beside = LibraryInfo.path_beside(library)
+    text = beside.read_text()
+    beside.write_text(text[:100])
+    with pytest.raises(RuntimeModuleError, match="is corrupted"):
+        CompiledModule(library)
+    beside.unlink()
+    with pytest.raises(RuntimeModuleError, match=r"model.llvm.json is missing"):
+        CompiledModule(library)
+    beside.write_text(text)
+    library.unlink()
+    with pytest.raises(RuntimeModuleError, match="does not exist"):
+        CompiledModule(library)
+
+
+def test_a_library_for_a_better_cpu(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "instruction_sets", lambda: ["sse4_1"])
+    with pytest.raises(
+        RuntimeModuleError, match="which this one lacks; compile it here, or for --target llvm/portable"
+    ):
+        CompiledModule(library)
+
+
+def test_no_c_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered = lower(integers_of("Residual"), TARGETS["llvm"])
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name, *_: None)
+    with pytest.raises(CompileError, match=r"no C compiler found .* apt install g\+\+"):
+        build_library(lowered, tmp_path / "model.llvm.so")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_linker_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "bin" / "broken-c++"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho 'ld: final link failed: No space left on device' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(CompileError, match="compiling model.llvm.so failed: .*No space left on device"):
+        build_library(lower(integers_of("Residual"), TARGETS["llvm"]), folder / "model.llvm.so")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_batch_of_none(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="at least one sample"):
+        lower(integers_of("Residual"), TARGETS["llvm"], batch=0)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from hawq_tvm.errors import ModelError
+from hawq_tvm.models import load_model, load_weights, module_fingerprint
+from hawq_tvm.zoo import ZOO
+
+from . import networks
+
+HERE = Path(__file__).parent
+
+
+def test_zoo_networks_have_torchvisions_names() -> None:
+    keys = set(load_model("resnet50").module.state_dict())
+    assert {"conv1.weight", "layer1.0.downsample.0.weight", "layer4.2.bn3.running_var", "fc.bias"} <= keys
+    counts = {
+        name: sum(p.numel() for p in load_model(name, "random").module.parameters())
+        for name in ("resnet18", "resnet50")
+    }
+    assert counts == {"resnet18": 11_689_512, "resnet50": 25_557_032}, "as torchvision's"
+    with torch.no_grad():
+        assert load_model("resnet18").module(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+
+
+def test_resnet20_comes_trained() -> None:
+    loaded = load_model("resnet20")
+    assert "trained on scikit-learn's digits" in loaded.weights
+    assert ZOO["resnet20"].weights.stat().st_size < 1_200_000
+    assert load_model("resnet20", "random").weights == "random, seed 0"
+    assert not loaded.module.training
+
+
+def test_random_weights_are_seeded() -> None:
+    first, second, other = (load_model("resnet20", "random", seed=seed).fingerprint for seed in (0, 0, 1))
+    assert first == second != other
+
+
+def test_a_users_file_is_taken_unchanged() -> None:
+    loaded = load_model(f"{HERE / 'networks.py'}:residual")
+    assert loaded.module(torch.zeros(1, 3, 12, 12)).shape == (1, 5)
+    assert loaded.name == "residual"
+    assert loaded.input_shape is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet99", "unknown network 'resnet99'; known: resnet20"),
+        ("nothing.py:make", "the network's file nothing.py does not exist"),
+        (f"{HERE / 'networks.py'}:nothing", "has no function 'nothing'"),
+        (f"{HERE / 'networks.py'}:broken", r"broken failed at line \d+: ValueError: no such configuration"),
+        (f"{HERE / 'networks.py'}:samples", "returned a dict, expected an nn.Module"),
+    ],
+)
+def test_bad_names_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(spec)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "parallel", "half"])
+def test_checkpoints_of_many_kinds_load(tmp_path: Path, wrap: str) -> None:
+    state = networks.make("Residual", seed=5).state_dict()
+    saved: object = state
+    if wrap in ("state_dict", "model"):
+        saved = {wrap: state, "epoch": 3}
+    elif wrap == "parallel":
+        saved = {f"module.{key}": value for key, value in state.items()}
+    elif wrap == "half":
+        saved = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    torch.save(saved, tmp_path / "weights.pt")
+    network = networks.make("Residual")
+    load_weights(network, tmp_path / "weights.pt")
+    expected = state["conv1.weight"].half().float() if wrap == "half" else state["conv1.weight"]
+    assert torch.equal(network.state_dict()["conv1.weight"], expected)
+
+
+def test_batch_counters_may_be_missing(tmp_path: Path) -> None:
+    state = {k: v for k, v in networks.make("Residual").state_dict().items() if "num_batches" not in k}
+    save_file(state, tmp_path / "weights.safetensors")
+    load_weights(networks.make("Residual", seed=1), tmp_path / "weights.safetensors")
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    state = networks.make("Residual").state_dict()
+    path = tmp_path / "weights.safetensors"
+    network = networks.make("Residual", seed=1)
+    before = module_fingerprint(network)
+    save_file({k: v for k, v in state.items() if not k.startswith("conv")}, path)
+    with pytest.raises(ModelError, match="it lacks 'conv1.weight', 'conv1.bias', 'conv2.weight' and 1 more"):
+        load_weights(network, path)
+    save_file({**state, "head.weight": torch.zeros(1)}, path)
+    with pytest.raises(ModelError, match="it has 'head.weight', which the network has not"):
+        load_weights(network, path)
+    save_file({**state, "fc.weight": torch.zeros(7, 12)}, path)
+    with pytest.raises(ModelError, match=r"'fc.weight' has the shape \(7, 12\), the network's \(5, 12\)"):
+        load_weights(network, path)
+    assert module_fingerprint(network) == before, "nothing is loaded by half"
+
+
+def test_unreadable_checkpoints_are_refused(tmp_path: Path) -> None:
+    network = networks.make("Residual")
+    with pytest.raises(ModelError, match="does not exist"):
+        load_weights(network, tmp_path / "nothing.pt")
+    for name, data in (("a.safetensors", b"x" * 100), ("b.pt", b"x" * 100), ("c.pt", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ModelError, match=rf"the checkpoint .*{name} (cannot be read|is not)"):
+            load_weights(network, tmp_path / name)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ModelError, match="is not a state dict; save model.state_dict"):
+        load_weights(network, tmp_path / "list.pt")
+    torch.save(network, tmp_path / "whole.pt")
+    with pytest.raises(ModelError, match="is not a plain state dict: .* save model.state_dict"):
+        load_weights(network, tmp_path / "whole.pt")
+
+
+@pytest.mark.parametrize("package", ["torchvision", "timm"])
+def test_optional_packages_are_named_when_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else real(name, *a))
+    with pytest.raises(ModelError, match=f"{package} is not installed; pip install --no-deps {package}"):
+        load_model(f"{package}:resnet18")
+
+
+def test_fingerprints_see_structure_and_weights() -> None:
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    b.load_state_dict(a.state_dict())
+    assert module_fingerprint(a) == module_fingerprint(b)
+    assert module_fingerprint(nn.Sequential(a)) != module_fingerprint(nn.Sequential(a, nn.ReLU()))
+    with torch.no_grad():
+        b.bias[0] += 1
+    assert module_fingerprint(a) != module_fingerprint(b)

@@ -1,0 +1,212 @@
+"""Every operator's reference against the definition in plain Python integers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hawq_tvm.errors import GraphError
+from hawq_tvm.ir import Array, IntType, Operator, Rescale, TensorType, Window
+from hawq_tvm.ops import OPS, Add, AvgPool2d, Concat, Conv2d, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
+
+from .builders import random_integers
+
+S8, U8, U4 = IntType(8, signed=True), IntType(8, signed=False), IntType(4, signed=False)
+
+
+def law(total: int, rescale: Rescale) -> int:
+    return max(rescale.lo, min(rescale.hi, (total + (1 << (rescale.shift - 1))) >> rescale.shift))
+
+
+def each_output(x: Array, window: Window) -> Any:
+    """Every output place with the taps that fall inside the image, in plain loops."""
+    _, _, height, width = x.shape
+    top, left, _, _ = window.pads
+    out_h, out_w = window.output_size(height, width)
+    for h, w in itertools.product(range(out_h), range(out_w)):
+        taps = []
+        for ky, kx in itertools.product(range(window.kernel[0]), range(window.kernel[1])):
+            y = h * window.strides[0] + ky * window.dilations[0] - top
+            z = w * window.strides[1] + kx * window.dilations[1] - left
+            if 0 <= y < height and 0 <= z < width:
+                taps.append((ky, kx, y, z))
+        yield h, w, taps
+
+
+windows = st.builds(
+    Window,
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    st.tuples(*[st.integers(0, 2)] * 4),
+    st.tuples(st.integers(1, 2), st.integers(1, 2)),
+)
+
+
+@settings(max_examples=40)
+@given(
+    window=windows, groups=st.sampled_from([1, 2, 4]), residual=st.sampled_from([None, 1, 4]), seed=st.integers(0, 999)
+)
+def test_conv2d(window: Window, groups: int, residual: int | None, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x_type = TensorType(S8 if seed % 2 else U8, (4, 7, 6), 1.0)
+    weight = rng.integers(-128, 128, (4, 4 // groups, *window.kernel))
+    rescale = Rescale(
+        rng.integers(0, 2**31, 4), 38, -100, 90, None if residual is None else rng.integers(0, 2**31, residual)
+    )
+    op = Conv2d(weight, 8, rng.integers(-5000, 5000, 4), rescale, window, groups)
+    shape = (4, *window.output_size(7, 6))
+    inputs = [random_integers(x_type, 2, seed)]
+    if residual is not None:
+        inputs.append(random_integers(TensorType(S8, shape, 1.0), 2, seed))
+    expected = np.empty((2, *shape), int)
+    for n, o in itertools.product(range(2), range(4)):
+        group = o // (4 // groups)
+        for h, w, taps in each_output(inputs[0], window):
+            total = int(op.bias[o])
+            for c, (ky, kx, y, z) in itertools.product(range(4 // groups), taps):
+                total += int(weight[o, c, ky, kx]) * int(inputs[0][n, group * (4 // groups) + c, y, z])
+            total *= int(rescale.multiplier[o])
+            if rescale.residual is not None:
+                total += int(inputs[1][n, o, h, w]) * int(rescale.residual[o % rescale.residual.size])
+            expected[n, o, h, w] = law(total, rescale)
+    assert np.array_equal(op.evaluate(inputs), expected)
+
+
+def test_linear() -> None:
+    rng = np.random.default_rng(0)
+    weight, bias = rng.integers(-8, 8, (5, 7)), rng.integers(-99, 99, 5)
+    op = Linear(weight, 4, bias, Rescale(rng.integers(0, 2**31, 5), 33, -128, 127))
+    x = random_integers(TensorType(U4, (7,), 1.0), 3)
+    expected = [
+        [
+            law(
+                (int(weight[o].astype(int) @ row.astype(int)) + int(bias[o])) * int(op.rescale.multiplier[o]),
+                op.rescale,
+            )
+            for o in range(5)
+        ]
+        for row in x
+    ]
+    assert np.array_equal(op.evaluate([x]), expected)
+
+
+def elementwise(op: Operator, rescale: Rescale, inputs: Sequence[Array]) -> list[int]:
+    terms = zip(*(x.ravel().tolist() for x in inputs), strict=True)
+    return [law(sum(v * int(m) for v, m in zip(values, rescale.multiplier, strict=True)), rescale) for values in terms]
+
+
+def test_add_and_requantize() -> None:
+    a = random_integers(TensorType(S8, (3, 2, 2), 1.0), 2, 0)
+    b = random_integers(TensorType(U8, (3, 2, 2), 1.0), 2, 1)
+    both = Rescale([2**30, 2**31 - 1], 31, -128, 127)
+    assert Add(both).evaluate([a, b]).ravel().tolist() == elementwise(Add(both), both, [a, b])
+    one = Rescale([2**29 + 1], 33, -8, 7)
+    assert Requantize(one).evaluate([a]).ravel().tolist() == elementwise(Requantize(one), one, [a])
+
+
+def test_an_identity_rescale_copies() -> None:
+    a = random_integers(TensorType(S8, (3, 2, 2), 1.0), 2)
+    assert np.array_equal(Requantize(Rescale([2**30], 30, -128, 127)).evaluate([a]), a)
+
+
+def test_concat() -> None:
+    a = random_integers(TensorType(U8, (2, 3, 3), 1.0), 2, 0)
+    b = random_integers(TensorType(S8, (1, 3, 3), 1.0), 2, 1)
+    op = Concat(Rescale([2**30, 2**29], 30, -128, 255))
+    result = op.evaluate([a, b])
+    assert np.array_equal(result[:, :2], a)
+    assert result[:, 2:].ravel().tolist() == [(int(v) * 2**29 + 2**29) >> 30 for v in b.ravel()]
+
+
+@settings(max_examples=30)
+@given(window=windows, seed=st.integers(0, 99))
+def test_max_pool2d(window: Window, seed: int) -> None:
+    reach = [d * (k - 1) + 1 for d, k in zip(window.dilations, window.kernel, strict=True)]
+    x_type = TensorType(S8 if seed % 2 else U8, (2, 7, 6), 1.0)
+    op = MaxPool2d(window)
+    if any(pad >= reach[axis % 2] for axis, pad in enumerate(window.pads)):
+        with pytest.raises(GraphError, match="wholly in the padding"):
+            op.output_shape([x_type])
+        return
+    x = random_integers(x_type, 1, seed)
+    result = op.evaluate([x])
+    for h, w, taps in each_output(x, window):
+        for c in range(2):
+            assert result[0, c, h, w] == max(int(x[0, c, y, z]) for _, _, y, z in taps)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_avg_pool2d(shared: bool) -> None:
+    window = Window((3, 2), (2, 2), (1, 0, 1, 1))
+    x = random_integers(TensorType(S8, (2, 7, 6), 1.0), 2)
+    shape = window.output_size(7, 6)
+    multiplier = np.array([[2**27]]) if shared else np.random.default_rng(0).integers(0, 2**28, shape)
+    op = AvgPool2d(window, Rescale(multiplier, 29, -128, 127))
+    result = op.evaluate([x])
+    full = np.broadcast_to(multiplier, shape)
+    for h, w, taps in each_output(x, window):
+        for n, c in itertools.product(range(2), range(2)):
+            total = sum(int(x[n, c, y, z]) for _, _, y, z in taps)
+            assert result[n, c, h, w] == law(total * int(full[h, w]), op.rescale)
+
+
+def test_global_avg_pool2d_and_flatten() -> None:
+    x = random_integers(TensorType(U8, (3, 5, 4), 1.0), 2)
+    op = GlobalAvgPool2d(Rescale([2**30], 34, 0, 255))
+    expected = [law(int(image.astype(int).sum()) * 2**30, op.rescale) for image in x.reshape(-1, 20)]
+    assert op.evaluate([x]).ravel().tolist() == expected
+    assert np.array_equal(Flatten().evaluate([x]), x.reshape(2, -1))
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10_000))
+def test_bounds_hold_and_are_reached(seed: int) -> None:
+    """The bound of a 1x1 convolution is the largest partial sum over all inputs and all orders of summation."""
+    rng = np.random.default_rng(seed)
+    type = (IntType(2, signed=False), IntType(2, signed=True), IntType(3, signed=True))[seed % 3]
+    weight, bias = rng.integers(-4, 4, (2, 3)), rng.integers(-9, 9, 2)
+    op = Linear(weight, 3, bias, Rescale([3, 5], 4, -128, 127))
+    bounds = op.bounds([TensorType(type, (3,), 1.0)])
+    reached = 0
+    for x in itertools.product(range(type.lo, type.hi + 1), repeat=3):
+        for o in range(2):
+            terms = [*(int(w) * v for w, v in zip(weight[o], x, strict=True)), int(bias[o])]
+            sums = [sum(part) for size in range(5) for part in itertools.combinations(terms, size)]
+            reached = max(reached, *(abs(value) for value in sums))
+    assert bounds.accumulator == reached
+
+
+def test_bounds_of_a_sum_count_the_residual() -> None:
+    rescale = Rescale([7], 3, -128, 127, np.array([11]))
+    op = Linear([[2]], 3, [5], rescale)
+    bounds = op.bounds([TensorType(U8, (1,), 1.0), TensorType(S8, (1,), 1.0)])
+    assert bounds.accumulator == 2 * 255 + 5
+    assert bounds.dyadic_sum == (2 * 255 + 5) * 7 + 128 * 11 + 4
+
+
+def test_costs_count_multiply_accumulates() -> None:
+    op = Conv2d(np.ones((6, 2, 3, 3)), 2, np.zeros(6), Rescale(np.ones(6), 1, 0, 255), Window((3, 3)), groups=2)
+    shape = op.output_shape([TensorType(U8, (4, 8, 8), 1.0)])
+    assert op.macs(TensorType(U8, shape, 1.0)) == 6 * 6 * 6 * 2 * 9
+    assert Flatten().macs(TensorType(U8, (4,), 1.0)) == 0
+
+
+def test_the_table_names_every_operator() -> None:
+    assert set(OPS) == {
+        "conv2d",
+        "linear",
+        "requantize",
+        "add",
+        "concat",
+        "max_pool2d",
+        "avg_pool2d",
+        "global_avg_pool2d",
+        "flatten",
+    }
+    assert all(OPS[kind].kind == kind for kind in OPS)

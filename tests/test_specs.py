@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawq_tvm.errors import AllocationError, CompileError
+from hawq_tvm.settings import Settings
+from hawq_tvm.specs import BitConfig, Bits, Budget, Cost, CostTable, LayerCosts, Limit
+from hawq_tvm.targets import TARGETS, find_target
+
+
+@given(st.integers(2, 8), st.integers(2, 8))
+def test_bits_print_and_parse(weight: int, activation: int) -> None:
+    bits = Bits(weight, activation)
+    assert Bits.parse(repr(bits)) == Bits.parse(repr(bits).upper()) == bits
+
+
+@pytest.mark.parametrize("text", ["w1a8", "w8a9", "8w8", "w4", "nine", "16", ""])
+def test_other_bits_are_refused(text: str) -> None:
+    with pytest.raises(AllocationError):
+        Bits.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "cost", "expected"),
+    [
+        ("60%", "size_bytes", Limit(0.6, is_share=True)),
+        ("6.5MB", "size_bytes", Limit(6.5e6)),
+        ("1 MiB", "size_bytes", Limit(2**20)),
+        (2_000_000, "size_bytes", Limit(2e6)),
+        ("1.2G", "bops", Limit(1.2e9)),
+        ("1.5ms", "latency_us", Limit(1500.0)),
+        ("800", "latency_us", Limit(800.0)),
+        (1e3, "latency_us", Limit(1000.0)),
+    ],
+)
+def test_limits(text: str, cost: str, expected: Limit) -> None:
+    parsed = Limit.parse(text, cost)  # type: ignore[arg-type]
+    assert parsed.is_share == expected.is_share
+    assert parsed.value == pytest.approx(expected.value)
+
+
+@pytest.mark.parametrize(("text", "cost"), [("6MB", "bops"), ("-3", "bops"), ("a lot", "bops"), ("5ms", "size_bytes")])
+def test_other_limits_are_refused(text: str, cost: str) -> None:
+    with pytest.raises(AllocationError, match="a budget on"):
+        Limit.parse(text, cost)  # type: ignore[arg-type]
+
+
+def test_bit_configurations_survive_json_and_hands() -> None:
+    config = BitConfig({"a": Bits(4, 8), "b": Bits(8, 8)}, "test")
+    assert BitConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert BitConfig.from_json({"a": "w4a8", "b": 8}).layers == config.layers
+    for bad in ([], {}, {"bits": {}}, {"bits": {"a": "w99"}}, "w4a4", None):
+        with pytest.raises(AllocationError):
+            BitConfig.from_json(bad)
+
+
+def test_cost_tables_survive_json() -> None:
+    rows = {Bits(4, 4): Cost(0.5, 10.0, 160, 1.5), Bits(8, 8): Cost(0.1, 20.0, 640)}
+    table = CostTable((LayerCosts("a", 20, 10, rows),), (("a",),), {"bops": "counted"})
+    assert CostTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+    assert table.total(BitConfig({"a": Bits(4, 4)}), "latency_us") == 1.5
+    with pytest.raises(AllocationError, match="no latency_us for layer 'a'"):
+        table.total(BitConfig({"a": Bits(8, 8)}), "latency_us")
+    with pytest.raises(AllocationError, match="no entry for layer 'a' at w2a2"):
+        table.total(BitConfig({"a": Bits(2, 2)}), "bops")
+    with pytest.raises(AllocationError, match="not a cost table"):
+        CostTable.from_json({"layers": [{"name": "a"}]})
+
+
+def test_settings_survive_json() -> None:
+    settings = Settings(budget=Budget(size="60%", latency="2ms"), pins={"fc": Bits(8, 4)}, seed=3)
+    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+def test_ends_are_pinned_unless_said_otherwise() -> None:
+    layers = ("first", "middle", "last")
+    assert Settings().all_pins(layers) == {"first": Bits(8, 8), "last": Bits(8, 8)}
+    assert Settings(pins={"last": Bits(8, 4)}).all_pins(layers)["last"] == Bits(8, 4)
+    assert Settings(pin_ends=False).all_pins(layers) == {}
+    assert Settings(bits=(Bits(2, 2),)).pairs(layers) == (Bits(2, 2), Bits(8, 8))
+
+
+def test_targets() -> None:
+    assert find_target("llvm") is TARGETS["llvm"]
+    assert TARGETS["llvm/portable"].library_name == "model.llvm-portable.so"
+    with pytest.raises(CompileError, match="unknown target 'x86'; known: llvm"):
+        find_target("x86")
