@@ -34,15 +34,15 @@ class ConsoleReporter(Reporter):
     """Bars while stages run and a line when each is done; silent where standard error is not a terminal."""
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Advance]:
+    def stage(self, title: str, *, timing: bool = False) -> Iterator[Advance]:
         if not err.is_terminal:
             yield lambda done, total: None
             return
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         started = time.perf_counter()
-        with Progress(*columns, console=err, transient=True) as progress:
+        with Progress(*columns, console=err, transient=True, auto_refresh=not timing) as progress:
             task = progress.add_task(title, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+            yield lambda done, total: progress.update(task, completed=done, total=total, refresh=timing)
         err.print(Text(f"  {title}  {time.perf_counter() - started:.1f} s", style="dim"))
 
     def skipped(self, title: str) -> None:

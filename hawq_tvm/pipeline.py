@@ -111,11 +111,11 @@ class Pipeline:
         """Samples to run at once."""
         return int(np.clip(_BATCH_ELEMENTS // np.prod(self.artifacts.float_graph.input_shape), 1, most))
 
-    def _stage(self, name: str, title: str, make: Callable[[Any], None], **key: Any) -> None:
+    def _stage(self, name: str, title: str, make: Callable[[Any], None], *, timing: bool = False, **key: Any) -> None:
         """Do a stage with its title shown, unless it is done."""
 
         def draw() -> None:
-            with self.reporter.stage(title) as advance:
+            with self.reporter.stage(title, timing=timing) as advance:
                 make(advance)
 
         if not self.run.stage(name, draw, **key):
@@ -244,7 +244,7 @@ class Pipeline:
         }
         reads = [files.FLOAT_GRAPH, files.RANGES, *([files.SENSITIVITY] if profiled else [])]
         title = "timing every layer's kernels" if measured else "counting bytes and BOPS"
-        self._stage("cost", title, make, options=options, reads=reads, writes=[files.COSTS])
+        self._stage("cost", title, make, timing=measured, options=options, reads=reads, writes=[files.COSTS])
 
     def _latency(self, target: Target, pairs: tuple[Bits, ...], advance: Any) -> LatencyTable | None:
         settings = self.settings
@@ -434,6 +434,7 @@ class Pipeline:
             f"benchmark {target.name}",
             "benchmarking",
             make,
+            timing=True,
             options={"seconds": self.settings.bench_seconds, "threads": self.threads, "machine": cpu_name()},
             reads=[files.MODEL, files.FLOAT_GRAPH, *files.library_files(target)],
             writes=[files.bench_file(target)],

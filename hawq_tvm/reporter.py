@@ -13,8 +13,13 @@ class Reporter:
     """Told of stages and their progress; this one is silent."""
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Advance]:
-        """A stage with a name for people."""
+    def stage(self, title: str, *, timing: bool = False) -> Iterator[Advance]:
+        """A stage with a name for people.
+
+        Args:
+            title: what is being done.
+            timing: the stage times something, so nothing may run beside it: draw on its advances alone.
+        """
         yield lambda done, total: None
 
     def skipped(self, title: str) -> None:

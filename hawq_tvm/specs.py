@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from hawq_tvm.errors import AllocationError
 
-BitsLike = "Bits | str | int"
 CostName = Literal["size_bytes", "bops", "latency_us"]
 COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
 
