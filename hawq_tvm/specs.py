@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from hawq_tvm.errors import AllocationError
@@ -17,6 +18,12 @@ CostName = Literal["size_bytes", "bops", "latency_us"]
 COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
 
 _BITS = re.compile(r"w([2-8])a([2-8])")
+_AT_LEAST_0 = dict.fromkeys(COST_NAMES, " of at least 0")  # a sensitivity is an estimate, which may fall below 0
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 @dataclass(frozen=True, order=True)
@@ -101,6 +108,13 @@ class Cost:
     bops: int
     latency_us: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is None and name == "latency_us":
+                continue
+            if not is_number(value) or (value < 0 and name != "sensitivity"):
+                raise AllocationError(f"{name} must be a finite number{_AT_LEAST_0.get(name, '')}, got {value!r}")
+
 
 @dataclass(frozen=True)
 class LayerCosts:
@@ -178,19 +192,19 @@ class CostTable:
             AllocationError: anything else.
         """
         try:
-            layers = tuple(
-                LayerCosts(
-                    row["name"],
-                    int(row["parameters"]),
-                    int(row["macs"]),
-                    {Bits.parse(bits): Cost(**cost) for bits, cost in row["choices"].items()},
-                )
-                for row in data["layers"]
-            )
+            layers = tuple(_layer_costs(row) for row in data["layers"])
             ties = tuple(tuple(group) for group in data.get("ties", []))
             return cls(layers, ties, dict(data.get("sources", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AllocationError(f"not a cost table as hawq-tvm profile writes it: {error!r}") from error
+
+
+def _layer_costs(row: Mapping[str, Any]) -> LayerCosts:
+    try:
+        choices = {Bits.parse(bits): Cost(**cost) for bits, cost in row["choices"].items()}
+    except AllocationError as error:
+        raise AllocationError(f"the cost table's layer '{row['name']}': {error}") from error
+    return LayerCosts(str(row["name"]), int(row["parameters"]), int(row["macs"]), choices)
 
 
 _UNITS: dict[CostName, dict[str, float]] = {
@@ -213,6 +227,10 @@ class Limit:
 
     value: float
     is_share: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_number(self.value) or self.value < 0:
+            raise AllocationError(f"a budget is a finite number of at least 0, got {self.value!r}")
 
     @classmethod
     def parse(cls, text: str | float | Limit, cost: CostName) -> Limit:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+from hawq_tvm.errors import AllocationError
 from hawq_tvm.ilp.problem import Allocation, Problem, formulate
 from hawq_tvm.ilp.pulp_solver import SOLVERS, solve_ilp
 
-ALLOCATORS: dict[str, Callable[..., Allocation]] = {"ilp": solve_ilp}
-"""Every allocator by its name: each takes a `Problem` and returns an `Allocation`."""
+Allocator = Callable[[Problem], Allocation]
 
-__all__ = ["ALLOCATORS", "SOLVERS", "Allocation", "Problem", "formulate", "solve_ilp"]
+ALLOCATORS: dict[str, Allocator] = {name: partial(solve_ilp, solver=name) for name in SOLVERS}
+"""Every allocator by the name that ``--solver`` takes."""
+
+
+def find_allocator(name: str) -> Allocator:
+    """The allocator of that name.
+
+    Raises:
+        AllocationError: there is none.
+    """
+    if name not in ALLOCATORS:
+        raise AllocationError(f"unknown solver '{name}'; known: {', '.join(ALLOCATORS)}")
+    return ALLOCATORS[name]
+
+
+__all__ = ["ALLOCATORS", "SOLVERS", "Allocation", "Allocator", "Problem", "find_allocator", "formulate", "solve_ilp"]

@@ -55,11 +55,13 @@ class Problem:
     limits: Mapping[CostName, float]
 
     def uniform(self, cost: CostName) -> tuple[float, float]:
-        """The cost of the lowest and of the highest uniform configuration; pinned layers keep their pins."""
-        return (
-            fsum(group.choices[0].cost(cost) for group in self.groups),
-            fsum(group.choices[-1].cost(cost) for group in self.groups),
-        )
+        """The least and the greatest cost of a uniform configuration.
+
+        Uniform is one pair for all; a group that may not have it, as a pinned one, takes its own next lower.
+        """
+        pairs = sorted({choice.bits for group in self.groups for choice in group.choices})
+        totals = [fsum(_at_most(group, pair).cost(cost) for group in self.groups) for pair in pairs]
+        return min(totals), max(totals)
 
     def total(self, picks: Sequence[int], cost: CostName) -> float:
         """The cost of picking choice ``picks[g]`` for group g, summed without rounding error."""
@@ -70,8 +72,12 @@ class Problem:
         return fsum(group.choices[pick].sensitivity for group, pick in zip(self.groups, picks, strict=True))
 
     def meets(self, picks: Sequence[int]) -> bool:
-        """Whether a pick is within every limit, to the last bit."""
-        return all(self.total(picks, cost) <= limit for cost, limit in self.limits.items())
+        """Whether a pick is within every limit."""
+        return self.exceeded(picks) is None
+
+    def exceeded(self, picks: Sequence[int]) -> CostName | None:
+        """A limit that the sum of a pick's costs, correctly rounded, exceeds; or None."""
+        return next((cost for cost, limit in self.limits.items() if self.total(picks, cost) > limit), None)
 
     def config(self, picks: Sequence[int], origin: str) -> BitConfig:
         """The bit configuration of a pick, in the network's order."""
@@ -137,11 +143,16 @@ def formulate(
     limits: dict[CostName, float] = {}
     for cost, limit in budget.limits.items():
         if limit.is_share:
-            lowest, highest = sorted(problem.uniform(cost))
-            limits[cost] = lowest + (highest - lowest) * limit.value
+            lowest, highest = problem.uniform(cost)
+            limits[cost] = (1 - limit.value) * lowest + limit.value * highest  # the ends come out exactly
         else:
             limits[cost] = limit.value
     return Problem(table.names, groups, limits)
+
+
+def _at_most(group: Group, bits: Bits) -> Choice:
+    """The group's highest choice that does not exceed a pair; its lowest where all do."""
+    return next((choice for choice in reversed(group.choices) if choice.bits <= bits), group.choices[0])
 
 
 def _partition(table: CostTable) -> list[tuple[str, ...]]:

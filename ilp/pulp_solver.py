@@ -1,15 +1,23 @@
 """The integer linear program, in PuLP: one binary variable per group and choice.
 
-The solvers run with a relative gap of 0. Their feasibility tolerance is still a float's, so an answer that leaves a
-limit by a rounding error is cut off and the program solved again: what is returned meets every limit exactly.
+The solvers run with a relative gap of 0, but in floats: feasibility, integrality and optimality hold within tolerances.
+Three things keep the answer exact where costs spread over many decades.
+
+- Costs and objective are written as their excess over each group's least, so that small differences between large
+  numbers survive, and choices that alone exceed a budget or the best configuration so far are struck out, so that
+  each row is scaled by what still matters. Where that changes the scale, the program is solved again.
+- A configuration that leaves a budget by a rounding error is cut off, with all that would leave it likewise.
+- Whether a budget is met is decided by the correctly rounded sum of the costs, never by the solver.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import fsum, ulp
 
-import numpy as np
 import pulp
 
 from hawq_tvm.errors import AllocationError, InfeasibleBudget
@@ -20,7 +28,11 @@ SOLVERS = ("cbc", "highs")
 """Solvers by name; CBC comes with PuLP, HiGHS with the package highspy."""
 
 _OBJECTIVE_SCALE = 1e6  # far above the solvers' absolute tolerances of 1e-7 to 1e-5
+_MOST_CUTS = 1000
+_RESCALED = 2.0  # solved again where striking out choices shrinks the objective's scale at least so much
 _UNITS: Mapping[CostName, str] = {"size_bytes": "bytes", "bops": "BOPS", "latency_us": "us"}
+
+Objective = Sequence[Sequence[float]]
 
 
 def solve_ilp(problem: Problem, *, solver: str = "cbc") -> Allocation:
@@ -35,9 +47,8 @@ def solve_ilp(problem: Problem, *, solver: str = "cbc") -> Allocation:
         AllocationError: the solver is not installed or failed.
     """
     start = time.perf_counter()
-    largest = max((abs(choice.sensitivity) for group in problem.groups for choice in group.choices), default=0.0) or 1.0
-    objective = [[choice.sensitivity / largest for choice in group.choices] for group in problem.groups]
-    picks = _minimise(problem, objective, problem.limits, solver)
+    sensitivities = [[choice.sensitivity for choice in group.choices] for group in problem.groups]
+    picks = _minimise(problem, sensitivities, solver)
     if picks is None:
         raise _explain(problem, solver)
     picks = _spend_slack(problem, picks)
@@ -72,48 +83,157 @@ def _spend_slack(problem: Problem, picks: list[int]) -> list[int]:
     return picks
 
 
-def _minimise(
-    problem: Problem, objective: list[list[float]], limits: Mapping[CostName, float], solver: str
-) -> list[int] | None:
-    """The best pick for an objective within `limits`, or None where there is none."""
-    program = pulp.LpProblem("bit_allocation", pulp.LpMinimize)
-    variables = [
-        [pulp.LpVariable(f"x_{g}_{k}", cat="Binary") for k in range(len(group.choices))]
-        for g, group in enumerate(problem.groups)
-    ]
-    program += pulp.lpSum(
-        weight * _OBJECTIVE_SCALE * x
-        for weights, row in zip(objective, variables, strict=True)
-        for weight, x in zip(weights, row, strict=True)
-    )
-    for row in variables:
-        program += pulp.lpSum(row) == 1
-    for cost, limit in limits.items():
-        scale = max(abs(limit), 1e-12)  # both sides relative to the limit, so that tolerances are too
-        program += (
-            pulp.lpSum(
-                choice.cost(cost) / scale * x
-                for group, row in zip(problem.groups, variables, strict=True)
-                for choice, x in zip(group.choices, row, strict=True)
-            )
-            <= limit / scale
-        )
-    bounded = Problem(problem.names, problem.groups, limits)
+def _minimise(problem: Problem, objective: Objective, solver: str) -> list[int] | None:
+    """The best pick for an objective within the limits, or None where there is none."""
+    best: list[int] | None = None
+    kept = [list(range(len(row))) for row in objective]
     while True:
-        status = program.solve(_solver(solver))
+        kept = _strike_out(problem, objective, kept, best)
+        if not all(kept):
+            return best
+        scale = max((float(value) for row in _excess(objective, kept) for value in row.values()), default=0.0)
+        picks = _solve(problem, objective, kept, solver)
+        if picks is None:
+            return best
+        if best is None or _total(objective, picks) < _total(objective, best):
+            best = picks
+        kept = _strike_out(problem, objective, kept, best)
+        left = max((float(value) for row in _excess(objective, kept) for value in row.values()), default=0.0)
+        if left * _RESCALED > scale or left == 0:
+            return best
+
+
+def _total(objective: Objective, picks: Sequence[int]) -> float:
+    return fsum(row[pick] for row, pick in zip(objective, picks, strict=True))
+
+
+def _excess(table: Objective, kept: Sequence[Sequence[int]]) -> list[dict[int, Fraction]]:
+    """By how much each choice that is kept exceeds its group's least, exactly."""
+    rows = [{k: Fraction(row[k]) for k in ks} for row, ks in zip(table, kept, strict=True)]
+    return [{k: value - min(row.values()) for k, value in row.items()} for row in rows]
+
+
+def _cost_rows(problem: Problem, cost: CostName) -> Objective:
+    return [[choice.cost(cost) for choice in group.choices] for group in problem.groups]
+
+
+def _least(table: Objective, kept: Sequence[Sequence[int]]) -> list[int]:
+    return [min(ks, key=row.__getitem__) for row, ks in zip(table, kept, strict=True)]
+
+
+def _strike_out(
+    problem: Problem, objective: Objective, kept: Sequence[Sequence[int]], best: Sequence[int] | None
+) -> list[list[int]]:
+    """The choices that can be part of a configuration within the limits and no worse than `best`.
+
+    A choice goes where it exceeds a limit even if all other groups take their least. An empty group: there is none.
+    """
+    bounds = [(_cost_rows(problem, cost), limit) for cost, limit in problem.limits.items()]
+    if best is not None:
+        bounds.append((objective, _total(objective, best)))
+    rest = [list(ks) for ks in kept]
+    changed = True
+    while changed and all(rest):
+        changed = False
+        for table, limit in bounds:
+            least = _least(table, rest)
+            for g, ks in enumerate(rest):
+                within = [k for k in ks if _total(table, [*least[:g], k, *least[g + 1 :]]) <= limit]
+                changed |= len(within) < len(ks)
+                rest[g] = within
+            if not all(rest):
+                break
+    return rest
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One budget as the solver is given it: excesses over least, and the room that leaves."""
+
+    cost: CostName
+    excess: list[dict[int, Fraction]]
+    least: list[int]
+    room: Fraction
+
+    @classmethod
+    def make(cls, problem: Problem, cost: CostName, kept: Sequence[Sequence[int]]) -> _Row:
+        table, limit = _cost_rows(problem, cost), problem.limits[cost]
+        least = _least(table, kept)
+        room = Fraction(limit) - Fraction(_total(table, least)) + Fraction(ulp(limit))  # sums round down too
+        return cls(cost, _excess(table, kept), least, room)
+
+    def cover(self, problem: Problem, picks: Sequence[int]) -> tuple[int, list[tuple[int, int]]]:
+        """The extended cover inequality of picks that exceed the limit: at most so many of these choices.
+
+        A minimal set of groups is found that exceeds the limit while all others cost least. Any choice of theirs that
+        costs as much can stand in, and any other group's whose excess is as large as the largest of theirs.
+
+        Source: Balas, "Facets of the knapsack polytope", Mathematical Programming 8 (1975).
+        """
+        left = list(picks)
+        for g in sorted(range(len(left)), key=lambda g: self.excess[g][left[g]]):
+            trial = [*left[:g], self.least[g], *left[g + 1 :]]
+            if problem.total(trial, self.cost) > problem.limits[self.cost]:
+                left = trial
+        members = {g: row[pick] for g, (row, pick) in enumerate(zip(self.excess, left, strict=True)) if row[pick] > 0}
+        largest = max(members.values())
+        choices = [(g, k) for g, row in enumerate(self.excess) for k in row if row[k] >= members.get(g, largest)]
+        return len(members) - 1, choices
+
+
+def _solve(problem: Problem, objective: Objective, kept: Sequence[Sequence[int]], solver: str) -> list[int] | None:
+    """One program over the choices that are kept, each of which fits the limits on its own."""
+    rows = [_Row.make(problem, cost, kept) for cost in problem.limits]
+    excess = _excess(objective, kept)
+    program = pulp.LpProblem("bit_allocation", pulp.LpMinimize)
+    variables = [{k: pulp.LpVariable(f"x_{g}_{k}", cat="Binary") for k in ks} for g, ks in enumerate(kept)]
+    program += _OBJECTIVE_SCALE * _scaled(excess, variables, _largest(excess))
+    for row in variables:
+        program += pulp.lpSum(row.values()) == 1
+
+    def cut(row: _Row, picks: Sequence[int]) -> None:
+        allowed, choices = row.cover(problem, picks)
+        program.addConstraint(pulp.lpSum(variables[g][k] for g, k in choices) <= allowed)
+
+    for row in rows:
+        scale = _largest(row.excess)
+        program += _scaled(row.excess, variables, scale) <= float(row.room / scale)
+        greatest = [max(values, key=values.__getitem__) for values in row.excess]
+        if problem.total(greatest, row.cost) > problem.limits[row.cost]:
+            cut(row, greatest)  # solvers are slow to see that where costs are nearly equal only their number counts
+    for _ in range(_MOST_CUTS):
+        status = _run(program, solver)
         if status == pulp.LpStatusInfeasible:
             return None
         if status != pulp.LpStatusOptimal:
             raise AllocationError(f"{solver} ended with the status '{pulp.LpStatus[status]}'; try the other solver")
-        picks = [int(np.argmax([x.value() for x in row])) for row in variables]
-        if bounded.meets(picks):
+        picks = [max(row, key=lambda k, row=row: row[k].value()) for row in variables]  # type: ignore[misc]
+        exceeded = problem.exceeded(picks)
+        if exceeded is None:
             return picks
-        program += pulp.lpSum(row[pick] for row, pick in zip(variables, picks, strict=True)) <= len(picks) - 1
+        cut(next(row for row in rows if row.cost == exceeded), picks)
+    raise AllocationError(
+        f"{solver} returned {_MOST_CUTS} answers that leave a budget by rounding errors; raise the budget slightly"
+    )
 
 
-def _solver(name: str) -> pulp.LpSolver:
+def _largest(excess: Sequence[Mapping[int, Fraction]]) -> Fraction:
+    return max((value for row in excess for value in row.values()), default=Fraction(0)) or Fraction(1)
+
+
+def _scaled(
+    excess: Sequence[Mapping[int, Fraction]], variables: Sequence[Mapping[int, pulp.LpVariable]], scale: Fraction
+) -> pulp.LpAffineExpression:
+    return pulp.lpSum(
+        float(value / scale) * variables[g][k] for g, row in enumerate(excess) for k, value in row.items() if value
+    )
+
+
+def _run(program: pulp.LpProblem, name: str) -> int:
+    """Solve with the solver of that name and return PuLP's status."""
     if name == "cbc":
-        solver = pulp.PULP_CBC_CMD(msg=False, gapRel=0, gapAbs=0)
+        # CBC's integer preprocessing loses optimal answers (found by brute force on small problems)
+        solver = pulp.PULP_CBC_CMD(msg=False, gapRel=0, gapAbs=0, options=["preprocess off"])
     elif name == "highs":
         solver = pulp.HiGHS(msg=False, gapRel=0, gapAbs=0)
     else:
@@ -121,33 +241,40 @@ def _solver(name: str) -> pulp.LpSolver:
     if not solver.available():
         extra = "; pip install highspy" if name == "highs" else ""
         raise AllocationError(f"the solver '{name}' is not installed{extra}")
-    return solver
+    try:
+        return int(program.solve(solver))
+    except pulp.PulpError as error:
+        raise AllocationError(f"the solver '{name}' failed ({error}); try the other solver") from error
 
 
 def _explain(problem: Problem, solver: str) -> InfeasibleBudget:
-    """Which budget binds, and the smallest value it could have."""
+    """Which budget binds, and the smallest value it could have with the others as they are.
+
+    Where no single budget is to blame, because those that remain contradict each other too, one is left out.
+    """
+    limits = dict(problem.limits)
     least: dict[CostName, float] = {}
-    for cost in problem.limits:
-        objective = [[choice.cost(cost) for choice in group.choices] for group in problem.groups]
-        others = {other: limit for other, limit in problem.limits.items() if other != cost}
-        top = max((abs(value) for row in objective for value in row), default=1.0) or 1.0
-        picks = _minimise(problem, [[value / top for value in row] for row in objective], others, solver)
-        if picks is not None:
-            least[cost] = problem.total(picks, cost)
-    if least:
-        cost = min(least, key=lambda name: least[name] / max(problem.limits[name], 1e-12))
-        together = len(problem.limits) > 1
-    else:  # two budgets or more are each out of reach alone: name the worst
-        alone: dict[CostName, float] = {
-            cost: sum(min(choice.cost(cost) for choice in group.choices) for group in problem.groups)
-            for cost in problem.limits
-        }
-        cost = max(alone, key=lambda name: alone[name] / max(problem.limits[name], 1e-12))
-        least, together = alone, False
-    unit, limit, nearest = _UNITS[cost], problem.limits[cost], least[cost]
-    rest = " with the other budgets as they are" if together else ""
+    while not least:
+        for cost in limits:
+            others = {other: limit for other, limit in limits.items() if other != cost}
+            picks = _minimise(replace(problem, limits=others), _cost_rows(problem, cost), solver)
+            if picks is not None:
+                least[cost] = problem.total(picks, cost)
+        if not least:
+            limits.pop(max(limits, key=lambda name: COST_NAMES.index(name)))
+    cost = min(least, key=lambda name: least[name] / max(limits[name], 1e-12))
+    unit, limit, nearest = _UNITS[cost], limits[cost], least[cost]
+    if nearest <= limit:
+        raise AllocationError(f"{solver} found no configuration where there is one; try the other solver")
+    rest = " with the other budgets as they are" if len(limits) > 1 else ""
+    also = "; other budgets are out of reach too" if len(limits) < len(problem.limits) else ""
     message = (
-        f"no bit configuration meets the budget of {limit:.10g} {unit}: "
-        f"the nearest{rest} is {nearest:.10g} {unit}; raise the budget, allow fewer bits or pin fewer layers"
+        f"no bit configuration meets the budget of {_written(limit)} {unit}: "
+        f"the nearest{rest} is {_written(nearest)} {unit}{also}; raise the budget, allow fewer bits or pin fewer layers"
     )
     return InfeasibleBudget(cost, limit, nearest, message)
+
+
+def _written(value: float) -> str:
+    """A number that reads back as itself: what is named as nearest must be met when it is given."""
+    return str(int(value)) if value == int(value) else repr(value)

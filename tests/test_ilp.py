@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,21 @@ def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], sol
 
 
 def check_nearest(problem: Problem, error: InfeasibleBudget) -> None:
-    """The nearest value is the least that any configuration reaches within the other budgets, where there is one."""
+    """The nearest value is the least that a configuration reaches within the other budgets, or within some of them."""
     cost = error.budget
-    others = {name: limit for name, limit in problem.limits.items() if name != cost}
-    rest = Problem(problem.names, problem.groups, others)
     every = list(itertools.product(*(range(len(group.choices)) for group in problem.groups)))
-    within = [problem.total(picks, cost) for picks in every if rest.meets(picks)]  # type: ignore[arg-type]
-    reachable = within or [problem.total(picks, cost) for picks in every]  # type: ignore[arg-type]
-    assert error.nearest == pytest.approx(min(reachable))
+
+    def reach(names: Sequence[str]) -> float | None:
+        rest = replace(problem, limits={name: problem.limits[name] for name in names})  # type: ignore[index]
+        return min((problem.total(picks, cost) for picks in every if rest.meets(picks)), default=None)  # type: ignore[arg-type]
+
+    others = [name for name in problem.limits if name != cost]
+    whole = reach(others)
+    if whole is not None:
+        assert error.nearest == pytest.approx(whole)
+    else:
+        subsets = [names for size in range(len(others)) for names in itertools.combinations(others, size)]
+        assert any(error.nearest == pytest.approx(reach(names)) for names in subsets)
     assert error.nearest > error.limit == problem.limits[cost]  # type: ignore[index]
 
 
@@ -213,3 +221,69 @@ def test_tiny_differences_still_decide(solver: str) -> None:
     result = solve_ilp(problem, solver=solver)
     omegas = sorted(layer.choices[W4].sensitivity for layer in layers)
     assert result.sensitivity == pytest.approx(sum(omegas[:9]), rel=1e-9)
+
+
+def rows_of(*layers: Mapping[str, Cost]) -> CostTable:
+    """A cost table from choices alone."""
+    rows = [{Bits.parse(bits): cost for bits, cost in layer.items()} for layer in layers]
+    return CostTable(tuple(LayerCosts(f"layer{i}", 1, 1, row) for i, row in enumerate(rows)))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("limit", "eights"), [(54.0, 0), ("0%", 0), ("50%", 27), ("100%", 54)])
+def test_costs_that_differ_by_rounding_errors_do_not_hold_the_solver_up(
+    limit: str | float, eights: int, solver: str
+) -> None:
+    costs = rows_of(*({"w4a4": Cost(1 + i / 100, 4, 1, 1.0), "w8a8": Cost(0.1, 8, 1, 1.0 + 1e-9)} for i in range(54)))
+    result = solve_ilp(formulate(costs, Budget(latency=limit)), solver=solver)
+    assert sum(bits == W8 for bits in result.bits.layers.values()) == eights
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_large_layer_does_not_hide_small_ones(solver: str) -> None:
+    small = ({"w4a4": Cost(1.0, 1.0 + i, 1), "w8a8": Cost(0.1, 2.0 + 2 * i, 1)} for i in range(10))
+    costs = rows_of({"w4a4": Cost(1.0, 5e8, 1)}, *small)
+    assert set(solve_ilp(formulate(costs, Budget(size="0%")), solver=solver).bits.layers.values()) == {W4}
+    result = solve_ilp(formulate(costs, Budget(size=5e8 + 58)), solver=solver)
+    assert [bits.weight for bits in result.bits.layers.values()].count(8) == 2, "55 bytes, and 1 + 2 to spare"
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_problem_that_integer_preprocessing_gets_wrong(solver: str) -> None:
+    pairs = [Bits(4, 4), Bits(4, 8), W8]
+    layers = [
+        (11011, 2504100, (0.002127942, 0.002104845, 8.44e-6)),
+        (843, 2545974, (4.2646e-5, 4.9206e-5, 1.81e-7)),
+        (4934, 4277154, (0.000164942, 0.000164058, 5.53e-7)),
+        (94590, 525364, (5.796e-6, 6.807e-6, 2.6e-8)),
+    ]
+    rows = [
+        {repr(b): Cost(s, n * b.weight / 8, macs * b.weight * b.activation) for b, s in zip(pairs, omega, strict=True)}
+        for n, macs, omega in layers
+    ]
+    problem = formulate(rows_of(*rows), Budget(size="50%", bops="20%"))
+    assert solve_ilp(problem, solver=solver).sensitivity == brute_force(problem)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_sensitivities_over_many_decades(solver: str) -> None:
+    costs = rows_of(*({"w4a4": Cost(10.0**-i, 4, 1), "w8a8": Cost(0.0, 8, 1)} for i in range(16)))
+    result = solve_ilp(formulate(costs, Budget(size="50%")), solver=solver)
+    assert [bits.weight for bits in result.bits.layers.values()] == [8] * 8 + [4] * 8
+
+
+def test_shares_lie_between_the_cheapest_and_the_dearest_uniform_configuration() -> None:
+    costs = rows_of(*({"w2a8": Cost(2, 2, 320), "w4a8": Cost(1, 4, 640), "w8a2": Cost(0, 8, 320)} for _ in range(2)))
+    assert formulate(costs, Budget(bops="0%")).limits == {"bops": 640}
+    assert formulate(costs, Budget(bops="100%")).limits == {"bops": 1280}
+    pinned = formulate(costs, Budget(size="100%"), pins={"layer0": Bits(2, 8)})
+    assert pinned.limits == {"size_bytes": 10}
+
+
+def test_the_nearest_value_is_met_when_it_is_given() -> None:
+    costs = rows_of(*({"w4a4": Cost(1, 4, 10**12 + 1, 0.1), "w8a8": Cost(0, 8, 10**13, 0.2)} for _ in range(3)))
+    for name, text in (("bops", "3000000000003 BOPS"), ("latency", "0.30000000000000004 us")):
+        with pytest.raises(InfeasibleBudget, match=text) as caught:
+            solve_ilp(formulate(costs, Budget(**{name: 0})))
+        assert solve_ilp(formulate(costs, Budget(**{name: text.split()[0]})))
+        assert caught.value.nearest == float(text.split()[0])
