@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from hawq_tvm import artifacts as files
 from hawq_tvm.artifacts import Artifacts
 from hawq_tvm.bench import BenchReport
 from hawq_tvm.data import Data, DataOptions, Preprocessing, as_data, limited, load_data
-from hawq_tvm.errors import HawqError, RunError
+from hawq_tvm.errors import DataError, HawqError, ModelError, RunError, SettingsError
 from hawq_tvm.evaluate import Accuracy
 from hawq_tvm.interpreter import dequantize_output, quantize_input
 from hawq_tvm.ir import Graph
@@ -25,11 +26,11 @@ from hawq_tvm.models import LoadedModel, load_model, module_fingerprint
 from hawq_tvm.pipeline import Pipeline
 from hawq_tvm.quantizer import FloatArray
 from hawq_tvm.reporter import Reporter
-from hawq_tvm.rundir import Run, edit_run, open_run
+from hawq_tvm.rundir import Run, edit_run, open_run, refuse_full_disk
 from hawq_tvm.runtime import CompiledModule
 from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
 from hawq_tvm.specs import BitConfig, Bits, Budget, CostTable
-from hawq_tvm.targets import find_target
+from hawq_tvm.targets import DEFAULT_TARGET, find_target
 from hawq_tvm.verify import VerifyReport
 
 _PYTHON_OBJECT = "python object"
@@ -40,7 +41,7 @@ def quantize(
     data: Any,
     *,
     budget: Budget | None = None,
-    bits: Sequence[Bits | str | int] = DEFAULT_BITS,
+    bits: Sequence[Bits | str | int] | Bits | str | int = DEFAULT_BITS,
     pins: Mapping[str, Bits | str | int] | None = None,
     pin_ends: bool = True,
     weights: str | None = None,
@@ -60,7 +61,7 @@ def quantize(
             (images, labels), a PyTorch dataset, an iterable of batches; or ``{"calibration": ..., "evaluation": ...}``
             of those. One alone serves for both.
         budget: limits on bytes, BOPS and microseconds; without one every layer gets the bits that lose least.
-        bits: candidate pairs, as ``"w4a8"`` or ``4`` for w4a4.
+        bits: candidate pairs, as ``"w4a8"`` or ``4`` for w4a4; or one for all.
         pins: layers held at a pair, by name.
         pin_ends: hold the first and the last layer at 8 bits unless `pins` says otherwise.
         weights: path of a checkpoint for a named model, or ``random``.
@@ -77,6 +78,17 @@ def quantize(
     Raises:
         HawqError: whatever `hawq_tvm.errors` describes.
     """
+    pairs = [bits] if isinstance(bits, Bits | str | int) else bits
+    settings = Settings(
+        bits=tuple(Bits.parse(value) for value in pairs),
+        budget=Budget() if budget is None else budget,
+        pins={name: Bits.parse(value) for name, value in (pins or {}).items()},
+        pin_ends=pin_ends,
+        observer=observer,
+        hessian=hessian or HessianSettings(),
+        latency_table=None if latency_table is None else Path(latency_table),
+        seed=seed,
+    )
     options = data_options or DataOptions(seed=seed)
     loaded = _loaded(model, weights, seed)
     named = isinstance(data, str)
@@ -85,27 +97,17 @@ def quantize(
         source = load_data(data, replace(options, input_shape=shape))
     else:
         source = limited(as_data(data, name=_PYTHON_OBJECT, options=options), options)
-    settings = Settings(
-        bits=tuple(Bits.parse(value) for value in bits),
-        budget=budget or Budget(),
-        pins={name: Bits.parse(value) for name, value in (pins or {}).items()},
-        pin_ends=pin_ends,
-        observer=observer,
-        hessian=hessian or HessianSettings(),
-        latency_table=None if latency_table is None else Path(latency_table),
-        seed=seed,
-    )
     scratch = tempfile.TemporaryDirectory(prefix="hawq_tvm-")
     path = Path(scratch.name) / "run"
     spec = model if isinstance(model, str) else f"{_PYTHON_OBJECT} {loaded.name}"
     with edit_run(path, identity=run_identity(spec, loaded, data if named else _PYTHON_OBJECT)) as run:
-        describe_data(run, data if named else _PYTHON_OBJECT, options, source)
+        describe_run(run, settings, data if named else _PYTHON_OBJECT, options, source)
         pipeline = Pipeline(run, settings, model=loaded, data=source, reporter=reporter)
         quantize_stages(pipeline)
     return QuantizedNetwork(path, settings, data=source, reporter=reporter, scratch=scratch)
 
 
-def quantize_stages(pipeline: Pipeline, *, target: str = "llvm", bits: BitConfig | None = None) -> None:
+def quantize_stages(pipeline: Pipeline, *, target: str = DEFAULT_TARGET, bits: BitConfig | None = None) -> None:
     """Stages 1 to 7: from the network to its integers and their accuracy."""
     pipeline.capture()
     pipeline.calibrate()
@@ -121,7 +123,7 @@ def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedMod
     if isinstance(model, str):
         return load_model(model, weights, seed=seed)
     if weights is not None:
-        raise HawqError("weights are for a model given by name; load them into the module instead")
+        raise ModelError("weights are for a model given by name; load them into the module instead")
     return LoadedModel(model, type(model).__name__.lower(), "as given", None, module_fingerprint(model))
 
 
@@ -130,29 +132,46 @@ def run_identity(spec: str, model: LoadedModel, data: str) -> dict[str, Any]:
     return {"model": spec, "weights": model.weights, "data": data}
 
 
-def describe_data(run: Run, spec: str, options: DataOptions, data: Data) -> None:
-    """Keep in the manifest how the samples are found again."""
+def describe_run(run: Run, settings: Settings, spec: str, options: DataOptions, data: Data) -> None:
+    """Keep in the manifest what was asked for and how the samples are found again, from any directory."""
+    run.manifest["settings"] = settings.to_json()
     run.manifest["data"] = {
-        "spec": spec,
+        "spec": _anywhere(spec),
         "options": asdict(replace(options, input_shape=data.sample_shape)),
         "settings": dict(data.settings),
     }
     run.save_manifest()
 
 
+def _anywhere(spec: str) -> str:
+    """The name of samples with its path made absolute."""
+    kind, separator, rest = spec.partition(":")
+    if kind == "imagefolder":
+        return f"{kind}{separator}{os.path.abspath(os.path.expanduser(rest))}"
+    path, separator, factory = spec.rpartition(":")
+    return f"{os.path.abspath(os.path.expanduser(path))}:{factory}" if path.endswith(".py") else spec
+
+
 def stored_data(run: Run) -> Data | None:
-    """The run's samples, found again; None where they were Python objects or are not there any more."""
+    """The samples that a run was made with; None where they were Python objects or are not there any more.
+
+    Raises:
+        RunError: the manifest does not say how they are found.
+    """
     stored = run.manifest.get("data", {})
-    if stored.get("spec") in (None, _PYTHON_OBJECT):
-        return None
-    options = dict(stored["options"])
-    how = options.pop("preprocessing")
-    how = Preprocessing(how["resize"], how["crop"], tuple(how["mean"]), tuple(how["std"]))
-    shape = options.pop("input_shape")
     try:
-        return load_data(
-            stored["spec"], DataOptions(**options, preprocessing=how, input_shape=tuple(shape) if shape else None)
-        )
+        spec = stored.get("spec")
+        if spec in (None, _PYTHON_OBJECT):
+            return None
+        options = dict(stored["options"])
+        how = options.pop("preprocessing")
+        preprocessing = Preprocessing(how["resize"], how["crop"], tuple(how["mean"]), tuple(how["std"]))
+        shape = options.pop("input_shape")
+        found = DataOptions(**options, preprocessing=preprocessing, input_shape=tuple(shape) if shape else None)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"the manifest's data is damaged ({error!r}); start the run again elsewhere") from error
+    try:
+        return load_data(spec, found)
     except HawqError:
         return None
 
@@ -200,53 +219,53 @@ class QuantizedNetwork:
         """Accuracy of the float and the integer network on the evaluation samples."""
         return self._artifacts.accuracy
 
-    def compile(self, target: str = "llvm", *, batch: int = 1) -> CompiledModule:
+    def compile(self, target: str = DEFAULT_TARGET, *, batch: int | None = None) -> CompiledModule:
         """Compile for a target.
 
         Args:
             target: a name from `hawq_tvm.targets.TARGETS`.
-            batch: samples a call.
+            batch: samples a call; None keeps that of the library that is there, and is 1 where there is none.
 
         Returns:
             The library, loaded.
         """
-        self._settings = replace(self._settings, batch=batch)
         with edit_run(self.path) as run:
-            self._pipeline(run).compile(find_target(target))
+            self._pipeline(run).compile(find_target(target), batch=batch)
         self._modules[target] = self._artifacts.library(find_target(target))
         return self._modules[target]
 
-    def verify(self, target: str = "llvm", *, samples: int | None = None) -> VerifyReport:
+    def verify(self, target: str = DEFAULT_TARGET, *, samples: int | None = None) -> VerifyReport:
         """Compare every tensor of every layer between numpy, PyTorch, ONNX Runtime and the compiled library.
 
         Args:
             target: compiled first where it is not.
-            samples: at most so many evaluation samples; by default those of the settings.
+            samples: at most so many evaluation samples, at least 1; None takes 256, or what the run was made with.
         """
-        if samples is not None:
-            self._settings = replace(self._settings, verify_samples=samples)
+        if samples is not None and samples < 1:
+            raise SettingsError(f"verification compares at least 1 sample, got {samples}")
         with edit_run(self.path) as run:
             pipeline = self._pipeline(run)
             pipeline.compile(find_target(target))
-            pipeline.verify(find_target(target))
+            pipeline.verify(find_target(target), samples=samples)
         return self._artifacts.verification(find_target(target))
 
-    def benchmark(self, target: str = "llvm", *, seconds: float = 5.0, threads: int | None = None) -> BenchReport:
+    def benchmark(
+        self, target: str = DEFAULT_TARGET, *, seconds: float | None = None, threads: int | None = None
+    ) -> BenchReport:
         """Latency beside fp32 PyTorch and ONNX Runtime, interleaved.
 
         Args:
             target: compiled first where it is not; it must run on this machine.
-            seconds: about how long the run takes.
-            threads: of every contender; None for all cores.
+            seconds: about how long the run takes; None takes 5, or what the run was made with.
+            threads: of every contender; None takes all cores, or what the run was made with.
         """
-        self._settings = replace(self._settings, bench_seconds=seconds, threads=threads)
         with edit_run(self.path) as run:
             pipeline = self._pipeline(run)
             pipeline.compile(find_target(target))
-            pipeline.benchmark(find_target(target), force=True)
+            pipeline.benchmark(find_target(target), seconds=seconds, threads=threads, force=True)
         return self._artifacts.benchmark(find_target(target))
 
-    def __call__(self, x: Any, *, target: str = "llvm") -> FloatArray:
+    def __call__(self, x: Any, *, target: str = DEFAULT_TARGET) -> FloatArray:
         """Logits of real inputs, through the compiled library.
 
         Args:
@@ -255,10 +274,24 @@ class QuantizedNetwork:
 
         Returns:
             float32 [N, ...].
+
+        Raises:
+            DataError: `x` is no array of numbers.
         """
-        module = self._modules.get(target) or self.compile(target)
-        images = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, np.float32)
+        module = self._modules.get(target) or self._compiled(target)
+        try:
+            images = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the input must be an array of numbers: {error}") from error
         return dequantize_output(module.run(quantize_input(images, module.input_type)), module.output_type)
+
+    def _compiled(self, target: str) -> CompiledModule:
+        """The library that is there, compiled where there is none of this network."""
+        chosen = find_target(target)
+        if not self._artifacts.run.is_fresh(chosen.library_name):
+            return self.compile(target)
+        self._modules[target] = self._artifacts.library(chosen)
+        return self._modules[target]
 
     def save(self, path: str | Path) -> Path:
         """Keep the run directory.
@@ -274,8 +307,15 @@ class QuantizedNetwork:
             raise RunError(f"{destination} exists; save to another path")
         aside = destination.with_name(f".{destination.name}.saving")
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(self.path, aside)
-        aside.rename(destination)
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(self.path, aside)
+            aside.rename(destination)
+        except OSError as error:
+            refuse_full_disk(error, destination)
+            raise RunError(f"cannot write {destination}: {error.strerror or error}; save to another path") from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         return destination
 
     def _pipeline(self, run: Run) -> Pipeline:

@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from hawq_tvm.bench import BenchReport
 from hawq_tvm.errors import RunError
 from hawq_tvm.evaluate import Accuracy
 from hawq_tvm.float_io import load_float_graph
 from hawq_tvm.float_ir import FloatGraph
-from hawq_tvm.ir import Array, Graph
+from hawq_tvm.ir import Graph
 from hawq_tvm.onnx_io import read_onnx
 from hawq_tvm.quantizer import Range
 from hawq_tvm.rundir import Run
 from hawq_tvm.runtime import CompiledModule, LibraryInfo
-from hawq_tvm.specs import BitConfig, CostTable
+from hawq_tvm.specs import BitConfig, CostTable, is_number
 from hawq_tvm.targets import Target
 from hawq_tvm.verify import VerifyReport
 
@@ -30,8 +28,6 @@ BITS = "bits.json"
 ALLOCATION = "allocation.json"
 MODEL = "model.onnx"
 BOUNDS = "bounds.json"
-GOLDEN = "golden/"
-GOLDEN_INDEX = "golden/index.json"
 ACCURACY = "accuracy.json"
 REPORT = "report.html"
 
@@ -62,9 +58,16 @@ class Artifacts:
     @property
     def ranges(self) -> dict[str, Range]:
         try:
-            return {name: Range(*bounds) for name, bounds in self.run.json(RANGES)["ranges"].items()}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{self.run.path / RANGES} is not a table of ranges: {error!r}") from error
+            table = {name: (lo, hi) for name, (lo, hi) in self.run.json(RANGES)["ranges"].items()}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise RunError(f"{RANGES} is not a table of ranges ({error!r}); mend it or run again") from error
+        for name, bounds in table.items():
+            if not (all(is_number(bound) for bound in bounds) and bounds[0] <= 0 <= bounds[1]):
+                raise RunError(
+                    f"{RANGES}: '{name}' must have two finite numbers, one of at most and one of at least 0, "
+                    f"got {list(bounds)}"
+                )
+        return {name: Range(lo, hi) for name, (lo, hi) in table.items()}
 
     @property
     def sensitivity(self) -> Mapping[str, Any]:
@@ -86,27 +89,32 @@ class Artifacts:
 
     @property
     def accuracy(self) -> Accuracy:
+        self.run.fresh(ACCURACY)
         return Accuracy.from_json(self.run.json(ACCURACY))
 
     def library_info(self, target: Target) -> LibraryInfo:
         """What a compiled library holds, without loading it."""
         library, beside = library_files(target)
-        self.run.file(beside)
+        self.run.fresh(beside)
         return LibraryInfo.read(self.run.path / library)
 
     def library(self, target: Target) -> CompiledModule:
         """The compiled library, loaded."""
         library, beside = library_files(target)
-        self.run.file(beside)
-        return CompiledModule(self.run.file(library))
+        self.run.fresh(beside)
+        return CompiledModule(self.run.fresh(library))
+
+    def batch(self, target: Target) -> int | None:
+        """Samples a call of a target's library, fresh or not; None where there is no library."""
+        library, beside = library_files(target)
+        return LibraryInfo.read(self.run.path / library).batch if beside in self.run else None
 
     def verification(self, target: Target) -> VerifyReport:
+        """What `verify` found for the library that is there now."""
+        self.run.fresh(verify_file(target))
         return VerifyReport.from_json(self.run.json(verify_file(target)))
 
     def benchmark(self, target: Target) -> BenchReport:
+        """The latencies of the library that is there now."""
+        self.run.fresh(bench_file(target))
         return BenchReport.from_json(self.run.json(bench_file(target)))
-
-    def golden(self) -> dict[str, Array]:
-        """One input and every layer's integers for it, as written when the graph was integerised."""
-        index = self.run.json(GOLDEN_INDEX)
-        return {name: np.load(self.run.file(f"{GOLDEN}{file}")) for name, file in index.items()}

@@ -1,10 +1,13 @@
-"""The command line: `hawq-tvm VERB`. Exit status 0; 1 where verification found a difference; 2 on bad input.
+"""The command line: `hawq-tvm VERB`.
+
+Exit status 0; 1 where verification found a difference; 2 on bad input; 3 on a bug of ours; 130 when interrupted.
 
 The verbs' bodies are in `commands`, which loads PyTorch and TVM: ``--help`` and bad options answer without.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import hawq_tvm
 from hawq_tvm import console
-from hawq_tvm.errors import AllocationError, DataError, HawqError
+from hawq_tvm.errors import AllocationError, DataError, HawqError, SettingsError
 from hawq_tvm.settings import DEFAULT_OBSERVER, HessianSettings, Settings
 from hawq_tvm.specs import Bits, Budget
-from hawq_tvm.targets import TARGETS, find_target
+from hawq_tvm.targets import DEFAULT_TARGET, TARGETS, find_target
 
 if TYPE_CHECKING:
     from hawq_tvm.data import DataOptions
@@ -25,10 +29,10 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Compile a PyTorch network into an integer-only TVM module, and prove that it computes what was evaluated.",
 )
 
-_INTERRUPTED = 130
+_INTERRUPTED, _INTERNAL = 130, 3
+_TRACEBACK = "HAWQ_TVM_TRACEBACK"
 _CHOICE, _SAMPLES, _IMAGES = "Allocation", "Samples", "Image files"
 
 Model = Annotated[
@@ -95,7 +99,10 @@ BatchSize = Annotated[int, typer.Option("--batch", help="samples a call of the c
 Threads = Annotated[int | None, typer.Option(help="default: all cores", min=1)]
 VerifySamples = Annotated[int, typer.Option(help="evaluation samples that verify compares", min=1)]
 BenchSeconds = Annotated[float, typer.Option(help="about how long the benchmark takes", min=0.1)]
-Seed = Annotated[int, typer.Option(help="of everything random")]
+AnyTarget = Annotated[
+    str | None, typer.Option("--target", help="default: the one that is compiled, llvm among several")
+]
+Seed = Annotated[int, typer.Option(help="of everything random", min=0, max=2**63 - 1)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 
@@ -116,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HawqError as error:
         console.print_error(str(error))
     except typer.TyperException as error:
-        console.print_error(error.format_message())
+        if error.format_message():  # none where help was printed instead
+            console.print_error(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         console.print_error("interrupted; finished stages are kept, and the same command goes on from there")
         return _INTERRUPTED
@@ -124,12 +132,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print_error("out of memory; use fewer or smaller samples, or --hessian-samples 8")
     except OSError as error:
         console.print_error(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except Exception as error:  # ours, not the user's: still one sentence, and a status of its own
+        if os.environ.get(_TRACEBACK):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        console.print_error(f"internal error, please report it: {what[:500]}; {_TRACEBACK}=1 shows where")
+        return _INTERNAL
     return 2
 
 
 def run_main() -> None:
     """The `hawq-tvm` script."""
     sys.exit(main())
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hawq_tvm {hawq_tvm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Compile a PyTorch network into an integer-only TVM module, and prove that it computes what was evaluated."""
 
 
 @app.command()
@@ -159,7 +188,7 @@ def run(
     crop: Crop = 224,
     mean: Mean = "0.485,0.456,0.406",
     std: Std = "0.229,0.224,0.225",
-    target: TargetName = "llvm",
+    target: TargetName = DEFAULT_TARGET,
     batch: BatchSize = 1,
     threads: Threads = None,
     verify_samples: VerifySamples = Settings.verify_samples,
@@ -214,7 +243,7 @@ def profile(
     crop: Crop = 224,
     mean: Mean = "0.485,0.456,0.406",
     std: Std = "0.229,0.224,0.225",
-    target: TargetName = "llvm",
+    target: TargetName = DEFAULT_TARGET,
     batch: BatchSize = 1,
     threads: Threads = None,
     seed: Seed = 0,
@@ -250,7 +279,9 @@ def allocate(
         str | None, typer.Option("--bits", help="candidate pairs; default: those profiled", rich_help_panel=_CHOICE)
     ] = None,
     pin: Pins = None,
-    pin_ends: PinEnds = True,
+    pin_ends: Annotated[
+        bool | None, typer.Option(help="hold the ends at 8 bits; default: as profiled", rich_help_panel=_CHOICE)
+    ] = None,
     solver: Solver = "cbc",
     as_json: AsJson = False,
 ) -> int:
@@ -259,13 +290,14 @@ def allocate(
     candidates = None if bits is None else parse_bits(bits)
     from hawq_tvm import commands
 
-    return commands.allocate(path, budget, candidates, parse_pins(pin), pin_ends, solver, as_json)
+    pins = None if pin is None else parse_pins(pin)
+    return commands.allocate(path, budget, candidates, pins, pin_ends, solver, as_json)
 
 
 @app.command()
 def compile(
     path: RunPath,
-    target: TargetName = "llvm",
+    target: TargetName = DEFAULT_TARGET,
     batch: Annotated[int | None, typer.Option(help="samples a call; default: as the run was made", min=1)] = None,
     as_json: AsJson = False,
 ) -> int:
@@ -278,7 +310,7 @@ def compile(
 @app.command()
 def verify(
     path: RunPath,
-    target: TargetName = "llvm",
+    target: AnyTarget = None,
     samples: Annotated[
         int | None, typer.Option(help="evaluation samples compared; default: as the run was made", min=1)
     ] = None,
@@ -293,7 +325,7 @@ def verify(
 @app.command()
 def bench(
     path: RunPath,
-    target: TargetName = "llvm",
+    target: AnyTarget = None,
     threads: Threads = None,
     seconds: BenchSeconds = Settings.bench_seconds,
     layers: Annotated[bool, typer.Option("--layers", help="also each layer's time")] = False,
@@ -332,13 +364,17 @@ def doctor(as_json: AsJson = False) -> int:
 
 def default_output(model: str) -> Path:
     """``runs/NAME`` for a model as the user wrote it."""
-    name = model.rpartition(":")[2] if ":" in model else model
-    return Path("runs") / name.replace("/", "-")
+    source, _, name = model.rpartition(":")
+    parts = [Path(source).stem, name] if source else [name]
+    return Path("runs") / "-".join(part for part in parts if part).replace("/", "-")
 
 
 def parse_bits(text: str) -> tuple[Bits, ...]:
     """Candidate pairs from ``4,8`` or ``w4a4,w8a8``."""
-    return tuple(dict.fromkeys(Bits.parse(part) for part in text.split(",") if part.strip()))
+    bits = tuple(dict.fromkeys(Bits.parse(part) for part in text.split(",") if part.strip()))
+    if not bits:
+        raise SettingsError("--bits names no bits; write 4,8 or w4a4,w4a8,w8a8")
+    return bits
 
 
 def parse_pins(pins: Sequence[str] | None) -> dict[str, Bits]:

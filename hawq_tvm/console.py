@@ -110,6 +110,8 @@ def print_totals(summary: RunSummary) -> None:
         if value is not None:
             bounded = "" if limit is None else f", budget {limit:,.0f}: {'met' if value <= limit else 'EXCEEDED'}"
             out.print(Text(f"{title}: {value:,.0f} {unit}{bounded}"))
+    for note in summary.notes:
+        out.print(Text(note, style="bold red"))
 
 
 def print_outcome(summary: RunSummary) -> None:

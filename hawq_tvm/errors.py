@@ -14,7 +14,8 @@
     ├── ModelFileError           a `model.onnx` that is corrupted, truncated or not ours
     ├── CompileError             no kernel, no C compiler, TVM or the linker failed
     ├── RuntimeModuleError       a compiled library that cannot be loaded or run
-    └── RunError                 a run directory: missing, of another version, full disk
+    ├── RunError                 a run directory: missing, of another version, full disk
+    └── SettingsError            an option that makes no sense
 
 A message says what is wrong, where, what was got and expected, and what to do next, in one sentence or two. The
 command line prints it after ``error:`` and exits with status 2.
@@ -121,3 +122,7 @@ class RuntimeModuleError(HawqError):
 
 class RunError(HawqError):
     """A run directory that cannot be read or written."""
+
+
+class SettingsError(HawqError):
+    """An option that makes no sense, or two that contradict each other."""

@@ -47,6 +47,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def default_threads() -> int:
+    """All usable cores, or fewer where TVM_NUM_THREADS bounds TVM's pool."""
+    bound = os.environ.get("TVM_NUM_THREADS", "")
+    return min(usable_cores(), int(bound)) if bound.isdigit() and int(bound) > 0 else usable_cores()
+
+
 def find_c_compiler() -> str | None:
     """The compiler that links libraries: CXX, CC or the first of `C_COMPILERS`; None where there is none."""
     named = os.environ.get("CXX") or os.environ.get("CC")

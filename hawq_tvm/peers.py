@@ -11,7 +11,7 @@ from onnx import ModelProto
 from hawq_tvm.bench import BenchReport, interleave, median_layers
 from hawq_tvm.float_ir import FloatGraph
 from hawq_tvm.float_onnx import to_float_onnx
-from hawq_tvm.host import cpu_name
+from hawq_tvm.host import cpu_name, default_threads
 from hawq_tvm.interpreter import quantize_input
 from hawq_tvm.onnx_runner import make_session
 from hawq_tvm.runtime import CompiledModule, configure_threads
@@ -41,6 +41,7 @@ def benchmark_library(
         seed: of the input.
         progress: called with rounds done and rounds in all.
     """
+    before = torch.get_num_threads()
     configure_threads(threads)
     torch.set_num_threads(threads)
     shape = (library.info.batch, *float_graph.input_shape)
@@ -63,7 +64,11 @@ def benchmark_library(
         "PyTorch fp32": pytorch,
         "ONNX Runtime on model.onnx": lambda: integer_session.run(None, {library.info.input_name: integers}),
     }
-    latencies = interleave(contenders, seconds=seconds, warmup=_WARMUP, progress=progress)
-    layers = median_layers(lambda: library.call_times(integers))
+    try:
+        latencies = interleave(contenders, seconds=seconds, warmup=_WARMUP, progress=progress)
+        layers = median_layers(lambda: library.call_times(integers))
+    finally:
+        torch.set_num_threads(before)
+        configure_threads(default_threads())
     info = library.info
     return BenchReport(cpu_name(), info.target, threads, info.batch, _WARMUP, latencies, layers, dict(info.kernels))

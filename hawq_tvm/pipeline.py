@@ -18,7 +18,7 @@ Every stage leaves files in the run directory and is skipped while they are up t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ from hawq_tvm.data import Data, batches
 from hawq_tvm.errors import AllocationError, DataError
 from hawq_tvm.evaluate import measure_accuracy
 from hawq_tvm.float_io import save_float_graph
-from hawq_tvm.host import cpu_name, usable_cores
-from hawq_tvm.ilp import formulate, solve_ilp
+from hawq_tvm.golden import GOLDEN, GOLDEN_INDEX, check_golden, read_golden, write_golden
+from hawq_tvm.host import cpu_name, default_threads
+from hawq_tvm.ilp import find_allocator, formulate
 from hawq_tvm.integerize import integerize
 from hawq_tvm.ir import Array, Graph
 from hawq_tvm.latency import LatencyTable, measure_latency
@@ -86,7 +87,6 @@ class Pipeline:
         self.artifacts = Artifacts(run)
         self._model = model
         self._data = data
-        run.manifest["settings"] = settings.to_json()
 
     @property
     def data(self) -> Data:
@@ -101,7 +101,7 @@ class Pipeline:
 
     @property
     def threads(self) -> int:
-        return self.settings.threads or usable_cores()
+        return self.settings.threads or default_threads()
 
     @cached_property
     def _float_module(self) -> FloatModule:
@@ -136,6 +136,9 @@ class Pipeline:
 
         options = {"model": model.fingerprint, "shape": self.data.sample_shape}
         self._stage("capture", "capturing the network", make, options=options, writes=[files.FLOAT_GRAPH])
+        unknown = [name for name in self.settings.pins if name not in self._layers()]
+        if unknown:
+            raise AllocationError(f"pin for unknown layer '{unknown[0]}'; the layers are {', '.join(self._layers())}")
 
     # 2
 
@@ -241,6 +244,7 @@ class Pipeline:
             "latency": None if not self.wants_latency else (target.name if measured else _read_text(table)),
             "batch": settings.batch if measured else None,
             "threads": self.threads if measured else None,
+            "machine": cpu_name() if measured else None,
         }
         reads = [files.FLOAT_GRAPH, files.RANGES, *([files.SENSITIVITY] if profiled else [])]
         title = "timing every layer's kernels" if measured else "counting bytes and BOPS"
@@ -276,7 +280,7 @@ class Pipeline:
                 return
             pins = settings.all_pins(costs.names)
             problem = formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
-            result = solve_ilp(problem, solver=settings.solver)
+            result = find_allocator(settings.solver)(problem)
             self.run.write_json(files.BITS, result.bits.to_json())
             summary = {
                 "sensitivity": result.sensitivity,
@@ -307,7 +311,7 @@ class Pipeline:
             model = to_onnx(graph)
             self.run.write(files.MODEL, lambda path: onnx.save(model, path))
             self.run.write_json(files.BOUNDS, _bounds(graph))
-            self._write_golden(graph)
+            write_golden(self.run, graph, self._golden_input(graph))
 
         self._stage(
             "integerize",
@@ -315,23 +319,17 @@ class Pipeline:
             make,
             options={"data": self._data_key() if self._data is not None else None},
             reads=[files.FLOAT_GRAPH, files.RANGES, files.BITS],
-            writes=[files.MODEL, files.BOUNDS, files.GOLDEN],
+            writes=[files.MODEL, files.BOUNDS, GOLDEN],
         )
 
-    def _write_golden(self, graph: Graph) -> None:
-        """An input and every layer's integers, one numpy file each."""
+    def _golden_input(self, graph: Graph) -> Array:
+        """The first evaluation sample as integers; random ones without samples at hand."""
         if self._data is not None:
             sample = self._data.evaluation.sample(0)[0][None]
-            x = interpreter.quantize_input(sample.astype(np.float32), graph.input_type)
-        else:
-            dtype = graph.input_type.dtype
-            generator = np.random.default_rng(self.settings.seed)
-            x = generator.integers(dtype.lo, dtype.hi + 1, (1, *graph.input_type.shape)).astype(dtype.carrier)
-        index = {}
-        for number, (name, value) in enumerate(interpreter.run(graph, x).items()):
-            index[name] = f"{number:03d}.npy"
-            self.run.write(f"{files.GOLDEN}{index[name]}", partial(_save_array, value))
-        self.run.write_json(files.GOLDEN_INDEX, index)
+            return interpreter.quantize_input(sample.astype(np.float32), graph.input_type)
+        dtype = graph.input_type.dtype
+        generator = np.random.default_rng(self.settings.seed)
+        return generator.integers(dtype.lo, dtype.hi + 1, (1, *graph.input_type.shape)).astype(dtype.carrier)
 
     # 7
 
@@ -359,72 +357,100 @@ class Pipeline:
 
     # 8
 
-    def compile(self, target: Target) -> None:
-        """The library for a target."""
+    def compile(self, target: Target, *, batch: int | None = None) -> None:
+        """The library for a target.
+
+        Args:
+            target: what to compile for.
+            batch: samples a call; None keeps that of the library that is there, or else takes that of the settings.
+        """
+        if batch is None:
+            batch = self.artifacts.batch(target) or self.settings.batch
+        size = batch
 
         def make(_: Any) -> None:
-            lowered = lower(self.artifacts.graph, target, batch=self.settings.batch)
+            lowered = lower(self.artifacts.graph, target, batch=size)
             build_library(lowered, self.run.path / target.library_name)
 
         self._stage(
             f"compile {target.name}",
             f"compiling for {target.name}",
             make,
-            options={"batch": self.settings.batch, "cpu": cpu_name() if target.host_cpu else ""},
+            options={"batch": size, "cpu": cpu_name() if target.host_cpu else ""},
             reads=[files.MODEL],
             writes=files.library_files(target),
         )
 
     # 9
 
-    def verify(self, target: Target, *, force: bool = False) -> None:
-        """Compare every tensor of every layer."""
+    def verify(self, target: Target, *, samples: int | None = None, force: bool = False) -> None:
+        """Compare every tensor of every layer, and the golden tensors with what the network computes.
+
+        Args:
+            target: whose library is compared.
+            samples: at most so many evaluation samples; None takes what the settings say.
+            force: even if it is done.
+        """
+        total = self._verify_count(samples)
 
         def make(advance: Any) -> None:
             graph = self.artifacts.graph
+            check_golden(self.run, graph)
             executors = {
                 "numpy": lambda x: interpreter.run(graph, x),
                 "pytorch": IntegerModule(graph).run,
                 "onnxruntime": OnnxRuntimeModule(onnx.load(self.run.file(files.MODEL)), threads=self.threads).run,
                 "tvm": self.artifacts.library(target).values,
             }
-            total = self._verify_count()
-            report = verify(graph, executors, self._verify_batches(graph), progress=lambda done: advance(done, total))
+            report = verify(
+                graph, executors, self._verify_batches(graph, total), progress=lambda done: advance(done, total)
+            )
             self.run.write_json(files.verify_file(target), report.to_json())
 
         self._stage(
             f"verify {target.name}",
             "verifying every layer",
             make,
-            options={"data": self._data_key() if self._data is not None else None, "samples": self._verify_count()},
-            reads=[files.MODEL, *files.library_files(target)],
+            options={"data": self._data_key() if self._data is not None else None, "samples": total},
+            reads=[files.MODEL, GOLDEN_INDEX, *files.library_files(target)],
             writes=[files.verify_file(target)],
             force=force,
         )
 
-    def _verify_count(self) -> int:
-        return 1 if self._data is None else min(self.settings.verify_samples, len(self._data.evaluation))
+    def _verify_count(self, samples: int | None) -> int:
+        wanted = self.settings.verify_samples if samples is None else samples
+        return 1 if self._data is None else min(wanted, len(self._data.evaluation))
 
-    def _verify_batches(self, graph: Graph) -> Iterator[Array]:
+    def _verify_batches(self, graph: Graph, count: int) -> Iterator[Array]:
         """Evaluation samples as integers; without samples at hand, the golden input."""
         if self._data is None:
-            yield self.artifacts.golden()[graph.input_name]
+            yield read_golden(self.run)[graph.input_name]
             return
-        for batch in batches(self._data.evaluation, self.batch_size(), limit=self.settings.verify_samples):
+        for batch in batches(self._data.evaluation, self.batch_size(), limit=count):
             yield interpreter.quantize_input(batch.images.numpy(), graph.input_type)
 
     # 10
 
-    def benchmark(self, target: Target, *, force: bool = False) -> None:
-        """Latency of the library beside fp32 PyTorch and ONNX Runtime."""
+    def benchmark(
+        self, target: Target, *, seconds: float | None = None, threads: int | None = None, force: bool = False
+    ) -> None:
+        """Latency of the library beside fp32 PyTorch and ONNX Runtime.
+
+        Args:
+            target: whose library is timed.
+            seconds: about how long; None takes what the settings say.
+            threads: of every contender; None takes what the settings say.
+            force: even if it is done.
+        """
+        duration, count = seconds or self.settings.bench_seconds, threads or self.threads
 
         def make(advance: Any) -> None:
             report = benchmark_library(
                 self.artifacts.library(target),
                 self.artifacts.float_graph,
                 onnx.load(self.run.file(files.MODEL)),
-                threads=self.threads,
-                seconds=self.settings.bench_seconds,
+                threads=count,
+                seconds=duration,
                 seed=self.settings.seed,
                 progress=advance,
             )
@@ -435,7 +461,7 @@ class Pipeline:
             "benchmarking",
             make,
             timing=True,
-            options={"seconds": self.settings.bench_seconds, "threads": self.threads, "machine": cpu_name()},
+            options={"seconds": duration, "threads": count, "machine": cpu_name()},
             reads=[files.MODEL, files.FLOAT_GRAPH, *files.library_files(target)],
             writes=[files.bench_file(target)],
             force=force,
@@ -457,8 +483,3 @@ def _bounds(graph: Graph) -> dict[str, Any]:
         "method": "interval arithmetic over the actual weights and the input type, positive and negative terms apart",
         "layers": {name: vars(bounds) for name, bounds in graph.bounds().items()},
     }
-
-
-def _save_array(value: Array, path: Path) -> None:
-    with path.open("wb") as stream:
-        np.save(stream, value)

@@ -53,6 +53,7 @@ def _outcome(summary: RunSummary) -> str:
     for target, report in summary.verification.items():
         kind = "good" if report.ok else "bad"
         lines.append(f"{escape(target)}: <span class='{kind}'>{escape(str(report))}</span>")
+    lines += [f"<span class='bad'>{escape(note)}</span>" for note in summary.notes]
     return "".join(f"<p>{line}</p>" for line in lines)
 
 

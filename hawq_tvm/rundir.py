@@ -1,8 +1,9 @@
 """Run directories: every file of a run, with a manifest that says what made it and what it must hash to.
 
 A run is worked on in a directory beside its own and takes its place when it is whole, so that a directory of the given
-name is always complete. A stage records the options and the files that it was made from; while those are the same and
-its own files are as it left them, it is not repeated.
+name is always complete. A stage records the options, the versions and the files that it was made from; while those are
+the same and its own files are as it left them, it is not repeated. What was made from files that have changed since is
+stale: it stays where it is, and is not shown as if it were of this network.
 
     bits.json costs.json ranges.json    may be edited by hand; later stages follow the edit
     manifest.json                       versions, model, data, settings, stages, hashes
@@ -16,9 +17,11 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,16 +35,18 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 EDITABLE = ("bits.json", "costs.json", "ranges.json")
-_LOCK = ".lock"
+_SWAP_TRIES, _SWAP_WAIT = 20, 0.05  # seconds; between two renames lies far less
 _PACKAGES = ("hawq_tvm", "torch", "numpy", "onnx", "onnxruntime", "apache-tvm", "apache-tvm-ffi", "pulp")
 
 
 class Run:
     """A run directory, open for reading, or for writing inside `edit_run`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], *, name: Path | None = None) -> None:
+        """Take up the files at `path`; messages call the run `name`, which is where it will lie."""
         self.path = path
         self.manifest = manifest
+        self.name = name or path
         self._hashes: dict[tuple[Path, int, int], str] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -58,10 +63,40 @@ class Run:
         path = self.path / name
         expected = self._recorded().get(name)
         if expected is None or not path.is_file():
-            raise RunError(f"{self.path} has no {name}; run the stage that makes it (hawq-tvm run, or compile)")
+            raise RunError(f"{self.name} has no {name}; run the stage that makes it (hawq-tvm run, or compile)")
         if name not in EDITABLE and self._hash(path) != expected:
-            raise RunError(f"{path} is corrupted: it does not hash to what the manifest says; make it again")
+            raise RunError(
+                f"{self.name}/{name} is corrupted: it does not hash to what the manifest says; make it again"
+            )
         return path
+
+    def fresh(self, name: str) -> Path:
+        """The path of a file, intact and made from the files that are there now.
+
+        Raises:
+            RunError: as for `file`, or a file that it was made from has changed since.
+        """
+        path = self.file(name)
+        changed = self._changed_since(name)
+        if changed:
+            raise RunError(
+                f"{self.name}/{name} was made from another {changed}; "
+                "bring it up to date with hawq-tvm compile, verify or bench"
+            )
+        return path
+
+    def is_fresh(self, name: str) -> bool:
+        """Whether a file is there and was made from the files that are there now."""
+        return name in self._recorded() and name in self and not self._changed_since(name)
+
+    def _changed_since(self, name: str) -> str | None:
+        """A file that has changed since `name` was made from it."""
+        record = next(stage for stage in self.manifest["stages"].values() if name in stage["files"])
+        for source, digest in record["key"]["reads"].items():
+            path = self.path / source
+            if not path.is_file() or self._hash(path) != digest:
+                return str(source)
+        return None
 
     def json(self, name: str) -> Any:
         """A JSON file of the run, parsed."""
@@ -69,7 +104,7 @@ class Run:
         try:
             return json.loads(path.read_text())
         except ValueError as error:
-            raise RunError(f"{path} is not valid JSON ({error}); mend it or make it again") from error
+            raise RunError(f"{self.name}/{name} is not valid JSON ({error}); mend it or make it again") from error
 
     def edited(self, name: str) -> bool:
         """Whether a person changed a file since its stage wrote it."""
@@ -137,7 +172,8 @@ class Run:
         Raises:
             RunError: a file of `writes` was edited by hand and would be lost.
         """
-        key = {"options": dict(options), "reads": {item: self._hash(self.file(item)) for item in reads}}
+        sources = {item: self._hash(self.file(item)) for item in reads}
+        key = {"options": dict(options), "versions": dict(versions()), "reads": sources}
         key = json.loads(json.dumps(key))  # as it will be read back
         record = self.manifest["stages"].get(name)
         same = record is not None and record["key"] == key
@@ -146,7 +182,7 @@ class Run:
             return False
         if edited:
             raise RunError(
-                f"{self.path / edited[0]} was edited by hand, and this would decide it anew; "
+                f"{self.name}/{edited[0]} was edited by hand, and this would decide it anew; "
                 "build it as it stands with hawq-tvm compile, or delete it first"
             )
         if record is not None and same and not force:
@@ -185,10 +221,39 @@ def open_run(path: Path) -> Run:
     Raises:
         RunError: there is none, it is not a run, or another version made it.
     """
-    if not path.exists() and _previous(path).exists():
-        os.rename(_previous(path), path)  # a swap was cut off between its two renames
-    manifest = _read_manifest(path)
-    return Run(path, manifest)
+    place = _resolved(path)
+    for _ in range(_SWAP_TRIES):
+        if place.exists() or not _previous(place).exists():
+            break
+        try:
+            with _locked(place):  # not while a writer is between its two renames
+                _complete_swap(place)
+        except RunError:
+            time.sleep(_SWAP_WAIT)
+    return Run(place, _read_manifest(path), name=path)
+
+
+def is_writable(path: Path) -> bool:
+    """Whether a run can be written: its directory is replaced, so it is the one around it that counts."""
+    return os.access(_resolved(path).parent, os.W_OK)
+
+
+@contextmanager
+def borrow_run(path: Path) -> Iterator[Run]:
+    """Work on a copy of a run that goes when the block ends; for runs that cannot be written."""
+    source = open_run(path)
+    with tempfile.TemporaryDirectory(prefix="hawq_tvm-") as scratch:
+        copy = Path(scratch) / "run"
+        shutil.copytree(source.path, copy, copy_function=lambda old, new: os.symlink(os.path.abspath(old), new))
+        yield Run(copy, source.manifest, name=path)
+
+
+def _resolved(path: Path) -> Path:
+    """Where a run really lies: links and dots followed, since the directory itself is replaced."""
+    place = Path(os.path.realpath(path))
+    if not place.name:
+        raise RunError(f"'{path}' cannot be a run directory; name one, such as runs/mine")
+    return place
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -199,7 +264,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text())
         found, version = manifest["format"], manifest["versions"]["hawq_tvm"]
-        manifest["stages"].values()
+        if found == FORMAT:
+            _check_manifest(manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file} is corrupted ({error!r}); start the run again into another directory") from error
     if found != FORMAT:
@@ -211,12 +277,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raise `KeyError` or `TypeError` where a manifest lacks what is read from it later."""
+    parts = [manifest["identity"]["model"], manifest["identity"]["weights"], manifest["identity"]["data"]]
+    for stage in manifest["stages"].values():
+        parts += [*stage["files"].values(), *stage["key"]["reads"].values()]
+    wrong = [part for part in parts if not isinstance(part, str)]
+    if wrong:
+        raise TypeError(f"{wrong[0]!r} is no text")
+
+
 @contextmanager
 def edit_run(path: Path, *, identity: Mapping[str, Any] | None = None) -> Iterator[Run]:
     """Work on a run; it takes its place at `path` when the block ends well.
 
     When the block fails, the directory at `path` is as it was. With `identity` (a new run or one started again) the
-    stages that were finished are kept beside it, in ``<path>.partial``, and found again next time.
+    stages that were finished are kept beside it, in ``<path>.partial``, and found again next time, unless the run at
+    `path` has changed since.
 
     Args:
         path: of the run directory.
@@ -226,77 +303,105 @@ def edit_run(path: Path, *, identity: Mapping[str, Any] | None = None) -> Iterat
         RunError: the path is taken by something else or by a run of another model or data, another process is working
             on it, or the disk is full.
     """
-    resumable = identity is not None
-    partial = path.with_name(f"{path.name}.partial" if resumable else f".{path.name}.edit")
+    resumable, place = identity is not None, _resolved(path)
+    partial = place.with_name(f"{place.name}.partial" if resumable else f".{place.name}.edit")
+    if Path.cwd().is_relative_to(place):
+        raise RunError(
+            f"{place} is replaced as a whole and cannot be worked in; start from another directory, as cd .."
+        )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not resumable or path.exists() or _previous(path).exists():
-            run = open_run(path)
-            if identity is not None and run.manifest["identity"] != identity:
-                raise RunError(
-                    f"{path} holds a run of {_describe(run.manifest['identity'])}, not of {_describe(identity)}; "
-                    "choose another --output"
-                )
-        with _locked(partial):
-            run = _prepare(path, partial, identity)
+        if resumable:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        elif not place.exists() and not _previous(place).exists():
+            _read_manifest(path)  # says that there is none
+        with _locked(place):
+            _complete_swap(place)
+            run = _prepare(path, place, partial, identity)
             try:
                 yield run
             except BaseException:
                 if not (resumable and run.manifest["stages"]):
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
+            del run.manifest["based_on"]
             run.save_manifest()
-            _swap(partial, path)
+            _swap(partial, place)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RunError(
-                f"no room to write {path}: {os.strerror(error.errno)}; free some space and start again "
-                "(what was there before is unchanged)"
-            ) from error
+        refuse_full_disk(error, path)
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
             raise RunError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
         raise
 
 
+def refuse_full_disk(error: OSError, path: Path) -> None:
+    """Raise `RunError` where `error` says that there is no room; a `shutil.Error` hides that in its text."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno == code or (isinstance(error, shutil.Error) and os.strerror(code) in str(error)):
+            raise RunError(
+                f"no room to write {path}: {os.strerror(code)}; free some space and start again "
+                "(what was there before is unchanged)"
+            ) from error
+
+
 def _describe(identity: Mapping[str, Any]) -> str:
-    return f"{identity.get('model')} on {identity.get('data')}"
+    return f"{identity.get('model')} ({identity.get('weights')}) on {identity.get('data')}"
 
 
 @contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Hold the working directory for this process."""
-    partial.mkdir(exist_ok=True)
-    with (partial / _LOCK).open("w") as lock:
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a run for this process, whatever is done to it: one lock beside it, gone afterwards."""
+    name = path.with_name(f".{path.name}.lock")
+    with name.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = name.exists() and os.path.samestat(os.fstat(lock.fileno()), name.stat())
         except BlockingIOError:
-            raise RunError(f"another process is working on {partial}; wait for it or choose another --output") from None
-        yield
-
-
-def _prepare(path: Path, partial: Path, identity: Mapping[str, Any] | None) -> Run:
-    """The working copy: the one that was cut off, or the run as it stands, or a new one."""
-    if identity is not None:
+            held = False
+        if not held:  # or another process has just let go and removed the file that we opened
+            raise RunError(f"another process is working on {path}; wait for it or choose another --output")
         try:
-            manifest = _read_manifest(partial)
-            if manifest["identity"] == identity:
-                return Run(partial, manifest)
-        except RunError:
-            pass
-    for item in partial.iterdir():
-        if item.name != _LOCK:
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
-    if path.exists():
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+
+
+def _prepare(name: Path, place: Path, partial: Path, identity: Mapping[str, Any] | None) -> Run:
+    """The working copy: the one that was cut off, or the run as it stands, or a new one."""
+    standing = _read_manifest(name) if place.exists() else None
+    if standing is not None and identity is not None:
+        _same_identity(name, standing, identity)
+    based_on = _state(place)
+    if identity is not None and partial.exists() and any(not item.name.startswith(".") for item in partial.iterdir()):
+        found = _read_manifest(partial)
+        _same_identity(partial, found, identity)
+        if found.get("based_on") == based_on:
+            return Run(partial, {**found, "versions": dict(versions())}, name=name)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    manifest: dict[str, Any] = {"format": FORMAT, "versions": dict(versions()), "identity": identity, "stages": {}}
+    if standing is not None:
+        Run(partial, {**standing, "based_on": None}).save_manifest()  # whose folder this is, if cut off while copying
         # hard links, since no file is ever written in place
-        shutil.copytree(path, partial, copy_function=_link_or_copy, dirs_exist_ok=True)
-        manifest = _read_manifest(partial)
-        manifest["versions"] = versions()
-    else:
-        assert identity is not None
-        manifest = {"format": FORMAT, "versions": versions(), "identity": dict(identity), "settings": {}, "stages": {}}
-    run = Run(partial, json.loads(json.dumps(manifest)))
+        ignore = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(place, partial, copy_function=_link_or_copy, ignore=ignore, dirs_exist_ok=True)
+        manifest = {**standing, "versions": dict(versions())}
+    run = Run(partial, json.loads(json.dumps({**manifest, "based_on": based_on})), name=name)
     run.save_manifest()
     return run
+
+
+def _same_identity(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    if manifest["identity"] != identity:
+        raise RunError(
+            f"{path} holds a run of {_describe(manifest['identity'])}, not of {_describe(identity)}; "
+            "choose another --output, or delete it"
+        )
+
+
+def _state(path: Path) -> dict[str, str]:
+    """What says whether a run has changed: hashes of its manifest and of the files that people edit."""
+    names = [name for name in (MANIFEST, *EDITABLE) if (path / name).is_file()]
+    return {name: file_sha256(path / name) for name in names}
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -310,18 +415,24 @@ def _swap(partial: Path, path: Path) -> None:
     """Put the working copy in the run's place."""
     previous = _previous(path)
     shutil.rmtree(previous, ignore_errors=True)
-    (partial / _LOCK).unlink()
     if path.exists():
         os.rename(path, previous)
     os.rename(partial, path)
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def _complete_swap(path: Path) -> None:
+    """Bring back a run whose writer was cut off between its two renames."""
+    if not path.exists() and _previous(path).exists():
+        os.rename(_previous(path), path)
+
+
 def _previous(path: Path) -> Path:
     return path.with_name(f".{path.name}.previous")
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """The versions that decide a run's numbers."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:

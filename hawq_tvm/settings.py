@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.specs import Bits, Budget
+from hawq_tvm.errors import RunError, SettingsError
+from hawq_tvm.specs import Bits, Budget, is_number
 
 DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
 DEFAULT_OBSERVER = "percentile:99.999"
@@ -29,6 +30,13 @@ class HessianSettings:
     batch: int | None = None
     target_error: float = 0.1
     max_probes: int = 64
+
+    def __post_init__(self) -> None:
+        _at_least("samples of the Hessian", self.samples, 1)
+        _at_least("batch of the Hessian", self.batch, 1)
+        _at_least("probes of the Hessian", self.max_probes, 2)
+        if not is_number(self.target_error) or self.target_error < 0:
+            raise SettingsError(f"the target error of the Hessian is a number of at least 0, got {self.target_error!r}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,19 @@ class Settings:
     bench_seconds: float = 5.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.bits:
+            raise SettingsError("there are no bits to choose from; name some, such as 4,8")
+        if not isinstance(self.budget, Budget):
+            raise SettingsError(f"a budget is a hawq_tvm.Budget, such as Budget(size='60%'), got {self.budget!r}")
+        _at_least("batch", self.batch, 1)
+        _at_least("threads", self.threads, 1)
+        _at_least("samples to verify", self.verify_samples, 1)
+        if not is_number(self.bench_seconds) or self.bench_seconds <= 0:
+            raise SettingsError(f"the benchmark takes more than 0 seconds, got {self.bench_seconds!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise SettingsError(f"a seed is a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+
     def all_pins(self, layers: tuple[str, ...]) -> dict[str, Bits]:
         """The pins of a network with these layers."""
         ends = {layers[0]: PIN_BITS, layers[-1]: PIN_BITS} if self.pin_ends else {}
@@ -95,22 +116,29 @@ class Settings:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Settings:
-        """Read what `to_json` wrote."""
-        table = data["latency_table"]
-        return cls(
-            bits=tuple(Bits.parse(bits) for bits in data["bits"]),
-            budget=Budget.from_json(data["budget"]),
-            pins={name: Bits.parse(bits) for name, bits in data["pins"].items()},
-            pin_ends=data["pin_ends"],
-            observer=data["observer"],
-            hessian=HessianSettings(**data["hessian"]),
-            latency=data["latency"],
-            latency_table=None if table is None else Path(table),
-            solver=data["solver"],
-            batch=data["batch"],
-            threads=data["threads"],
-            verify_samples=data["verify_samples"],
-            bench_seconds=data["bench_seconds"],
-            seed=data["seed"],
-        )
+    def from_json(cls, data: Any) -> Settings:
+        """Read what `to_json` wrote.
+
+        Raises:
+            RunError: anything else.
+        """
+        try:
+            table = data["latency_table"]
+            return cls(
+                **{
+                    **data,
+                    "bits": tuple(Bits.parse(bits) for bits in data["bits"]),
+                    "budget": Budget.from_json(data["budget"]),
+                    "pins": {name: Bits.parse(bits) for name, bits in data["pins"].items()},
+                    "hessian": HessianSettings(**data["hessian"]),
+                    "latency_table": None if table is None else Path(table),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"the manifest's settings are damaged ({error!r}); start the run again elsewhere") from error
+
+
+def _at_least(what: str, value: object, least: int) -> None:
+    """Raise `SettingsError` unless `value` is None or a whole number of at least `least`."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise SettingsError(f"{what}: a whole number of at least {least}, got {value!r}")

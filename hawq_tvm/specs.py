@@ -18,7 +18,6 @@ CostName = Literal["size_bytes", "bops", "latency_us"]
 COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
 
 _BITS = re.compile(r"w([2-8])a([2-8])")
-_AT_LEAST_0 = dict.fromkeys(COST_NAMES, " of at least 0")  # a sensitivity is an estimate, which may fall below 0
 
 
 def is_number(value: object) -> bool:
@@ -112,8 +111,11 @@ class Cost:
         for name, value in vars(self).items():
             if value is None and name == "latency_us":
                 continue
-            if not is_number(value) or (value < 0 and name != "sensitivity"):
-                raise AllocationError(f"{name} must be a finite number{_AT_LEAST_0.get(name, '')}, got {value!r}")
+            signed = name == "sensitivity"  # an estimate, which may fall below 0
+            if not is_number(value) or (value < 0 and not signed):
+                raise AllocationError(
+                    f"{name} must be a finite number{'' if signed else ' of at least 0'}, got {value!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,8 @@ class Limit:
         """
         if isinstance(text, Limit):
             return text
+        if isinstance(text, float) and 0 < text < 1 and cost != "latency_us":
+            raise AllocationError(f"a budget of {text} on {cost} is less than one; a share is written '{text:.0%}'")
         match = _LIMIT.fullmatch(str(text).strip().lower())
         units = _UNITS[cost]
         if match is None or (match[2] != "%" and match[2] not in units):

@@ -12,7 +12,6 @@ from typing import Any
 from hawq_tvm import artifacts as files
 from hawq_tvm.artifacts import Artifacts
 from hawq_tvm.bench import BenchReport
-from hawq_tvm.errors import HawqError
 from hawq_tvm.evaluate import Accuracy
 from hawq_tvm.ir import Node, TensorType
 from hawq_tvm.ops import WeightedOperator
@@ -78,7 +77,23 @@ class Totals:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Everything that a run knows of its network; None for stages that were not done."""
+    """Everything that a run knows of the network in its `model.onnx`; what was made from another one is left out.
+
+    Attributes:
+        path: of the run directory.
+        model: as the user named it.
+        weights: where they come from.
+        data: as the user named it.
+        layers: one a layer with weights.
+        totals: over the layers.
+        activation_bytes: planned memory, by target.
+        accuracy: None where it was not measured.
+        verification: by target.
+        benchmark: by target.
+        notes: what is missing or out of date, a sentence each.
+        sources: where each cost comes from.
+        versions: of the packages that made the run.
+    """
 
     path: str
     model: str
@@ -90,6 +105,7 @@ class RunSummary:
     accuracy: Accuracy | None
     verification: Mapping[str, VerifyReport]
     benchmark: Mapping[str, BenchReport]
+    notes: tuple[str, ...]
     sources: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -102,6 +118,7 @@ class RunSummary:
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
             "verification": {target: report.to_json() for target, report in self.verification.items()},
             "benchmark": {target: report.to_json() for target, report in self.benchmark.items()},
+            "notes": list(self.notes),
             "sources": dict(self.sources),
             "versions": dict(self.versions),
         }
@@ -116,7 +133,7 @@ def summarize(run: Run) -> RunSummary:
     found = Artifacts(run)
     graph = found.graph
     costs = found.costs
-    compiled = {name: target for name, target in TARGETS.items() if target.library_name in run}
+    compiled = {name: target for name, target in TARGETS.items() if run.is_fresh(target.library_name)}
     libraries = {name: found.library_info(target) for name, target in compiled.items()}
     profiled = files.SENSITIVITY in run
     types = graph.types
@@ -133,15 +150,18 @@ def summarize(run: Run) -> RunSummary:
         weights=identity["weights"],
         data=identity["data"],
         layers=layers,
-        totals=_totals(layers, found),
+        totals=_totals(layers, _limits(run)),
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
-        accuracy=found.accuracy if files.ACCURACY in run else None,
+        accuracy=found.accuracy if run.is_fresh(files.ACCURACY) else None,
         verification={
-            name: found.verification(target) for name, target in compiled.items() if files.verify_file(target) in run
+            name: found.verification(target)
+            for name, target in compiled.items()
+            if run.is_fresh(files.verify_file(target))
         },
         benchmark={
-            name: found.benchmark(target) for name, target in compiled.items() if files.bench_file(target) in run
+            name: found.benchmark(target) for name, target in compiled.items() if run.is_fresh(files.bench_file(target))
         },
+        notes=_notes(run),
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
     )
@@ -181,13 +201,32 @@ def _layer(
     )
 
 
-def _totals(layers: tuple[LayerSummary, ...], found: Artifacts) -> Totals:
+def _notes(run: Run) -> tuple[str, ...]:
+    """What is out of date or was not done, for the reader."""
+    notes = []
+    if not run.is_fresh(files.MODEL):
+        notes.append("bits or ranges were changed since this network was integerised; hawq-tvm compile builds it anew")
+    for name, target in TARGETS.items():
+        if target.library_name in run and not run.is_fresh(target.library_name):
+            notes.append(f"{target.library_name} was compiled from another model.onnx; hawq-tvm compile builds it anew")
+        elif target.library_name in run and not run.is_fresh(files.verify_file(target)):
+            notes.append(f"target {name} is not verified; hawq-tvm verify compares every layer")
+    if files.ACCURACY in run and not run.is_fresh(files.ACCURACY):
+        notes.append("accuracy was measured on another network and is left out; hawq-tvm compile measures it anew")
+    return tuple(notes)
+
+
+def _limits(run: Run) -> Mapping[str, float]:
+    """The budgets that were asked for; none where the network is older than they are."""
+    if not (run.is_fresh(files.MODEL) and run.is_fresh(files.ALLOCATION)):
+        return {}
+    limits: Mapping[str, float] = run.json(files.ALLOCATION).get("limits", {})
+    return limits
+
+
+def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> Totals:
     latencies = [layer.latency_us for layer in layers]
     omegas = [layer.sensitivity for layer in layers]
-    try:
-        limits: Mapping[str, float] = found.run.json(files.ALLOCATION).get("limits", {})
-    except HawqError:
-        limits = {}
     return Totals(
         parameters=sum(layer.parameters for layer in layers),
         macs=sum(layer.macs for layer in layers),

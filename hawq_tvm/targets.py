@@ -41,6 +41,9 @@ TARGETS: dict[str, Target] = {
 }
 """Every target by its name. To add one, see `docs/adding.md`."""
 
+DEFAULT_TARGET = "llvm"
+"""What is compiled for where nothing is said."""
+
 
 def find_target(name: str) -> Target:
     """The target of that name.

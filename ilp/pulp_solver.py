@@ -188,8 +188,8 @@ def _solve(problem: Problem, objective: Objective, kept: Sequence[Sequence[int]]
     program = pulp.LpProblem("bit_allocation", pulp.LpMinimize)
     variables = [{k: pulp.LpVariable(f"x_{g}_{k}", cat="Binary") for k in ks} for g, ks in enumerate(kept)]
     program += _OBJECTIVE_SCALE * _scaled(excess, variables, _largest(excess))
-    for row in variables:
-        program += pulp.lpSum(row.values()) == 1
+    for choices in variables:
+        program += pulp.lpSum(choices.values()) == 1
 
     def cut(row: _Row, picks: Sequence[int]) -> None:
         allowed, choices = row.cover(problem, picks)
@@ -207,7 +207,7 @@ def _solve(problem: Problem, objective: Objective, kept: Sequence[Sequence[int]]
             return None
         if status != pulp.LpStatusOptimal:
             raise AllocationError(f"{solver} ended with the status '{pulp.LpStatus[status]}'; try the other solver")
-        picks = [max(row, key=lambda k, row=row: row[k].value()) for row in variables]  # type: ignore[misc]
+        picks = [max((x.value(), k) for k, x in choices.items())[1] for choices in variables]
         exceeded = problem.exceeded(picks)
         if exceeded is None:
             return picks

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from hawq_tvm import rundir
 from hawq_tvm.errors import RunError
-from hawq_tvm.rundir import FORMAT, MANIFEST, Run, edit_run, open_run
+from hawq_tvm.rundir import FORMAT, MANIFEST, Run, borrow_run, edit_run, open_run
 
 IDENTITY = {"model": "m", "weights": "w", "data": "d"}
 
@@ -156,7 +157,10 @@ def test_other_directories_are_refused(tmp_path: Path, finished: Path) -> None:
         pass
     assert listing(tmp_path / "photos") == ["cat.jpg"]
     other = {**IDENTITY, "model": "other"}
-    with pytest.raises(RunError, match="holds a run of m on d, not of other on d"), edit_run(finished, identity=other):
+    with (
+        pytest.raises(RunError, match=r"holds a run of m \(w\) on d, not of other \(w\) on d"),
+        edit_run(finished, identity=other),
+    ):
         pass
     assert listing(tmp_path) == ["photos", "r"]
 
@@ -172,7 +176,20 @@ def test_another_version_is_refused(finished: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "versions": 3, "stages": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 1}',
+        '{"format": 1, "versions": 3, "stages": {}}',
+        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": "m", "stages": {}}',
+        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w"}, "stages": {}}',
+        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w", "data": "d"}, '
+        '"stages": {"one": {"key": {"reads": {}}}}}',
+    ],
+)
 def test_a_damaged_manifest_is_refused(finished: Path, text: str) -> None:
     (finished / MANIFEST).write_text(text)
     with pytest.raises(RunError, match=r"manifest.json is corrupted"):
@@ -226,3 +243,115 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     process.join(60)
     assert process.exitcode == 0
     assert open_run(tmp_path / "r").json("one.json") == "a"
+
+
+def fail_at(path: Path, option: int) -> None:
+    """A start that finishes a stage and then fails, so that its working copy stays."""
+    with pytest.raises(ZeroDivisionError), edit_run(path, identity=IDENTITY) as run:
+        write_stage(run, "one", "from the failed start", option=option)
+        raise ZeroDivisionError
+
+
+def test_an_unfinished_start_does_not_undo_what_was_done_since(finished: Path) -> None:
+    fail_at(finished, option=1)
+    (finished / "bits.json").write_text('"mine"')
+    with edit_run(finished, identity=IDENTITY) as run:
+        assert run.json("bits.json") == "mine"
+        assert run.json("one.json") == "a"
+    fail_at(finished, option=1)
+    with edit_run(finished) as run:
+        write_stage(run, "two", "done since")
+    with edit_run(finished, identity=IDENTITY) as run:
+        assert run.json("two.json") == "done since"
+    assert listing(finished.parent) == ["r"]
+
+
+def test_an_edit_can_be_given_up_by_deleting_the_file(finished: Path) -> None:
+    (finished / "bits.json").write_text('"mine"')
+    with pytest.raises(RunError, match="delete it first") as caught, edit_run(finished, identity=IDENTITY) as run:
+        write_stage(run, "one", "c", option=1)
+        write_stage(run, "bits", "c", option=1)
+    assert str(finished / "bits.json") in str(caught.value), "the file that the user sees"
+    (finished / "bits.json").unlink()
+    with edit_run(finished, identity=IDENTITY) as run:
+        assert write_stage(run, "bits", "c", option=1)
+    assert open_run(finished).json("bits.json") == "c"
+
+
+def test_a_stranger_in_the_working_copys_place_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "r.partial").mkdir()
+    (tmp_path / "r.partial" / "thesis.txt").write_text("years")
+    with (
+        pytest.raises(RunError, match=r"r.partial is not a run directory"),
+        edit_run(tmp_path / "r", identity=IDENTITY),
+    ):
+        pass
+    assert (tmp_path / "r.partial" / "thesis.txt").read_text() == "years"
+
+
+def test_an_unfinished_run_of_another_network_is_left_alone(tmp_path: Path) -> None:
+    fail_at(tmp_path / "r", option=0)
+    other = {**IDENTITY, "weights": "other"}
+    with pytest.raises(RunError, match=r"r.partial holds a run of m \(w\)"), edit_run(tmp_path / "r", identity=other):
+        pass
+    assert listing(tmp_path) == ["r.partial"]
+
+
+def test_what_was_made_from_older_files_is_stale(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    with edit_run(path, identity=IDENTITY) as run:
+        write_stage(run, "one", "a")
+        write_stage(run, "two", "b", reads=("one.json",))
+        assert run.is_fresh("two.json")
+        write_stage(run, "one", "changed", option=1)
+        assert not run.is_fresh("two.json")
+    run = open_run(path)
+    assert run.json("two.json") == "b"
+    with pytest.raises(RunError, match=r"two.json was made from another one.json; bring it up to date"):
+        run.fresh("two.json")
+    assert not run.is_fresh("three.json")
+
+
+def test_another_version_of_a_package_makes_stages_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with edit_run(tmp_path / "r", identity=IDENTITY) as run:
+        write_stage(run, "one", "a")
+    monkeypatch.setattr(rundir, "versions", lambda: {"hawq_tvm": "0.1.1"})
+    with edit_run(tmp_path / "r", identity=IDENTITY) as run:
+        assert write_stage(run, "one", "b")
+        assert run.manifest["versions"] == {"hawq_tvm": "0.1.1"}
+
+
+def test_paths_with_dots_and_links(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with edit_run(finished / ".." / "r") as run:
+        write_stage(run, "two", "b")
+    link = tmp_path / "latest"
+    link.symlink_to(finished)
+    with edit_run(link) as run:
+        write_stage(run, "three", "c")
+    assert link.is_symlink()
+    assert open_run(link).json("three.json") == open_run(finished).json("three.json") == "c"
+    assert listing(tmp_path) == ["latest", "r"]
+    monkeypatch.chdir(finished)
+    assert open_run(Path()).json("two.json") == "b"
+    with pytest.raises(RunError, match="start from another directory"), edit_run(Path()):
+        pass
+    with pytest.raises(RunError, match="cannot be a run directory"), edit_run(Path("/"), identity=IDENTITY):
+        pass
+
+
+def test_one_lock_for_every_kind_of_work(finished: Path) -> None:
+    with (
+        edit_run(finished, identity=IDENTITY),
+        pytest.raises(RunError, match="another process is working on"),
+        edit_run(finished),
+    ):
+        pass
+    assert listing(finished.parent) == ["r"]
+
+
+def test_a_borrowed_run_is_not_changed(finished: Path) -> None:
+    with borrow_run(finished) as run:
+        assert write_stage(run, "two", "b")
+        assert run.json("one.json") == "a"
+    assert "two.json" not in open_run(finished)
+    assert not open_run(finished).edited("bits.json")
