@@ -25,6 +25,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) --constraint constraints.txt --no-deps torchvision timm
 	@touch $@
 
 demo: setup  ## Quantise, compile, verify and time a trained ResNet-20 (about a minute)

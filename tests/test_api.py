@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,14 @@ from torch import nn
 import hawq_tvm
 from hawq_tvm import Bits, Budget, DataOptions, HawqError, HessianSettings
 from hawq_tvm.api import QuantizedNetwork
-from hawq_tvm.errors import CalibrationError, DataError, InfeasibleBudget, RunError
+from hawq_tvm.errors import (
+    AllocationError,
+    CalibrationError,
+    DataError,
+    InfeasibleBudget,
+    RunError,
+    SettingsError,
+)
 
 from . import networks
 from .builders import samples
@@ -55,6 +64,56 @@ def test_compile_verify_run_and_benchmark(network: QuantizedNetwork) -> None:
     assert all(item.median_us > 0 for item in bench.contenders)
     assert set(bench.layers_us) == {node.name for node in network.graph if node.op.kind != "flatten"}
     assert (bench.threads, bench.batch) == (1, 4)
+
+
+def test_calling_a_saved_network_leaves_it_as_it_is(network: QuantizedNetwork, tmp_path: Path) -> None:
+    network.compile(batch=8)
+    saved = network.save(tmp_path / "new" / "run")
+    before = (saved / "manifest.json").read_bytes()
+    back = hawq_tvm.load(saved)
+    assert np.array_equal(back(samples(3)), network(samples(3)))
+    assert (saved / "manifest.json").read_bytes() == before
+    assert back.compile().info.batch == 8, "a batch stays as it was"
+    with pytest.raises(DataError, match="an array of numbers"):
+        back("hello")
+
+
+def test_an_option_that_is_refused_is_forgotten(network: QuantizedNetwork) -> None:
+    with pytest.raises(HawqError, match="a batch holds at least one sample, got -1"):
+        network.compile(batch=-1)
+    with pytest.raises(SettingsError, match="at least 1 sample, got 0"):
+        network.verify(samples=0)
+    assert network.verify(samples=3).samples == 3
+    assert network.verify().samples == 8
+
+
+def test_a_full_disk_leaves_nothing_where_it_was_saved(
+    network: QuantizedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    def full(source: object, target: object, **options: object) -> None:
+        Path(str(target)).mkdir()
+        raise shutil.Error([("a", "b", f"[Errno 28] {os.strerror(errno.ENOSPC)}: 'b'")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(RunError, match="no room to write"):
+        network.save(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_make_no_sense() -> None:
+    network, data = networks.make("Residual"), samples(8)
+    with pytest.raises(SettingsError, match="a budget is a hawq_tvm.Budget"):
+        hawq_tvm.quantize(network, data, budget="60%")  # type: ignore[arg-type]
+    with pytest.raises(AllocationError, match="a share is written '60%'"):
+        Budget(size=0.6)
+    for bad in (-1, 2**63, None, 1.5):
+        with pytest.raises(SettingsError, match="a seed is a whole number"):
+            hawq_tvm.quantize(network, data, bits=8, seed=bad)  # type: ignore[arg-type]
+    for settings in ({"samples": 0}, {"max_probes": 1}, {"target_error": float("nan")}, {"batch": 0}):
+        with pytest.raises(SettingsError, match="of the Hessian"):
+            HessianSettings(**settings)
 
 
 def test_save_and_load(network: QuantizedNetwork, tmp_path: Path) -> None:

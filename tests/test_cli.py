@@ -138,7 +138,8 @@ def test_a_latency_table_is_used_and_named(mixed: Path, tmp_path: Path, cli: Run
     assert status == 0
     summary = json.loads(out)
     assert summary["sources"]["latency_us"] == f"given by {table}"
-    assert summary["totals"]["latency_us"] <= summary["totals"]["limits"]["latency_us"]
+    total, limit = summary["totals"]["latency_us"], summary["totals"]["limits"]["latency_us"]
+    assert len(layers) + 2 <= total <= limit < 2 * len(layers), "4 bits are faster here, and 8 everywhere too slow"
     table.write_text(json.dumps({name: {"w4a4": 1.0, "w8a8": 2.0} for name in layers[1:]}))
     status, _, err = cli(
         "profile", "resnet20", "--data", "digits", "--latency-table", table, "-o", tmp_path / "p", *QUICK[:4]
@@ -174,6 +175,107 @@ def test_an_edited_bit_configuration_is_compiled_as_it_stands(scratch: Path, cli
     status, _, err = cli("compile", scratch)
     assert status == 2
     assert "no bits for layer 'layer1.0.conv1'" in err
+
+
+def test_a_network_compiled_anew_is_not_called_verified(scratch: Path, cli: Run) -> None:
+    table = json.loads((scratch / "bits.json").read_text())
+    table["bits"]["layer2.1.conv1"] = "w2a2"
+    (scratch / "bits.json").write_text(json.dumps(table))
+    before = json.loads(cli("inspect", scratch, "--json")[1])
+    assert any("hawq-tvm compile builds it anew" in note for note in before["notes"])
+    assert before["totals"]["limits"] == {}, "those of other bits"
+    assert before["verification"], "of the network that is still there"
+    _, _, err = cli("verify", scratch, "--samples", "4")
+    assert "were changed after it was compiled" in err
+    assert cli("compile", scratch)[0] == 0
+    after = json.loads(cli("inspect", scratch, "--json")[1])
+    assert after["verification"] == after["benchmark"] == {}
+    assert after["notes"] == ["target llvm is not verified; hawq-tvm verify compares every layer"]
+    assert after["accuracy"] != before["accuracy"], "measured anew"
+    assert "0 mismatches" not in (scratch / "report.html").read_text()
+    assert "is not verified" in cli("inspect", scratch)[1]
+    assert cli("verify", scratch, "--samples", "4")[0] == 0
+    assert json.loads(cli("inspect", scratch, "--json")[1])["notes"] == []
+
+
+def test_a_library_of_another_network_is_not_used(scratch: Path, cli: Run) -> None:
+    assert cli("compile", scratch, "--target", "llvm/portable")[0] == 0
+    assert cli("allocate", scratch, "--budget-size", "0%")[0] == 0
+    assert cli("compile", scratch)[0] == 0
+    for verb in ("verify", "bench"):
+        status, _, err = cli(verb, scratch, "--target", "llvm/portable")
+        assert status == 2
+        assert "model.llvm-portable.so was made from another model.onnx" in err.replace(".json", ".so")
+
+
+def test_options_of_one_call_do_not_stick(scratch: Path, cli: Run) -> None:
+    settings = json.loads((scratch / MANIFEST).read_text())["settings"]
+    assert "4 samples" in cli("verify", scratch, "--samples", "4")[1]
+    assert cli("bench", scratch, "--seconds", "0.1", "--threads", "1")[0] == 0
+    assert cli("allocate", scratch, "--bits", "4", "--solver", "highs")[0] == 0
+    assert json.loads((scratch / MANIFEST).read_text())["settings"] == settings
+    assert "256 samples" in cli("verify", scratch)[1]
+
+
+def test_allocate_takes_what_was_profiled_unless_told_otherwise(tmp_path: Path, cli: Run) -> None:
+    path = tmp_path / "run"
+    pins = ("--pin", "conv2=w8a8", "--no-pin-ends")
+    assert cli(
+        "profile", f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples", *pins, "-o", path, *QUICK[:4]
+    )[0] == 0  # fmt: skip
+    bits = json.loads(cli("allocate", path, "--budget-size", "0%", "--json")[1])["bits"]
+    assert (bits["conv2"], bits["stem"], bits["fc"]) == ("w8a8", "w4a4", "w4a4")
+    bits = json.loads(cli("allocate", path, "--budget-size", "0%", "--pin-ends", "--pin", "conv1=w8a8", "--json")[1])[
+        "bits"
+    ]
+    assert (bits["conv2"], bits["stem"], bits["conv1"]) == ("w4a4", "w8a8", "w8a8")
+
+
+def test_the_only_library_is_the_one_that_is_meant(scratch: Path, cli: Run) -> None:
+    assert cli("compile", scratch, "--target", "llvm/portable", "--batch", "3")[0] == 0
+    (scratch / "model.llvm.so").unlink()
+    assert cli("verify", scratch, "--samples", "4")[0] == 0
+    status, out, _ = cli("bench", scratch, "--seconds", "0.1")
+    assert status == 0
+    assert "batch 3, target llvm/portable" in out
+    assert cli("compile", scratch, "--target", "llvm/portable")[1].count("batch 3") == 1, "a batch stays as it was"
+
+
+def test_a_run_that_cannot_be_written_is_still_verified(
+    scratch: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (scratch / MANIFEST).read_bytes()
+    monkeypatch.setattr("hawq_tvm.commands.is_writable", lambda path: False)
+    status, out, err = cli("verify", scratch, "--samples", "4")
+    assert status == 0
+    assert "0 mismatches" in out
+    assert "the result is not kept" in err
+    assert (scratch / MANIFEST).read_bytes() == before
+
+
+def test_golden_tensors_are_held_to_what_the_network_computes(scratch: Path, cli: Run) -> None:
+    file = scratch / "golden" / "005.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert "golden/005.npy is corrupted" in cli("verify", scratch, "--samples", "4")[2]
+    manifest = json.loads((scratch / MANIFEST).read_text())
+    manifest["stages"]["integerize"]["files"]["golden/005.npy"] = file_sha256(file)
+    (scratch / MANIFEST).write_text(json.dumps(manifest))
+    assert "golden/ does not hold what layer '" in cli("verify", scratch, "--samples", "4")[2]
+
+
+def test_samples_are_found_from_any_directory(
+    mixed: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(HERE)
+    assert cli(
+        "run", "networks.py:residual", "--data", "networks.py:samples", "--bits", "8", "-o", tmp_path / "run", *QUICK
+    )[0] == 0  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    status, out, err = cli("verify", "run")
+    assert (status, err) == (0, "")
+    assert "8 samples" in out
 
 
 def test_bits_can_be_given(scratch: Path, tmp_path: Path, cli: Run) -> None:
@@ -320,6 +422,15 @@ BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
     "a shape that is none": (("resnet20", "--input-shape", "3,4"), "--input-shape is written"),
     "a mean that is none": (("resnet20", "--mean", "a,b"), "--mean takes one number or three"),
     "no network at all": ((), "Missing argument"),
+    "no bits": (("resnet20", "--bits", ","), "--bits names no bits"),
+    "a seed below 0": (("resnet20", "--seed", "-1"), "greater than or equal to 0"),
+    "bits and a budget": (
+        ("resnet20", "--bits-file", "b.json", "--budget-size", "1"),
+        "--bits-file takes bits as they are and budgets choose them",
+    ),
+    "no latency table": (("resnet20", "--latency-table", "l.json"), "the latency table l.json cannot be read"),
+    "too many threads": (("resnet20", "--threads", "4096"), "set TVM_NUM_THREADS=4096"),
+    "no run directory's name": (("N:residual", "--data", "N:samples", "-o", "/"), "cannot be a run directory"),
 }
 
 
@@ -412,6 +523,59 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, cli: Run, monke
     assert [item.name for item in tmp_path.iterdir()] == ["run"]
     finished = json.loads((tmp_path / "run" / MANIFEST).read_text())["stages"]
     assert {name: finished[name] for name in done} == done
+
+
+def test_damaged_manifests(scratch: Path, cli: Run) -> None:
+    manifest = json.loads((scratch / MANIFEST).read_text())
+    for key, value, message in (
+        ("settings", {}, "the manifest's settings are damaged"),
+        ("settings", {**manifest["settings"], "budget": 3}, "the manifest's settings are damaged"),
+        ("identity", "resnet20", "manifest.json is corrupted"),
+        ("data", {"spec": "digits", "options": {}}, "the manifest's data is damaged"),
+    ):
+        (scratch / MANIFEST).write_text(json.dumps({**manifest, key: value}))
+        fails(cli, scratch.parent, "verify", scratch, message=message)
+
+
+def test_damaged_tables(scratch: Path, cli: Run) -> None:
+    ranges = json.loads((scratch / "ranges.json").read_text())
+    for bad in (["0", "6"], [0], [float("nan"), 1], [1, 2], None):
+        (scratch / "ranges.json").write_text(json.dumps({**ranges, "ranges": {**ranges["ranges"], "x": bad}}))
+        status, _, err = cli("compile", scratch)
+        assert status == 2
+        assert "ranges.json" in err
+    costs = json.loads((scratch / "costs.json").read_text())
+    for bad in ("high", float("nan"), None):
+        costs["layers"][3]["choices"]["w4a4"]["sensitivity"] = bad
+        (scratch / "costs.json").write_text(json.dumps(costs))
+        message = f"the cost table's layer '{costs['layers'][3]['name']}': sensitivity must be a finite number"
+        fails(cli, scratch.parent, "allocate", scratch, "--budget-size", "50%", message=message)
+
+
+def test_a_bug_of_ours_is_one_sentence_and_a_status_of_its_own(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("hawq_tvm.doctor.examine", fail)
+    status, out, err = cli("doctor")
+    assert (status, out) == (3, "")
+    assert (
+        err
+        == "error: internal error, please report it: ZeroDivisionError: two lines; HAWQ_TVM_TRACEBACK=1 shows where\n"
+    )
+    monkeypatch.setenv("HAWQ_TVM_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+def test_version_and_no_arguments(cli: Run) -> None:
+    import hawq_tvm
+
+    assert cli("--version") == (0, f"hawq_tvm {hawq_tvm.__version__}\n", "")
+    status, out, err = cli()
+    assert status == 2
+    assert "verify" in out
+    assert err == ""
 
 
 def test_help_and_bad_options_load_neither_torch_nor_tvm() -> None:
