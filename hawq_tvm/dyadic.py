@@ -26,6 +26,9 @@ ACCUMULATOR_LIMIT = 2**31
 DYADIC_LIMIT = 2**63
 """The int64 sum that is shifted stays under this magnitude, the rounding term included."""
 
+ROUNDED_LIMIT = 2**31
+"""The shifted sum stays under this magnitude before it is clipped."""
+
 
 def rescale(total: NDArray[np.int64], shift: int, lo: int, hi: int) -> NDArray[np.int64]:
     """Round ``total / 2^shift`` half up and clip it.

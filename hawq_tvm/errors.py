@@ -88,11 +88,11 @@ class GraphError(HawqError):
 
 
 class OverflowRefused(GraphError):
-    """A layer whose accumulator or dyadic sum is not proved to fit.
+    """A layer whose accumulator, dyadic sum or rounded result is not proved to fit.
 
     Attributes:
         layer: the layer's name.
-        quantity: ``accumulator`` or ``dyadic sum``.
+        quantity: ``accumulator``, ``dyadic sum`` or ``rounded result``.
         bound: the largest magnitude that it can reach.
         limit: the magnitude that it must stay under.
     """
@@ -102,10 +102,10 @@ class OverflowRefused(GraphError):
         self.quantity = quantity
         self.bound = bound
         self.limit = limit
-        super().__init__(
-            f"layer '{layer}': the {quantity} can reach {bound}, and must stay under {limit}; "
-            "give the layer fewer weight or activation bits, or split its input channels"
-        )
+        advice = "give the layer fewer weight or activation bits, or split its input channels"
+        if quantity == "rounded result":
+            advice = "its range or its clip is far smaller than what it can reach: check both"
+        super().__init__(f"layer '{layer}': the {quantity} can reach {bound}, and must stay under {limit}; {advice}")
 
 
 class ModelFileError(HawqError):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.dyadic import ACCUMULATOR_LIMIT, DYADIC_LIMIT, MULTIPLIER_LIMIT, SHIFT_RANGE
+from hawq_tvm.dyadic import ACCUMULATOR_LIMIT, DYADIC_LIMIT, MULTIPLIER_LIMIT, ROUNDED_LIMIT, SHIFT_RANGE
 from hawq_tvm.errors import GraphError, OverflowRefused
 
 Array = NDArray[Any]
@@ -83,18 +83,42 @@ class TensorType:
     shape: Shape
     scale: float
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
+        object.__setattr__(self, "scale", float(self.scale))
+
     def __repr__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution or a pooling window slides: sizes are (height, width), pads (top, left, bottom, right)."""
+    """How a convolution or a pooling window slides: sizes are (height, width), pads (top, left, bottom, right).
+
+    Raises:
+        GraphError: a size, stride or dilation under 1, or a negative pad.
+    """
 
     kernel: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, tuple(map(int, getattr(self, field.name))))
+        kernel, strides, pads, dilations = self.kernel, self.strides, self.pads, self.dilations
+        if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
+            raise GraphError(
+                f"a window needs a kernel, strides and dilations of at least 1 and pads of at least 0, "
+                f"got {kernel=}, {strides=}, {dilations=}, {pads=}"
+            )
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """How many rows and columns it spans, from its first tap to its last."""
+        (kh, kw), (dy, dx) = self.kernel, self.dilations
+        return dy * (kh - 1) + 1, dx * (kw - 1) + 1
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """The spatial size of the output for an input of `height` x `width`.
@@ -105,10 +129,9 @@ class Window:
         top, left, bottom, right = self.pads
         sizes = []
         for axis, padded in enumerate((height + top + bottom, width + left + right)):
-            reach = self.dilations[axis] * (self.kernel[axis] - 1) + 1
-            if padded < reach:
+            if padded < self.reach[axis]:
                 raise GraphError(f"a window {self} does not fit an input of {height}x{width}")
-            sizes.append((padded - reach) // self.strides[axis] + 1)
+            sizes.append((padded - self.reach[axis]) // self.strides[axis] + 1)
         return sizes[0], sizes[1]
 
     def __str__(self) -> str:
@@ -123,8 +146,23 @@ class Window:
 
 
 def frozen_array(values: Any, dtype: str) -> Array:
-    """A read-only, contiguous array: what a frozen node may hold."""
-    array = np.ascontiguousarray(values, dtype=dtype)
+    """A read-only, contiguous array: what a frozen node may hold.
+
+    Raises:
+        GraphError: a value that `dtype` cannot hold, or that is not whole.
+    """
+    given = np.asarray(values)
+    try:
+        with np.errstate(invalid="ignore"):  # NaN is told by the comparison
+            array = np.ascontiguousarray(given, dtype=dtype)
+    except OverflowError as error:
+        raise GraphError(f"{dtype} cannot hold all values of {values!r}") from error
+    if not np.array_equal(array, given):
+        limits = np.iinfo(dtype)
+        raise GraphError(
+            f"{dtype} holds whole numbers in {limits.min}..{limits.max}, got {given.dtype} values "
+            f"in {given.min()}..{given.max()}"
+        )
     if array.flags.writeable:
         array = array.copy()
         array.flags.writeable = False
@@ -176,16 +214,26 @@ class Bounds:
     Attributes:
         accumulator: of the int32 accumulator with its bias, must stay under 2^31.
         dyadic_sum: of the int64 sum that is shifted, rounding term included, must stay under 2^63.
+        rounded: of the shifted sum before its clip, must stay under 2^31: a 32-bit result never saturates, and the
+            clip is one of 32-bit numbers (ONNX Runtime 1.31's int64 Clip is wrong beyond them on AVX-512).
     """
 
     accumulator: int
     dyadic_sum: int
+    rounded: int
+
+    @classmethod
+    def of(cls, accumulator: int, total: int, shift: int) -> Bounds:
+        """From the magnitudes of the accumulator and of the sum that is shifted, its rounding term left out."""
+        dyadic_sum = total + (1 << (shift - 1))
+        return cls(accumulator, dyadic_sum, dyadic_sum >> shift)
 
     def check(self, layer: str) -> None:
         """Raise `OverflowRefused` where a bound reaches its limit."""
         for quantity, bound, limit in (
             ("accumulator", self.accumulator, ACCUMULATOR_LIMIT),
             ("dyadic sum", self.dyadic_sum, DYADIC_LIMIT),
+            ("rounded result", self.rounded, ROUNDED_LIMIT),
         ):
             if bound >= limit:
                 raise OverflowRefused(layer, quantity, bound, limit)
@@ -297,6 +345,7 @@ class Graph:
     def check(self) -> None:
         """Raise `GraphError` unless the graph is whole and keeps the numeric contract, proofs included."""
         types: dict[str, TensorType] = {self.input_name: self.input_type}
+        _check_scale(f"the input '{self.input_name}'", self.input_type)
         for node in self.nodes:
             if node.name in types:
                 raise GraphError(f"two values are named '{node.name}'")
@@ -319,8 +368,7 @@ class Graph:
         shape = node.op.output_shape(inputs)
         if shape != node.type.shape:
             raise GraphError(f"its output is {shape} by the shape rule and {node.type.shape} by its type")
-        if not (np.isfinite(node.type.scale) and node.type.scale > 0):
-            raise GraphError(f"its scale must be positive and finite, got {node.type.scale}")
+        _check_scale("its result", node.type)
         node.op.check_parameters(inputs, node.type)
         bounds = node.op.bounds(inputs)
         if bounds is not None:
@@ -342,6 +390,11 @@ class Graph:
     def __str__(self) -> str:
         head = f"{self.name}({self.input_name}: {self.input_type}) -> {self.output}"
         return "\n".join([head, *(f"  {node}" for node in self.nodes)])
+
+
+def _check_scale(what: str, type: TensorType) -> None:
+    if not (np.isfinite(type.scale) and type.scale > 0):
+        raise GraphError(f"{what} must have a positive and finite scale, got {type.scale}")
 
 
 def _canonical(value: Any) -> Iterator[bytes]:

@@ -33,16 +33,17 @@ def _check_shape(name: str, array: Array, *allowed: Shape) -> None:
         raise GraphError(f"{name} must have a shape of {' or '.join(map(str, allowed))}, got {array.shape}")
 
 
-def _half(shift: int) -> int:
-    return 1 << (shift - 1)
+def _check_narrow(x: TensorType) -> None:
+    """Products, maxima and window sums are exact in every back end for inputs of up to 8 bits."""
+    if x.dtype.bits > 8:
+        raise GraphError(f"takes inputs of up to 8 bits, got {x}; put a requantize before it")
 
 
 def windows(x: Array, window: Window, fill: int) -> Array:
     """All windows of an image: [N, C, H, W] to [N, C, OH, OW, kh, kw], a view; `fill` is what the padding holds."""
     top, left, bottom, right = window.pads
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
-    reach = [d * (k - 1) + 1 for d, k in zip(window.dilations, window.kernel, strict=True)]
-    view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
+    view = np.lib.stride_tricks.sliding_window_view(padded, window.reach, axis=(2, 3))
     (sy, sx), (dy, dx) = window.strides, window.dilations
     return view[:, :, ::sy, ::sx, ::dy, ::dx]
 
@@ -81,6 +82,7 @@ class WeightedOperator(Operator):
 
     def check_parameters(self, inputs: Sequence[TensorType], output: TensorType) -> None:
         super().check_parameters(inputs, output)
+        _check_narrow(inputs[0])
         if not 2 <= self.weight_bits <= 8:
             raise GraphError(f"weights have 2 to 8 bits, got {self.weight_bits}")
         limit = 1 << (self.weight_bits - 1)
@@ -109,7 +111,7 @@ class WeightedOperator(Operator):
             residual = [int(m) * inputs[1].dtype.magnitude for m in multipliers]
         multipliers_ = [int(m) for m in self.rescale.multiplier]
         sums = [acc * m + res for acc, m, res in zip(accumulators, multipliers_, residual, strict=True)]
-        return Bounds(max(accumulators), max(sums) + _half(self.rescale.shift))
+        return Bounds.of(max(accumulators), max(sums), self.rescale.shift)
 
     def _finish(self, accumulator: Array, inputs: Sequence[Array]) -> Array:
         """Bias, residual, rounding, clip; channels on axis 1."""
@@ -197,7 +199,7 @@ class Requantize(Operator):
 
     def bounds(self, inputs: Sequence[TensorType]) -> Bounds:
         magnitude = inputs[0].dtype.magnitude
-        return Bounds(magnitude, magnitude * int(self.rescale.multiplier[0]) + _half(self.rescale.shift))
+        return Bounds.of(magnitude, magnitude * int(self.rescale.multiplier[0]), self.rescale.shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +225,7 @@ class Add(Operator):
     def bounds(self, inputs: Sequence[TensorType]) -> Bounds:
         magnitudes = [x.dtype.magnitude for x in inputs]
         total = sum(size * int(m) for size, m in zip(magnitudes, self.rescale.multiplier, strict=True))
-        return Bounds(max(magnitudes), total + _half(self.rescale.shift))
+        return Bounds.of(max(magnitudes), total, self.rescale.shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +251,7 @@ class Concat(Operator):
     def bounds(self, inputs: Sequence[TensorType]) -> Bounds:
         sizes = [x.dtype.magnitude for x in inputs]
         products = [size * int(m) for size, m in zip(sizes, self.rescale.multiplier, strict=True)]
-        return Bounds(max(sizes), max(products) + _half(self.rescale.shift))
+        return Bounds.of(max(sizes), max(products), self.rescale.shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,12 +263,19 @@ class MaxPool2d(Operator):
 
     def output_shape(self, inputs: Sequence[TensorType]) -> Shape:
         channels, height, width = _one_input(inputs, rank=3).shape
-        reach = [d * (k - 1) + 1 for d, k in zip(self.window.dilations, self.window.kernel, strict=True)]
-        if any(pad >= reach[axis % 2] for axis, pad in enumerate(self.window.pads)):
-            raise GraphError(f"a window {self.window} could lie wholly in the padding")
-        return (channels, *self.window.output_size(height, width))
+        window, sizes = self.window, self.window.output_size(height, width)
+        if any(pad >= window.kernel[axis % 2] for axis, pad in enumerate(window.pads)):
+            raise GraphError(f"a window {window} pads as much as its kernel or more; pad less")
+        for axis, size in enumerate((height, width)):
+            starts = np.arange(sizes[axis]) * window.strides[axis] - window.pads[axis]
+            step, taps = window.dilations[axis], window.kernel[axis]
+            first = np.maximum(0, -(starts // step))  # the first tap that does not lie before the input
+            if np.any((first >= taps) | (starts + first * step >= size)):
+                raise GraphError(f"a window {window} lies wholly in the padding of an input of {height}x{width}")
+        return (channels, *sizes)
 
     def check_parameters(self, inputs: Sequence[TensorType], output: TensorType) -> None:
+        _check_narrow(inputs[0])
         if inputs[0].dtype != output.dtype or inputs[0].scale != output.scale:
             raise GraphError(f"keeps type and scale, got {inputs[0]} to {output}")
 
@@ -295,6 +304,9 @@ class AvgPool2d(Operator):
 
     def check_parameters(self, inputs: Sequence[TensorType], output: TensorType) -> None:
         super().check_parameters(inputs, output)
+        _check_narrow(inputs[0])
+        if self.window.dilations != (1, 1):
+            raise GraphError(f"takes no dilation, got {self.window.dilations}")
         _check_shape("the multiplier", self.rescale.multiplier, (1, 1), output.shape[1:])
 
     def evaluate(self, inputs: Sequence[Array]) -> Array:
@@ -303,7 +315,7 @@ class AvgPool2d(Operator):
 
     def bounds(self, inputs: Sequence[TensorType]) -> Bounds:
         accumulator = prod(self.window.kernel) * inputs[0].dtype.magnitude
-        return Bounds(accumulator, accumulator * int(self.rescale.multiplier.max()) + _half(self.rescale.shift))
+        return Bounds.of(accumulator, accumulator * int(self.rescale.multiplier.max()), self.rescale.shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +338,7 @@ class GlobalAvgPool2d(Operator):
 
     def bounds(self, inputs: Sequence[TensorType]) -> Bounds:
         accumulator = prod(inputs[0].shape[1:]) * inputs[0].dtype.magnitude
-        return Bounds(accumulator, accumulator * int(self.rescale.multiplier[0]) + _half(self.rescale.shift))
+        return Bounds.of(accumulator, accumulator * int(self.rescale.multiplier[0]), self.rescale.shift)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 
 from hawq_tvm.errors import GraphError, OverflowRefused
-from hawq_tvm.ir import Graph, IntType, Rescale, TensorType, Window
-from hawq_tvm.ops import Conv2d
+from hawq_tvm.ir import Graph, IntType, Rescale, TensorType, Window, frozen_array
+from hawq_tvm.ops import Conv2d, Requantize
 
 from .builders import integers_of, one_node_graph
 
@@ -124,6 +125,63 @@ def test_just_under_the_limit_is_accepted() -> None:
     assert made.bounds()["layer"].dyadic_sum < 2**63
     with pytest.raises(OverflowRefused):
         one_node_graph(replace(op, bias=np.array([spare + 1])), [TensorType(U8, (channels, 1, 1), 1.0)], U8)
+
+
+def test_a_result_that_could_leave_32_bits_before_its_clip_is_refused() -> None:
+    op = Requantize(Rescale([2**30], 6, 0, 255))
+    with pytest.raises(OverflowRefused, match="layer 'steep': the rounded result can reach .*: check both") as caught:
+        one_node_graph(op, [TensorType(U8, (1,), 1.0)], U8, name="steep")
+    assert (caught.value.quantity, caught.value.bound, caught.value.limit) == ("rounded result", 255 * 2**24, 2**31)
+    gentler = replace(op, rescale=replace(op.rescale, shift=7))
+    made = one_node_graph(gentler, [TensorType(U8, (1,), 1.0)], U8)
+    assert made.bounds()["layer"].rounded == 255 * 2**23
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_scale_is_positive_and_finite(scale: float) -> None:
+    good = graph()
+    with pytest.raises(GraphError, match="the input 'x' must have a positive and finite scale"):
+        replace(good, input_type=replace(good.input_type, scale=scale)).check()
+    with pytest.raises(GraphError, match=r"'layer' \(conv2d\): its result must have a positive and finite scale"):
+        good.replace_node("layer", type=replace(good.node("layer").type, scale=scale)).check()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kernel": (0, 1)}, {"strides": (1, 0)}, {"dilations": (-1, 1)}, {"pads": (0, 0, -1, 0)}],
+)
+def test_a_window_of_nothing_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(GraphError, match=re.escape(f"{next(iter(changes))}={next(iter(changes.values()))}")):
+        Window(**{"kernel": (2, 2), **changes})
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([[200]], "int8"), ([-129], "int8"), ([2**31], "int32"), ([2**70], "int64"), ([0.5], "int64"), ([np.nan], "int8")],
+)
+def test_arrays_hold_what_they_are_given_or_refuse_it(values: Any, dtype: str) -> None:
+    with pytest.raises(GraphError, match=dtype):
+        frozen_array(values, dtype)
+
+
+def test_arrays_are_copied_unless_they_cannot_change() -> None:
+    given = np.arange(3.0)
+    frozen = frozen_array(given, "int8")
+    assert (frozen.dtype, frozen.tolist()) == (np.dtype("int8"), [0, 1, 2])
+    assert frozen_array(frozen, "int8") is frozen
+    with pytest.raises(GraphError, match="int8 holds whole numbers in -128..127, got int64 values in 200..200"):
+        conv(weight=np.array([[200]]))
+
+
+def test_numpy_numbers_and_pythons_have_one_fingerprint() -> None:
+    made = [
+        one_node_graph(conv(window=window), [TensorType(U8, shape, scale)], U8)
+        for window, shape, scale in (
+            (Window((1, 1)), (4, 3, 3), 0.1),
+            (Window(tuple(np.ones(2, int))), tuple(np.array([4, 3, 3])), np.float64(0.1)),
+        )
+    ]
+    assert made[0].fingerprint() == made[1].fingerprint()
 
 
 def test_the_fingerprint_sees_every_number() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from hawq_tvm.errors import GraphError
 from hawq_tvm.ir import Array, IntType, Operator, Rescale, TensorType, Window
 from hawq_tvm.ops import OPS, Add, AvgPool2d, Concat, Conv2d, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
 
-from .builders import random_integers
+from .builders import one_node_graph, random_integers
 
-S8, U8, U4 = IntType(8, signed=True), IntType(8, signed=False), IntType(4, signed=False)
+S8, U8, U4, S32 = (IntType.parse(text) for text in ("s8", "u8", "u4", "s32"))
 
 
 def law(total: int, rescale: Rescale) -> int:
@@ -127,18 +128,61 @@ def test_concat() -> None:
 @settings(max_examples=30)
 @given(window=windows, seed=st.integers(0, 99))
 def test_max_pool2d(window: Window, seed: int) -> None:
-    reach = [d * (k - 1) + 1 for d, k in zip(window.dilations, window.kernel, strict=True)]
     x_type = TensorType(S8 if seed % 2 else U8, (2, 7, 6), 1.0)
     op = MaxPool2d(window)
-    if any(pad >= reach[axis % 2] for axis, pad in enumerate(window.pads)):
-        with pytest.raises(GraphError, match="wholly in the padding"):
+    x = random_integers(x_type, 1, seed)
+    if any(pad >= window.kernel[axis % 2] for axis, pad in enumerate(window.pads)):
+        with pytest.raises(GraphError, match="pads as much as its kernel"):
             op.output_shape([x_type])
         return
-    x = random_integers(x_type, 1, seed)
+    assert all(taps for _, _, taps in each_output(x, window)), "images this large are always met"
+    op.output_shape([x_type])
     result = op.evaluate([x])
     for h, w, taps in each_output(x, window):
         for c in range(2):
             assert result[0, c, h, w] == max(int(x[0, c, y, z]) for _, _, y, z in taps)
+
+
+@settings(max_examples=200)
+@given(
+    taps=st.integers(1, 3), stride=st.integers(1, 3), dilation=st.integers(1, 5), size=st.integers(1, 5),
+    pads=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)  # fmt: skip
+def test_a_max_pool_needs_a_tap_inside_the_image(
+    taps: int, stride: int, dilation: int, size: int, pads: tuple[int, int]
+) -> None:
+    """As with a dilation that steps over a small image: such a maximum would be the padding's."""
+    window = Window((taps, 1), (stride, 1), (pads[0], 0, pads[1], 0), (dilation, 1))
+    x = np.zeros((1, 1, size, 2), np.uint8)
+    type = TensorType(U8, (1, size, 2), 1.0)
+    if size + sum(pads) < window.reach[0] or max(pads) >= taps:
+        with pytest.raises(GraphError):
+            MaxPool2d(window).output_shape([type])
+    elif all(found for _, _, found in each_output(x, window)):
+        assert MaxPool2d(window).output_shape([type]) == (1, *window.output_size(size, 2))
+    else:
+        with pytest.raises(GraphError, match=f"wholly in the padding of an input of {size}x2"):
+            MaxPool2d(window).output_shape([type])
+
+
+def test_no_operator_with_a_window_or_weights_takes_a_wide_input() -> None:
+    wide, vector = TensorType(S32, (2, 4, 4), 1.0), TensorType(S32, (3,), 1.0)
+    rescale = Rescale([1], 31, -128, 127)
+    cases: list[tuple[Operator, TensorType]] = [
+        (Conv2d(np.ones((1, 2, 1, 1)), 2, [0], rescale, Window((1, 1))), wide),
+        (Linear([[1, 1, 1]], 2, [0], rescale), vector),
+        (MaxPool2d(Window((2, 2))), wide),
+        (AvgPool2d(Window((2, 2)), replace(rescale, multiplier=[[1]])), wide),
+    ]
+    for op, type in cases:
+        with pytest.raises(GraphError, match=r"takes inputs of up to 8 bits, got s32\["):
+            one_node_graph(op, [type], S32 if op.kind == "max_pool2d" else S8)
+
+
+def test_an_average_pool_takes_no_dilation() -> None:
+    op = AvgPool2d(Window((2, 2), dilations=(1, 2)), Rescale([[1]], 2, 0, 255))
+    with pytest.raises(GraphError, match=r"takes no dilation, got \(1, 2\)"):
+        one_node_graph(op, [TensorType(U8, (1, 5, 5), 1.0)], U8)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -180,6 +224,19 @@ def test_bounds_hold_and_are_reached(seed: int) -> None:
             sums = [sum(part) for size in range(5) for part in itertools.combinations(terms, size)]
             reached = max(reached, *(abs(value) for value in sums))
     assert bounds.accumulator == reached
+    assert bounds.rounded == bounds.dyadic_sum >> 4
+
+
+@settings(max_examples=60)
+@given(
+    multiplier=st.integers(0, 2**31 - 1), shift=st.integers(1, 40), type=st.sampled_from([S8, U8, U4]),
+)  # fmt: skip
+def test_the_bound_of_the_rounded_result_holds(multiplier: int, shift: int, type: IntType) -> None:
+    op = Requantize(Rescale([multiplier], shift, 0, 0))
+    bounds = op.bounds([TensorType(type, (1,), 1.0)])
+    rounded = [(value * multiplier + (1 << (shift - 1))) >> shift for value in (type.lo, type.hi)]
+    largest = max(map(abs, rounded))
+    assert largest <= bounds.rounded <= largest + 1
 
 
 def test_bounds_of_a_sum_count_the_residual() -> None:
@@ -188,6 +245,7 @@ def test_bounds_of_a_sum_count_the_residual() -> None:
     bounds = op.bounds([TensorType(U8, (1,), 1.0), TensorType(S8, (1,), 1.0)])
     assert bounds.accumulator == 2 * 255 + 5
     assert bounds.dyadic_sum == (2 * 255 + 5) * 7 + 128 * 11 + 4
+    assert bounds.rounded == bounds.dyadic_sum // 8
 
 
 def test_costs_count_multiply_accumulates() -> None:
