@@ -65,6 +65,7 @@ class _Integerizer:
         self.nonnegative = graph.nonnegative()
         self.nodes: list[Node] = []
         self.types: dict[str, TensorType] = {}
+        self.copies: dict[tuple[str, int], str] = {}
 
     def build(self) -> Graph:
         self.types[self.graph.input_name] = self._quantizer(self.graph.input_name, self.graph.input_shape)
@@ -146,12 +147,18 @@ class _Integerizer:
             return name
         source = self.graph.source(name)
         type = self._quantizer(source, stored.shape, bits)
-        copy = f"{name}.{type.dtype}"
-        if copy not in self.types:
+        if (name, bits) not in self.copies:
+            copy = self.copies[name, bits] = self._free_name(f"{name}.{type.dtype}")
             multiplier, shift = to_dyadic([stored.scale / type.scale])
             rescale = Rescale(multiplier, shift, type.dtype.lo, type.dtype.hi)
             self._emit(copy, Requantize(rescale), (name,), type)
-        return copy
+        return self.copies[name, bits]
+
+    def _free_name(self, name: str) -> str:
+        """The name, with as many underscores behind it as make it no layer's and no other copy's."""
+        while name in self.graph.by_name or name in self.types:
+            name += "_"
+        return name
 
     # one node each
 
@@ -211,11 +218,13 @@ class _Integerizer:
         scales = _safe_scales(node, bits.weight, x.scale)
         accumulator_scales = scales * x.scale
         bias = round_half_up(node.bias / accumulator_scales).astype(np.int64)
-        type = self._output(node, accumulator_scales.max())
         inputs: tuple[str, ...] = (source,)
-        residual_ratio = None
+        wide_scale, residual_ratio = accumulator_scales.max(), None
         if len(node.inputs) == 2:
             inputs = (source, node.inputs[1])
+            wide_scale = max(wide_scale, self.types[node.inputs[1]].scale / _WIDE_SUM_STEPS)
+        type = self._output(node, wide_scale)
+        if len(node.inputs) == 2:
             residual_ratio = self.types[node.inputs[1]].scale / type.scale
         rescale = self._rescale(node, type, accumulator_scales / type.scale, residual_ratio)
         weight = quantize_weight(node.weight, scales, bits.weight)

@@ -2,7 +2,8 @@
 
 A float32 convolution is exact while every partial sum is an integer under 2^24. The bound is proved per layer from the
 weights and the input type; where it is reached, input channels are split until each part keeps it, and the parts are
-added in int64. `check_exact_float32` shows once a process that this machine's float32 convolution really is exact.
+added in int64. A channel that alone reaches it, and a grouped convolution, run in float64. `check_exact_float32` shows
+once a process that this machine's float32 convolution really is exact.
 """
 
 from __future__ import annotations
@@ -125,10 +126,10 @@ class IntegerModule(nn.Module):
         raise AssertionError(f"no PyTorch form of {op.kind}")
 
     def _accumulate(self, name: str, op: WeightedOperator, x: Tensor) -> Tensor:
-        """The int64 accumulator, from float32 products of proved parts."""
+        """The int64 accumulator, from float products of proved parts."""
         result: Tensor | None = None
         for channels, weight in self._parts[name]:
-            part = x[:, channels].float()
+            part = x[:, channels].to(weight.dtype)
             if isinstance(op, Conv2d):
                 part = _pad(part, op.window, 0.0)
                 part = F.conv2d(part, weight, None, op.window.strides, 0, op.window.dilations, op.groups)
@@ -157,7 +158,10 @@ def _pad(x: Tensor, window: Window, value: float) -> Tensor:
 
 
 def _exact_parts(op: WeightedOperator, x: TensorType) -> list[tuple[slice, Tensor]]:
-    """Slices of the input channels, with their weights, whose products sum exactly in float32."""
+    """Slices of the input channels, with their weights, whose products sum exactly in the weights' dtype.
+
+    That is float32 where the bound allows it, and float64, exact for any accumulator, where channels cannot be split.
+    """
     channels = op.weight.shape[1]
     magnitudes = np.abs(op.weight.astype(np.int64)).reshape(op.out_channels, channels, -1).sum(axis=2)
     magnitudes *= x.dtype.magnitude
@@ -165,15 +169,15 @@ def _exact_parts(op: WeightedOperator, x: TensorType) -> list[tuple[slice, Tenso
     if magnitudes.sum(axis=1).max() < EXACT_LIMIT:
         return [(slice(None), weight)]
     if isinstance(op, Conv2d) and op.groups > 1:
-        # a group's channels lie apart in the input, so one split does not serve all: float64 is exact for any bound
+        # a group's channels lie apart in the input, so one split does not serve all
         return [(slice(None), weight.double())]
     parts, start = [], 0
     while start < channels:
         running = np.cumsum(magnitudes[:, start:], axis=1).max(axis=0)
-        width = max(1, int(np.searchsorted(running, EXACT_LIMIT)))
-        part = slice(start, start + width)
-        parts.append((part, weight[:, part].contiguous()))
-        start += width
+        width = int(np.searchsorted(running, EXACT_LIMIT))
+        part = slice(start, start + max(1, width))
+        parts.append((part, weight[:, part].contiguous() if width else weight[:, part].double()))
+        start = part.stop
     return parts
 
 

@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hawq_tvm import interpreter
+from hawq_tvm.calibration import make_observer, observe_ranges
 from hawq_tvm.capture import capture
 from hawq_tvm.errors import AllocationError, CalibrationError, GraphError, OverflowRefused
 from hawq_tvm.float_ir import FloatGraph, FloatNode
 from hawq_tvm.integerize import integerize
+from hawq_tvm.ir import IntType, Rescale, TensorType, Window
+from hawq_tvm.onnx_io import to_onnx
+from hawq_tvm.onnx_runner import OnnxRuntimeModule
 from hawq_tvm.ops import AvgPool2d, Concat, Conv2d, Requantize, WeightedOperator
 from hawq_tvm.quantizer import Range
 from hawq_tvm.specs import BitConfig, Bits
@@ -21,7 +25,7 @@ from hawq_tvm.torch_float import FloatModule
 from hawq_tvm.torch_integer import IntegerModule, _exact_parts
 
 from . import networks
-from .builders import captured, integer_samples, integers_of, ranges_of, same, samples
+from .builders import captured, integer_samples, integers_of, one_node_graph, ranges_of, same, samples
 
 
 def signal_to_noise(name: str, pairs: tuple[str, ...]) -> float:
@@ -215,10 +219,6 @@ def test_pytorch_computes_the_same_integers(name: str, pairs: tuple[str, ...]) -
 
 def test_input_channels_are_split_where_float32_would_round() -> None:
     """Weights and inputs at their extremes, far over 2^24, where an unsplit float32 sum would be wrong."""
-    from hawq_tvm.ir import IntType, Rescale, TensorType, Window
-
-    from .builders import one_node_graph
-
     rng = np.random.default_rng(0)
     weight = np.where(rng.random((3, 400, 3, 3)) < 0.9, 127, -126)
     type = TensorType(IntType(8, signed=False), (400, 5, 5), 1.0)
@@ -231,3 +231,85 @@ def test_input_channels_are_split_where_float32_would_round() -> None:
     assert np.array_equal(IntegerModule(graph).run(x)["layer"], expected)
     rounded = torch.nn.functional.conv2d(torch.from_numpy(x).float(), torch.from_numpy(op.weight.copy()).float())
     assert not np.array_equal(rounded.numpy() + op.bias.reshape(1, 3, 1, 1), expected), "the case is hard enough"
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_cannot_be_split_is_exact_too(groups: int) -> None:
+    """One input channel that alone passes 2^24, and a grouped convolution whose groups do."""
+    rng = np.random.default_rng(0)
+    channels, size = (1, 48) if groups == 1 else (2 * 100, 3)
+    weight = np.where(rng.random((4, channels // groups, size, size)) < 0.9, 127, -126)
+    type = TensorType(IntType(8, signed=False), (channels, size + 2, size + 2), 1.0)
+    rescale = Rescale([2**30] * 4, 30, -(2**31) + 1, 2**31 - 1)
+    op = Conv2d(weight, 8, np.arange(4), rescale, Window((size, size)), groups)
+    graph = one_node_graph(op, [type], IntType(32, signed=True))
+    x = rng.integers(250, 256, (2, *type.shape)).astype(np.uint8)
+    expected = interpreter.run(graph, x)["layer"]
+    assert np.abs(expected).max() > 2**24
+    assert np.array_equal(IntegerModule(graph).run(x)["layer"], expected)
+    product = torch.nn.functional.conv2d(
+        torch.from_numpy(x).float(), torch.from_numpy(op.weight.copy()).float(), groups=groups
+    )
+    assert not np.array_equal(product.numpy() + op.bias.reshape(1, 4, 1, 1), expected), "the case is hard enough"
+
+
+class Faint(nn.Module):
+    """The network's result is a sum whose layer weighs far less than its other branch."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        with torch.no_grad():
+            self.b.weight.mul_(factor)
+            self.b.bias.mul_(factor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        return y + self.b(torch.relu(y))
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-3, 1e-5, 1e-8])
+def test_a_residual_does_not_saturate_the_wide_result(factor: float) -> None:
+    torch.manual_seed(0)
+    graph = capture(Faint(factor), samples())
+    network = FloatModule(graph)
+    ranges = observe_ranges(lambda x, tap: network(x, tap=tap), [samples(16)], make_observer("max"))
+    integers = integerize(graph, ranges, uniform(graph))
+    assert repr(integers.output_type.dtype) == "s32"
+    with torch.no_grad():
+        expected = network(samples(16)).numpy()
+    result = interpreter.run(integers, interpreter.quantize_input(samples(16).numpy(), integers.input_type))
+    got = interpreter.dequantize_output(result[integers.output], integers.output_type)
+    assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_a_clip_too_narrow_for_its_layer_is_refused_by_name() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Hardtanh(-1e-7, 1e-7), nn.Conv2d(8, 4, 1))
+    graph = capture(network, samples())
+    ranges = {graph.input_name: Range(-4, 4), "0": Range(-1e-7, 1e-7), "2": Range(-1, 1)}
+    with pytest.raises(OverflowRefused, match="layer '0': the rounded result can reach"):
+        integerize(graph, ranges, uniform(graph))
+
+
+def test_copies_take_names_that_no_layer_has() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b = nn.Conv2d(3, 4, 1)
+            self.b.u4 = nn.Conv2d(4, 2, 1)
+            self.last = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.b(x))
+            z = self.b.u4(y)
+            return self.last(y) + z
+
+    graph = capture(Named(), samples())
+    assert {"b", "b.u4"} <= set(graph.by_name)
+    ranges = {graph.input_name: Range(-4, 4), **{node.name: Range(-4, 4) for node in graph}}
+    bits = BitConfig({"b": Bits(8, 8), "b.u4": Bits(8, 8), "last": Bits(4, 4)})
+    integers = integerize(graph, ranges, bits)
+    assert integers.node("last").inputs[0] == "b.u4_"
+    assert integers.node("b.u4_").op.kind == "requantize"
+    x = integer_samples(integers)
+    assert same(interpreter.run(integers, x), OnnxRuntimeModule(to_onnx(integers)).run(x)) == []
