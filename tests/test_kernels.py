@@ -200,6 +200,30 @@ def test_add_and_concat(target: str, tmp_path: Path) -> None:
     agrees(Concat(Rescale([2**30, 2**29, 2**30], 30, -128, 127)), [a, b, a], S8, tmp_path, target=target)
 
 
+def still(multipliers: int | tuple[int, int]) -> Rescale:
+    """Multipliers of 0, as a ratio under 2^-63 has: every value becomes 0."""
+    return Rescale(np.zeros(multipliers), 62, -128, 127)
+
+
+IMAGE, VECTOR = TensorType(S8, (5, 6, 7), 1.0), TensorType(S8, (9,), 1.0)
+STILL: dict[str, tuple[Operator, list[TensorType]]] = {
+    "convolution": (Conv2d(np.ones((6, 5, 3, 3)), 4, np.ones(6), still(6), Window((3, 3))), [IMAGE]),
+    "linear": (Linear(np.ones((6, 9)), 8, np.ones(6), still(6)), [VECTOR]),
+    "requantize": (Requantize(still(1)), [IMAGE]),
+    "add": (Add(still(2)), [IMAGE, replace(IMAGE, dtype=U8)]),
+    "concatenation": (Concat(still(2)), [IMAGE, replace(IMAGE, dtype=U8)]),
+    "average pool": (AvgPool2d(Window((2, 2)), still((1, 1))), [IMAGE]),
+    "global average pool": (GlobalAvgPool2d(still(1)), [IMAGE]),
+    "a clip to one value": (GlobalAvgPool2d(Rescale([2**30], 35, 5, 5)), [IMAGE]),
+}
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_what_a_compiler_could_fold_away_still_compiles(name: str, tmp_path: Path) -> None:
+    op, inputs = STILL[name]
+    agrees(op, inputs, S8, tmp_path)
+
+
 def test_four_bit_weights_take_the_packed_kernel_and_stay_packed() -> None:
     op = random_conv(8, 32, 1, Window((3, 3)), 4, None, 0)
     x = TensorType(U8, (8, 9, 9), 1.0)

@@ -76,13 +76,14 @@ def _build_global(request: Request) -> BuiltKernel:
         return te.sum(x[n, c, ry, rx].astype("int32"), axis=[ry, rx])
 
     sums = te.compute((request.batch, channels), total, name="sums")
-    multiplier = int(op.rescale.multiplier[0])
+    multiplier = te.placeholder((1,), "int64", name="multiplier")  # TVM would fold a constant 0, and the sums with it
 
     def result(n: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
-        return rescale(int64(sums[n, c]) * int64(multiplier), op.rescale, output.dtype)
+        return rescale(int64(sums[n, c]) * multiplier[0], op.rescale, output.dtype)
 
     y = te.compute((request.batch, channels, 1, 1), result, name="y")
-    return BuiltKernel(_over_channels(request, te.create_prim_func([x, y]), "sums", False), ())
+    function = _over_channels(request, te.create_prim_func([x, multiplier, y]), "sums", False)
+    return BuiltKernel(function, (op.rescale.multiplier,))
 
 
 def _over_channels(request: Request, function: Any, name: str, copies: bool) -> Any:
