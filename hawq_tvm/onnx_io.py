@@ -51,6 +51,12 @@ def to_onnx(graph: Graph) -> ModelProto:
     Returns:
         A model of opset 21 whose batch size is free.
     """
+    model = _model(graph)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _model(graph: Graph) -> ModelProto:
     writer = _Writer(graph)
     for node in graph:
         writer.add(node)
@@ -73,7 +79,6 @@ def to_onnx(graph: Graph) -> ModelProto:
         producer_name="hawq_tvm",
     )
     helper.set_model_props(model, {_METADATA: json.dumps(_metadata(graph))})
-    onnx.checker.check_model(model, full_check=True)
     return model
 
 
@@ -93,6 +98,7 @@ class _Writer:
 
     def __init__(self, graph: Graph) -> None:
         self.types = graph.types
+        self.taken = set(self.types)
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.functions: dict[str, onnx.FunctionProto] = {}
@@ -162,6 +168,9 @@ class _Writer:
 
     def _constant(self, node: Node, part: str, values: Array) -> str:
         name = f"{node.name}.{part}"
+        while name in self.taken:  # a layer may be called conv.bias
+            name += "_"
+        self.taken.add(name)
         self.initializers.append(numpy_helper.from_array(values, name))
         return name
 
@@ -203,7 +212,11 @@ def read_onnx(path: Path) -> Graph:
 
 
 def from_onnx(model: ModelProto, source: str = "the model") -> Graph:
-    """The graph that a model holds; see `read_onnx`."""
+    """The graph that a model holds; see `read_onnx`.
+
+    A runtime computes what nodes and functions say, of which the reader extracts a part: so the model must be the one
+    that `to_onnx` makes of the graph, and the graph must have the fingerprint that was stored.
+    """
     properties = {entry.key: entry.value for entry in model.metadata_props}
     if _METADATA not in properties:
         raise ModelFileError(
@@ -218,13 +231,16 @@ def from_onnx(model: ModelProto, source: str = "the model") -> Graph:
             )
         graph = _Reader(model, metadata).graph()
         graph.check()
-        intact = graph.fingerprint() == metadata["fingerprint"]
+        if graph.fingerprint() != metadata["fingerprint"]:
+            raise ValueError("its fingerprint does not match")
+        written = _model(graph)
+        for part in ("graph", "functions", "opset_import"):
+            if getattr(model, part) != getattr(written, part):
+                raise ValueError(f"its {part} differs from what hawq_tvm writes for this network")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, GraphError) as error:
-        raise ModelFileError(f"{source} is corrupted ({error}); write it again with hawq-tvm compile") from error
-    if not intact:
         raise ModelFileError(
-            f"{source} is corrupted: its fingerprint does not match; write it again with hawq-tvm compile"
-        )
+            f"{source} is corrupted or changed ({error}); write it again with hawq-tvm compile"
+        ) from error
     return graph
 
 

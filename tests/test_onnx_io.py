@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.reference
 import pytest
+import torch
+import torch.nn.functional as F
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import nn
 
 from hawq_tvm import interpreter
+from hawq_tvm.capture import capture
 from hawq_tvm.errors import ModelFileError
 from hawq_tvm.float_onnx import to_float_onnx
+from hawq_tvm.integerize import integerize
 from hawq_tvm.ir import Graph, IntType, Rescale, TensorType
 from hawq_tvm.onnx_io import from_onnx, read_onnx, to_onnx
 from hawq_tvm.onnx_runner import OnnxRuntimeModule, make_session
 from hawq_tvm.ops import Requantize
+from hawq_tvm.quantizer import Range
+from hawq_tvm.specs import BitConfig, Bits
 
 from . import networks
 from .builders import captured, integer_samples, integers_of, one_node_graph, same, samples
@@ -87,6 +95,34 @@ def test_every_layer_is_one_node_and_the_checker_passes() -> None:
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+class Named(nn.Module):
+    """A module that holds a weight, and layers named like the parts of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3, 1, 1))
+        for part in ("bias", "multiplier", "residual"):
+            self.add_module(part, nn.Conv2d(3, 3, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(F.conv2d(x, self.weight))
+        x = F.relu(self.bias(x))
+        return x + self.residual(F.relu(self.multiplier(x)))
+
+
+def test_a_layer_may_be_named_like_a_constant(tmp_path: Path) -> None:
+    network = nn.Sequential()
+    network.add_module("block", Named())
+    floats = capture(network, samples())
+    assert {"block", "block.bias", "block.multiplier", "block.residual"} <= set(floats.by_name)
+    ranges = {floats.input_name: Range(-4, 4), **{node.name: Range(-9, 9) for node in floats}}
+    graph = integerize(floats, ranges, BitConfig.uniform(tuple(layer.name for layer in floats.layers), Bits(8, 8)))
+    onnx.save(to_onnx(graph), tmp_path / "model.onnx")
+    assert read_onnx(tmp_path / "model.onnx").fingerprint() == graph.fingerprint()
+    x = integer_samples(graph)
+    assert same(interpreter.run(graph, x), OnnxRuntimeModule(to_onnx(graph)).run(x)) == []
+
+
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_the_float_peer_computes_the_float_network(name: str) -> None:
     import torch
@@ -152,6 +188,48 @@ def test_a_changed_bias_in_the_file(graph: Graph) -> None:
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "conv1.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, bias.name))
     refused(model, "fingerprint does not match")
+
+
+def change_function(model: ModelProto) -> None:
+    node = next(node for node in model.functions[0].node if node.output[0] == "half_u")
+    node.op_type = "Identity"
+    del node.input[1:], node.attribute[:]
+
+
+def change_ones(model: ModelProto) -> None:
+    ones = next(tensor for tensor in model.graph.initializer if tensor.name == "inner.ones")
+    ones.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(ones) * 2, ones.name))
+
+
+def change_axis(model: ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "Flatten")
+    node.attribute[0].i = 2
+
+
+def misspell(model: ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "QConv2d")
+    node.attribute.append(helper.make_attribute("auto_pads", "SAME_UPPER"))
+
+
+def change_opset(model: ModelProto) -> None:
+    model.opset_import[0].version = 20
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (change_function, "functions"),
+        (change_ones, "graph"),
+        (change_axis, "graph"),
+        (misspell, "graph"),
+        (change_opset, "opset_import"),
+    ],
+)
+def test_what_only_the_runtime_reads_may_not_change_either(change: Callable[[ModelProto], None], part: str) -> None:
+    model = to_onnx(integers_of("Pools"))
+    from_onnx(model)
+    change(model)
+    refused(model, f"corrupted or changed \\(its {part} differs")
 
 
 def test_a_missing_initializer_and_an_unknown_node(graph: Graph) -> None:
