@@ -355,7 +355,7 @@ class Flatten(Operator):
             raise GraphError(f"keeps type and scale, got {inputs[0]} to {output}")
 
     def evaluate(self, inputs: Sequence[Array]) -> Array:
-        return inputs[0].reshape(len(inputs[0]), -1).astype(np.int64)
+        return inputs[0].reshape(len(inputs[0]), prod(inputs[0].shape[1:])).astype(np.int64)
 
     def bounds(self, inputs: Sequence[TensorType]) -> None:
         return None

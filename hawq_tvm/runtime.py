@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from hawq_tvm.errors import RuntimeModuleError
+from hawq_tvm.errors import DataError, RuntimeModuleError
 from hawq_tvm.hashing import file_sha256
 from hawq_tvm.host import instruction_sets, usable_cores
-from hawq_tvm.interpreter import check_batch
+from hawq_tvm.interpreter import check_integers
 from hawq_tvm.ir import Array, IntType, TensorType
 
 os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
@@ -167,7 +167,8 @@ class CompiledModule:
         try:
             self._vm = VirtualMachine(_load(library), cpu())
         except Exception as error:  # TVM raises many unrelated kinds
-            raise RuntimeModuleError(f"{library} cannot be loaded: {str(error).splitlines()[-1]}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise RuntimeModuleError(f"{library} cannot be loaded: {reason}") from error
         self._main = self._vm["main"]
 
     @property
@@ -188,8 +189,7 @@ class CompiledModule:
             [N, ...] in the carrier dtype of the output.
 
         Raises:
-            DataError: a wrong shape.
-            RuntimeModuleError: a wrong dtype.
+            DataError: a wrong shape or dtype, no sample at all, or integers out of the input type's range.
         """
         return np.concatenate([self._main(tensor(part)).numpy()[:count] for part, count in self._batches(x)])
 
@@ -244,16 +244,21 @@ class CompiledModule:
 
         Args:
             x: exactly the library's batch.
+
+        Raises:
+            DataError: as `run`, or another batch.
         """
-        check_batch(x, self.input_type)
+        check_integers(x, self.input_type)
+        if len(x) != self.info.batch:
+            raise DataError(f"the input holds {len(x)} samples, expected the library's batch of {self.info.batch}")
         resident = tensor(x)
         return lambda: self._main(resident)
 
     def _batches(self, x: Array) -> Iterator[tuple[Array, int]]:
         """The batches that `x` is cut into, the last filled up, each with the number of its samples."""
-        check_batch(x, self.input_type)
-        if x.dtype != np.dtype(self.input_type.dtype.carrier):
-            raise RuntimeModuleError(f"the input has dtype {x.dtype}, expected {self.input_type.dtype.carrier}")
+        check_integers(x, self.input_type)
+        if not len(x):
+            raise DataError("the input holds no sample; give it at least one")
         size = self.info.batch
         for start in range(0, len(x), size):
             part = x[start : start + size]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hawq_tvm.errors import DataError
 from hawq_tvm.ir import Array, Graph
 
 Executor = Callable[[Array], Mapping[str, Array]]
@@ -113,8 +114,13 @@ def verify(
 
     Returns:
         The report; nothing is raised for a difference.
+
+    Raises:
+        DataError: fewer than two executors, or no sample: nothing was compared.
     """
     names = tuple(executors)
+    if len(names) < 2:
+        raise DataError(f"verification compares at least two executors, got {len(names)}: {', '.join(names) or 'none'}")
     found: dict[str, Mismatch] = {}
     samples = 0
     for x in batches:
@@ -127,6 +133,8 @@ def verify(
         samples += len(x)
         if progress is not None:
             progress(samples)
+    if not samples:
+        raise DataError("verification got no samples, so nothing was compared; give it at least one")
     totals = {node.name: samples * int(np.prod(node.type.shape)) for node in graph}
     ordered = tuple(replace(found[name], total=total) for name, total in totals.items() if name in found)
     return VerifyReport(names, samples, len(graph.nodes), sum(totals.values()), ordered)

@@ -140,10 +140,9 @@ def test_the_library_runs_with_the_tvm_runtime_alone(tmp_path: Path) -> None:
 def test_a_library_compiled_anew_at_the_same_path_is_the_one_that_is_loaded(tmp_path: Path) -> None:
     first = compiled(integers_of("Residual"), tmp_path)
     second = compiled(integers_of("Residual", ("w4a4",)), tmp_path)
-    x = integer_samples(integers_of("Residual"))
-    assert first.run(x).shape == second.run(x).shape
-    expected = interpreter.run(integers_of("Residual", ("w4a4",)), integer_samples(integers_of("Residual", ("w4a4",))))
-    assert np.array_equal(second.run(integer_samples(integers_of("Residual", ("w4a4",)))), expected["fc"])
+    for module, graph in ((first, integers_of("Residual")), (second, integers_of("Residual", ("w4a4",)))):
+        x = integer_samples(graph)
+        assert np.array_equal(module.run(x), interpreter.run(graph, x)["fc"])
 
 
 def test_call_times_cover_every_kernel(tmp_path: Path) -> None:
@@ -159,8 +158,25 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
     x = integer_samples(graph)
     with pytest.raises(DataError, match=r"the input has the shape \(4, 3, 12, 11\), expected \[N, 3, 12, 12\]"):
         module.run(x[:, :, :, :11])
-    with pytest.raises(RuntimeModuleError, match="the input has dtype int64, expected int8"):
+    with pytest.raises(DataError, match="the input has dtype int64, expected int8"):
         module.run(x.astype(np.int64))
+    for use in (module.run, module.values, module.call_times):
+        with pytest.raises(DataError, match="the input holds no sample"):
+            use(x[:0])
+    with pytest.raises(DataError, match="the input holds 2 samples, expected the library's batch of 1"):
+        module.prepare(x[:2])
+
+
+def test_integers_out_of_the_input_range_are_refused(tmp_path: Path) -> None:
+    """The overflow proof assumes the range: an s4 input never holds 127."""
+    module = compiled(integers_of("Residual", ("w4a4",)), tmp_path)
+    assert repr(module.input_type.dtype) == "s4"
+    x = np.full((2, 3, 12, 12), 7, np.int8)
+    module.run(x)
+    x[1, 2, 3, 4] = 127
+    for use in (module.run, module.values, module.prepare):
+        with pytest.raises(DataError, match=r"the input holds 7\.\.127, more than s4 can"):
+            use(x)
 
 
 # bad libraries and machines

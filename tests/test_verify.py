@@ -8,14 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from hawq_tvm import interpreter
-from hawq_tvm.ir import Array, Graph
+from hawq_tvm import interpreter, torch_integer
+from hawq_tvm.errors import DataError
+from hawq_tvm.hashing import file_sha256
+from hawq_tvm.ir import Array, Graph, Rescale
+from hawq_tvm.kernels import Request, select_kernel
 from hawq_tvm.kernels.generic import conv2d, elementwise, expressions, linear, pooling
+from hawq_tvm.lower import Machine
 from hawq_tvm.onnx_io import to_onnx
 from hawq_tvm.onnx_runner import OnnxRuntimeModule
 from hawq_tvm.ops import Conv2d
+from hawq_tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.targets import TARGETS
 from hawq_tvm.torch_integer import IntegerModule
 from hawq_tvm.verify import Executor, VerifyReport, verify
 
@@ -151,7 +158,14 @@ def floor_instead_of_half_up(model: ModelProto) -> None:
                 del node.input[1:]
 
 
-@pytest.mark.parametrize("change", [bump_bias, flip_packed_nibble, bump_shift])
+def swap_stored_channels(model: ModelProto) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == f"{LAYER}.weight")
+    values = numpy_helper.to_array(tensor).copy()
+    values[[0, 1]] = values[[1, 0]]
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.parametrize("change", [bump_bias, flip_packed_nibble, bump_shift, swap_stored_channels])
 def test_a_fault_in_the_onnx_file(
     change: Callable[[ModelProto], None], graph: Graph, inputs: Array, executors: dict[str, Executor]
 ) -> None:
@@ -167,6 +181,45 @@ def test_floor_instead_of_half_up_in_the_onnx_functions(
     floor_instead_of_half_up(model)
     broken = {**executors, "onnxruntime": OnnxRuntimeModule(model).run}
     fault_is_found(graph, inputs, broken, "onnxruntime", layer="stem")
+
+
+def test_floor_instead_of_half_up_in_the_pytorch_model(
+    graph: Graph, inputs: Array, executors: dict[str, Executor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def floor(total: torch.Tensor, rescale: Rescale) -> torch.Tensor:
+        return (total >> rescale.shift).clamp(rescale.lo, rescale.hi)
+
+    monkeypatch.setattr(torch_integer, "_rescale", floor)
+    fault_is_found(graph, inputs, executors, "pytorch", layer="stem")
+
+
+def test_a_flipped_nibble_in_the_packed_bytes_of_the_library(
+    graph: Graph, inputs: Array, executors: dict[str, Executor], tmp_path: Path
+) -> None:
+    """One bit of the file itself: of a weight that lies packed with another in a byte."""
+    compiled(graph, tmp_path)
+    path = tmp_path / TARGETS["llvm"].library_name
+    machine, node = Machine.resolve(TARGETS["llvm"]), graph.node(LAYER)
+    types = tuple(graph.types[name] for name in node.inputs)
+    request = Request(node, types, 1, machine.target, machine.vector_bits)
+    packed = select_kernel(request)[0].build(request).constants[0]
+    assert packed.dtype == np.uint8
+    data = path.read_bytes()
+    assert data.count(packed.tobytes()) == 1
+    at = data.find(packed.tobytes()) + 3
+    path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+    replace(LibraryInfo.read(path), sha256=file_sha256(path)).write(path)
+    fault_is_found(graph, inputs, {**executors, "tvm": CompiledModule(path).values}, "tvm")
+
+
+def test_a_comparison_of_nothing_is_an_error(graph: Graph, inputs: Array, executors: dict[str, Executor]) -> None:
+    for given, message in (({}, "got 0: none"), ({"numpy": executors["numpy"]}, "got 1: numpy")):
+        with pytest.raises(DataError, match=f"compares at least two executors, {message}"):
+            verify(graph, given, [inputs[:2]])
+    for batches in ([], [inputs[:0]]):
+        pair = {name: executors[name] for name in ("numpy", "pytorch")}
+        with pytest.raises(DataError, match="got no samples, so nothing was compared"):
+            verify(graph, pair, batches)
 
 
 def test_floor_instead_of_half_up_in_the_kernels(
