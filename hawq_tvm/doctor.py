@@ -131,7 +131,8 @@ def _command(name: str, command: str, arguments: list[str], otherwise: str) -> C
         result = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=20, check=True)
     except (subprocess.SubprocessError, OSError) as error:
         return Check(name, False, False, f"{path} fails: {error}")
-    return Check(name, True, False, result.stdout.strip().splitlines()[-1])
+    lines = result.stdout.strip().splitlines()
+    return Check(name, bool(lines), False, lines[-1] if lines else f"{path} says nothing; {otherwise}")
 
 
 def _cuda_driver() -> Check:

@@ -20,7 +20,7 @@ from hawq_tvm.host import cpu_name
 from hawq_tvm.integerize import integerize
 from hawq_tvm.ir import Array, Graph, Node, TensorType
 from hawq_tvm.kernels import BuiltKernel, Request, select_kernel
-from hawq_tvm.lower import Machine
+from hawq_tvm.lower import Machine, build_kernel, first_line
 from hawq_tvm.ops import Conv2d, WeightedOperator
 from hawq_tvm.quantizer import Range
 from hawq_tvm.runtime import configure_threads
@@ -117,13 +117,15 @@ def _time_all(
     functions: dict[str, Any] = {}
     arguments: list[list[Any]] = []
     for index, request in enumerate(requests.values()):
-        built = select_kernel(request)[0].build(request)
+        built = build_kernel(select_kernel(request)[0], request)
         functions[f"kernel_{index}"] = built.function.with_attr("global_symbol", f"kernel_{index}")
         arguments.append(_arguments(request, built, generator))
     try:
         library = tvm.compile(tvm.IRModule(functions), target=machine.tvm_target)
     except Exception as error:  # TVM raises many unrelated kinds
-        raise CompileError(f"a kernel does not compile for target '{machine.target.name}': {error}") from error
+        raise CompileError(
+            f"a kernel does not compile for target '{machine.target.name}': {first_line(error)}"
+        ) from error
     configure_threads(threads)
     calls = [library[name] for name in functions]
     repeats = [_repeats(call, given) for call, given in zip(calls, arguments, strict=True)]

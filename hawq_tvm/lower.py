@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from hawq_tvm.errors import CompileError
 from hawq_tvm.hashing import file_sha256
 from hawq_tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
 from hawq_tvm.ir import Graph, Node
-from hawq_tvm.kernels import BuiltKernel, Decline, Request, select_kernel
+from hawq_tvm.kernels import BuiltKernel, Decline, Kernel, Request, select_kernel
 from hawq_tvm.ops import Flatten
 from hawq_tvm.runtime import LibraryInfo, ValueInfo
 from hawq_tvm.targets import Target
@@ -68,6 +69,7 @@ class Lowered:
         kernels: the kernel of each node, by name; a flatten has none.
         declines: why kernels that stand earlier in the table were not taken, by node.
         planned_bytes: activation memory after planning.
+        constant_bytes: weights, biases and multipliers as the kernels pack them.
     """
 
     module: Any
@@ -77,6 +79,7 @@ class Lowered:
     kernels: dict[str, str]
     declines: dict[str, tuple[Decline, ...]]
     planned_bytes: int
+    constant_bytes: int
 
 
 def lower(graph: Graph, target: Target, *, batch: int = 1) -> Lowered:
@@ -88,7 +91,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1) -> Lowered:
         batch: samples a call; fixed, so that memory can be planned.
 
     Raises:
-        CompileError: no kernel takes a node, or a batch under 1.
+        CompileError: no kernel takes a node, a kernel that takes one cannot be built, or a batch under 1.
     """
     if batch < 1:
         raise CompileError(f"a batch holds at least one sample, got {batch}")
@@ -98,7 +101,16 @@ def lower(graph: Graph, target: Target, *, batch: int = 1) -> Lowered:
     relax.analysis.well_formed(module)
     with machine.tvm_target:
         planned = _PIPELINE(module)
-    return Lowered(planned, graph, machine, batch, builder.kernels, builder.declines, _planned_bytes(planned))
+    return Lowered(
+        planned,
+        graph,
+        machine,
+        batch,
+        builder.kernels,
+        builder.declines,
+        _planned_bytes(planned),
+        builder.constant_bytes,
+    )
 
 
 _PIPELINE = tvm.transform.Sequential(
@@ -119,6 +131,26 @@ _PIPELINE = tvm.transform.Sequential(
 """What stands between Relax and machine code; TVM's own default would also fuse kernels into one another."""
 
 
+def build_kernel(kernel: Kernel, request: Request) -> BuiltKernel:
+    """The kernel made for a request.
+
+    Raises:
+        CompileError: TVM refuses what the kernel asks for; the message names the layer.
+    """
+    try:
+        return kernel.build(request)
+    except Exception as error:  # TVM raises many unrelated kinds
+        raise CompileError(
+            f"layer '{request.node.name}' ({request.node.op.kind}): kernel '{kernel.name}' cannot be built for target "
+            f"'{request.target.name}': {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error of TVM says before its details."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class _RelaxBuilder:
     """Builds the Relax function, one call a node."""
 
@@ -128,6 +160,7 @@ class _RelaxBuilder:
         self.batch = batch
         self.kernels: dict[str, str] = {}
         self.declines: dict[str, tuple[Decline, ...]] = {}
+        self.constant_bytes = 0
         self._builder = relax.BlockBuilder()
         self._functions: dict[int, list[tuple[Any, Any]]] = {}
 
@@ -161,7 +194,8 @@ class _RelaxBuilder:
         kernel, declines = select_kernel(request)
         self.kernels[node.name] = kernel.name
         self.declines[node.name] = declines
-        built = kernel.build(request)
+        built = build_kernel(kernel, request)
+        self.constant_bytes += sum(array.nbytes for array in built.constants)
         constants = [relax.const(array, str(array.dtype)) for array in built.constants]
         function = self._function(built, f"{kernel.name}__{re.sub(r'[^0-9A-Za-z]+', '_', node.name)}")
         return self._builder.emit(
@@ -208,7 +242,7 @@ def build_library(lowered: Lowered, path: Path) -> LibraryInfo:
         What the library holds; also written as JSON under the same name.
 
     Raises:
-        CompileError: no C compiler, or TVM or the linker failed.
+        CompileError: no C compiler, too little room on the disk, or TVM or the linker failed.
     """
     compiler = find_c_compiler()
     if compiler is None:
@@ -216,6 +250,7 @@ def build_library(lowered: Lowered, path: Path) -> LibraryInfo:
             f"no C compiler found ({', '.join(C_COMPILERS)}), and linking {path.name} needs one; "
             "install one, as with apt install g++, or name it in the environment variable CXX"
         )
+    _check_room(lowered, path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compile-") as scratch:
         library = Path(scratch) / path.name
         try:
@@ -224,7 +259,7 @@ def build_library(lowered: Lowered, path: Path) -> LibraryInfo:
             )
             executable.export_library(str(library), cc=compiler)
         except Exception as error:  # TVM raises many unrelated kinds
-            raise CompileError(f"compiling {path.name} failed: {_last_line(error)}") from error
+            raise CompileError(f"compiling {path.name} failed: {_reason(error)}") from error
         info = _library_info(lowered, library)
         info.write(library)
         os.replace(LibraryInfo.path_beside(library), LibraryInfo.path_beside(path))
@@ -232,10 +267,29 @@ def build_library(lowered: Lowered, path: Path) -> LibraryInfo:
     return info
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "No space left" in line or "error:" in line.lower()]
-    return (telling or lines or [type(error).__name__])[-1]
+def _check_room(lowered: Lowered, path: Path) -> None:
+    """Refuse to start where the disk would fill up: LLVM ends the whole process when it cannot write."""
+    needed = 2 * lowered.constant_bytes + _CODE_BYTES
+    for folder in (tempfile.gettempdir(), str(path.parent)):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise CompileError(
+                f"compiling {path.name} needs about {needed / 2**20:.0f} MiB in {folder}, which has {free / 2**20:.1f} "
+                "MiB left (No space left on device); make room there, or for temporary files set TMPDIR"
+            )
+
+
+_CODE_BYTES = 4 * 2**20  # a ResNet-50's machine code, with room to spare
+
+_FRAMES = ("collect2:", "Compilation error:", "Command line:")  # lines around the linker's own reason
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_FRAMES)]
+    full = [line for line in lines if "No space left on device" in line]
+    telling = [line for line in lines if "error:" in line.lower()]
+    return (full or telling or lines or [type(error).__name__])[-1]
 
 
 def _library_info(lowered: Lowered, library: Path) -> LibraryInfo:

@@ -6,23 +6,47 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import tvm
 from tvm import tirx
 from tvm_ffi.structural import structural_visit
 
 from hawq_tvm import interpreter, runtime
+from hawq_tvm.doctor import examine
 from hawq_tvm.errors import CompileError, DataError, RuntimeModuleError
-from hawq_tvm.ir import Graph
+from hawq_tvm.ir import Graph, IntType, Operator, Rescale, TensorType, Window
+from hawq_tvm.kernels import BuiltKernel, Kernel, Request, registry
+from hawq_tvm.latency import measure_latency
 from hawq_tvm.lower import build_library, lower
+from hawq_tvm.onnx_io import read_onnx, to_onnx
+from hawq_tvm.onnx_runner import OnnxRuntimeModule
+from hawq_tvm.ops import (
+    OPS,
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    Requantize,
+    WeightedOperator,
+)
 from hawq_tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.specs import Bits
 from hawq_tvm.targets import TARGETS
+from hawq_tvm.torch_integer import IntegerModule
 
 from . import networks
-from .builders import compiled, integer_samples, integers_of, same
+from .builders import captured, compiled, integer_samples, integers_of, one_node_graph, random_integers, ranges_of, same
 
 MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
 
@@ -88,8 +112,6 @@ def test_the_search_for_floats_finds_one() -> None:
 def test_equal_kernels_are_compiled_once() -> None:
     graph = integers_of("Residual")
     twice = graph.node("conv2")
-    from dataclasses import replace
-
     again = replace(graph, nodes=(*graph.nodes, replace(twice, name="again")))
     again.check()
     assert len(prim_funcs(again)) == len(prim_funcs(graph))
@@ -248,6 +270,106 @@ def test_a_failing_linker_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CompileError, match="compiling model.llvm.so failed: .*No space left on device"):
         build_library(lower(integers_of("Residual"), TARGETS["llvm"]), folder / "model.llvm.so")
     assert list(folder.iterdir()) == []
+
+
+def test_the_linkers_own_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken-c++"
+    monkeypatch.setenv("CXX", str(broken))
+    lowered = lower(integers_of("Residual"), TARGETS["llvm"])
+    for reason in ("/usr/bin/ld: final link failed: No space left on device", "/usr/bin/ld: cannot find -lm"):
+        broken.write_text(f"#!/bin/sh\necho '{reason}'\necho 'collect2: error: ld returned 1 exit status'\nexit 1\n")
+        broken.chmod(0o755)
+        with pytest.raises(CompileError, match=f"compiling model.llvm.so failed: {reason}$"):
+            build_library(lowered, tmp_path / "model.llvm.so")
+
+
+@pytest.mark.parametrize("full", ["temporary", "destination"])
+def test_a_disk_too_full_is_refused_before_llvm_ends_the_process(
+    full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered = lower(integers_of("Residual"), TARGETS["llvm"])
+    assert lowered.constant_bytes >= sum(op.weight.nbytes for op in weighted(lowered.graph))
+    folder = tempfile.gettempdir() if full == "temporary" else str(tmp_path)
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda at: real._replace(free=2**20 if at == folder else real.free))
+    with pytest.raises(CompileError, match=f"needs about 4 MiB in {folder}, which has 1.0 MiB left .*make room there"):
+        build_library(lowered, tmp_path / "model.llvm.so")
+    assert list(tmp_path.iterdir()) == []
+
+
+def weighted(graph: Graph) -> list[WeightedOperator]:
+    return [node.op for node in graph if isinstance(node.op, WeightedOperator)]
+
+
+def failing_kernel(request: Request) -> BuiltKernel:
+    raise RuntimeError("ScheduleError: no such block\nand forty lines of details")
+
+
+def test_a_kernel_that_cannot_be_built_is_an_error_that_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Kernel("broken", lambda request: None if request.node.name == "conv2" else "not mine", failing_kernel)
+    monkeypatch.setattr(registry, "KERNELS", (broken, *registry.KERNELS))
+    message = (
+        r"^layer 'conv2' \(conv2d\): kernel 'broken' cannot be built for target 'llvm': ScheduleError: no such block$"
+    )
+    with pytest.raises(CompileError, match=message):
+        lower(integers_of("Residual"), TARGETS["llvm"])
+    with pytest.raises(CompileError, match=message):
+        measure_latency(captured("Residual"), ranges_of("Residual"), [Bits(8, 8)], TARGETS["llvm"])
+
+
+def test_the_first_line_of_tvms_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("LLVM said no\nand forty lines of details")
+
+    monkeypatch.setattr(tvm, "compile", fail)
+    with pytest.raises(CompileError, match="does not compile for target 'llvm': LLVM said no$"):
+        measure_latency(captured("Residual"), ranges_of("Residual"), [Bits(8, 8)], TARGETS["llvm"])
+
+
+def test_the_doctor_takes_a_command_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = tmp_path / "nvidia-smi"
+    silent.write_text("#!/bin/sh\n")
+    silent.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (check,) = (check for check in examine() if check.name == "NVIDIA GPU")
+    assert not check.ok
+    assert check.detail == f"{silent} says nothing; none found"
+
+
+IMAGE, VECTOR = TensorType(IntType.parse("u8"), (4, 6, 6), 1.0), TensorType(IntType.parse("s8"), (8,), 1.0)
+TWO, ONE = Rescale([2**30, 2**29], 30, -128, 127), Rescale([2**29], 30, -128, 127)
+QUARTER = Rescale([2**28] * 4, 30, -128, 127)
+FORMS: dict[str, tuple[Operator, list[TensorType]]] = {
+    "conv2d": (
+        Conv2d(np.arange(144).reshape(4, 4, 3, 3) % 5 - 2, 4, np.arange(4), QUARTER, Window((3, 3))), [IMAGE],
+    ),
+    "linear": (Linear(np.ones((4, 8)), 8, np.arange(4), QUARTER), [VECTOR]),
+    "requantize": (Requantize(ONE), [IMAGE]),
+    "add": (Add(TWO), [IMAGE, IMAGE]),
+    "concat": (Concat(TWO), [IMAGE, IMAGE]),
+    "max_pool2d": (MaxPool2d(Window((2, 2), (2, 2))), [replace(IMAGE, dtype=VECTOR.dtype)]),
+    "avg_pool2d": (AvgPool2d(Window((2, 2)), Rescale([[2**27]], 30, -128, 127)), [IMAGE]),
+    "global_avg_pool2d": (GlobalAvgPool2d(Rescale([2**24], 30, -128, 127)), [IMAGE]),
+    "flatten": (Flatten(), [replace(IMAGE, dtype=VECTOR.dtype)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OPS)
+def test_every_operator_has_its_form_in_every_back_end(kind: str, tmp_path: Path) -> None:
+    """`docs/adding.md` lists the places; a row of `OPS` without one of them fails here."""
+    op, inputs = FORMS[kind]
+    graph = one_node_graph(op, inputs, VECTOR.dtype)
+    x = random_integers(graph.input_type, 3)
+    expected = interpreter.run(graph, x)
+    assert len(np.unique(expected["layer"])) > 2, "the case tells something"
+    onnx.save(to_onnx(graph), tmp_path / "model.onnx")
+    assert read_onnx(tmp_path / "model.onnx").fingerprint() == graph.fingerprint()
+    executors = {
+        "PyTorch": IntegerModule(graph).run,
+        "ONNX": OnnxRuntimeModule(to_onnx(graph)).run,
+        "TVM": compiled(graph, tmp_path).values,
+    }
+    assert {name: same(expected, run(x)) for name, run in executors.items()} == {name: [] for name in executors}
 
 
 def test_a_batch_of_none(tmp_path: Path) -> None:
