@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from hawq_tvm.errors import RunError
+from hawq_tvm.errors import GraphError, RunError
 from hawq_tvm.float_ir import Clip, FloatGraph, FloatNode
 from hawq_tvm.ir import Window
 
@@ -49,7 +49,7 @@ def load_float_graph(path: Path) -> FloatGraph:
         nodes = tuple(_node_from_json(data, index, arrays) for index, data in enumerate(structure["nodes"]))
         shape = tuple(structure["input_shape"])
         return FloatGraph(structure["name"], structure["input_name"], shape, nodes, structure["output"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, GraphError) as error:
         raise RunError(f"{path} cannot be read ({error}); start the run again") from error
 
 

@@ -479,7 +479,7 @@ def _read_text(path: Path | None) -> str:
 def _bounds(graph: Graph) -> dict[str, Any]:
     """The overflow proofs, as they are stored with the run."""
     return {
-        "limits": {"accumulator": "2^31", "dyadic_sum": "2^63"},
+        "limits": {"accumulator": "2^31", "dyadic_sum": "2^63", "rounded": "2^31"},
         "method": "interval arithmetic over the actual weights and the input type, positive and negative terms apart",
         "layers": {name: vars(bounds) for name, bounds in graph.bounds().items()},
     }
