@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hawq_tvm.errors import DataError
-from hawq_tvm.models import call_factory
+from hawq_tvm.factory import call_factory
 
 Images = NDArray[np.float32]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import sys
+import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from hawq_tvm.errors import HawqError, ModelError
+from hawq_tvm.errors import ModelError
+from hawq_tvm.factory import call_factory, file_of, first_line
+from hawq_tvm.seeds import check_seed
 from hawq_tvm.zoo import ZOO
 
 RANDOM_WEIGHTS = "random"
@@ -30,7 +33,7 @@ class LoadedModel:
     Attributes:
         module: the network.
         name: short, for titles and file names.
-        weights: what its weights are, for the reader.
+        weights: what its weights are, for the reader and for a run's identity: a checkpoint by its full path.
         input_shape: the sample shape that it was made for, where that is known.
         fingerprint: sha256 over its source, structure and weights.
     """
@@ -48,13 +51,15 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Loade
     Args:
         spec: a zoo name, ``torchvision:NAME``, ``timm:NAME`` or ``file.py:factory``.
         weights: path of a safetensors file or a state dict, ``random``, or None for the checkpoint that comes with a
-            zoo network, random where there is none.
-        seed: of random weights.
+            zoo network, random where there is none. Without a path a factory's network keeps the weights it was made
+            with.
+        seed: of random weights; PyTorch is seeded with it before a factory is called.
 
     Raises:
         ModelError: an unknown network, a factory that fails, a checkpoint that does not fit.
+        HawqError: a seed that is no whole number from 0 to 2^63 - 1.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(check_seed(seed))
     source = ""
     shape: tuple[int, ...] | None = (3, 224, 224)
     packaged: Path | None = None
@@ -71,8 +76,7 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Loade
         name = rest
     elif ".py:" in spec:
         made, source = call_factory(spec, "network")
-        if not isinstance(made, nn.Module):
-            raise ModelError(f"{spec} returned a {type(made).__name__}, expected an nn.Module")
+        check_module(made, f"{spec} returned")
         module, shape, name = made, None, spec.rpartition(":")[2]
     else:
         raise ModelError(
@@ -82,20 +86,54 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Loade
         load_weights(module, packaged)
         described = f"the packaged checkpoint, trained on {trained_on}"
     elif weights in (None, RANDOM_WEIGHTS):
-        described = f"random, seed {seed}"
+        described = f"as the factory makes them, seed {seed}" if source else f"random, seed {seed}"
     else:
         assert weights is not None
-        load_weights(module, Path(weights))
-        described = weights
+        path = Path(weights).expanduser()
+        load_weights(module, path)
+        described = str(path.resolve())
     module.eval()
     return LoadedModel(module, name, described, shape, module_fingerprint(module, source))
 
 
+def check_module(made: object, verb: str = "the model is") -> None:
+    """Refuse what is not a network.
+
+    Args:
+        made: what should be one.
+        verb: who gave it, for the message.
+
+    Raises:
+        ModelError: not an nn.Module; for a class, with the advice to make one.
+    """
+    if isinstance(made, type) and issubclass(made, nn.Module):
+        raise ModelError(f"{verb} the class {made.__name__}, expected an nn.Module; call it: {made.__name__}()")
+    if not isinstance(made, nn.Module):
+        kind = type(made).__name__
+        raise ModelError(f"{verb} {'an' if kind[0] in 'aeiou' else 'a'} {kind}, expected an nn.Module")
+
+
+def normal_spec(spec: str) -> str:
+    """A model or data name in which a path is absolute, so that ``./net.py:make`` and ``net.py:make`` are the same."""
+    prefix, _, rest = spec.partition(":")
+    path = file_of(spec)
+    if path is not None:
+        return f"{path.resolve()}:{spec.rpartition(':')[2]}"
+    return f"imagefolder:{Path(rest).expanduser().resolve()}" if prefix == "imagefolder" and rest else spec
+
+
 def module_fingerprint(module: nn.Module, source: str = "") -> str:
-    """sha256 over a module's structure and state, and the text of the file it came from."""
+    """sha256 over a module's structure and state, and the text of the file it came from.
+
+    Raises:
+        ModelError: not a module, or a parameter without values.
+    """
+    check_module(module)
     digest = hashlib.sha256(f"{source}\0{module}".encode())
     for key, value in module.state_dict().items():
         if isinstance(value, Tensor):
+            if is_lazy(value) or value.is_meta:
+                raise ModelError(f"'{key}' of the model has no values yet; run the network once, or load its weights")
             digest.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -111,25 +149,44 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ModelError: missing, unreadable, or keys and shapes that do not fit.
     """
     if not path.is_file():
-        raise ModelError(f"the checkpoint {path} does not exist")
+        what = "is a folder; name a file in it" if path.is_dir() else "does not exist"
+        raise ModelError(f"the checkpoint {path} {what}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"the checkpoint {path} cannot be read: {_first_line(error)}") from error
     except Exception as error:  # unpickling errors of many kinds
-        raise ModelError(
-            f"the checkpoint {path} is not a plain state dict: {_first_line(error)}; save model.state_dict()"
-        ) from error
+        raise ModelError(f"the checkpoint {path} {_why_unreadable(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"the checkpoint {path} is not a state dict; save model.state_dict()")
+    strange = next((key for key in state if not isinstance(key, str)), None)
+    if strange is not None:
+        raise ModelError(
+            f"the checkpoint {path} has the key {strange!r} of type {type(strange).__name__}; a state dict's keys are "
+            "names, save model.state_dict()"
+        )
     state = {key.removeprefix("module."): value for key, value in state.items()}
     _load_strictly(module, state, path)
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Why a checkpoint is refused; PyTorch's own advice, to read it without ``weights_only``, would run its code."""
+    advice = "save model.state_dict(), with torch.save or as a safetensors file"
+    if "TorchScript" in str(error):
+        return f"is a TorchScript archive, not a plain state dict; {advice}"
+    held = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and held is not None:
+        return (
+            f"is not a plain state dict: it holds a {held[1]}, and objects other than tensors may run code when they "
+            f"are read; {advice}"
+        )
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return f"cannot be read: it is damaged, not a PyTorch file, or holds more than tensors; {advice}"
+    return f"cannot be read: {first_line(error)}"
 
 
 def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -155,58 +212,6 @@ def _some(keys: list[str]) -> str:
     return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def call_factory(spec: str, what: str) -> tuple[Any, str]:
-    """Import ``file.py`` and call ``factory()`` of ``file.py:factory``.
-
-    Args:
-        spec: as the user wrote it.
-        what: what the factory makes, for messages.
-
-    Returns:
-        What it returned, and the file's text.
-
-    Raises:
-        ModelError: no such file or function, or an exception inside, named with its line.
-    """
-    file, _, name = spec.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise ModelError(f"the {what}'s file {path} does not exist")
-    module_name = f"hawq_tvm_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    loader = importlib.util.spec_from_file_location(module_name, path)
-    assert loader is not None and loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    sys.modules[module_name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        loader.loader.exec_module(module)
-        factory = getattr(module, name, None)
-        if not callable(factory):
-            raise ModelError(f"{path} has no function '{name}'")
-        return factory(), path.read_text()
-    except HawqError:
-        raise
-    except Exception as error:
-        where = _line_in(error, path)
-        raise ModelError(f"{spec} failed{where}: {type(error).__name__}: {_first_line(error)}") from error
-    finally:
-        sys.path.pop(0)
-
-
-def _line_in(error: Exception, path: Path) -> str:
-    """`` at line N`` of the user's own file, where the traceback passes it."""
-    trace, line = error.__traceback__, None
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename) == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return "" if line is None else f" at line {line}"
-
-
 def _import_with_stub(name: str) -> ModuleType:
     """Import torchvision or timm; beside a CPU-only PyTorch their C++ operators are missing and are defined first."""
     if importlib.util.find_spec(name) is None:
@@ -219,7 +224,7 @@ def _import_with_stub(name: str) -> ModuleType:
             _KEPT.append(library)
         return importlib.import_module(name)
     except Exception as error:  # whatever a foreign package raises on import
-        raise ModelError(f"{name} cannot be imported beside torch {torch.__version__}: {_first_line(error)}") from error
+        raise ModelError(f"{name} cannot be imported beside torch {torch.__version__}: {first_line(error)}") from error
 
 
 _KEPT: list[Any] = []  # a torch.library.Library undefines its operators when it is collected
@@ -242,4 +247,4 @@ def _made(make: Callable[[], Any], spec: str) -> nn.Module:
         module: nn.Module = make()
         return module
     except Exception as error:  # whatever a foreign package raises for an unknown name
-        raise ModelError(f"{spec} cannot be built: {_first_line(error)}") from error
+        raise ModelError(f"{spec} cannot be built: {first_line(error)}") from error

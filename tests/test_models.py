@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from hawq_tvm.errors import ModelError
-from hawq_tvm.models import load_model, load_weights, module_fingerprint
+from hawq_tvm.models import load_model, load_weights, module_fingerprint, normal_spec
 from hawq_tvm.zoo import ZOO
 
 from . import networks
@@ -63,6 +65,43 @@ def test_bad_names_are_refused(spec: str, message: str) -> None:
         load_model(spec)
 
 
+def test_a_factorys_own_weights_are_not_called_random(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import torch\ndef make(): return torch.nn.Linear(2, 2)\n")
+    first, second, other = (load_model(f"{tmp_path}/net.py:make", seed=seed) for seed in (0, 0, 1))
+    assert first.weights == second.weights == "as the factory makes them, seed 0"
+    assert first.fingerprint == second.fingerprint != other.fingerprint, "the seed is set before the factory is called"
+    assert load_model(f"{tmp_path}/net.py:make", "random").weights == first.weights
+
+
+def test_a_checkpoint_is_the_same_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(ZOO["resnet20"].make().state_dict(), tmp_path / "w.pt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = ("w.pt", "./w.pt", "~/w.pt", str(tmp_path / "w.pt"))
+    assert {load_model("resnet20", path).weights for path in paths} == {str(tmp_path.resolve() / "w.pt")}
+    for prefix, suffix in (("", "net.py:make"), ("imagefolder:", "set")):
+        names = {normal_spec(f"{prefix}{folder}{suffix}") for folder in ("", "./", "~/", f"{tmp_path}/")}
+        assert names == {f"{prefix}{tmp_path.resolve()}/{suffix}"}
+    for name in ("resnet20", "torchvision:resnet18", "digits", "imagefolder:"):
+        assert normal_spec(name) == name
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, "the model is a NoneType, expected an nn.Module"),
+        (5, "the model is an int, expected an nn.Module"),
+        (networks.Residual, r"the model is the class Residual, expected an nn.Module; call it: Residual\(\)"),
+        (networks.make, "the model is a function, expected an nn.Module"),
+        (nn.LazyLinear(2), "'weight' of the model has no values yet; run the network once, or load its weights"),
+        (nn.Linear(2, 2, device="meta"), "'weight' of the model has no values yet"),
+    ],
+)
+def test_what_is_no_network_is_refused(made: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        module_fingerprint(made)
+
+
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "parallel", "half"])
 def test_checkpoints_of_many_kinds_load(tmp_path: Path, wrap: str) -> None:
     state = networks.make("Residual", seed=5).state_dict()
@@ -115,8 +154,28 @@ def test_unreadable_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a state dict; save model.state_dict"):
         load_weights(network, tmp_path / "list.pt")
     torch.save(network, tmp_path / "whole.pt")
-    with pytest.raises(ModelError, match="is not a plain state dict: .* save model.state_dict"):
+    with pytest.raises(
+        ModelError, match="is not a plain state dict: it holds a tests.networks.Residual, .* save model"
+    ):
         load_weights(network, tmp_path / "whole.pt")
+    torch.save({3: torch.zeros(1)}, tmp_path / "numbers.pt")
+    with pytest.raises(ModelError, match="has the key 3 of type int; a state dict's keys are names"):
+        load_weights(network, tmp_path / "numbers.pt")
+    with pytest.raises(ModelError, match="is a folder; name a file in it"):
+        load_weights(network, tmp_path)
+
+
+def test_pytorchs_advice_to_run_a_checkpoints_code_is_not_passed_on(tmp_path: Path) -> None:
+    network = networks.make("Residual")
+    torch.save(network, tmp_path / "whole.pt")
+    torch.save({"state_dict": network.state_dict(), "best": np.float64(0.9)}, tmp_path / "scalar.pt")
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
+    (tmp_path / "damaged.pt").write_bytes(b"x" * 100)
+    for name in ("whole", "scalar", "script", "damaged"):
+        with pytest.raises(ModelError, match="save model.state_dict") as raised:
+            load_weights(network, tmp_path / f"{name}.pt")
+        assert "weights_only" not in str(raised.value)
+        assert "\x1b" not in str(raised.value)
 
 
 @pytest.mark.parametrize("package", ["torchvision", "timm"])

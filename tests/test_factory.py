@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hawq_tvm.errors import ModelError
+from hawq_tvm.factory import call_factory, first_line
+
+TEXT = """import sys
+import torch
+
+def stop():
+    sys.exit(0)
+
+def talk():
+    print("hello")
+    return 3
+
+def wrong():
+    return torch.zeros(2).reshape(3)
+
+def coloured():
+    raise ValueError("\\033[1mbold\\033[0m")
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's file in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(TEXT)
+    return Path("mine.py")
+
+
+def test_sys_exit_in_a_factory_is_a_failure(file: Path) -> None:
+    with pytest.raises(ModelError, match=r"mine.py:stop failed at line 5: it called sys.exit\(0\)"):
+        call_factory("mine.py:stop", "network")
+    file.write_text("raise SystemExit\n")
+    with pytest.raises(ModelError, match=r"failed at line 1: it called sys.exit\(None\)"):
+        call_factory("mine.py:stop", "network")
+
+
+def test_what_a_factory_prints_is_no_result(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call_factory("mine.py:talk", "network")[0] == 3
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\n")
+
+
+@pytest.mark.parametrize("spec", ["mine.py:wrong", "./mine.py:wrong", "../{}/mine.py:wrong"])
+def test_the_line_is_told_however_the_file_is_named(file: Path, spec: str) -> None:
+    with pytest.raises(ModelError, match=r"failed at line 12: RuntimeError: shape"):
+        call_factory(spec.format(Path.cwd().name), "network")
+    with pytest.raises(ModelError, match=r"failed at line 12: RuntimeError: shape"):
+        call_factory(f"{file.resolve()}:wrong", "network")
+
+
+def test_the_line_of_a_syntax_error_is_told(file: Path) -> None:
+    file.write_text("x = 1\ny = (\n")
+    with pytest.raises(ModelError, match="failed at line 2: SyntaxError"):
+        call_factory("mine.py:make", "network")
+
+
+def test_messages_have_no_colours(file: Path) -> None:
+    with pytest.raises(ModelError, match="failed at line 15: ValueError: bold$"):
+        call_factory("mine.py:coloured", "network")
+    assert first_line(ValueError("")) == "ValueError"
+
+
+def test_the_import_path_is_left_as_it_was(file: Path) -> None:
+    before = list(sys.path)
+    call_factory("mine.py:talk", "network")
+    assert sys.path == before
+    file.write_text("import sys\nsys.path.insert(0, 'theirs')\ndef make(): return 1\n")
+    call_factory("mine.py:make", "network")
+    assert sys.path == ["theirs", *before]
+    sys.path.remove("theirs")
