@@ -7,9 +7,11 @@ what `verify` runs on. They do not overlap unless the user gives one set for bot
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +20,11 @@ from torch import Tensor
 
 from hawq_tvm.errors import DataError
 from hawq_tvm.factory import call_factory
+from hawq_tvm.seeds import check_seed
+from hawq_tvm.splits import ArraySplit, Images, Split, Subset, as_split
 
-Images = NDArray[np.float32]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Split(Protocol):
-    """Samples by index."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def sample(self, index: int) -> tuple[Images, int | None]:
-        """A float32 image [C, H, W] (or any sample shape) and its label, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +72,24 @@ class Preprocessing:
         resize: the short side after a bilinear resize, in pixels.
         crop: the side of the centre crop.
         mean: subtracted per channel, after division by 255.
-        std: divided by per channel.
+        std: divided by per channel, above 0.
+
+    Raises:
+        DataError: a size below 1, a mean or standard deviation that is not finite, a standard deviation not above 0.
     """
 
     resize: int = 256
     crop: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop"):
+            object.__setattr__(self, name, _count(getattr(self, name), name))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _three(getattr(self, name), name))
+        if min(self.std) <= 0:
+            raise DataError(f"the standard deviations are divided by and must be above 0, got std={self.std}")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ class DataOptions:
         input_shape: of ``random`` samples.
         preprocessing: of image files.
         seed: of the choice and of random samples.
+
+    Raises:
+        DataError: a count or a dimension below 1.
+        HawqError: a seed that is no whole number from 0 to 2^63 - 1.
     """
 
     calibration_samples: int = 256
@@ -105,6 +113,31 @@ class DataOptions:
     input_shape: tuple[int, ...] | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "calibration_samples", _count(self.calibration_samples, "calibration_samples"))
+        if self.evaluation_samples is not None:
+            object.__setattr__(self, "evaluation_samples", _count(self.evaluation_samples, "evaluation_samples"))
+        if self.input_shape is not None:
+            if not isinstance(self.input_shape, tuple | list):
+                raise DataError(f"input_shape is a tuple of dimensions, got {self.input_shape!r}")
+            shape = tuple(_count(size, "every dimension of input_shape") for size in self.input_shape)
+            object.__setattr__(self, "input_shape", shape)
+        object.__setattr__(self, "seed", check_seed(self.seed))
+
+
+def _count(value: object, name: str) -> int:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
+        return int(value)
+    raise DataError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _three(values: object, name: str) -> tuple[float, float, float]:
+    parts = list(values) if isinstance(values, Iterable) else []
+    numbers = [float(part) for part in parts if isinstance(part, Real) and isfinite(part)]
+    if len(numbers) != 3 or len(parts) != 3:
+        raise DataError(f"{name} must be three finite numbers, one a channel, got {values}")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def batches(split: Split, size: int, *, limit: int | None = None) -> Iterator[Batch]:
@@ -119,63 +152,19 @@ def batches(split: Split, size: int, *, limit: int | None = None) -> Iterator[Ba
         DataError: samples of several shapes.
     """
     count = len(split) if limit is None else min(limit, len(split))
+    shape: tuple[int, ...] | None = None
     for start in range(0, count, size):
         samples = [split.sample(index) for index in range(start, min(start + size, count))]
-        shapes = {image.shape for image, _ in samples}
-        if len(shapes) > 1:
-            raise DataError(f"samples {start} to {start + len(samples) - 1} have several shapes: {sorted(shapes)}")
+        for index, (image, _) in enumerate(samples, start):
+            shape = image.shape if shape is None else shape
+            if image.shape != shape:
+                raise DataError(
+                    f"samples have several shapes: sample 0 has {shape}, sample {index} has {image.shape}; resize or "
+                    "crop them to one"
+                )
         labels = [label for _, label in samples if label is not None]
         stacked = torch.from_numpy(np.stack([image for image, _ in samples]).astype(np.float32))
         yield Batch(stacked, torch.tensor(labels) if len(labels) == len(samples) else None)
-
-
-class ArraySplit:
-    """Samples in memory."""
-
-    def __init__(self, images: Images, labels: Sequence[int] | NDArray[np.int64] | None = None) -> None:
-        if labels is not None and len(labels) != len(images):
-            raise DataError(f"there are {len(images)} images and {len(labels)} labels")
-        self._images = images
-        self._labels = labels
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def sample(self, index: int) -> tuple[Images, int | None]:
-        return self._images[index], None if self._labels is None else int(self._labels[index])
-
-
-class Subset:
-    """Some samples of another split, in a given order."""
-
-    def __init__(self, split: Split, indices: Sequence[int] | NDArray[np.int64]) -> None:
-        self._split = split
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def sample(self, index: int) -> tuple[Images, int | None]:
-        return self._split.sample(int(self._indices[index]))
-
-
-class _SequenceSplit:
-    """A PyTorch dataset, or any sequence of samples or of (sample, label) pairs."""
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def sample(self, index: int) -> tuple[Images, int | None]:
-        item = self._items[index]
-        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-        return _as_array(image), None if label is None else int(label)
-
-
-def _as_array(value: Any) -> Images:
-    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, np.float32)
 
 
 def load_data(spec: str, options: DataOptions) -> Data:
@@ -230,8 +219,8 @@ def as_data(made: Any, *, name: str, options: DataOptions, fingerprint: str = ""
 
     Args:
         made: a `Data`; a dict with ``calibration`` and ``evaluation``; or one of what each of those may be: a tensor or
-            array [N, ...], a pair (images, labels) of them, a PyTorch dataset, or an iterable of batches. One alone
-            serves as both splits.
+            array [N, ...], a tuple (images, labels), a PyTorch dataset, or an iterable of batches. One alone serves as
+            both splits.
         name: for messages.
         options: limits how much of an iterable is read.
         fingerprint: of the source, where there is one.
@@ -239,59 +228,19 @@ def as_data(made: Any, *, name: str, options: DataOptions, fingerprint: str = ""
     Raises:
         DataError: none of these.
     """
+    most = options.evaluation_samples
     if isinstance(made, Data):
-        return made
+        calibration = as_split(made.calibration, made.name, options.calibration_samples)
+        return replace(made, calibration=calibration, evaluation=as_split(made.evaluation, made.name, most))
     if isinstance(made, Mapping):
         if set(made) != {"calibration", "evaluation"}:
-            raise DataError(f"'{name}': a mapping needs the keys 'calibration' and 'evaluation', got {sorted(made)}")
-        most = options.evaluation_samples
+            raise DataError(
+                f"'{name}': a mapping needs the keys 'calibration' and 'evaluation', got {sorted(map(str, made))}"
+            )
         calibration = as_split(made["calibration"], name, options.calibration_samples)
         return Data(name, calibration, as_split(made["evaluation"], name, most), {}, fingerprint)
-    split = as_split(made, name, None)
+    split = as_split(made, name, None if most is None else max(most, options.calibration_samples))
     return Data(name, split, split, {"same_samples_for_both": True}, fingerprint)
-
-
-def as_split(made: Any, name: str, most: int | None) -> Split:
-    """One split of `as_data`; an iterable of batches is read up to `most` samples."""
-    if isinstance(made, Tensor | np.ndarray):
-        return ArraySplit(_as_array(made))
-    if (
-        isinstance(made, tuple | list)
-        and len(made) == 2
-        and all(isinstance(part, Tensor | np.ndarray) for part in made)
-    ):
-        return ArraySplit(_as_array(made[0]), np.asarray(made[1]).reshape(-1).astype(np.int64))
-    if hasattr(made, "sample") and hasattr(made, "__len__"):
-        split: Split = made
-        return split
-    if isinstance(made, Iterable) and not _is_dataset(made):
-        return _read_batches(made, name, most)
-    if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
-        return _SequenceSplit(made)
-    raise DataError(
-        f"'{name}' gives a {type(made).__name__}; expected arrays, a PyTorch dataset or an iterable of batches"
-    )
-
-
-def _is_dataset(made: Any) -> bool:
-    return isinstance(made, torch.utils.data.Dataset | list)
-
-
-def _read_batches(made: Iterable[Any], name: str, most: int | None) -> ArraySplit:
-    images: list[Images] = []
-    labels: list[NDArray[np.int64]] = []
-    count = 0
-    for item in made:
-        part, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-        images.append(_as_array(part))
-        if label is not None:
-            labels.append(np.asarray(label).reshape(-1).astype(np.int64))
-        count += len(images[-1])
-        if most is not None and count >= most:
-            break
-    if not images:
-        raise DataError(f"'{name}' gives no batches")
-    return ArraySplit(np.concatenate(images), np.concatenate(labels) if len(labels) == len(images) else None)
 
 
 def _digits(options: DataOptions) -> Data:

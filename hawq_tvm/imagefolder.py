@@ -14,9 +14,10 @@ from pathlib import Path, PurePath, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hawq_tvm.data import Data, DataOptions, Images, Preprocessing, Subset
+from hawq_tvm.data import Data, DataOptions, Preprocessing
 from hawq_tvm.errors import DataError
 from hawq_tvm.factory import first_line
+from hawq_tvm.splits import Images, Subset
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 _TRAIN = ("train", "training")

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from hawq_tvm.data import DataOptions, as_data, batches, digits_images, digits_split, limited, load_data
-from hawq_tvm.errors import DataError, ModelError
+from hawq_tvm.data import DataOptions, Preprocessing, as_data, batches, digits_images, digits_split, limited, load_data
+from hawq_tvm.errors import DataError, HawqError, ModelError
+from hawq_tvm.models import load_model
 
 HERE = Path(__file__).parent
 
@@ -84,3 +89,58 @@ def test_samples_of_several_shapes_are_refused() -> None:
     data = as_data([(torch.zeros(3, 4, 4), 0), (torch.zeros(3, 5, 5), 0)], name="mine", options=DataOptions())
     with pytest.raises(DataError, match="several shapes"):
         list(batches(data.evaluation, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"std": (0.2, 0.0, 0.2)}, r"must be above 0, got std=\(0.2, 0.0, 0.2\)"),
+        ({"std": (0.2, -1, 0.2)}, "must be above 0"),
+        ({"std": (0.2, math.nan, 0.2)}, "std must be three finite numbers, one a channel, got"),
+        ({"mean": (0.2, math.inf, 0.2)}, "mean must be three finite numbers"),
+        ({"mean": (0.2, 0.2)}, "mean must be three finite numbers"),
+        ({"mean": 0.2}, "mean must be three finite numbers"),
+        ({"mean": ("a", "b", "c")}, "mean must be three finite numbers"),
+        ({"crop": 0}, "crop must be a whole number of at least 1, got 0"),
+        ({"resize": 2.5}, "resize must be a whole number of at least 1, got 2.5"),
+    ],
+)
+def test_preprocessing_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Preprocessing(**changes)
+
+
+def test_preprocessing_is_kept_as_plain_numbers() -> None:
+    how: Any = np.array([0.5, 0.25, 0.125], np.float32)
+    assert Preprocessing(std=how) == Preprocessing(std=(0.5, 0.25, 0.125))
+    assert json.loads(json.dumps(asdict(Preprocessing(resize=how.size, crop=1, std=how))))["std"] == [0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibration_samples": 0}, "calibration_samples must be a whole number of at least 1, got 0"),
+        ({"calibration_samples": 2.5}, "calibration_samples must be a whole number"),
+        ({"evaluation_samples": -1}, "evaluation_samples must be a whole number of at least 1, got -1"),
+        ({"input_shape": (3, 0, 5)}, "every dimension of input_shape must be a whole number of at least 1, got 0"),
+        ({"input_shape": 3}, "input_shape is a tuple of dimensions, got 3"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        DataOptions(**changes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30, 1.5, "1", None, True])
+def test_seeds_that_cannot_be_used_are_refused(seed: Any) -> None:
+    for make in (lambda: DataOptions(seed=seed), lambda: load_model("resnet20", "random", seed=seed)):
+        with pytest.raises(HawqError, match="the seed is .*; give a whole number from 0 to 2\\^63 - 1"):
+            make()
+
+
+def test_the_largest_seed_is_taken_everywhere() -> None:
+    seed = 2**63 - 1
+    for name in ("digits", "random"):
+        options = DataOptions(calibration_samples=2, input_shape=(3, 4, 4), seed=seed)
+        assert load_data(name, options).calibration.sample(0)[0].ndim == 3
+    assert load_model("resnet20", "random", seed=seed).weights == f"random, seed {seed}"

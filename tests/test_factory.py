@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.data import DataOptions, batches, load_data
+from hawq_tvm.errors import DataError, ModelError
 from hawq_tvm.factory import call_factory, first_line
 
 TEXT = """import sys
@@ -23,6 +24,15 @@ def wrong():
 
 def coloured():
     raise ValueError("\\033[1mbold\\033[0m")
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        return torch.zeros(3, 4, 4)[index]
+
+def items():
+    return Items()
 """
 
 
@@ -60,6 +70,12 @@ def test_the_line_of_a_syntax_error_is_told(file: Path) -> None:
     file.write_text("x = 1\ny = (\n")
     with pytest.raises(ModelError, match="failed at line 2: SyntaxError"):
         call_factory("mine.py:make", "network")
+
+
+def test_the_line_of_a_failing_dataset_is_told(file: Path) -> None:
+    data = load_data("mine.py:items", DataOptions())
+    with pytest.raises(DataError, match="sample 3 of 'mine.py:items' failed at line 21: IndexError"):
+        list(batches(data.evaluation, 4))
 
 
 def test_messages_have_no_colours(file: Path) -> None:
