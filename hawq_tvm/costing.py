@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hawq_tvm.calibration import hutchinson_traces, sensitivities
-from hawq_tvm.data import Batch
+from hawq_tvm.data import Batch, check_labels
 from hawq_tvm.errors import AllocationError
 from hawq_tvm.float_ir import FloatGraph
 from hawq_tvm.latency import LatencyTable
@@ -41,10 +42,15 @@ def profile_sensitivity(
         settings: when to stop.
         seed: of the probes.
         progress: called with the number of probes done.
+
+    Raises:
+        DataError: a label that the network has no class for.
     """
+    classes = prod(network.graph.by_name[network.graph.output].shape)
     losses: list[Callable[[Mapping[str, Tensor]], Tensor]] = []
     samples, labelled = 0, True
     for batch in batches:
+        check_labels(batch, classes, first=samples)
         labels = batch.labels
         if labels is None:
             labelled = False

@@ -167,6 +167,29 @@ def batches(split: Split, size: int, *, limit: int | None = None) -> Iterator[Ba
         yield Batch(stacked, torch.tensor(labels) if len(labels) == len(samples) else None)
 
 
+def check_labels(batch: Batch, classes: int, first: int = 0) -> None:
+    """Refuse labels that a network has no class for.
+
+    Args:
+        batch: samples, with labels or without.
+        classes: how many the network tells apart.
+        first: the number of the batch's first sample, for the message.
+
+    Raises:
+        DataError: a label below 0 or not below `classes`.
+    """
+    if batch.labels is None:
+        return
+    index = int(batch.labels.argmax())
+    if int(batch.labels[index]) < classes:
+        index = int(batch.labels.argmin())
+    if not 0 <= int(batch.labels[index]) < classes:
+        raise DataError(
+            f"sample {first + index}: a label is {int(batch.labels[index])}, and the network has {classes} classes, "
+            f"0 to {classes - 1}; give labels that match the network's order of classes, or none"
+        )
+
+
 def load_data(spec: str, options: DataOptions) -> Data:
     """Find samples by name.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hawq_tvm.data import Batch
+from hawq_tvm.data import Batch, check_labels
 from hawq_tvm.errors import DataError
 
 
@@ -67,21 +67,19 @@ def measure_accuracy(
         progress: called with the number of samples done.
 
     Raises:
-        DataError: no samples, or labels that the network has no class for.
+        DataError: no samples, one with a NaN or an infinity, or labels that the network has no class for.
     """
     outcomes: list[Tensor] = []
     agreements: list[Tensor] = []
     samples = 0
     with torch.no_grad():
         for batch in batches:
+            _check_finite(batch, samples)
             logits = float_network(batch.images).flatten(1)
             expected, got = logits.argmax(1), integer_network(batch.images).flatten(1).argmax(1)
             agreements.append(expected == got)
             if batch.labels is not None:
-                if int(batch.labels.max()) >= logits.shape[1]:
-                    raise DataError(
-                        f"a label is {int(batch.labels.max())}, and the network has {logits.shape[1]} classes"
-                    )
+                check_labels(batch, logits.shape[1], first=samples)
                 right = torch.stack([expected == batch.labels, got == batch.labels])
                 outcomes.append(right)
             samples += len(batch.images)
@@ -96,3 +94,13 @@ def measure_accuracy(
     paired = right[1] - right[0]
     error = float(paired.std(correction=1)) / samples**0.5 if samples > 1 else 0.0
     return Accuracy(samples, float(right[0].mean()), float(right[1].mean()), float(paired.mean()), error, agreement)
+
+
+def _check_finite(batch: Batch, first: int) -> None:
+    """Both networks give some class to a NaN, and it would count as an outcome."""
+    finite = torch.isfinite(batch.images).flatten(1).all(1)
+    if not finite.all():
+        raise DataError(
+            f"evaluation sample {first + int(finite.logical_not().nonzero()[0])} holds a NaN or an infinity; mend it, "
+            "or leave it out"
+        )

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hawq_tvm.data import Batch, check_labels
+from hawq_tvm.errors import DataError
+from hawq_tvm.evaluate import measure_accuracy
+
+
+def pick(x: Tensor) -> Tensor:
+    return x
+
+
+def batches_of(images: Tensor, labels: Tensor | None = None) -> list[Batch]:
+    parts = [None] * 2 if labels is None else list(labels.split(3))
+    return [Batch(image, label) for image, label in zip(images.split(3), parts, strict=True)]
+
+
+def test_accuracy_counts_what_is_right() -> None:
+    result = measure_accuracy(pick, lambda x: x.roll(1, 1), batches_of(torch.eye(6), torch.arange(6)))
+    assert (result.float_top1, result.integer_top1, result.agreement, result.samples) == (1, 0, 0, 6)
+    assert measure_accuracy(pick, pick, batches_of(torch.eye(6))).float_top1 is None
+
+
+@pytest.mark.parametrize("label", [-1, 6, 2**62])
+def test_labels_outside_the_classes_are_refused(label: int) -> None:
+    labels = torch.tensor([0, 1, 2, 3, label, 5])
+    message = f"sample 4: a label is {label}, and the network has 6 classes, 0 to 5"
+    with pytest.raises(DataError, match=message):
+        measure_accuracy(pick, pick, batches_of(torch.eye(6), labels))
+    with pytest.raises(DataError, match=message):
+        check_labels(Batch(torch.eye(6), labels), 6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_samples_that_are_not_finite_are_refused_by_number(value: float) -> None:
+    images = torch.eye(6)
+    images[4, 2] = value
+    with pytest.raises(DataError, match="evaluation sample 4 holds a NaN or an infinity"):
+        measure_accuracy(pick, pick, batches_of(images, torch.arange(6)))
+
+
+def test_no_samples_are_refused() -> None:
+    with pytest.raises(DataError, match="no evaluation samples"):
+        measure_accuracy(pick, pick, [])
