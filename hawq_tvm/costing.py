@@ -18,7 +18,7 @@ from hawq_tvm.errors import AllocationError
 from hawq_tvm.float_ir import FloatGraph
 from hawq_tvm.latency import LatencyTable
 from hawq_tvm.settings import HessianSettings
-from hawq_tvm.specs import Bits, Cost, CostTable, LayerCosts
+from hawq_tvm.specs import Bits, Cost, CostTable, LayerCosts, is_number
 from hawq_tvm.torch_float import FloatModule
 
 
@@ -131,16 +131,23 @@ def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:
     """Microseconds that the user gives, as ``{layer: {"w4a4": us}}``, bare or under the key ``latency_us``.
 
     Raises:
-        AllocationError: unreadable, not a table, or a layer is missing.
+        AllocationError: unreadable, not a table, a layer is missing, or a time that is no number of at least 0.
     """
     try:
         data = json.loads(path.read_text())
         table = data.get("latency_us", data)
-        parsed = {name: {Bits.parse(bits): float(us) for bits, us in row.items()} for name, row in table.items()}
+        parsed = {name: {Bits.parse(bits): us for bits, us in row.items()} for name, row in table.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise AllocationError(
             f'the latency table {path} cannot be read ({error}); expected {{"layer": {{"w4a4": microseconds}}}}'
         ) from error
+    for name, row in parsed.items():
+        for pair, us in row.items():
+            if not is_number(us) or us < 0:
+                raise AllocationError(
+                    f"the latency table {path} gives layer '{name}' at {pair} {json.dumps(us)[:60]}; expected a finite "
+                    "number of microseconds, of at least 0"
+                )
     missing = [name for name in layers if name not in parsed]
     if missing:
         raise AllocationError(
