@@ -22,7 +22,7 @@ from hawq_tvm.errors import DataError, HawqError, ModelError, RunError, Settings
 from hawq_tvm.evaluate import Accuracy
 from hawq_tvm.interpreter import dequantize_output, quantize_input
 from hawq_tvm.ir import Graph
-from hawq_tvm.models import LoadedModel, load_model, module_fingerprint
+from hawq_tvm.models import LoadedModel, check_module, load_model, module_fingerprint, normal_spec
 from hawq_tvm.pipeline import Pipeline
 from hawq_tvm.quantizer import FloatArray
 from hawq_tvm.reporter import Reporter
@@ -57,7 +57,7 @@ def quantize(
     Args:
         model: a module with one tensor in and one out, left as it is; or a name as the command line takes it: a zoo
             network, ``torchvision:NAME``, ``timm:NAME``, ``file.py:factory``.
-        data: ``digits``, ``imagefolder:PATH``, ``random``, ``file.py:factory``; a tensor or array [N, ...], a pair
+        data: ``digits``, ``imagefolder:PATH``, ``random``, ``file.py:factory``; a tensor or array [N, ...], a tuple
             (images, labels), a PyTorch dataset, an iterable of batches; or ``{"calibration": ..., "evaluation": ...}``
             of those. One alone serves for both.
         budget: limits on bytes, BOPS and microseconds; without one every layer gets the bits that lose least.
@@ -122,6 +122,7 @@ def quantize_stages(pipeline: Pipeline, *, target: str = DEFAULT_TARGET, bits: B
 def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedModel:
     if isinstance(model, str):
         return load_model(model, weights, seed=seed)
+    check_module(model)
     if weights is not None:
         raise ModelError("weights are for a model given by name; load them into the module instead")
     return LoadedModel(model, type(model).__name__.lower(), "as given", None, module_fingerprint(model))
@@ -129,27 +130,18 @@ def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedMod
 
 def run_identity(spec: str, model: LoadedModel, data: str) -> dict[str, Any]:
     """What a run directory belongs to: another model, checkpoint or data needs another directory."""
-    return {"model": spec, "weights": model.weights, "data": data}
+    return {"model": os.path.normpath(spec), "weights": model.weights, "data": os.path.normpath(data)}
 
 
 def describe_run(run: Run, settings: Settings, spec: str, options: DataOptions, data: Data) -> None:
     """Keep in the manifest what was asked for and how the samples are found again, from any directory."""
     run.manifest["settings"] = settings.to_json()
     run.manifest["data"] = {
-        "spec": _anywhere(spec),
+        "spec": normal_spec(spec),
         "options": asdict(replace(options, input_shape=data.sample_shape)),
         "settings": dict(data.settings),
     }
     run.save_manifest()
-
-
-def _anywhere(spec: str) -> str:
-    """The name of samples with its path made absolute."""
-    kind, separator, rest = spec.partition(":")
-    if kind == "imagefolder":
-        return f"{kind}{separator}{os.path.abspath(os.path.expanduser(rest))}"
-    path, separator, factory = spec.rpartition(":")
-    return f"{os.path.abspath(os.path.expanduser(path))}:{factory}" if path.endswith(".py") else spec
 
 
 def stored_data(run: Run) -> Data | None:

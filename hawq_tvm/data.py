@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hawq_tvm.errors import DataError
 from hawq_tvm.factory import call_factory
-from hawq_tvm.seeds import check_seed
+from hawq_tvm.settings import check_seed
 from hawq_tvm.splits import ArraySplit, Images, Split, Subset, as_split
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.factory import call_factory, file_of, first_line
-from hawq_tvm.seeds import check_seed
+from hawq_tvm.settings import check_seed
 from hawq_tvm.zoo import ZOO
 
 RANDOM_WEIGHTS = "random"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,7 @@ class Settings:
         _at_least("samples to verify", self.verify_samples, 1)
         if not is_number(self.bench_seconds) or self.bench_seconds <= 0:
             raise SettingsError(f"the benchmark takes more than 0 seconds, got {self.bench_seconds!r}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise SettingsError(f"a seed is a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+        check_seed(self.seed)
 
     def all_pins(self, layers: tuple[str, ...]) -> dict[str, Bits]:
         """The pins of a network with these layers."""
@@ -142,3 +142,14 @@ def _at_least(what: str, value: object, least: int) -> None:
     """Raise `SettingsError` unless `value` is None or a whole number of at least `least`."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise SettingsError(f"{what}: a whole number of at least {least}, got {value!r}")
+
+
+def check_seed(seed: object) -> int:
+    """A seed that numpy and PyTorch both take.
+
+    Raises:
+        SettingsError: not a whole number from 0 to 2^63 - 1.
+    """
+    if isinstance(seed, Integral) and not isinstance(seed, bool) and 0 <= int(seed) < 2**63:
+        return int(seed)
+    raise SettingsError(f"the seed is {seed!r}; give a whole number from 0 to 2^63 - 1")

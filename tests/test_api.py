@@ -109,7 +109,7 @@ def test_settings_that_make_no_sense() -> None:
     with pytest.raises(AllocationError, match="a share is written '60%'"):
         Budget(size=0.6)
     for bad in (-1, 2**63, None, 1.5):
-        with pytest.raises(SettingsError, match="a seed is a whole number"):
+        with pytest.raises(SettingsError, match="give a whole number from 0 to 2"):
             hawq_tvm.quantize(network, data, bits=8, seed=bad)  # type: ignore[arg-type]
     for settings in ({"samples": 0}, {"max_probes": 1}, {"target_error": float("nan")}, {"batch": 0}):
         with pytest.raises(SettingsError, match="of the Hessian"):
