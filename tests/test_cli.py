@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hawq_tvm.artifacts import Artifacts
-from hawq_tvm.cli import main
 from hawq_tvm.golden import read_golden
 from hawq_tvm.hashing import file_sha256
 from hawq_tvm.lower import build_library, lower
@@ -23,37 +19,7 @@ from hawq_tvm.ops import Conv2d
 from hawq_tvm.rundir import MANIFEST, open_run
 from hawq_tvm.targets import TARGETS
 
-HERE = Path(__file__).parent
-NETWORKS = HERE / "networks.py"
-QUICK = ("--hessian-samples", "8", "--hessian-probes", "4", "--bench-seconds", "0.2")
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line; returns status, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's network at mixed 4/8 bits, profiled with latencies."""
-    path = tmp_path_factory.mktemp("runs") / "mixed"
-    arguments = ["run", "resnet20", "--data", "digits", "--budget-size", "50%", "--latency", "-o", path, *QUICK]
-    assert main([str(argument) for argument in arguments]) == 0
-    return path
-
-
-@pytest.fixture
-def scratch(mixed: Path, tmp_path: Path) -> Path:
-    """A copy of that run to change."""
-    return Path(shutil.copytree(mixed, tmp_path / "run"))
+from .conftest import HERE, NETWORKS, QUICK, Run
 
 
 def bits_of(path: Path) -> dict[str, str]:
@@ -381,129 +347,6 @@ def test_doctor_says_what_is_missing(cli: Run, monkeypatch: pytest.MonkeyPatch) 
     assert "apt install g++" in out
 
 
-# bad input: one sentence, status 2, nothing left behind
-
-
-def fails(cli: Run, folder: Path, *arguments: object, message: str) -> None:
-    before = sorted(str(item) for item in folder.rglob("*"))
-    status, out, err = cli(*arguments)
-    assert status == 2
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1, "one line"
-    assert "Traceback" not in err
-    assert message in err
-    assert sorted(str(item) for item in folder.rglob("*")) == before
-
-
-BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
-    "a budget that nothing meets": (
-        ("resnet20", "--data", "digits", "--budget-size", "1kB"),
-        "no bit configuration meets",
-    ),
-    "an empty calibration set": (("N:residual", "--data", "N:empty_samples"), "leaves no calibration samples"),
-    "a calibration set with NaN": (("N:residual", "--data", "N:nan_samples", "--bits", "8"), "hold NaN or infinity"),
-    "a dead layer": (("N:dead", "--data", "N:samples", "--bits", "8"), "layer 'conv2' is dead: all its weights are 0"),
-    "samples of the wrong shape": (("N:residual", "--data", "N:wrong_samples"), "could not trace the network"),
-    "an operator without integers": (("N:gated", "--data", "N:samples"), "operator 'aten.silu' in module '1'"),
-    "an unknown network": (("resnet99",), "unknown network 'resnet99'"),
-    "unknown data": (("resnet20", "--data", "mnist"), "unknown data 'mnist'"),
-    "a factory that fails": (("N:broken", "--data", "N:samples"), "ValueError: no such configuration"),
-    "a checkpoint that does not exist": (("resnet20", "--data", "digits", "--weights", "x.pt"), "x.pt does not exist"),
-    "no shape for noise": (("N:residual", "--data", "random"), "give --input-shape"),
-    "bits that are none": (("resnet20", "--bits", "w9a9"), "2 to 8"),
-    "a budget that is none": (("resnet20", "--budget-size", "small"), "a budget on size_bytes"),
-    "a pin that is none": (("resnet20", "--pin", "conv1"), "a pin is written NAME=w8a8"),
-    "a pin on no layer": (("resnet20", "--data", "digits", "--pin", "conv9=w8a8"), "pin for unknown layer 'conv9'"),
-    "an unknown target": (("resnet20", "--target", "moon"), "unknown target 'moon'"),
-    "an unknown observer": (("resnet20", "--data", "digits", "--observer", "mean"), "unknown observer 'mean'"),
-    "an unknown solver": (("resnet20", "--data", "digits", "--solver", "mine"), "unknown solver 'mine'"),
-    "an unknown option": (("resnet20", "--fast"), "No such option: --fast"),
-    "a shape that is none": (("resnet20", "--input-shape", "3,4"), "--input-shape is written"),
-    "a mean that is none": (("resnet20", "--mean", "a,b"), "--mean takes one number or three"),
-    "no network at all": ((), "Missing argument"),
-    "no bits": (("resnet20", "--bits", ","), "--bits names no bits"),
-    "a seed below 0": (("resnet20", "--seed", "-1"), "greater than or equal to 0"),
-    "bits and a budget": (
-        ("resnet20", "--bits-file", "b.json", "--budget-size", "1"),
-        "--bits-file takes bits as they are and budgets choose them",
-    ),
-    "no latency table": (("resnet20", "--latency-table", "l.json"), "the latency table l.json cannot be read"),
-    "too many threads": (("resnet20", "--threads", "4096"), "set TVM_NUM_THREADS=4096"),
-    "no run directory's name": (("N:residual", "--data", "N:samples", "-o", "/"), "cannot be a run directory"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_RUNS)
-def test_bad_runs(name: str, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments, message = BAD_RUNS[name]
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    named = [argument.replace("N:", f"{NETWORKS}:") for argument in arguments]
-    extra = QUICK if named else ()
-    before = set(work.rglob("*"))
-    status, out, err = cli("run", *named, *extra)
-    assert status == 2
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    left = {path for path in set(work.rglob("*")) - before if path.name != "runs"}
-    assert all(".partial" in str(path) for path in left), "nothing but finished stages, kept for the next start"
-
-
-def test_a_checkpoint_that_does_not_fit(tmp_path: Path, cli: Run) -> None:
-    import torch
-
-    torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "w.pt")
-    fails(
-        cli, tmp_path, "run", "resnet20", "--weights", tmp_path / "w.pt", "-o", tmp_path / "run",
-        message="does not fit the network: it lacks 'bn1.weight'",
-    )  # fmt: skip
-
-
-def test_damaged_files_of_a_run(scratch: Path, cli: Run) -> None:
-    for name in ("model.onnx", "model.llvm.so", "model.llvm.json", "float.safetensors"):
-        data = (scratch / name).read_bytes()
-        verb = "compile" if name == "float.safetensors" else "verify"
-        (scratch / name).write_bytes(data[: len(data) // 2])
-        fails(cli, scratch.parent, verb, scratch, message=f"{name} is corrupted")
-        changed = bytearray(data)
-        changed[len(data) // 3] ^= 1
-        (scratch / name).write_bytes(changed)
-        fails(cli, scratch.parent, verb, scratch, message=f"{name} is corrupted")
-        (scratch / name).write_bytes(data)
-    assert cli("verify", scratch, "--samples", "4")[0] == 0, "and whole again"
-
-
-def test_runs_that_are_none(mixed: Path, scratch: Path, tmp_path: Path, cli: Run) -> None:
-    for verb in ("allocate", "compile", "verify", "bench", "inspect"):
-        fails(cli, tmp_path, verb, tmp_path / "nothing", message="does not exist; make one with hawq-tvm run")
-    fails(cli, tmp_path, "verify", scratch, "--target", "llvm/portable", message="has no model.llvm-portable.so")
-    fails(cli, tmp_path, "run", "resnet18", "--data", "digits", "-o", scratch, message="choose another --output")
-    manifest = json.loads((scratch / MANIFEST).read_text())
-    (scratch / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    fails(cli, tmp_path, "inspect", scratch, message="was made by hawq_tvm 0.1.0 in format 99")
-    (tmp_path / "costs.json").write_text("{}")
-    fails(cli, tmp_path, "allocate", tmp_path / "costs.json", message="not a cost table")
-
-
-def test_a_full_disk(tmp_path: Path) -> None:
-    """No file may grow over 300 kB: the first large one fails as on a full disk, with the system's own error."""
-    path = tmp_path / "run"
-    command = [sys.executable, "-m", "hawq_tvm", "run", "resnet20", "--data", "digits", "--bits", "8", "-o", str(path)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: no room to write")
-    assert "free some space" in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from hawq_tvm.pipeline import Pipeline
 
@@ -523,59 +366,6 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, cli: Run, monke
     assert [item.name for item in tmp_path.iterdir()] == ["run"]
     finished = json.loads((tmp_path / "run" / MANIFEST).read_text())["stages"]
     assert {name: finished[name] for name in done} == done
-
-
-def test_damaged_manifests(scratch: Path, cli: Run) -> None:
-    manifest = json.loads((scratch / MANIFEST).read_text())
-    for key, value, message in (
-        ("settings", {}, "the manifest's settings are damaged"),
-        ("settings", {**manifest["settings"], "budget": 3}, "the manifest's settings are damaged"),
-        ("identity", "resnet20", "manifest.json is corrupted"),
-        ("data", {"spec": "digits", "options": {}}, "the manifest's data is damaged"),
-    ):
-        (scratch / MANIFEST).write_text(json.dumps({**manifest, key: value}))
-        fails(cli, scratch.parent, "verify", scratch, message=message)
-
-
-def test_damaged_tables(scratch: Path, cli: Run) -> None:
-    ranges = json.loads((scratch / "ranges.json").read_text())
-    for bad in (["0", "6"], [0], [float("nan"), 1], [1, 2], None):
-        (scratch / "ranges.json").write_text(json.dumps({**ranges, "ranges": {**ranges["ranges"], "x": bad}}))
-        status, _, err = cli("compile", scratch)
-        assert status == 2
-        assert "ranges.json" in err
-    costs = json.loads((scratch / "costs.json").read_text())
-    for bad in ("high", float("nan"), None):
-        costs["layers"][3]["choices"]["w4a4"]["sensitivity"] = bad
-        (scratch / "costs.json").write_text(json.dumps(costs))
-        message = f"the cost table's layer '{costs['layers'][3]['name']}': sensitivity must be a finite number"
-        fails(cli, scratch.parent, "allocate", scratch, "--budget-size", "50%", message=message)
-
-
-def test_a_bug_of_ours_is_one_sentence_and_a_status_of_its_own(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise ZeroDivisionError("two\nlines")
-
-    monkeypatch.setattr("hawq_tvm.doctor.examine", fail)
-    status, out, err = cli("doctor")
-    assert (status, out) == (3, "")
-    assert (
-        err
-        == "error: internal error, please report it: ZeroDivisionError: two lines; HAWQ_TVM_TRACEBACK=1 shows where\n"
-    )
-    monkeypatch.setenv("HAWQ_TVM_TRACEBACK", "1")
-    with pytest.raises(ZeroDivisionError):
-        main(["doctor"])
-
-
-def test_version_and_no_arguments(cli: Run) -> None:
-    import hawq_tvm
-
-    assert cli("--version") == (0, f"hawq_tvm {hawq_tvm.__version__}\n", "")
-    status, out, err = cli()
-    assert status == 2
-    assert "verify" in out
-    assert err == ""
 
 
 def test_help_and_bad_options_load_neither_torch_nor_tvm() -> None:
@@ -606,3 +396,13 @@ def test_the_script_is_installed_and_quiet_without_a_terminal(tmp_path: Path) ->
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert json.loads(result.stdout)["layers"][0]["name"] == "stem"
+
+
+def test_version_and_no_arguments(cli: Run) -> None:
+    import hawq_tvm
+
+    assert cli("--version") == (0, f"hawq_tvm {hawq_tvm.__version__}\n", "")
+    status, out, err = cli()
+    assert status == 2
+    assert "verify" in out
+    assert err == ""
