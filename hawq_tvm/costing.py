@@ -48,7 +48,7 @@ def profile_sensitivity(
     """
     classes = prod(network.graph.by_name[network.graph.output].shape)
     losses: list[Callable[[Mapping[str, Tensor]], Tensor]] = []
-    samples, labelled = 0, True
+    counts, labelled = list[int](), True
     for batch in batches:
         check_labels(batch, classes, first=samples)
         labels = batch.labels
@@ -61,10 +61,11 @@ def profile_sensitivity(
             return F.cross_entropy(network(x, weights=weights).flatten(1), y)
 
         losses.append(loss)
-        samples += len(batch.images)
+        counts.append(len(batch.images))
     traces = hutchinson_traces(
         losses,
         network.weights(),
+        samples=counts,
         target_error=settings.target_error,
         max_probes=settings.max_probes,
         seed=seed,
@@ -74,7 +75,7 @@ def profile_sensitivity(
     omega = sensitivities(weights, traces, widths)
     target = "labels" if labelled else "the network's own predictions"
     return {
-        "method": f"mean Hessian trace x ||Q(W) - W||^2 (Hutchinson, all layers jointly, {samples} samples, "
+        "method": f"mean Hessian trace x ||Q(W) - W||^2 (Hutchinson, all layers jointly, {sum(counts)} samples, "
         f"cross-entropy against {target})",
         "probes": next(iter(traces.values())).probes,
         "target_error": settings.target_error,

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hawq_tvm import costing
 from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, make_observer, observe_ranges, sensitivities
 from hawq_tvm.calibration.observers import MaxAbs, Percentile
+from hawq_tvm.costing import profile_sensitivity
+from hawq_tvm.data import Batch
 from hawq_tvm.errors import CalibrationError, SensitivityError
 from hawq_tvm.quantizer import weight_error
+from hawq_tvm.settings import HessianSettings
 from hawq_tvm.torch_float import FloatModule
 
 from .builders import captured, samples
@@ -182,6 +188,114 @@ def test_batches_share_the_probes_and_estimate_the_mean_loss() -> None:
     found = hutchinson_traces([loss, doubled], weights, target_error=0.02, max_probes=4000)
     for name, exact in exact_traces().items():
         assert abs(found[name].trace - 2 * exact) < 4 * found[name].standard_error
+
+
+def quadratic(curvatures: list[float], coupling: float) -> list[Callable[[Mapping[str, Tensor]], Tensor]]:
+    """Batches of the loss w^T A w / 2 over two layers of four weights, A of known trace: 4 x curvature each."""
+    generator = torch.Generator().manual_seed(5)
+    losses = []
+    for curvature in curvatures:
+        matrix = torch.randn(8, 8, generator=generator) * coupling * curvature
+        matrix = (matrix + matrix.T) / 2
+        matrix.fill_diagonal_(curvature)
+
+        def loss(w: Mapping[str, Tensor], matrix: Tensor = matrix) -> Tensor:
+            flat = torch.cat([w["a"], w["b"]])
+            return flat @ matrix @ flat / 2
+
+        losses.append(loss)
+    return losses
+
+
+TWO_LAYERS = {"a": torch.ones(4), "b": torch.ones(4)}
+
+
+def test_every_batch_is_in_every_probe_with_its_share_of_the_samples() -> None:
+    curvatures, counts = [float(b) for b in range(40)], [8] * 39 + [3]
+    seen: list[int] = []
+    found = hutchinson_traces(
+        quadratic(curvatures, coupling=0.0), TWO_LAYERS, samples=counts, max_probes=2, progress=seen.append
+    )
+    assert found["a"].trace == pytest.approx(4 * np.average(curvatures, weights=counts))
+    assert found["a"].standard_error == 0.0, "a diagonal Hessian is found exactly, and batches may differ"
+    assert found["a"].probes == 2
+    assert seen == sorted(seen)
+    assert (len(seen), seen[-1]) == (80, 2)
+
+
+@pytest.mark.parametrize(
+    ("curvatures", "counts"), [([1.0] * 3 + [9.0] * 3, [4] * 6), ([1.0, 5.0, 2.0], [16, 16, 3]), ([3.0], [7])]
+)
+def test_the_standard_error_is_that_of_the_signs_alone(curvatures: list[float], counts: list[int]) -> None:
+    """Errors in units of the reported standard error have mean 0 and variance 1 over seeds, nearly."""
+    losses, exact = quadratic(curvatures, coupling=0.4), 4 * np.average(curvatures, weights=counts)
+    scores = []
+    for seed in range(100):
+        found = hutchinson_traces(losses, TWO_LAYERS, samples=counts, target_error=0, max_probes=12, seed=seed)
+        scores += [(estimate.trace - exact) / estimate.standard_error for estimate in found.values()]
+    assert abs(np.mean(scores)) < 4 / len(scores) ** 0.5
+    assert 0.7 < np.mean(np.square(scores)) < 1.6
+
+
+def test_one_graph_is_kept_at_a_time() -> None:
+    class Saved:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            saved.append(weakref.ref(self))
+
+    saved: list[weakref.ref[Saved]] = []
+
+    def loss(w: Mapping[str, Tensor]) -> Tensor:
+        assert all(reference() is None for reference in saved), "the graph of an earlier batch is still held"
+        return (w["a"] ** 4).sum()
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda kept: kept.tensor):
+        hutchinson_traces([loss] * 3, {"a": torch.ones(4)}, target_error=0.0, max_probes=4)
+    assert saved
+
+
+def test_a_dead_layer_is_exactly_zero_and_does_not_hold_up_the_others() -> None:
+    """A layer whose output is multiplied by zeros: every probe of it is 0, which is no noise."""
+
+    def loss(w: Mapping[str, Tensor]) -> Tensor:
+        return (w["a"] ** 2).sum() + 0.0 * (w["dead"] ** 3).sum()
+
+    found = hutchinson_traces([loss, loss], {"a": torch.ones(4), "dead": torch.ones(5)}, max_probes=400)
+    assert (found["dead"].trace, found["dead"].standard_error, found["dead"].relative_error) == (0.0, 0.0, 0.0)
+    assert found["dead"].probes == 5, "the first look, at 2 x (5 - 1) degrees of freedom"
+    assert found["a"].trace == pytest.approx(8.0)
+
+
+def test_a_loss_without_samples_or_probes_is_refused() -> None:
+    loss, weights = tiny_loss()
+    with pytest.raises(SensitivityError, match="0 batches"):
+        hutchinson_traces([], weights)
+    with pytest.raises(SensitivityError, match="at least one sample"):
+        hutchinson_traces([loss, loss], weights, samples=[4, 0])
+    with pytest.raises(SensitivityError, match="at least one sample"):
+        hutchinson_traces([loss, loss], weights, samples=[4])
+    for few in (0, 1):
+        with pytest.raises(SensitivityError, match="2 or more"):
+            hutchinson_traces([loss], weights, max_probes=few)
+    with pytest.raises(SensitivityError, match="0 batches"):
+        profile_sensitivity(FloatModule(captured("Residual")), [], [4], HessianSettings())
+
+
+def test_a_short_last_batch_counts_as_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cross-entropy is a mean over a batch, so the batches are weighed by their samples."""
+    network = FloatModule(captured("Residual"))
+    x, labels = samples(6), torch.tensor([0, 1, 2, 3, 4, 0])
+    given: list[object] = []
+
+    def traces(losses: Any, weights: Any, **options: Any) -> dict[str, TraceEstimate]:
+        given.append(options["samples"])
+        return hutchinson_traces(losses, weights, **options)
+
+    monkeypatch.setattr(costing, "hutchinson_traces", traces)
+    cut = [Batch(x[:4], labels[:4]), Batch(x[4:], labels[4:])]
+    found = profile_sensitivity(network, cut, [4, 8], HessianSettings(target_error=0.0, max_probes=2))
+    assert given == [[4, 2]]
+    assert "6 samples" in found["method"]
 
 
 def test_seeds_repeat() -> None:
