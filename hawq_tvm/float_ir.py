@@ -29,11 +29,16 @@ class Clip:
     lo: float
     hi: float
 
-    def intersect(self, other: Clip | None) -> Clip:
-        """The bounds of this clip after the other."""
+    def after(self, other: Clip | None) -> Clip:
+        """The one clip that does what the other and then this one do: this one applied to the other's bounds.
+
+        >>> Clip(8.0, 9.0).after(Clip(0.0, 6.0))  # every result of the first lies under 8
+        Clip(lo=8.0, hi=8.0)
+        """
         if other is None:
             return self
-        return Clip(min(max(self.lo, other.lo), other.hi), max(min(self.hi, other.hi), other.lo))
+        lo, hi = (min(max(bound, self.lo), self.hi) for bound in (min(other.lo, other.hi), other.hi))
+        return Clip(lo, hi)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +117,18 @@ class FloatGraph:
         return value
 
     def nonnegative(self) -> dict[str, bool]:
-        """Which values cannot be negative, whatever the input: those that follow a ReLU, through pools and sums."""
+        """Which values cannot be negative, whatever the input: those that follow a ReLU, through pools and sums.
+
+        An ``affine`` keeps the sign if neither its factors nor its offsets are negative, and a clip if its upper bound
+        is not: ``min(x, -1)`` is negative for every x.
+        """
         known = {self.input_name: False}
         for node in self.nodes:
-            clipped = node.clip is not None and node.clip.lo >= 0
-            inherits = node.kind not in WEIGHTED and all(known[name] for name in node.inputs)
-            known[node.name] = clipped or inherits
+            keeps = node.kind not in WEIGHTED and all(known[name] for name in node.inputs)
+            if node.kind == "affine":
+                keeps = keeps and all(part is not None and (part >= 0).all() for part in (node.weight, node.bias))
+            clip = node.clip or Clip(-np.inf, np.inf)
+            known[node.name] = bool(clip.hi >= 0 and (clip.lo >= 0 or keeps))
         return known
 
     def tied_groups(self) -> tuple[tuple[str, ...], ...]:

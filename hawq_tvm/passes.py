@@ -125,7 +125,7 @@ def fuse_clips(graph: FloatGraph) -> FloatGraph:
         if len(graph.users[producer.name]) > 1 or producer.name == graph.output:
             continue
         assert clip.clip is not None
-        graph = _merge(graph, producer, clip, replace(producer, clip=clip.clip.intersect(producer.clip)))
+        graph = _merge(graph, producer, clip, replace(producer, clip=clip.clip.after(producer.clip)))
     return graph
 
 

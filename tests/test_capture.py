@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hawq_tvm.capture import capture
 from hawq_tvm.errors import CaptureError, UnsupportedOperator
-from hawq_tvm.float_ir import Clip, FloatGraph
+from hawq_tvm.float_ir import Clip, FloatGraph, FloatNode
 from hawq_tvm.torch_float import FloatModule
 
 from . import networks
@@ -193,6 +196,9 @@ def test_two_inputs_are_refused() -> None:
         lambda x: x.mean((-1, -2), keepdim=True).squeeze(-1).squeeze(-1),
         lambda x: x.contiguous().clone().view(x.size(0), -1),
         lambda x: F.max_pool2d(x, 3, stride=2, padding=1, dilation=2, ceil_mode=True),
+        lambda x: F.relu6(x).clamp(8, 9),
+        lambda x: F.relu6(x).clamp(-2, -1),
+        lambda x: x.clamp(2, -1),
     ],
 )
 def test_more_that_users_write(body: object) -> None:
@@ -200,6 +206,37 @@ def test_more_that_users_write(body: object) -> None:
     x = samples(3, seed=5)
     with torch.no_grad():
         torch.testing.assert_close(FloatModule(capture(network, samples()))(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+bounds = st.floats(-9, 9, allow_nan=False) | st.sampled_from([-np.inf, np.inf])
+
+
+@given(first=st.tuples(bounds, bounds), second=st.tuples(bounds, bounds))
+def test_one_clip_does_what_two_do(first: tuple[float, float], second: tuple[float, float]) -> None:
+    x = np.linspace(-10, 10, 201)
+    expected = np.minimum(np.maximum(np.minimum(np.maximum(x, first[0]), first[1]), second[0]), second[1])
+    merged = Clip(*second).after(Clip(*first))
+    assert np.array_equal(np.minimum(np.maximum(x, merged.lo), merged.hi), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "expected"),
+    [
+        ("affine", {"weight": [1.0, 0.0], "bias": [0.0, 2.0]}, True),
+        ("affine", {"weight": [1.0, -1.0], "bias": [0.0, 2.0]}, False),
+        ("affine", {"weight": [1.0, 1.0], "bias": [0.0, -2.0]}, False),
+        ("clip", {"clip": Clip(-np.inf, 6.0)}, True),
+        ("clip", {"clip": Clip(-np.inf, -0.1)}, False),
+        ("clip", {"clip": Clip(0.0, -0.1)}, False),
+        ("clip", {"clip": Clip(-2.0, 1.0)}, True),
+    ],
+)
+def test_what_follows_a_relu_may_yet_be_negative(kind: str, fields: dict[str, Any], expected: bool) -> None:
+    arrays = {key: np.array(value) if isinstance(value, list) else value for key, value in fields.items()}
+    relu = FloatNode("relu", "clip", ("x",), (2, 3, 3), clip=Clip(0.0, np.inf))
+    last = FloatNode("last", kind, ("relu",), (2, 3, 3), **arrays)
+    known = FloatGraph("g", "x", (2, 3, 3), (relu, last), "last").nonnegative()
+    assert known == {"x": False, "relu": True, "last": expected}
 
 
 def test_same_padding_of_even_kernels_is_one_sided() -> None:
