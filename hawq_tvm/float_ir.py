@@ -101,6 +101,11 @@ class FloatGraph:
         return tuple(node for node in self.nodes if node.kind in WEIGHTED)
 
     @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shape of every value, the input's too, of one sample."""
+        return {self.input_name: self.input_shape, **{node.name: node.shape for node in self.nodes}}
+
+    @property
     def users(self) -> dict[str, list[FloatNode]]:
         """Who reads each value, once per read."""
         table: dict[str, list[FloatNode]] = {self.input_name: [], **{node.name: [] for node in self.nodes}}

@@ -18,7 +18,7 @@ def to_float_onnx(graph: FloatGraph) -> ModelProto:
     writer = _Writer()
     for node in graph:
         writer.add(node)
-    shapes = {graph.input_name: graph.input_shape, **{node.name: node.shape for node in graph}}
+    shapes = graph.shapes
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shapes[name]])
         for name in (graph.input_name, graph.output)
@@ -77,9 +77,16 @@ class _Writer:
     def _average(self, node: FloatNode, x: list[str], y: str) -> None:
         assert node.window is not None and node.counts is not None
         attributes = _window(node)
-        del attributes["dilations"]
-        self._emit("AveragePool", x, f"{y}/mean", **attributes, count_include_pad=1)
-        factor = np.float32(np.prod(node.window.kernel)) / node.counts
+        size = int(np.prod(node.window.kernel))
+        if any(pad >= node.window.kernel[axis % 2] for axis, pad in enumerate(node.window.pads)):
+            # ONNX Runtime takes such pads of a convolution alone, and folds a Pad node into the pool
+            channels = node.shape[0]
+            share = np.full((channels, 1, *node.window.kernel), 1 / size, np.float32)
+            self._emit("Conv", [*x, self._constant(f"{y}/share", share)], f"{y}/mean", **attributes, group=channels)
+        else:
+            del attributes["dilations"]
+            self._emit("AveragePool", x, f"{y}/mean", **attributes, count_include_pad=1)
+        factor = np.float32(size) / node.counts
         self._emit("Mul", [f"{y}/mean", self._constant(f"{y}/factor", factor)], y)
 
     def _clip(self, clip: Clip, x: list[str], y: str, name: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hawq_tvm.errors import CaptureError, UnsupportedOperator
 from hawq_tvm.float_ir import WEIGHTED, FloatGraph, FloatNode
-from hawq_tvm.ir import Window
+from hawq_tvm.ir import Shape, Window
 
 Pass = Callable[[FloatGraph], FloatGraph]
 
@@ -51,19 +51,23 @@ def drop_dead(graph: FloatGraph) -> FloatGraph:
 def fold_pads(graph: FloatGraph) -> FloatGraph:
     """A constant zero pad becomes the padding of the windows that read it.
 
-    A max-pool pads with minus infinity, so there it folds only where values cannot be negative.
+    A max-pool pads with minus infinity, so there it folds only where values cannot be negative and every window sees
+    one of them.
     """
     while (pad := next((node for node in graph if node.kind == "pad"), None)) is not None:
         nonnegative = graph.nonnegative()[pad.inputs[0]]
+        shapes = graph.shapes
         readers = graph.users[pad.name]
         if pad.name == graph.output or not readers:
             raise _unfoldable_pad(pad)
         table = graph.by_name
         for reader in readers:
-            foldable = reader.kind in ("conv2d", "avg_pool2d", "pad") or (reader.kind == "max_pool2d" and nonnegative)
-            if not foldable:
+            if reader.kind not in ("conv2d", "avg_pool2d", "pad", "max_pool2d"):
                 raise _unfoldable_pad(pad)
-            table[reader.name] = replace(reader, inputs=pad.inputs, window=_padded(reader.window, pad.window))
+            folded = replace(reader, inputs=pad.inputs, window=_padded(reader.window, pad.window))
+            if reader.kind == "max_pool2d" and not (nonnegative and _pools_values(folded, shapes[pad.inputs[0]])):
+                raise _unfoldable_pad(pad)
+            table[reader.name] = folded
         nodes = tuple(table[node.name] for node in graph if node.name != pad.name)
         graph = replace(graph, nodes=nodes)
     return graph
@@ -75,9 +79,43 @@ def _padded(window: Window | None, pad: Window | None) -> Window:
     return replace(window, pads=(top, left, bottom, right))
 
 
+def _pools_values(pool: FloatNode, size: Shape) -> bool:
+    """Whether every window of a max-pool sees an element of its input [C, H, W], and ONNX Runtime takes its pads.
+
+    Windows are products of rows and columns, so each axis is looked at alone; under dilation the taps count, not the
+    reach. ONNX Runtime refuses pads of the kernel's size and more (core/providers/cpu/nn/pool_attributes.h).
+    """
+    window = pool.window
+    assert window is not None
+    for axis in (0, 1):
+        kernel, before = window.kernel[axis], window.pads[axis]
+        starts = np.arange(pool.shape[1 + axis]) * window.strides[axis] - before
+        taps = starts[:, None] + np.arange(kernel) * window.dilations[axis]
+        inside = (taps >= 0) & (taps < size[1 + axis])
+        if not inside.any(axis=1).all() or max(before, window.pads[2 + axis]) >= kernel:
+            return False
+    return True
+
+
+def refuse_padded_windows(graph: FloatGraph) -> FloatGraph:
+    """A window wholly in a max-pool's padding has no largest element; dilation and ceil_mode can make one."""
+    shapes = graph.shapes
+    for node in graph:
+        if node.kind == "max_pool2d" and not _pools_values(node, shapes[node.inputs[0]]):
+            raise UnsupportedOperator(
+                "aten.max_pool2d",
+                node.name,
+                f"its padding reaches its kernel's size or holds whole windows ({node.window}); pad less",
+            )
+    return graph
+
+
 def _unfoldable_pad(node: FloatNode) -> UnsupportedOperator:
     return UnsupportedOperator(
-        "aten.pad", node.name, "a zero pad folds only into the convolutions or pools that read it; move it before one"
+        "aten.pad",
+        node.name,
+        "a zero pad folds only into the convolutions or pools that read it; move it before one (a max-pool takes it "
+        "only after a ReLU, where it is smaller than the kernel and every window sees a value)",
     )
 
 
@@ -186,6 +224,7 @@ def refuse_empty(graph: FloatGraph) -> FloatGraph:
 PASSES: tuple[Pass, ...] = (
     drop_dead,
     fold_pads,
+    refuse_padded_windows,
     fold_affines,
     expand_affines,
     fuse_clips,

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from hawq_tvm.capture import capture
 from hawq_tvm.errors import CaptureError, UnsupportedOperator
 from hawq_tvm.float_ir import Clip, FloatGraph, FloatNode
+from hawq_tvm.float_onnx import to_float_onnx
 from hawq_tvm.torch_float import FloatModule
 
 from . import networks
@@ -147,6 +149,14 @@ def test_what_has_no_integer_form_is_refused_by_name(layer: nn.Module, operator:
         (lambda x: x.reshape(x.shape[0], 2, -1), "only flattening"),
         (lambda x: x + torch.ones(12), "along channels alone"),
         (lambda x: F.pad(x, (1, 1, 1, 1)), "zero pad"),
+        (lambda x: F.max_pool2d(F.pad(F.relu(x), (3, 3, 3, 3)), 2), "zero pad"),
+        (lambda x: F.max_pool2d(F.pad(F.relu(x), (0, 0, 2, 0)), 2), "zero pad"),
+        (lambda x: F.max_pool2d(F.pad(F.relu(F.max_pool2d(x, 6)), (1, 1, 1, 1)), 2, 1, dilation=3), "zero pad"),
+        (lambda x: F.max_pool2d(F.pad(-F.relu(x), (1, 1, 1, 1)), 2), "zero pad"),
+        (lambda x: F.max_pool2d(F.pad(F.relu(x) - 0.1, (1, 1, 1, 1)), 2), "zero pad"),
+        (lambda x: F.max_pool2d(F.pad(F.relu(x).clamp(max=-0.1), (1, 1, 1, 1)), 2), "zero pad"),
+        (lambda x: F.max_pool2d(F.pad(x.clamp(-2, -1), (1, 1, 1, 1)), 2), "zero pad"),
+        (lambda x: F.max_pool2d(x, 2, 5, ceil_mode=True, dilation=5), "its padding reaches its kernel"),
         (lambda x: (x, x), "returns 2 values"),
         (lambda x: F.relu(x) if x.sum() > 0 else x, "torch.export could not trace"),
         (lambda x: x[:1], "torch.export could not trace|no integer form"),
@@ -196,6 +206,8 @@ def test_two_inputs_are_refused() -> None:
         lambda x: x.mean((-1, -2), keepdim=True).squeeze(-1).squeeze(-1),
         lambda x: x.contiguous().clone().view(x.size(0), -1),
         lambda x: F.max_pool2d(x, 3, stride=2, padding=1, dilation=2, ceil_mode=True),
+        lambda x: F.max_pool2d(F.pad(F.relu6(x) * 2.0 + 0.5, (1, 1, 1, 1)), 3, 2),
+        lambda x: F.avg_pool2d(F.pad(x, (3, 3, 3, 3)), 2),
         lambda x: F.relu6(x).clamp(8, 9),
         lambda x: F.relu6(x).clamp(-2, -1),
         lambda x: x.clamp(2, -1),
@@ -237,6 +249,17 @@ def test_what_follows_a_relu_may_yet_be_negative(kind: str, fields: dict[str, An
     last = FloatNode("last", kind, ("relu",), (2, 3, 3), **arrays)
     known = FloatGraph("g", "x", (2, 3, 3), (relu, last), "last").nonnegative()
     assert known == {"x": False, "relu": True, "last": expected}
+
+
+def test_a_wide_pad_before_an_average_pool_runs_in_onnx_runtime() -> None:
+    network = Lambda(lambda x: F.avg_pool2d(F.pad(x, (3, 0, 2, 1)), 2)).eval()
+    session = onnxruntime.InferenceSession(
+        to_float_onnx(capture(network, samples())).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    with torch.no_grad():
+        expected = network(samples(3)).numpy()
+    (got,) = session.run(None, {session.get_inputs()[0].name: samples(3).numpy()})
+    assert got == pytest.approx(expected, abs=1e-5)
 
 
 def test_same_padding_of_even_kernels_is_one_sided() -> None:
