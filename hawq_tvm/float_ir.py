@@ -137,8 +137,26 @@ class FloatGraph:
         return known
 
     def tied_groups(self) -> tuple[tuple[str, ...], ...]:
-        """Layers that read the same value, whose bits must agree so that it is stored once."""
+        """Layers whose bits must agree.
+
+        Those that read the same value, so that it is stored once. A normalisation of the input that capture could not
+        fold counts as a part of the layer that reads it: what holds the first layer holds both.
+        """
         readers: dict[str, list[str]] = {}
+        normalisations = []
         for node in self.layers:
-            readers.setdefault(self.source(node.inputs[0]), []).append(node.name)
+            source = self.source(node.inputs[0])
+            readers.setdefault(source, []).append(node.name)
+            if source == self.input_name and _scales_channels(node):
+                normalisations.append(node.name)
+        for name in normalisations:
+            if name in readers:
+                readers[name].insert(0, name)
         return tuple(tuple(names) for names in readers.values() if len(names) > 1)
+
+
+def _scales_channels(node: FloatNode) -> bool:
+    """Whether a layer multiplies each channel by its own factor, as a normalisation does."""
+    if node.kind != "conv2d" or node.weight is None or len(node.inputs) != 1:
+        return False
+    return node.weight.shape == (node.groups, 1, 1, 1) and node.window == Window((1, 1))

@@ -137,6 +137,40 @@ def fold_affines(graph: FloatGraph) -> FloatGraph:
     return graph
 
 
+def fold_affines_forward(graph: FloatGraph) -> FloatGraph:
+    """An affine that nothing before it took, such as a network's own normalisation, folds into the layers that read it.
+
+    ``W (f x + o) + b = (W f) x + (W o + b)``. A convolution pads its input with zeros, which the affine would have
+    moved to ``o``: with padding an offset does not fold, and the affine stays.
+    """
+    for name in reversed(_each(graph, "affine")):
+        affine = graph.by_name[name]
+        readers = graph.users[name]
+        assert affine.bias is not None
+        padded = any(reader.window is not None and any(reader.window.pads) for reader in readers)
+        layers_alone = bool(readers) and all(reader.kind in WEIGHTED for reader in readers)
+        if name == graph.output or not layers_alone or (padded and affine.bias.any()):
+            continue
+        table = graph.by_name
+        for reader in readers:
+            table[reader.name] = _absorb(reader, affine)
+        graph = replace(graph, nodes=tuple(table[node.name] for node in graph if node.name != name))
+    return graph
+
+
+def _absorb(layer: FloatNode, affine: FloatNode) -> FloatNode:
+    """The layer on the affine's input."""
+    assert layer.weight is not None and layer.bias is not None
+    assert affine.weight is not None and affine.bias is not None
+    out, per_group = layer.weight.shape[:2]
+    by_group = (layer.groups, 1, per_group, *(1,) * (layer.weight.ndim - 2))
+    grouped = layer.weight.astype(np.float64).reshape(layer.groups, out // layer.groups, *layer.weight.shape[1:])
+    weight = (grouped * affine.weight.reshape(by_group)).reshape(layer.weight.shape)
+    offset = (grouped * affine.bias.reshape(by_group)).reshape(out, -1).sum(1)
+    bias = layer.bias + offset
+    return replace(layer, inputs=affine.inputs, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+
+
 def expand_affines(graph: FloatGraph) -> FloatGraph:
     """What did not fold becomes a depthwise 1x1 convolution: the same function, in an operator that has integers."""
     nodes = []
@@ -144,7 +178,9 @@ def expand_affines(graph: FloatGraph) -> FloatGraph:
         if node.kind == "affine":
             if len(node.shape) != 3:
                 raise UnsupportedOperator(
-                    "affine", node.name, "a batch norm or constant on a vector folds only into a linear layer before it"
+                    "affine",
+                    node.name,
+                    "a batch norm or constant on a vector folds only into a linear layer next to it",
                 )
             assert node.weight is not None
             weight = node.weight.reshape(-1, 1, 1, 1)
@@ -226,6 +262,7 @@ PASSES: tuple[Pass, ...] = (
     fold_pads,
     refuse_padded_windows,
     fold_affines,
+    fold_affines_forward,
     expand_affines,
     fuse_clips,
     fuse_residuals,

@@ -251,6 +251,61 @@ def test_what_follows_a_relu_may_yet_be_negative(kind: str, fields: dict[str, An
     assert known == {"x": False, "relu": True, "last": expected}
 
 
+class Normalised(nn.Module):
+    """Normalises its own input."""
+
+    def __init__(self, padding: int, groups: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=padding, groups=groups)
+        self.last = nn.Conv2d(6, 2, 1)
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.stem((x - self.mean) / self.std)))
+
+
+@pytest.mark.parametrize(("padding", "groups"), [(0, 1), (0, 3), (1, 1)])
+def test_a_normalisation_folds_forward_where_that_is_exact(padding: int, groups: int) -> None:
+    network = Normalised(padding, groups).eval()
+    graph = capture(network, samples())
+    names = [node.name for node in graph.layers]
+    if padding:
+        assert names == ["affine", "stem", "last"], "zeros around the normalised input are not zeros around the input"
+        assert graph.tied_groups() == (("affine", "stem"),), "what holds the first layer holds the stem"
+    else:
+        assert names == ["stem", "last"]
+        assert graph.tied_groups() == ()
+    with torch.no_grad():
+        torch.testing.assert_close(FloatModule(graph)(samples(3)), network(samples(3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_factor_folds_forward_through_padding_and_into_every_reader() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x / 255.0
+            return F.relu(self.left(x)) + F.relu(self.right(x))
+
+    network, x = Scaled().eval(), samples(3) * 255
+    graph = capture(network, x)
+    assert [node.name for node in graph.layers] == ["left", "right"]
+    with torch.no_grad():
+        torch.testing.assert_close(FloatModule(graph)(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_norm_on_a_vector_folds_into_the_linear_layer_after_it() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(576), nn.Linear(576, 3)).eval()
+    nn.init.normal_(network[3].running_mean)
+    graph = capture(network, samples())
+    assert [node.kind for node in graph] == ["conv2d", "flatten", "linear"]
+    with torch.no_grad():
+        torch.testing.assert_close(FloatModule(graph)(samples(3)), network(samples(3)), rtol=1e-4, atol=1e-5)
+
+
 def test_a_wide_pad_before_an_average_pool_runs_in_onnx_runtime() -> None:
     network = Lambda(lambda x: F.avg_pool2d(F.pad(x, (3, 0, 2, 1)), 2)).eval()
     session = onnxruntime.InferenceSession(
