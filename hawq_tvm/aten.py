@@ -41,6 +41,10 @@ HINTS: dict[str, str] = {
     "group_norm": "replace it by nn.BatchNorm2d, which folds into the convolution before it",
     "instance_norm": "replace it by nn.BatchNorm2d, which folds into the convolution before it",
     "batch_norm": "a batch norm on a vector folds only into a linear layer just before it that nothing else reads",
+    **dict.fromkeys(
+        ("convolution", "conv_transpose2d"),
+        "replace a transposed convolution by pooling less, or keep the upsampling part outside",
+    ),
     "pad": "only a constant zero pad of height and width before a convolution or pooling layer folds in",
     "conv1d": "write it as nn.Conv2d with a height of 1",
     "sub": "write x - y as x + w(y) with the sign in the weights of the layer before",
@@ -50,10 +54,17 @@ HINTS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Activation:
-    """A value that depends on the input: the name of its node and the shape of one sample."""
+    """A value that depends on the input.
+
+    Attributes:
+        name: of the node that makes it.
+        shape: of one sample.
+        flat: whether the node makes a vector, of which the network still keeps axes of size 1: half a flatten.
+    """
 
     name: str
     shape: Shape
+    flat: bool = False
 
 
 @dataclass
@@ -64,6 +75,7 @@ class Translator:
     taken: set[str] = field(default_factory=set)
     current: fx.Node | None = None
     weight_name: str = ""
+    batch: str = ""  # the exporter's symbol for the batch size
 
     def emit(
         self, kind: str, inputs: Sequence[Activation], shape: Shape, *, suffix: str = "", **fields: Any
@@ -84,9 +96,33 @@ class Translator:
     @property
     def output_shape(self) -> Shape:
         """One sample's shape of the exported node's first result."""
+        return self._sample_shape(self._first_result())
+
+    def require_result(self, value: Activation) -> None:
+        """Refuse the operator at hand unless its result is what was made of it: float32, of one shape a sample.
+
+        Raises:
+            UnsupportedOperator: it has another type or shape, or moves the batch axis.
+        """
+        result = self._first_result()
+        if result.dtype != torch.float32:
+            raise self.refuse(f"its result is {result.dtype}; compute in torch.float32 throughout")
+        shape = self._sample_shape(result)
+        if value.shape != shape:
+            raise self.refuse(f"it makes {shape} of a sample where {value.shape} is known; flatten to [N, features]")
+
+    def _first_result(self) -> Tensor:
         assert self.current is not None
         value = self.current.meta["val"]
-        return _sample_shape(value[0] if isinstance(value, tuple | list) else value)
+        first: Tensor = value[0] if isinstance(value, tuple | list) else value
+        return first
+
+    def _sample_shape(self, value: Tensor) -> Shape:
+        """Sizes after the batch axis, which must be the first and nowhere else."""
+        batch, *sizes = value.shape if value.ndim else (0,)
+        if str(batch) != self.batch or any(isinstance(size, torch.SymInt) for size in sizes):
+            raise self.refuse(f"its result has the shape {list(value.shape)}; keep the batch, {self.batch}, first")
+        return tuple(sizes)
 
     def _module(self) -> tuple[str, str]:
         """Path and type of the innermost module that the operator came from."""
@@ -115,10 +151,6 @@ class Translator:
         return candidate
 
 
-def _sample_shape(value: Any) -> Shape:
-    return tuple(int(size) for size in value.shape[1:])
-
-
 def _array(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.detach().to(torch.float32).contiguous().cpu().numpy().copy()
 
@@ -142,6 +174,8 @@ def _conv2d(t: Translator, a: Arguments) -> Activation:
     x, weight, bias = a["input"], a["weight"], a["bias"]
     if not isinstance(weight, Tensor) or not isinstance(x, Activation) or len(x.shape) != 3:
         raise t.refuse("a convolution needs constant weights and a 4-d activation")
+    if a.get("transposed"):
+        raise t.refuse()
     kernel = _pair(weight.shape[2:])
     strides, dilations, padding = _pair(a["stride"]), _pair(a["dilation"]), a["padding"]
     if padding == "valid":
@@ -161,8 +195,10 @@ def _conv2d(t: Translator, a: Arguments) -> Activation:
 
 def _linear(t: Translator, a: Arguments) -> Activation:
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    if not isinstance(weight, Tensor) or not isinstance(x, Activation) or len(x.shape) != 1:
-        raise t.refuse("a linear layer needs constant weights and an input of shape [N, features]; flatten before it")
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not isinstance(x, Activation) or len(x.shape) != 1:
+        raise t.refuse(
+            "a linear layer needs constant weights [out, in] and an input of shape [N, features]; flatten before it"
+        )
     offset = _array(bias) if bias is not None else np.zeros(len(weight), np.float32)
     return t.emit("linear", [x], t.output_shape, weight=_array(weight), bias=offset)
 
@@ -198,7 +234,8 @@ def _batch_norm(t: Translator, a: Arguments) -> Activation:
 
 def _clip(t: Translator, a: Arguments, lo: float | None, hi: float | None) -> Activation:
     x = a["self"]
-    bounds = Clip(-np.inf if lo is None else lo, np.inf if hi is None else hi)
+    top = np.inf if hi is None else hi
+    bounds = Clip(-np.inf if lo is None else min(lo, top), top)  # PyTorch lets the upper bound win
     return t.emit("clip", [x], x.shape, clip=bounds)
 
 
@@ -351,9 +388,10 @@ def _reshape(t: Translator, a: Arguments) -> Activation:
     x, shape = a["self"], t.output_shape
     if shape == x.shape:
         return _identity(t, a)
-    if len(shape) == 1 or all(size == 1 for size in (*x.shape[1:], *shape[1:])) and len(shape) < len(x.shape):
-        features = int(np.prod(x.shape))
-        return x if x.shape == (features,) else t.emit("flatten", [x], (features,))
+    features = (int(np.prod(x.shape)),)
+    if shape == features or (shape == (*features, 1) and x.shape == (*features, 1, 1)):
+        vector = x if x.flat else t.emit("flatten", [x], features)
+        return Activation(vector.name, shape, flat=shape != features)
     raise t.refuse(f"a reshape of {x.shape} to {shape}; only flattening to [N, features] is known")
 
 
@@ -403,7 +441,11 @@ ATEN: dict[str, Handler] = {
     "pad": _pad,
     "constant_pad_nd": _pad,
     **dict.fromkeys(
-        ("clone", "alias", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy"), _identity
+        ("clone", "alias", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy", "to", "_to_copy"),
+        _identity,
     ),
 }
-"""The operators that capture understands, by their ATen name without overload."""
+"""The operators that capture understands, by their ATen name without overload; none of them may change the type."""
+
+KEEP_AXES = (_reshape, _identity)
+"""What a value may go through between the two halves of a flatten."""

@@ -6,21 +6,25 @@ comes out as two layers. Decompositions are held back so that convolutions, batc
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from hawq_tvm import passes
-from hawq_tvm.aten import ATEN, SYMBOLIC, Activation, Translator, Value
-from hawq_tvm.errors import CaptureError
+from hawq_tvm.aten import ATEN, KEEP_AXES, SYMBOLIC, Activation, Translator, Value
+from hawq_tvm.errors import CaptureError, UnsupportedOperator
 from hawq_tvm.float_ir import FloatGraph
 from hawq_tvm.torch_float import FloatModule
 
+_OF_PYTORCH = (TypeError, KeyError, IndexError, AttributeError, RuntimeError, ValueError)
 _TOLERANCE = 1e-3  # of the largest logit: folding a batch norm moves float32 results by far less
 
 
@@ -39,12 +43,33 @@ def capture(model: nn.Module, example: Tensor, *, name: str = "network") -> Floa
         UnsupportedOperator: an operator has no integer form; names it, its module and what could replace it.
         CaptureError: the network cannot be exported, has several inputs or outputs, or the graph computes otherwise.
     """
+    _check_float32(model, example)
     with _evaluating(model), torch.no_grad():
         graph = passes.simplify(_translate(_export(model, example), name))
-        expected = model(example)
-        got = FloatModule(graph)(example)
+        _check_finite(graph)
+        try:
+            expected, got = model(example), FloatModule(graph)(example)
+        except _OF_PYTORCH as error:
+            raise CaptureError(
+                f"the network, or the graph captured from it, fails on an input of shape {tuple(example.shape)}: "
+                f"{_first_line(error)}; check that forward() runs in eval mode and works for any batch size"
+            ) from error
     _check_same(expected, got)
     return graph
+
+
+def _check_float32(model: nn.Module, example: Tensor) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype.is_floating_point and parameter.dtype != torch.float32:
+            raise CaptureError(
+                f"parameter '{name}' is {parameter.dtype}, and a network is captured in torch.float32; "
+                "call .float() on the network"
+            )
+    if example.dtype != torch.float32 or not example.ndim or not example.numel():
+        raise CaptureError(
+            f"the example input is {example.dtype} of shape {tuple(example.shape)}; give torch.float32 samples, "
+            "at least one"
+        )
 
 
 @contextmanager
@@ -63,17 +88,37 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.cat([example, example])[: max(2, len(example))]  # the exporter makes a batch of 1 a constant
     try:
         free = ({0: torch.export.Dim("batch", min=1)},)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns of its own deprecated internals
+        with _quiet():
             program = torch.export.export(model, (batch,), dynamic_shapes=free).run_decompositions({})
     except Exception as error:  # torch.export raises many unrelated kinds
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CaptureError(
-            f"torch.export could not trace the network on an input of shape {tuple(example.shape)}: {reason}; check "
-            "that forward() takes one tensor of this shape, works for any batch size and does not branch on values"
+            f"torch.export could not trace the network on an input of shape {tuple(example.shape)}: "
+            f"{_first_line(error)}; check that forward() takes one tensor of this shape, works for any batch size and "
+            "does not branch on values"
         ) from error
     assert isinstance(program, torch.export.ExportedProgram)
     return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch warns of its own deprecated internals, and logs and prints the whole graph of what it cannot trace."""
+    named = logging.root.manager.loggerDict.items()
+    loggers = [logger for name, logger in named if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)]
+    disabled = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, state in zip(loggers, disabled, strict=True):
+            logger.disabled = state
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _translate(program: torch.export.ExportedProgram, name: str) -> FloatGraph:
@@ -95,7 +140,9 @@ def _translate(program: torch.export.ExportedProgram, name: str) -> FloatGraph:
             if node.name in fully_qualified:
                 env[node] = stored[fully_qualified[node.name]]
             else:
-                inputs.append(Activation(node.name, tuple(int(size) for size in node.meta["val"].shape[1:])))
+                batch, *sizes = node.meta["val"].shape
+                inputs.append(Activation(node.name, tuple(sizes)))
+                translator.batch = str(batch)
                 translator.taken.add(node.name)
                 env[node] = inputs[-1]
         elif node.op == "output":
@@ -132,19 +179,38 @@ def _call(translator: Translator, node: fx.Node, env: dict[fx.Node, Value]) -> V
     if not any(isinstance(leaf, Activation) for leaf in leaves):
         if any(leaf is SYMBOLIC for leaf in leaves):
             return SYMBOLIC
-        return node.target(*arguments, **keywords)  # constants alone: fold
+        return _fold(translator, node.target, arguments, keywords)
+    if node.target is torch.ops.aten._assert_tensor_metadata.default:
+        return None  # what the exporter leaves of a cast: a check without a result
     short = str(node.target).removeprefix("aten.").split(".")[0].rstrip("_")
     handler = ATEN.get(short)
     if handler is None:
         raise translator.refuse()
+    if handler not in KEEP_AXES and any(isinstance(leaf, Activation) and leaf.flat for leaf in leaves):
+        raise translator.refuse("squeeze both height and width before it, or flatten")
     schema = node.target._schema.arguments
     named = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     named.update({argument.name: value for argument, value in zip(schema, arguments, strict=False)})
     named.update(keywords)
     try:
-        return handler(translator, named)
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
-        raise translator.refuse(f"it is called in a way that is not known ({error}); write it plainly") from error
+        value = handler(translator, named)
+    except _OF_PYTORCH as error:
+        raise _misread(translator, error) from error
+    first = value[0] if isinstance(value, tuple) else value
+    translator.require_result(first)
+    return value
+
+
+def _fold(translator: Translator, target: Any, arguments: Any, keywords: Any) -> Value:
+    """An operator on constants alone becomes its result."""
+    try:
+        return target(*arguments, **keywords)
+    except _OF_PYTORCH as error:
+        raise _misread(translator, error) from error
+
+
+def _misread(translator: Translator, error: Exception) -> UnsupportedOperator:
+    return translator.refuse(f"it is called in a way that is not known ({_first_line(error)}); write it plainly")
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -157,6 +223,17 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+def _check_finite(graph: FloatGraph) -> None:
+    for node in graph:
+        for part in ("weight", "bias"):
+            array = getattr(node, part)
+            if array is not None and not np.isfinite(array).all():
+                raise CaptureError(
+                    f"the {part} of layer '{node.name}', with what was folded into it, is NaN or infinite; check its "
+                    "weights, and the variances of its batch norm"
+                )
+
+
 def _check_same(expected: Any, got: Tensor) -> None:
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
         shape = tuple(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
@@ -165,7 +242,7 @@ def _check_same(expected: Any, got: Tensor) -> None:
         raise CaptureError("the network returns NaN or infinity on its example input; check its weights")
     largest = float(expected.abs().max())
     error = float((expected - got).abs().max())
-    if error > _TOLERANCE * max(largest, 1e-6):
+    if not error <= _TOLERANCE * max(largest, 1e-6):  # true of NaN too
         raise CaptureError(
             f"the captured graph differs from the network by {error:.3g} where its largest output is {largest:.3g}; "
             "the network may draw random numbers or keep state in forward()"

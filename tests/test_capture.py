@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,9 @@ def test_what_has_no_integer_form_is_refused_by_name(layer: nn.Module, operator:
     assert "'block.1'" in str(caught.value)
 
 
+_UP = "no integer form; replace a transposed convolution"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -147,6 +151,19 @@ def test_what_has_no_integer_form_is_refused_by_name(layer: nn.Module, operator:
         (lambda x: torch.cat([x, x], 2), "dim=1"),
         (lambda x: x.mean(1), "height and width"),
         (lambda x: x.reshape(x.shape[0], 2, -1), "only flattening"),
+        (lambda x: F.linear(x.reshape(-1, 9), torch.ones(3, 9)), "keep the batch"),
+        (lambda x: x.reshape(x.shape[0] * 2, -1), "keep the batch"),
+        (lambda x: x.flatten(0, 1), "keep the batch"),
+        (lambda x: x.unsqueeze(0), "keep the batch"),
+        (lambda x: F.linear(x.mean((2, 3), keepdim=True).squeeze(-1), torch.ones(3, 1)), "squeeze both"),
+        (lambda x: F.relu(x.mean((2, 3), keepdim=True).squeeze(-1)), "squeeze both"),
+        (lambda x: F.linear(x.flatten(1), torch.ones(576)), r"constant weights \[out, in\]"),
+        (lambda x: x.to(torch.float64), "'aten._to_copy'.*result is torch.float64; compute in torch.float32"),
+        (lambda x: x.half().float(), "result is torch.float16"),
+        (lambda x: x.mean((2, 3), dtype=torch.float64), "'aten.mean'.*result is torch.float64"),
+        (lambda x: torch.convolution(x, torch.ones(4, 4, 1, 1), None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1), _UP),
+        (lambda x: F.conv_transpose2d(x, torch.ones(4, 4, 2, 2)), _UP),
+        (lambda x: x - torch.tensor([True, False, True, True]).view(4, 1, 1), "bool tensor is not supported"),
         (lambda x: x + torch.ones(12), "along channels alone"),
         (lambda x: F.pad(x, (1, 1, 1, 1)), "zero pad"),
         (lambda x: F.max_pool2d(F.pad(F.relu(x), (3, 3, 3, 3)), 2), "zero pad"),
@@ -160,12 +177,59 @@ def test_what_has_no_integer_form_is_refused_by_name(layer: nn.Module, operator:
         (lambda x: (x, x), "returns 2 values"),
         (lambda x: F.relu(x) if x.sum() > 0 else x, "torch.export could not trace"),
         (lambda x: x[:1], "torch.export could not trace|no integer form"),
-        (lambda x: torch.relu(x) / 0.0, "NaN or infinity"),
+        (lambda x: torch.relu(x) / 0.0, "NaN or infinite"),
     ],
 )
 def test_other_things_are_refused_with_a_reason(body: object, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         capture(Lambda(body), samples())
+
+
+class Constant(nn.Module):
+    """A batch norm without variance or epsilon, whose result hides in a clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.bn = nn.BatchNorm2d(4, eps=0.0)
+        nn.init.zeros_(self.bn.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.hardtanh(self.bn(self.conv(x)))
+
+
+def test_weights_that_fold_to_infinity_are_refused() -> None:
+    with pytest.raises(CaptureError, match="the weight of layer 'conv', with what was folded into it, is NaN or inf"):
+        capture(Constant(), samples())
+
+
+def test_a_graph_that_computes_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FloatModule, "forward", lambda self, x: torch.full((len(x), 4, 12, 12), float("nan")))
+    with pytest.raises(CaptureError, match="differs from the network by nan"):
+        capture(nn.Conv2d(3, 4, 1), samples())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_another_type_are_refused_by_their_parameter(dtype: torch.dtype) -> None:
+    with pytest.raises(CaptureError, match=rf"parameter '0.weight' is {dtype}.*call \.float\(\)"):
+        capture(nn.Sequential(nn.Conv2d(3, 4, 1)).to(dtype), samples().to(dtype))
+    with pytest.raises(CaptureError, match=f"the example input is {dtype}"):
+        capture(nn.Sequential(nn.Conv2d(3, 4, 1)), samples().to(dtype))
+
+
+@pytest.mark.parametrize("example", [torch.zeros(0, 3, 12, 12), torch.tensor(1.0)])
+def test_an_example_without_a_sample_is_refused(example: Tensor) -> None:
+    with pytest.raises(CaptureError, match="at least one"):
+        capture(nn.Conv2d(3, 4, 1), example)
+
+
+def test_a_refusal_prints_nothing_and_leaves_the_loggers(capfd: pytest.CaptureFixture[str]) -> None:
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("torch")]
+    before = [logger.disabled for logger in loggers]
+    with pytest.raises(CaptureError, match="branch on values"):
+        capture(Lambda(lambda x: F.relu(x) if x.sum() > 0 else x), samples())
+    assert capfd.readouterr() == ("", "")
+    assert [logger.disabled for logger in loggers] == before
 
 
 def test_a_network_that_draws_random_numbers_is_refused() -> None:
@@ -211,6 +275,10 @@ def test_two_inputs_are_refused() -> None:
         lambda x: F.relu6(x).clamp(8, 9),
         lambda x: F.relu6(x).clamp(-2, -1),
         lambda x: x.clamp(2, -1),
+        lambda x: F.relu(x.float().to(torch.float32).to("cpu")),
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.reshape(x.size(0), x.numel() // x.size(0)),
+        lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).clone().flatten(1),
     ],
 )
 def test_more_that_users_write(body: object) -> None:
