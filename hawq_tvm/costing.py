@@ -41,7 +41,7 @@ def profile_sensitivity(
         widths: candidate weight bits.
         settings: when to stop.
         seed: of the probes.
-        progress: called with the number of probes done.
+        progress: called with the number of double backwards done.
 
     Raises:
         DataError: a label that the network has no class for.
@@ -50,7 +50,7 @@ def profile_sensitivity(
     losses: list[Callable[[Mapping[str, Tensor]], Tensor]] = []
     counts, labelled = list[int](), True
     for batch in batches:
-        check_labels(batch, classes, first=samples)
+        check_labels(batch, classes, first=sum(counts))
         labels = batch.labels
         if labels is None:
             labelled = False
@@ -67,9 +67,9 @@ def profile_sensitivity(
         network.weights(),
         samples=counts,
         target_error=settings.target_error,
-        max_probes=settings.max_probes,
+        max_probes=max(2, settings.max_probes // max(1, len(losses))),
         seed=seed,
-        progress=progress,
+        progress=None if progress is None else lambda done: progress(done * len(losses)),
     )
     weights = {node.name: node.weight for node in network.graph.layers if node.weight is not None}
     omega = sensitivities(weights, traces, widths)

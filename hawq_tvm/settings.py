@@ -24,7 +24,7 @@ class HessianSettings:
         samples: calibration samples that the loss is taken over.
         batch: samples differentiated at once; None chooses by the size of a sample.
         target_error: relative standard error at which probing stops.
-        max_probes: probes at which it stops anyway.
+        max_probes: double backwards at which it stops anyway, shared evenly among the batches, at least 2 for each.
     """
 
     samples: int = 32
