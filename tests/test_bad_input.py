@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import hawq_tvm
 from hawq_tvm.cli import main
 from hawq_tvm.rundir import MANIFEST
 
@@ -117,7 +118,7 @@ def test_runs_that_are_none(mixed: Path, scratch: Path, tmp_path: Path, cli: Run
     fails(cli, tmp_path, "run", "resnet18", "--data", "digits", "-o", scratch, message="choose another --output")
     manifest = json.loads((scratch / MANIFEST).read_text())
     (scratch / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    fails(cli, tmp_path, "inspect", scratch, message="was made by hawq_tvm 0.1.0 in format 99")
+    fails(cli, tmp_path, "inspect", scratch, message=f"was made by hawq_tvm {hawq_tvm.__version__} in format 99")
     (tmp_path / "costs.json").write_text("{}")
     fails(cli, tmp_path, "allocate", tmp_path / "costs.json", message="not a cost table")
 

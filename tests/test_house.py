@@ -173,3 +173,9 @@ def test_every_decision_names_its_files() -> None:
         for path in re.findall(r"`((?:hawq_tvm|kernels|ilp|calibration|benchmarks|tests|docs)/[\w./]+)`",
                                (ROOT / document).read_text()):  # fmt: skip
             assert (ROOT / path).exists(), f"{document} names {path}"
+
+
+def test_the_design_lists_every_module() -> None:
+    house = (ROOT / "docs" / "design.md").read_text().split("## The house")[1].split("## Decisions")[0]
+    modules = {p.stem for folder in ("hawq_tvm", *ROOMS) for p in (ROOT / folder).glob("*.py")}
+    assert {m for m in modules if not m.startswith("__")} <= set(re.findall(r"\w+", house))
