@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -130,7 +129,7 @@ def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedMod
 
 def run_identity(spec: str, model: LoadedModel, data: str) -> dict[str, Any]:
     """What a run directory belongs to: another model, checkpoint or data needs another directory."""
-    return {"model": os.path.normpath(spec), "weights": model.weights, "data": os.path.normpath(data)}
+    return {"model": normal_spec(spec), "weights": model.weights, "data": normal_spec(data)}
 
 
 def describe_run(run: Run, settings: Settings, spec: str, options: DataOptions, data: Data) -> None:
@@ -325,4 +324,4 @@ def load(path: str | Path) -> QuantizedNetwork:
     """
     run = open_run(Path(path))
     run.file(files.MODEL)
-    return QuantizedNetwork(Path(path), Settings.from_json(run.manifest["settings"]), data=stored_data(run))
+    return QuantizedNetwork(Path(path), Settings.from_json(run.manifest.get("settings")), data=stored_data(run))

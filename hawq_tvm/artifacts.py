@@ -105,9 +105,9 @@ class Artifacts:
         return CompiledModule(self.run.fresh(library))
 
     def batch(self, target: Target) -> int | None:
-        """Samples a call of a target's library, fresh or not; None where there is no library."""
+        """Samples a call of a target's library, fresh or not; None where there is no library or it is damaged."""
         library, beside = library_files(target)
-        return LibraryInfo.read(self.run.path / library).batch if beside in self.run else None
+        return LibraryInfo.read(self.run.path / library).batch if self.run.is_intact(beside) else None
 
     def verification(self, target: Target) -> VerifyReport:
         """What `verify` found for the library that is there now."""

@@ -421,6 +421,6 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise DataError(f"--input-shape is written 3x224x224, got '{text}'")
     return tuple(int(part) for part in parts)

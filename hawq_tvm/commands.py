@@ -61,7 +61,7 @@ def run_all(
         describe_run(run, settings, data, options, samples)
         pipeline = Pipeline(run, settings, model=loaded, data=samples, reporter=console.ConsoleReporter())
         quantize_stages(pipeline, target=target, bits=given)
-        pipeline.compile(find_target(target))
+        pipeline.compile(find_target(target), batch=settings.batch)
         pipeline.verify(find_target(target))
         pipeline.benchmark(find_target(target))
         write_report(run, path)
@@ -128,11 +128,11 @@ def allocate(
     find_allocator(solver)
     if path.is_file():
         table = read_costs(path)
-        pinned = replace(Settings(), **given).all_pins(table.names)
+        pinned = replace(Settings(), **given).all_pins(table.names, table.ties)
         result = find_allocator(solver)(formulate(table, budget, candidates=candidates, pins=pinned))
     else:
         with edit_run(path) as run:
-            settings = replace(Settings.from_json(run.manifest["settings"]), **given)
+            settings = replace(Settings.from_json(run.manifest.get("settings")), **given)
             Pipeline(run, settings, reporter=console.ConsoleReporter()).allocate()
             result = _stored_allocation(run)
     if as_json:
@@ -144,11 +144,20 @@ def allocate(
 
 def _stored_allocation(run: Run) -> Allocation:
     stored = run.json(files.ALLOCATION)
-    bits = Artifacts(run).bits
     if "limits" not in stored:
-        raise AllocationError(f"{run.path}/{files.BITS} was given, not allocated; delete it to allocate")
+        raise AllocationError(f"{run.name}/{files.BITS} was given, not allocated; delete it to allocate")
+    if run.edited(files.BITS):
+        raise AllocationError(
+            f"{run.name}/{files.BITS} was edited by hand and stands; build it with hawq-tvm compile "
+            f"{run.name}, or delete it to allocate"
+        )
     return Allocation(
-        bits, stored["sensitivity"], stored["costs"], stored["limits"], stored["solver"], stored["seconds"]
+        Artifacts(run).bits,
+        stored["sensitivity"],
+        stored["costs"],
+        stored["limits"],
+        stored["solver"],
+        stored["seconds"],
     )
 
 
@@ -185,7 +194,7 @@ def compile(path: Path, target: str, batch: int | None, as_json: bool) -> int:
 
 def _resume(run: Run) -> Pipeline:
     """The pipeline of a run that is there, with its own settings and samples."""
-    settings = Settings.from_json(run.manifest["settings"])
+    settings = Settings.from_json(run.manifest.get("settings"))
     return Pipeline(run, settings, data=stored_data(run), reporter=console.ConsoleReporter())
 
 

@@ -50,7 +50,7 @@ def usable_cores() -> int:
 def default_threads() -> int:
     """All usable cores, or fewer where TVM_NUM_THREADS bounds TVM's pool."""
     bound = os.environ.get("TVM_NUM_THREADS", "")
-    return min(usable_cores(), int(bound)) if bound.isdigit() and int(bound) > 0 else usable_cores()
+    return min(usable_cores(), int(bound)) if bound.isdecimal() and int(bound) > 0 else usable_cores()
 
 
 def find_c_compiler() -> str | None:

@@ -278,7 +278,7 @@ class Pipeline:
                 self.run.write_json(files.BITS, given.to_json())
                 self.run.write_json(files.ALLOCATION, {"origin": given.origin})
                 return
-            pins = settings.all_pins(costs.names)
+            pins = settings.all_pins(costs.names, costs.ties)
             problem = formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
             result = find_allocator(settings.solver)(problem)
             self.run.write_json(files.BITS, result.bits.to_json())
@@ -472,8 +472,8 @@ def _read_text(path: Path | None) -> str:
     assert path is not None
     try:
         return path.read_text()
-    except OSError as error:
-        raise AllocationError(f"the latency table {path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise AllocationError(f"the latency table {path} cannot be read: {error}") from error
 
 
 def _bounds(graph: Graph) -> dict[str, Any]:

@@ -35,6 +35,9 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 EDITABLE = ("bits.json", "costs.json", "ranges.json")
+SCRATCH = (".compile-*", ".*.aside")
+"""Work in hand: what a process that was killed leaves in a run directory."""
+
 _SWAP_TRIES, _SWAP_WAIT = 20, 0.05  # seconds; between two renames lies far less
 _PACKAGES = ("hawq_tvm", "torch", "numpy", "onnx", "onnxruntime", "apache-tvm", "apache-tvm-ffi", "pulp")
 
@@ -84,6 +87,10 @@ class Run:
                 "bring it up to date with hawq-tvm compile, verify or bench"
             )
         return path
+
+    def is_intact(self, name: str) -> bool:
+        """Whether a file is there as its stage wrote it."""
+        return name in self._recorded() and name in self and not self.edited(name)
 
     def is_fresh(self, name: str) -> bool:
         """Whether a file is there and was made from the files that are there now."""
@@ -319,6 +326,10 @@ def edit_run(path: Path, *, identity: Mapping[str, Any] | None = None) -> Iterat
             run = _prepare(path, place, partial, identity)
             try:
                 yield run
+                if run.manifest["based_on"] != _state(place):
+                    raise RunError(
+                        f"{path} was changed by hand while this worked on it; start again, and the change is taken up"
+                    )
             except BaseException:
                 if not (resumable and run.manifest["stages"]):
                     shutil.rmtree(partial, ignore_errors=True)
@@ -375,6 +386,9 @@ def _prepare(name: Path, place: Path, partial: Path, identity: Mapping[str, Any]
         found = _read_manifest(partial)
         _same_identity(partial, found, identity)
         if found.get("based_on") == based_on:
+            for pattern in SCRATCH:
+                for item in partial.glob(pattern):
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
             return Run(partial, {**found, "versions": dict(versions())}, name=name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -399,9 +413,14 @@ def _same_identity(path: Path, manifest: Mapping[str, Any], identity: Mapping[st
 
 
 def _state(path: Path) -> dict[str, str]:
-    """What says whether a run has changed: hashes of its manifest and of the files that people edit."""
-    names = [name for name in (MANIFEST, *EDITABLE) if (path / name).is_file()]
-    return {name: file_sha256(path / name) for name in names}
+    """What says whether a run has changed: hashes of its manifest and of the files that people edit, and the rest."""
+    found = {}
+    for item in sorted(path.iterdir()) if path.exists() else ():
+        if item.name in (MANIFEST, *EDITABLE) and item.is_file():
+            found[item.name] = file_sha256(item)
+        elif not item.name.startswith("."):
+            found[item.name] = str(item.lstat().st_mtime_ns)
+    return found
 
 
 def _link_or_copy(source: str, target: str) -> None:

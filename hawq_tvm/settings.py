@@ -88,9 +88,10 @@ class Settings:
             raise SettingsError(f"the benchmark takes more than 0 seconds, got {self.bench_seconds!r}")
         check_seed(self.seed)
 
-    def all_pins(self, layers: tuple[str, ...]) -> dict[str, Bits]:
-        """The pins of a network with these layers."""
-        ends = {layers[0]: PIN_BITS, layers[-1]: PIN_BITS} if self.pin_ends else {}
+    def all_pins(self, layers: tuple[str, ...], ties: tuple[tuple[str, ...], ...] = ()) -> dict[str, Bits]:
+        """The pins of a network with these layers; an end that is tied to a layer of `pins` takes that pin."""
+        pinned = {name for tie in ties if not self.pins.keys().isdisjoint(tie) for name in tie}
+        ends = {name: PIN_BITS for name in (layers[0], layers[-1]) if self.pin_ends and name not in pinned}
         return {**ends, **self.pins}
 
     def pairs(self, layers: tuple[str, ...]) -> tuple[Bits, ...]:

@@ -46,7 +46,7 @@ class Bits:
         if isinstance(value, Bits):
             return value
         text = str(value).strip().lower()
-        if text.isdigit():
+        if text.isdecimal():
             return cls(int(text), int(text))
         match = _BITS.fullmatch(text)
         if match is None:

@@ -185,7 +185,11 @@ def _group(
     """One group with the choices that all its members share."""
     pinned = {pins[name] for name in members if name in pins}
     if len(pinned) > 1:
-        raise AllocationError(f"the tied layers {', '.join(members)} are pinned to different bits: {sorted(pinned)}")
+        given = ", ".join(f"{name}={pins[name]!r}" for name in members if name in pins)
+        raise AllocationError(
+            f"the layers {', '.join(members)} must have the same bits and are pinned to different ones ({given}); "
+            "pin one of them, or all alike"
+        )
     allowed: set[Bits] | None = set(pinned) or None
     for name in members:
         wanted = candidates.get(name) if isinstance(candidates, Mapping) else candidates

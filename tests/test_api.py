@@ -166,6 +166,11 @@ def test_bad_input_is_told_and_leaves_no_files(tmp_path: Path, monkeypatch: pyte
         hawq_tvm.quantize(network, torch.zeros(4, 1, 12, 12), bits=[8])
     with pytest.raises(HawqError, match="load them into the module"):
         hawq_tvm.quantize(network, samples(8), weights="w.safetensors")
+    table = tmp_path / "table.json"
+    table.write_bytes(b"\xff\xfe")
+    with pytest.raises(AllocationError, match="table.json cannot be read"):
+        hawq_tvm.quantize(network, samples(8), latency_table=table, hessian=QUICK)
+    table.unlink()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -46,6 +46,7 @@ BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
     "a checkpoint that does not exist": (("resnet20", "--data", "digits", "--weights", "x.pt"), "x.pt does not exist"),
     "no shape for noise": (("N:residual", "--data", "random"), "give --input-shape"),
     "bits that are none": (("resnet20", "--bits", "w9a9"), "2 to 8"),
+    "bits in other digits": (("resnet20", "--bits", "²"), "bits are written like w4a8"),
     "a budget that is none": (("resnet20", "--budget-size", "small"), "a budget on size_bytes"),
     "a pin that is none": (("resnet20", "--pin", "conv1"), "a pin is written NAME=w8a8"),
     "a pin on no layer": (("resnet20", "--data", "digits", "--pin", "conv9=w8a8"), "pin for unknown layer 'conv9'"),
@@ -54,6 +55,7 @@ BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
     "an unknown solver": (("resnet20", "--data", "digits", "--solver", "mine"), "unknown solver 'mine'"),
     "an unknown option": (("resnet20", "--fast"), "No such option: --fast"),
     "a shape that is none": (("resnet20", "--input-shape", "3,4"), "--input-shape is written"),
+    "a shape in other digits": (("resnet20", "--input-shape", "²x3"), "--input-shape is written"),
     "a mean that is none": (("resnet20", "--mean", "a,b"), "--mean takes one number or three"),
     "no network at all": ((), "Missing argument"),
     "no bits": (("resnet20", "--bits", ","), "--bits names no bits"),
@@ -109,6 +111,9 @@ def test_damaged_files_of_a_run(scratch: Path, cli: Run) -> None:
         fails(cli, scratch.parent, verb, scratch, message=f"{name} is corrupted")
         (scratch / name).write_bytes(data)
     assert cli("verify", scratch, "--samples", "4")[0] == 0, "and whole again"
+    (scratch / "model.llvm.json").write_text("{")
+    assert cli("compile", scratch)[0] == 0, "the way out that the message names"
+    assert cli("verify", scratch, "--samples", "4")[0] == 0
 
 
 def test_runs_that_are_none(mixed: Path, scratch: Path, tmp_path: Path, cli: Run) -> None:
@@ -141,6 +146,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_damaged_manifests(scratch: Path, cli: Run) -> None:
     manifest = json.loads((scratch / MANIFEST).read_text())
     for key, value, message in (
+        ("settings", None, "the manifest's settings are damaged"),
         ("settings", {}, "the manifest's settings are damaged"),
         ("settings", {**manifest["settings"], "budget": 3}, "the manifest's settings are damaged"),
         ("identity", "resnet20", "manifest.json is corrupted"),
@@ -148,6 +154,10 @@ def test_damaged_manifests(scratch: Path, cli: Run) -> None:
     ):
         (scratch / MANIFEST).write_text(json.dumps({**manifest, key: value}))
         fails(cli, scratch.parent, "verify", scratch, message=message)
+    del manifest["settings"]
+    (scratch / MANIFEST).write_text(json.dumps(manifest))
+    for verb in ("verify", "compile", "allocate"):
+        fails(cli, scratch.parent, verb, scratch, message="the manifest's settings are damaged")
 
 
 def test_damaged_tables(scratch: Path, cli: Run) -> None:

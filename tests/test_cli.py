@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,10 +128,24 @@ def test_a_second_start_repeats_nothing(scratch: Path, cli: Run) -> None:
     assert kept == {"capture", "calibrate", "profile", "cost"}
 
 
+def test_options_of_a_second_start_count(tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--data", f"{NETWORKS}:samples", "-o", tmp_path / "run", *QUICK]
+    assert cli("run", f"{NETWORKS}:residual", *arguments)[0] == 0
+    monkeypatch.chdir(NETWORKS.parent)
+    assert cli("run", f"{NETWORKS.name}:residual", *arguments, "--batch", "4")[0] == 0, "the same file"
+    assert json.loads((tmp_path / "run" / "model.llvm.json").read_text())["batch"] == 4
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(NETWORKS, tmp_path)
+    status, _, err = cli("run", f"{NETWORKS.name}:residual", *arguments)
+    assert (status, "choose another --output" in err) == (2, True), "another file of the same name"
+
+
 def test_an_edited_bit_configuration_is_compiled_as_it_stands(scratch: Path, cli: Run) -> None:
     table = json.loads((scratch / "bits.json").read_text())
     table["bits"]["layer2.1.conv1"] = "w3a5"
     (scratch / "bits.json").write_text(json.dumps(table))
+    status, _, err = cli("allocate", scratch, "--budget-size", "50%")
+    assert (status, "was edited by hand" in err) == (2, True)
     status, _, err = cli("compile", scratch)
     assert status == 0
     assert "was edited by hand" in err

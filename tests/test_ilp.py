@@ -149,7 +149,7 @@ def test_tied_layers_agree_and_ties_chain() -> None:
 def test_pins_hold_and_pin_their_ties() -> None:
     costs = table([(1, 0), (9, 0), (9, 0)], ties=[("a", "b")])
     assert chosen(solve_ilp(formulate(costs, Budget(), pins={"a": W4}))) == "448"
-    with pytest.raises(AllocationError, match="pinned to different bits"):
+    with pytest.raises(AllocationError, match="pinned to different ones"):
         formulate(costs, Budget(), pins={"a": W4, "b": W8})
     with pytest.raises(AllocationError, match="pin for unknown layer 'z'"):
         formulate(costs, Budget(), pins={"z": W4})

@@ -199,6 +199,36 @@ def test_a_damaged_manifest_is_refused(finished: Path, text: str) -> None:
 def test_a_swap_that_was_cut_off_is_completed(finished: Path) -> None:
     os.rename(finished, finished.with_name(f".{finished.name}.previous"))
     assert open_run(finished).json("one.json") == "a"
+    os.rename(finished, finished.with_name(f".{finished.name}.previous"))
+    with edit_run(finished) as run:
+        assert run.json("one.json") == "a"
+    assert listing(finished.parent) == ["r"]
+
+
+@pytest.mark.parametrize("identity", [IDENTITY, None])
+@pytest.mark.parametrize("name", ["bits.json", "one.json", "notes.txt"])
+def test_what_a_person_changes_meanwhile_is_not_lost(finished: Path, name: str, identity: Any) -> None:
+    with pytest.raises(RunError, match=r"was changed by hand"), edit_run(finished, identity=identity) as run:
+        write_stage(run, "two", "b")
+        aside = finished.parent / "aside"
+        aside.write_text('"mine"')
+        os.replace(aside, finished / name)
+    assert (finished / name).read_text() == '"mine"'
+    assert "two.json" not in open_run(finished)
+    with edit_run(finished, identity=identity) as run:
+        assert write_stage(run, "two", "c")
+    assert (finished / name).read_text() == '"mine"'
+    assert listing(finished.parent) == ["r"]
+
+
+def test_work_in_hand_of_a_process_that_was_killed_is_removed(tmp_path: Path) -> None:
+    fail_at(tmp_path / "r", option=0)
+    (tmp_path / "r.partial" / ".compile-x").mkdir()
+    (tmp_path / "r.partial" / ".compile-x" / "model.so").write_text("half")
+    (tmp_path / "r.partial" / ".one.json.aside").write_text("half")
+    with edit_run(tmp_path / "r", identity=IDENTITY) as run:
+        assert not write_stage(run, "one", "b")
+    assert listing(tmp_path / "r") == [MANIFEST, "one.json"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

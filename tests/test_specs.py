@@ -81,6 +81,8 @@ def test_ends_are_pinned_unless_said_otherwise() -> None:
     assert Settings().all_pins(layers) == {"first": Bits(8, 8), "last": Bits(8, 8)}
     assert Settings(pins={"last": Bits(8, 4)}).all_pins(layers)["last"] == Bits(8, 4)
     assert Settings(pin_ends=False).all_pins(layers) == {}
+    ties = (("first", "middle"),)
+    assert Settings(pins={"middle": Bits(4, 4)}).all_pins(layers, ties) == {"middle": Bits(4, 4), "last": Bits(8, 8)}
     assert Settings(bits=(Bits(2, 2),)).pairs(layers) == (Bits(2, 2), Bits(8, 8))
 
 
