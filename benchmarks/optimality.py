@@ -1,6 +1,6 @@
 """How often the integer program's answer is the optimum: random small problems against brute force.
 
-    python -m benchmarks.optimality [--problems 1000]
+    python -m benchmarks.optimality [--problems 4000]
 
 *Realistic* problems have 2 to 8 layers of 300 to 30 million weights, and sensitivities that fall with the bits. *Wild*
 ones have sensitivities over twenty decades, latencies that follow nothing, and limits that a configuration often meets
@@ -87,7 +87,7 @@ def judge(problem: Problem, optimum: float | None, solver: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", type=int, default=1000)
+    parser.add_argument("--problems", type=int, default=4000)
     count = parser.parse_args().problems
     rows: list[list[str]] = []
     results: dict[str, Any] = {}

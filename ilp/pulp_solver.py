@@ -1,12 +1,14 @@
 """The integer linear program, in PuLP: one binary variable per group and choice.
 
 The solvers run with a relative gap of 0, but in floats: feasibility, integrality and optimality hold within tolerances.
-Three things keep the answer exact where costs spread over many decades.
+Four things keep the answer exact where costs spread over many decades.
 
 - Costs and objective are written as their excess over each group's least, so that small differences between large
   numbers survive, and choices that alone exceed a budget or the best configuration so far are struck out, so that
   each row is scaled by what still matters. Where that changes the scale, the program is solved again.
-- A configuration that leaves a budget by a rounding error is cut off, with all that would leave it likewise.
+- Each row is given more room than the tolerances are wide, so that no presolve takes a configuration that meets the
+  budget exactly for one that leaves it.
+- A configuration that leaves a budget within that room is cut off, with all that would leave it likewise.
 - Whether a budget is met is decided by the correctly rounded sum of the costs, never by the solver.
 """
 
@@ -28,6 +30,7 @@ SOLVERS = ("cbc", "highs")
 """Solvers by name; CBC comes with PuLP, HiGHS with the package highspy."""
 
 _OBJECTIVE_SCALE = 1e6  # far above the solvers' absolute tolerances of 1e-7 to 1e-5
+_ROOM = 1e-6  # of rows, relative and absolute: HiGHS was seen to lose optimal answers with none, and with 1e-7
 _MOST_CUTS = 1000
 _RESCALED = 2.0  # solved again where striking out choices shrinks the objective's scale at least so much
 _UNITS: Mapping[CostName, str] = {"size_bytes": "bytes", "bops": "BOPS", "latency_us": "us"}
@@ -197,7 +200,8 @@ def _solve(problem: Problem, objective: Objective, kept: Sequence[Sequence[int]]
 
     for row in rows:
         scale = _largest(row.excess)
-        program += _scaled(row.excess, variables, scale) <= float(row.room / scale)
+        room = float(min(row.room / scale, Fraction(len(kept))))  # no row can use more, and more overflows
+        program += _scaled(row.excess, variables, scale) <= room * (1 + _ROOM) + _ROOM
         greatest = [max(values, key=values.__getitem__) for values in row.excess]
         if problem.total(greatest, row.cost) > problem.limits[row.cost]:
             cut(row, greatest)  # solvers are slow to see that where costs are nearly equal only their number counts
@@ -232,8 +236,7 @@ def _scaled(
 def _run(program: pulp.LpProblem, name: str) -> int:
     """Solve with the solver of that name and return PuLP's status."""
     if name == "cbc":
-        # CBC's integer preprocessing loses optimal answers (found by brute force on small problems)
-        solver = pulp.PULP_CBC_CMD(msg=False, gapRel=0, gapAbs=0, options=["preprocess off"])
+        solver = pulp.PULP_CBC_CMD(msg=False, gapRel=0, gapAbs=0)
     elif name == "highs":
         solver = pulp.HiGHS(msg=False, gapRel=0, gapAbs=0)
     else:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.optimality import best, realistic, wild
 from hawq_tvm.errors import AllocationError, InfeasibleBudget
 from hawq_tvm.ilp import SOLVERS, Problem, formulate, solve_ilp
-from hawq_tvm.specs import Bits, Budget, Cost, CostTable, LayerCosts
+from hawq_tvm.specs import Bits, Budget, Cost, CostTable, LayerCosts, Limit
 
 W4, W8 = Bits(4, 4), Bits(8, 8)
 FACTS = json.loads((Path(__file__).parent / "facts" / "hawqv3_resnet18_ilp.json").read_text())
@@ -48,12 +51,6 @@ def test_upstreams_resnet18_answers_are_reproduced(name: str, solver: str) -> No
     assert len(FACTS["published"]) == 9
 
 
-def brute_force(problem: Problem) -> float | None:
-    """The least sensitivity over every configuration."""
-    every = itertools.product(*(range(len(group.choices)) for group in problem.groups))
-    return min((problem.sensitivity(picks) for picks in every if problem.meets(picks)), default=None)
-
-
 PAIRS = [Bits(2, 8), W4, Bits(4, 8), W8]
 
 
@@ -83,14 +80,14 @@ def problems(draw: st.DrawFn) -> tuple[CostTable, Budget]:
 def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str) -> None:
     table, budget = case
     problem = formulate(table, budget)
-    best = brute_force(problem)
-    if best is None:
+    optimum = best(problem)
+    if optimum is None:
         with pytest.raises(InfeasibleBudget) as caught:
             solve_ilp(problem, solver=solver)
         check_nearest(problem, caught.value)
         return
     result = solve_ilp(problem, solver=solver)
-    assert result.sensitivity == pytest.approx(best, abs=1e-9, rel=1e-9)
+    assert result.sensitivity == pytest.approx(optimum, abs=1e-9, rel=1e-9)
     for cost, limit in problem.limits.items():
         assert table.total(result.bits, cost) <= limit + 1e-9
         assert result.costs[cost] <= limit
@@ -249,7 +246,7 @@ def test_a_large_layer_does_not_hide_small_ones(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_problem_that_integer_preprocessing_gets_wrong(solver: str) -> None:
+def test_a_problem_that_presolve_got_wrong(solver: str) -> None:
     pairs = [Bits(4, 4), Bits(4, 8), W8]
     layers = [
         (11011, 2504100, (0.002127942, 0.002104845, 8.44e-6)),
@@ -262,7 +259,43 @@ def test_a_problem_that_integer_preprocessing_gets_wrong(solver: str) -> None:
         for n, macs, omega in layers
     ]
     problem = formulate(rows_of(*rows), Budget(size="50%", bops="20%"))
-    assert solve_ilp(problem, solver=solver).sensitivity == brute_force(problem)
+    assert solve_ilp(problem, solver=solver).sensitivity == best(problem)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        *((realistic, seed) for seed in (0, 1, 2, 1038)),  # HiGHS missed 1038 on rows without room
+        *((wild, seed) for seed in (5, 16, 38, 44, 45, 1901)),  # and 1901; the others when solved only once
+    ],
+)
+def test_hard_problems_against_brute_force(kind: Any, seed: int, solver: str) -> None:
+    problem = formulate(*kind(random.Random(seed)))
+    optimum = best(problem)
+    if optimum is None:
+        with pytest.raises(InfeasibleBudget):
+            solve_ilp(problem, solver=solver)
+    else:
+        assert solve_ilp(problem, solver=solver).sensitivity == pytest.approx(optimum, rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_where_only_the_number_of_layers_counts(solver: str) -> None:
+    """One layer fewer fits than without rounding, whichever: more configurations than could be cut off one by one."""
+    costs = rows_of(*({"w4a4": Cost(1.0 + i, 4, 16, 0.1), "w8a8": Cost(0.0, 8, 64, 0.2)} for i in range(40)))
+    limit = math.nextafter(math.fsum([0.2] * 20 + [0.1] * 20), 0)
+    result = solve_ilp(formulate(costs, Budget(latency=Limit(limit))), solver=solver)
+    assert [bits.weight for bits in result.bits.layers.values()] == [4] * 21 + [8] * 19
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_latencies_of_any_size(solver: str) -> None:
+    costs = rows_of(*({"w4a4": Cost(1.0, 4, 16, x), "w8a8": Cost(0.0, 8, 64, 2 * x)} for x in (1e-200, 1.0, 1e200)))
+    result = solve_ilp(formulate(costs, Budget(latency=Limit(1.5e200))), solver=solver)
+    assert [bits.weight for bits in result.bits.layers.values()] == [8, 8, 4]
+    result = solve_ilp(formulate(costs, Budget(latency=Limit(2e200))), solver=solver)
+    assert [bits.weight for bits in result.bits.layers.values()] == [8, 8, 8]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
