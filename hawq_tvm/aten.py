@@ -320,6 +320,8 @@ def _avg_pool2d(t: Translator, a: Arguments) -> Activation:
         )
     )
     if a["divisor_override"]:
+        if a["divisor_override"] < 0:
+            raise t.refuse("a pool divides by a positive number")
         counts = np.full_like(counts, float(a["divisor_override"]))
     counts = counts.astype(np.float32)
     return t.emit("avg_pool2d", [x], shape, window=_with_ceil(window, x.shape[1:], shape[1:]), counts=counts)

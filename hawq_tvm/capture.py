@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from hawq_tvm import passes
 from hawq_tvm.aten import ATEN, KEEP_AXES, SYMBOLIC, Activation, Translator, Value
-from hawq_tvm.errors import CaptureError, UnsupportedOperator
+from hawq_tvm.errors import CaptureError, UnsupportedOperator, first_line
 from hawq_tvm.float_ir import FloatGraph
 from hawq_tvm.torch_float import FloatModule
 
@@ -52,7 +52,7 @@ def capture(model: nn.Module, example: Tensor, *, name: str = "network") -> Floa
         except _OF_PYTORCH as error:
             raise CaptureError(
                 f"the network, or the graph captured from it, fails on an input of shape {tuple(example.shape)}: "
-                f"{_first_line(error)}; check that forward() runs in eval mode and works for any batch size"
+                f"{first_line(error)}; check that forward() runs in eval mode and works for any batch size"
             ) from error
     _check_same(expected, got)
     return graph
@@ -93,7 +93,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     except Exception as error:  # torch.export raises many unrelated kinds
         raise CaptureError(
             f"torch.export could not trace the network on an input of shape {tuple(example.shape)}: "
-            f"{_first_line(error)}; check that forward() takes one tensor of this shape, works for any batch size and "
+            f"{first_line(error)}; check that forward() takes one tensor of this shape, works for any batch size and "
             "does not branch on values"
         ) from error
     assert isinstance(program, torch.export.ExportedProgram)
@@ -117,13 +117,16 @@ def _quiet() -> Iterator[None]:
             logger.disabled = state
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _translate(program: torch.export.ExportedProgram, name: str) -> FloatGraph:
     """Walk the exported graph; `aten.ATEN` says what each operator becomes."""
     signature = program.graph_signature
+    for buffer in signature.buffers_to_mutate.values():
+        raise CaptureError(
+            f"forward() changes the buffer '{buffer}', and an integer network keeps no state; leave that out in eval "
+            "mode"
+        )
+    if signature.user_inputs_to_mutate:
+        raise CaptureError("forward() writes into its input; let it work on a copy, as x = x * 2 instead of x *= 2")
     fully_qualified = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
@@ -210,7 +213,7 @@ def _fold(translator: Translator, target: Any, arguments: Any, keywords: Any) ->
 
 
 def _misread(translator: Translator, error: Exception) -> UnsupportedOperator:
-    return translator.refuse(f"it is called in a way that is not known ({_first_line(error)}); write it plainly")
+    return translator.refuse(f"it is called in a way that is not known ({first_line(error)}); write it plainly")
 
 
 def _leaves(value: Any) -> Iterator[Any]:

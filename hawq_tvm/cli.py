@@ -93,7 +93,10 @@ HessianSamples = Annotated[
 HessianError = Annotated[
     float, typer.Option(help="relative standard error at which probing stops", min=0, rich_help_panel=_CHOICE)
 ]
-HessianProbes = Annotated[int, typer.Option(help="double backwards at which it stops", min=2, rich_help_panel=_CHOICE)]
+HessianProbes = Annotated[
+    int,
+    typer.Option(help="double backwards at which it stops, at least 2 for each batch", min=2, rich_help_panel=_CHOICE),
+]
 TargetName = Annotated[str, typer.Option("--target", help=f"one of {', '.join(TARGETS)}")]
 BatchSize = Annotated[int, typer.Option("--batch", help="samples a call of the compiled library", min=1)]
 Threads = Annotated[int | None, typer.Option(help="default: all cores", min=1)]

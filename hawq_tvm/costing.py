@@ -77,7 +77,8 @@ def profile_sensitivity(
     return {
         "method": f"mean Hessian trace x ||Q(W) - W||^2 (Hutchinson, all layers jointly, {sum(counts)} samples, "
         f"cross-entropy against {target})",
-        "probes": next(iter(traces.values())).probes,
+        "batches": len(losses),
+        "probes_per_batch": next(iter(traces.values())).probes,
         "target_error": settings.target_error,
         "converged": sum(trace.relative_error <= settings.target_error for trace in traces.values()),
         "layers": {

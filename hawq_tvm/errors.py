@@ -23,6 +23,8 @@ command line prints it after ``error:`` and exits with status 2.
 
 from __future__ import annotations
 
+import re
+
 
 class HawqError(Exception):
     """Root of all errors that a user can cause and mend."""
@@ -126,3 +128,12 @@ class RunError(HawqError):
 
 class SettingsError(HawqError):
     """An option that makes no sense, or two that contradict each other."""
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, without a terminal's colours; its type's name where it has no text."""
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines()]
+    return next(filter(None, lines), type(error).__name__)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.errors import HawqError, ModelError
-
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+from hawq_tvm.errors import HawqError, ModelError, first_line
 
 
 def call_factory(spec: str, what: str) -> tuple[Any, str]:
@@ -79,12 +76,6 @@ def users_code(what: str, spec: str, kind: type[HawqError]) -> Iterator[None]:
 def file_of(spec: str) -> Path | None:
     """The file of ``file.py:factory``; None for other names."""
     return Path(spec.rpartition(":")[0]).expanduser() if ".py:" in spec else None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, without a terminal's colours."""
-    lines = _ANSI.sub("", str(error)).splitlines()
-    return next((line for line in lines if line.strip()), type(error).__name__)
 
 
 def _line_in(error: BaseException, spec: str) -> str:

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hawq_tvm.data import Data, DataOptions, Preprocessing
-from hawq_tvm.errors import DataError
-from hawq_tvm.factory import first_line
+from hawq_tvm.errors import DataError, first_line
 from hawq_tvm.splits import Images, Subset
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")

@@ -134,6 +134,23 @@ class Window:
             sizes.append((padded - self.reach[axis]) // self.strides[axis] + 1)
         return sizes[0], sizes[1]
 
+    def sees_input(self, height: int, width: int) -> bool:
+        """Whether every window holds an element of an input of `height` x `width`, and not padding alone.
+
+        Windows are products of rows and columns, so each axis is looked at alone; under dilation the taps count, not
+        the reach.
+
+        >>> Window((2, 2), (2, 2), (0, 0, 2, 2)).sees_input(4, 4)
+        False
+        """
+        outputs = self.output_size(height, width)
+        for axis, size in enumerate((height, width)):
+            starts = np.arange(outputs[axis]) * self.strides[axis] - self.pads[axis]
+            first = np.maximum(0, -(starts // self.dilations[axis]))  # the first tap that does not lie before the input
+            if np.any((first >= self.kernel[axis]) | (starts + first * self.dilations[axis] >= size)):
+                return False
+        return True
+
     def __str__(self) -> str:
         parts = [f"{self.kernel[0]}x{self.kernel[1]}"]
         if self.strides != (1, 1):

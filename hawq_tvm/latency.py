@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import tvm
 
-from hawq_tvm.errors import CompileError
+from hawq_tvm.errors import CompileError, first_line
 from hawq_tvm.float_ir import FloatGraph
 from hawq_tvm.host import cpu_name
 from hawq_tvm.integerize import integerize
 from hawq_tvm.ir import Array, Graph, Node, TensorType
 from hawq_tvm.kernels import BuiltKernel, Request, select_kernel
-from hawq_tvm.lower import Machine, build_kernel, first_line
+from hawq_tvm.lower import Machine, build_kernel
 from hawq_tvm.ops import Conv2d, WeightedOperator
 from hawq_tvm.quantizer import Range
 from hawq_tvm.runtime import configure_threads

@@ -22,7 +22,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from hawq_tvm.errors import CompileError
+from hawq_tvm.errors import CompileError, first_line
 from hawq_tvm.hashing import file_sha256
 from hawq_tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
 from hawq_tvm.ir import Graph, Node
@@ -144,11 +144,6 @@ def build_kernel(kernel: Kernel, request: Request) -> BuiltKernel:
             f"layer '{request.node.name}' ({request.node.op.kind}): kernel '{kernel.name}' cannot be built for target "
             f"'{request.target.name}': {first_line(error)}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error of TVM says before its details."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _RelaxBuilder:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hawq_tvm.errors import ModelError
-from hawq_tvm.factory import call_factory, file_of, first_line
+from hawq_tvm.errors import ModelError, first_line
+from hawq_tvm.factory import call_factory, file_of
 from hawq_tvm.settings import check_seed
 from hawq_tvm.zoo import ZOO
 

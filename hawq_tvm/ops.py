@@ -266,12 +266,8 @@ class MaxPool2d(Operator):
         window, sizes = self.window, self.window.output_size(height, width)
         if any(pad >= window.kernel[axis % 2] for axis, pad in enumerate(window.pads)):
             raise GraphError(f"a window {window} pads as much as its kernel or more; pad less")
-        for axis, size in enumerate((height, width)):
-            starts = np.arange(sizes[axis]) * window.strides[axis] - window.pads[axis]
-            step, taps = window.dilations[axis], window.kernel[axis]
-            first = np.maximum(0, -(starts // step))  # the first tap that does not lie before the input
-            if np.any((first >= taps) | (starts + first * step >= size)):
-                raise GraphError(f"a window {window} lies wholly in the padding of an input of {height}x{width}")
+        if not window.sees_input(height, width):
+            raise GraphError(f"a window {window} lies wholly in the padding of an input of {height}x{width}")
         return (channels, *sizes)
 
     def check_parameters(self, inputs: Sequence[TensorType], output: TensorType) -> None:

@@ -64,10 +64,10 @@ def fold_pads(graph: FloatGraph) -> FloatGraph:
         for reader in readers:
             if reader.kind not in ("conv2d", "avg_pool2d", "pad", "max_pool2d"):
                 raise _unfoldable_pad(pad)
-            folded = replace(reader, inputs=pad.inputs, window=_padded(reader.window, pad.window))
-            if reader.kind == "max_pool2d" and not (nonnegative and _pools_values(folded, shapes[pad.inputs[0]])):
+            window = _padded(reader.window, pad.window)
+            if reader.kind == "max_pool2d" and not (nonnegative and _pools_values(window, shapes[pad.inputs[0]])):
                 raise _unfoldable_pad(pad)
-            table[reader.name] = folded
+            table[reader.name] = replace(reader, inputs=pad.inputs, window=window)
         nodes = tuple(table[node.name] for node in graph if node.name != pad.name)
         graph = replace(graph, nodes=nodes)
     return graph
@@ -79,29 +79,21 @@ def _padded(window: Window | None, pad: Window | None) -> Window:
     return replace(window, pads=(top, left, bottom, right))
 
 
-def _pools_values(pool: FloatNode, size: Shape) -> bool:
+def _pools_values(window: Window | None, size: Shape) -> bool:
     """Whether every window of a max-pool sees an element of its input [C, H, W], and ONNX Runtime takes its pads.
 
-    Windows are products of rows and columns, so each axis is looked at alone; under dilation the taps count, not the
-    reach. ONNX Runtime refuses pads of the kernel's size and more (core/providers/cpu/nn/pool_attributes.h).
+    ONNX Runtime refuses pads of the kernel's size and more (core/providers/cpu/nn/pool_attributes.h).
     """
-    window = pool.window
     assert window is not None
-    for axis in (0, 1):
-        kernel, before = window.kernel[axis], window.pads[axis]
-        starts = np.arange(pool.shape[1 + axis]) * window.strides[axis] - before
-        taps = starts[:, None] + np.arange(kernel) * window.dilations[axis]
-        inside = (taps >= 0) & (taps < size[1 + axis])
-        if not inside.any(axis=1).all() or max(before, window.pads[2 + axis]) >= kernel:
-            return False
-    return True
+    fits = all(pad < window.kernel[side % 2] for side, pad in enumerate(window.pads))
+    return fits and window.sees_input(*size[1:])
 
 
 def refuse_padded_windows(graph: FloatGraph) -> FloatGraph:
     """A window wholly in a max-pool's padding has no largest element; dilation and ceil_mode can make one."""
     shapes = graph.shapes
     for node in graph:
-        if node.kind == "max_pool2d" and not _pools_values(node, shapes[node.inputs[0]]):
+        if node.kind == "max_pool2d" and not _pools_values(node.window, shapes[node.inputs[0]]):
             raise UnsupportedOperator(
                 "aten.max_pool2d",
                 node.name,

@@ -298,6 +298,17 @@ def test_a_short_last_batch_counts_as_short(monkeypatch: pytest.MonkeyPatch) -> 
     assert "6 samples" in found["method"]
 
 
+def test_the_cap_counts_double_backwards_whatever_the_number_of_batches() -> None:
+    network = FloatModule(captured("Residual"))
+    batches = [Batch(samples(2), torch.tensor([0, 1])) for _ in range(3)]
+    seen: list[int] = []
+    capped = HessianSettings(target_error=0.0, max_probes=12)
+    found = profile_sensitivity(network, batches, [4, 8], capped, progress=seen.append)
+    assert (found["batches"], found["probes_per_batch"], seen[-1]) == (3, 4, 12)
+    found = profile_sensitivity(network, batches, [4, 8], HessianSettings(target_error=0.0, max_probes=2))
+    assert found["probes_per_batch"] == 2, "fewer show no error"
+
+
 def test_seeds_repeat() -> None:
     loss, weights = tiny_loss()
     first, second, other = (

@@ -130,6 +130,7 @@ class Nested(nn.Module):
         (nn.Upsample(scale_factor=2), "aten.upsample_nearest2d", "rewrite it"),
         (nn.ReflectionPad2d(1), "aten.pad", "zero pad"),
         (nn.AdaptiveAvgPool2d(5), "aten.adaptive_avg_pool2d", "pool to a divisor"),
+        (nn.AvgPool2d(2, divisor_override=-3), "aten.avg_pool2d", "a positive number"),
     ],
 )
 def test_what_has_no_integer_form_is_refused_by_name(layer: nn.Module, operator: str, hint: str) -> None:
@@ -235,6 +236,27 @@ def test_a_refusal_prints_nothing_and_leaves_the_loggers(capfd: pytest.CaptureFi
 def test_a_network_that_draws_random_numbers_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"differs from the network|no integer form"):
         capture(Lambda(lambda x: F.dropout(x, 0.5, training=True)), samples())
+
+
+def test_a_network_that_keeps_state_or_writes_into_its_input_is_refused() -> None:
+    class Counting(Nested):
+        def __init__(self) -> None:
+            super().__init__(nn.ReLU())
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    class Writing(Nested):
+        def forward(self, x: Tensor) -> Tensor:
+            x *= 2
+            return super().forward(x)
+
+    with pytest.raises(CaptureError, match="changes the buffer 'calls'"):
+        capture(Counting(), samples())
+    with pytest.raises(CaptureError, match="writes into its input"):
+        capture(Writing(nn.ReLU()), samples())
 
 
 def test_a_network_without_layers_is_refused() -> None:
@@ -363,6 +385,28 @@ def test_a_factor_folds_forward_through_padding_and_into_every_reader() -> None:
     assert [node.name for node in graph.layers] == ["left", "right"]
     with torch.no_grad():
         torch.testing.assert_close(FloatModule(graph)(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_normalisation_of_a_normalisation_folds_too() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = (x - 0.5) * 2.0
+            return F.relu(self.left(x)) + F.relu(self.right(x * 3.0 + 1.0))
+
+    network = Twice().eval()
+    graph = capture(network, samples())
+    assert [node.name for node in graph.layers] == ["left", "right"]
+    with torch.no_grad():
+        torch.testing.assert_close(FloatModule(graph)(samples(3)), network(samples(3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_depthwise_layer_amid_the_network_is_no_normalisation() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(4, 2, 1)).eval()
+    assert capture(network, samples()).tied_groups() == ()
 
 
 def test_a_batch_norm_on_a_vector_folds_into_the_linear_layer_after_it() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hawq_tvm.data import DataOptions, batches, load_data
-from hawq_tvm.errors import DataError, ModelError
-from hawq_tvm.factory import call_factory, first_line
+from hawq_tvm.errors import DataError, ModelError, first_line
+from hawq_tvm.factory import call_factory
 
 TEXT = """import sys
 import torch
