@@ -13,7 +13,7 @@ import argparse
 import itertools
 import random
 from collections.abc import Callable
-from math import fsum
+from math import fsum, isclose
 from typing import Any
 
 from benchmarks.runs import markdown, write_results
@@ -23,6 +23,7 @@ from hawq_tvm.specs import COST_NAMES, Bits, Budget, Cost, CostTable, LayerCosts
 
 PAIRS = tuple(Bits.parse(bits) for bits in ("w2a2", "w4a4", "w4a8", "w8a8"))
 BUDGETS = ("size", "bops", "latency")
+VERDICTS = ("right", "not optimal", "wrong about feasibility")
 
 
 def realistic(draw: random.Random) -> tuple[CostTable, Budget]:
@@ -81,8 +82,8 @@ def judge(problem: Problem, optimum: float | None, solver: str) -> str:
     except InfeasibleBudget:
         found = None
     if found is None or optimum is None:
-        return "right" if found is optimum else "wrongly infeasible"
-    return "right" if found <= optimum * (1 + 1e-9) else "not optimal"
+        return "right" if found is optimum else "wrong about feasibility"
+    return "right" if isclose(found, optimum, rel_tol=1e-9) else "not optimal"
 
 
 def main() -> None:
@@ -97,10 +98,10 @@ def main() -> None:
         optima = [best(problem) for problem in problems]
         for solver in ALLOCATORS:
             verdicts = [judge(problem, optimum, solver) for problem, optimum in zip(problems, optima, strict=True)]
-            table = {verdict: verdicts.count(verdict) for verdict in ("right", "not optimal", "wrongly infeasible")}
+            table = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
             results[f"{kind}, {solver}"] = table
             rows.append([kind, solver, *map(str, table.values())])
-    print(markdown(["problems", "solver", "right", "not optimal", "wrongly infeasible"], rows))
+    print(markdown(["problems", "solver", *VERDICTS], rows))
     print(f"\nwrote {write_results('optimality', results)}")
 
 

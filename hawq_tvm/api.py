@@ -143,6 +143,15 @@ def describe_run(run: Run, settings: Settings, spec: str, options: DataOptions, 
     run.save_manifest()
 
 
+def stored_settings(run: Run) -> Settings:
+    """What a run was asked to do.
+
+    Raises:
+        RunError: the manifest does not say.
+    """
+    return Settings.from_json(run.manifest.get("settings"))
+
+
 def stored_data(run: Run) -> Data | None:
     """The samples that a run was made with; None where they were Python objects or are not there any more.
 
@@ -324,4 +333,4 @@ def load(path: str | Path) -> QuantizedNetwork:
     """
     run = open_run(Path(path))
     run.file(files.MODEL)
-    return QuantizedNetwork(Path(path), Settings.from_json(run.manifest.get("settings")), data=stored_data(run))
+    return QuantizedNetwork(Path(path), stored_settings(run), data=stored_data(run))

@@ -12,7 +12,7 @@ from typing import Any
 
 from hawq_tvm import artifacts as files
 from hawq_tvm import console
-from hawq_tvm.api import describe_run, quantize_stages, run_identity, stored_data
+from hawq_tvm.api import describe_run, quantize_stages, run_identity, stored_data, stored_settings
 from hawq_tvm.artifacts import Artifacts
 from hawq_tvm.calibration import make_observer
 from hawq_tvm.data import Data, DataOptions, load_data
@@ -132,8 +132,8 @@ def allocate(
         result = find_allocator(solver)(formulate(table, budget, candidates=candidates, pins=pinned))
     else:
         with edit_run(path) as run:
-            settings = replace(Settings.from_json(run.manifest.get("settings")), **given)
-            Pipeline(run, settings, reporter=console.ConsoleReporter()).allocate()
+            settings = replace(stored_settings(run), **given)
+            Pipeline(run, settings, reporter=console.ConsoleReporter()).allocate(force=True)
             result = _stored_allocation(run)
     if as_json:
         console.print_json(_allocation_json(result))
@@ -144,13 +144,6 @@ def allocate(
 
 def _stored_allocation(run: Run) -> Allocation:
     stored = run.json(files.ALLOCATION)
-    if "limits" not in stored:
-        raise AllocationError(f"{run.name}/{files.BITS} was given, not allocated; delete it to allocate")
-    if run.edited(files.BITS):
-        raise AllocationError(
-            f"{run.name}/{files.BITS} was edited by hand and stands; build it with hawq-tvm compile "
-            f"{run.name}, or delete it to allocate"
-        )
     return Allocation(
         Artifacts(run).bits,
         stored["sensitivity"],
@@ -194,8 +187,7 @@ def compile(path: Path, target: str, batch: int | None, as_json: bool) -> int:
 
 def _resume(run: Run) -> Pipeline:
     """The pipeline of a run that is there, with its own settings and samples."""
-    settings = Settings.from_json(run.manifest.get("settings"))
-    return Pipeline(run, settings, data=stored_data(run), reporter=console.ConsoleReporter())
+    return Pipeline(run, stored_settings(run), data=stored_data(run), reporter=console.ConsoleReporter())
 
 
 @contextmanager

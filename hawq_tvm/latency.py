@@ -45,6 +45,10 @@ class LatencyTable:
     latency_us: Mapping[str, Mapping[Bits, float]]
     source: str
 
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """The times alone, as users write them."""
+        return {name: {repr(pair): us for pair, us in row.items()} for name, row in self.latency_us.items()}
+
 
 def measure_latency(
     graph: FloatGraph,

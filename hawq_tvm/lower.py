@@ -28,6 +28,7 @@ from hawq_tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
 from hawq_tvm.ir import Graph, Node
 from hawq_tvm.kernels import BuiltKernel, Decline, Kernel, Request, select_kernel
 from hawq_tvm.ops import Flatten
+from hawq_tvm.rundir import ASIDE
 from hawq_tvm.runtime import LibraryInfo, ValueInfo
 from hawq_tvm.targets import Target
 
@@ -246,7 +247,7 @@ def build_library(lowered: Lowered, path: Path) -> LibraryInfo:
             "install one, as with apt install g++, or name it in the environment variable CXX"
         )
     _check_room(lowered, path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compile-") as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compile-", suffix=ASIDE) as scratch:
         library = Path(scratch) / path.name
         try:
             executable = relax.build(

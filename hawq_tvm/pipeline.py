@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -233,15 +232,16 @@ class Pipeline:
                 self.artifacts.float_graph,
                 pairs,
                 sensitivity=self.artifacts.sensitivity if profiled else None,
-                latency=self._latency(target, pairs, advance),
+                latency=self._measured(target, pairs, advance) if measured else table,
             )
             self.run.write_json(files.COSTS, result.to_json())
 
-        table = settings.latency_table
+        path = settings.latency_table
+        table = None if path is None else read_latency_table(path, self._layers())
         measured = self.wants_latency and table is None
         options: dict[str, Any] = {
             "pairs": [repr(pair) for pair in settings.pairs(self._layers())],
-            "latency": None if not self.wants_latency else (target.name if measured else _read_text(table)),
+            "latency": target.name if measured else table and table.to_json(),
             "batch": settings.batch if measured else None,
             "threads": self.threads if measured else None,
             "machine": cpu_name() if measured else None,
@@ -250,26 +250,21 @@ class Pipeline:
         title = "timing every layer's kernels" if measured else "counting bytes and BOPS"
         self._stage("cost", title, make, timing=measured, options=options, reads=reads, writes=[files.COSTS])
 
-    def _latency(self, target: Target, pairs: tuple[Bits, ...], advance: Any) -> LatencyTable | None:
-        settings = self.settings
-        if not self.wants_latency:
-            return None
-        if settings.latency_table is not None:
-            return read_latency_table(settings.latency_table, self._layers())
+    def _measured(self, target: Target, pairs: tuple[Bits, ...], advance: Any) -> LatencyTable:
         return measure_latency(
             self.artifacts.float_graph,
             self.artifacts.ranges,
             pairs,
             target,
-            batch=settings.batch,
+            batch=self.settings.batch,
             threads=self.threads,
             progress=advance,
         )
 
     # 5
 
-    def allocate(self, given: BitConfig | None = None) -> None:
-        """Bits for every layer: from the integer linear program, or as given."""
+    def allocate(self, given: BitConfig | None = None, *, force: bool = False) -> None:
+        """Bits for every layer: from the integer linear program, or as given; with `force` even if that is done."""
         settings = self.settings
 
         def make(_: Any) -> None:
@@ -299,7 +294,9 @@ class Pipeline:
             "solver": settings.solver,
         }
         writes = [files.BITS, files.ALLOCATION]
-        self._stage("allocate", "allocating bits", make, options=options, reads=[files.COSTS], writes=writes)
+        self._stage(
+            "allocate", "allocating bits", make, options=options, reads=[files.COSTS], writes=writes, force=force
+        )
 
     # 6
 
@@ -466,14 +463,6 @@ class Pipeline:
             writes=[files.bench_file(target)],
             force=force,
         )
-
-
-def _read_text(path: Path | None) -> str:
-    assert path is not None
-    try:
-        return path.read_text()
-    except (OSError, ValueError) as error:
-        raise AllocationError(f"the latency table {path} cannot be read: {error}") from error
 
 
 def _bounds(graph: Graph) -> dict[str, Any]:

@@ -35,8 +35,8 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 EDITABLE = ("bits.json", "costs.json", "ranges.json")
-SCRATCH = (".compile-*", ".*.aside")
-"""Work in hand: what a process that was killed leaves in a run directory."""
+ASIDE = ".aside"
+"""How names of what is written aside end; they begin with a dot. A process that is killed leaves such entries."""
 
 _SWAP_TRIES, _SWAP_WAIT = 20, 0.05  # seconds; between two renames lies far less
 _PACKAGES = ("hawq_tvm", "torch", "numpy", "onnx", "onnxruntime", "apache-tvm", "apache-tvm-ffi", "pulp")
@@ -141,7 +141,7 @@ class Run:
         """
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
-        aside = path.with_name(f".{path.name}.aside")
+        aside = path.with_name(f".{path.name}{ASIDE}")
         try:
             make(aside)
             os.replace(aside, path)
@@ -386,9 +386,11 @@ def _prepare(name: Path, place: Path, partial: Path, identity: Mapping[str, Any]
         found = _read_manifest(partial)
         _same_identity(partial, found, identity)
         if found.get("based_on") == based_on:
-            for pattern in SCRATCH:
-                for item in partial.glob(pattern):
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            for item in partial.glob(f".*{ASIDE}"):
+                if item.is_dir():
+                    shutil.rmtree(item)
+                else:
+                    item.unlink()
             return Run(partial, {**found, "versions": dict(versions())}, name=name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -413,9 +415,9 @@ def _same_identity(path: Path, manifest: Mapping[str, Any], identity: Mapping[st
 
 
 def _state(path: Path) -> dict[str, str]:
-    """What says whether a run has changed: hashes of its manifest and of the files that people edit, and the rest."""
+    """What says whether a run has changed: hashes of what people edit and of the manifest, times of everything else."""
     found = {}
-    for item in sorted(path.iterdir()) if path.exists() else ():
+    for item in path.iterdir() if path.exists() else ():
         if item.name in (MANIFEST, *EDITABLE) and item.is_file():
             found[item.name] = file_sha256(item)
         elif not item.name.startswith("."):

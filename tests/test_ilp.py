@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.optimality import best, realistic, wild
+from benchmarks.optimality import best, judge, realistic, wild
 from hawq_tvm.errors import AllocationError, InfeasibleBudget
 from hawq_tvm.ilp import SOLVERS, Problem, formulate, solve_ilp
 from hawq_tvm.specs import Bits, Budget, Cost, CostTable, LayerCosts, Limit
@@ -272,12 +272,7 @@ def test_a_problem_that_presolve_got_wrong(solver: str) -> None:
 )
 def test_hard_problems_against_brute_force(kind: Any, seed: int, solver: str) -> None:
     problem = formulate(*kind(random.Random(seed)))
-    optimum = best(problem)
-    if optimum is None:
-        with pytest.raises(InfeasibleBudget):
-            solve_ilp(problem, solver=solver)
-    else:
-        assert solve_ilp(problem, solver=solver).sensitivity == pytest.approx(optimum, rel=1e-9)
+    assert judge(problem, best(problem), solver) == "right"
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -223,8 +223,8 @@ def test_what_a_person_changes_meanwhile_is_not_lost(finished: Path, name: str, 
 
 def test_work_in_hand_of_a_process_that_was_killed_is_removed(tmp_path: Path) -> None:
     fail_at(tmp_path / "r", option=0)
-    (tmp_path / "r.partial" / ".compile-x").mkdir()
-    (tmp_path / "r.partial" / ".compile-x" / "model.so").write_text("half")
+    (tmp_path / "r.partial" / ".compile-x.aside").mkdir()
+    (tmp_path / "r.partial" / ".compile-x.aside" / "model.so").write_text("half")
     (tmp_path / "r.partial" / ".one.json.aside").write_text("half")
     with edit_run(tmp_path / "r", identity=IDENTITY) as run:
         assert not write_stage(run, "one", "b")
