@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runs import hawq_tvm, markdown, write_results
+from hawq_tvm.core.specs import Bits, Budget, CostTable
 from hawq_tvm.ilp import ALLOCATORS, formulate
-from hawq_tvm.specs import Bits, Budget, CostTable
 
 ROUNDS = 9
 PINS = Bits(8, 8)

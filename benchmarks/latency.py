@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import hawq_tvm, markdown, write_results
-from hawq_tvm.host import cpu_name, usable_cores
+from hawq_tvm.backends.tvm.host import cpu_name, usable_cores
 
 DATA = {"resnet20": "digits", "resnet18": "random", "resnet50": "random"}
 

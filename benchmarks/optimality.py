@@ -17,9 +17,9 @@ from math import fsum, isclose
 from typing import Any
 
 from benchmarks.runs import markdown, write_results
-from hawq_tvm.errors import InfeasibleBudget
+from hawq_tvm.core.errors import InfeasibleBudget
+from hawq_tvm.core.specs import COST_NAMES, Bits, Budget, Cost, CostTable, LayerCosts, Limit
 from hawq_tvm.ilp import ALLOCATORS, Problem, formulate
-from hawq_tvm.specs import COST_NAMES, Bits, Budget, Cost, CostTable, LayerCosts, Limit
 
 PAIRS = tuple(Bits.parse(bits) for bits in ("w2a2", "w4a4", "w4a8", "w8a8"))
 BUDGETS = ("size", "bops", "latency")

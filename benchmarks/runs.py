@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.host import cpu_name, usable_cores
+from hawq_tvm.backends.tvm.host import cpu_name, usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 

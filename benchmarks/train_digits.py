@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hawq_tvm.data import digits_images, digits_split
-from hawq_tvm.zoo import ZOO
+from hawq_tvm.sources.data import digits_images, digits_split
+from hawq_tvm.sources.zoo import ZOO
 
 EPOCHS = 40
 BATCH = 64

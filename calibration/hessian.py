@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hawq_tvm.errors import SensitivityError
+from hawq_tvm.core.errors import SensitivityError
 
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
 """The scalar loss of one batch as a function of the layers' weights."""

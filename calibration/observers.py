@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hawq_tvm.errors import CalibrationError
-from hawq_tvm.quantizer import Range
+from hawq_tvm.core.errors import CalibrationError
+from hawq_tvm.core.quantizer import Range
 
 Tap = Callable[[str, Tensor], None]
 

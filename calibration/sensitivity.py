@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from hawq_tvm.calibration.hessian import TraceEstimate
-from hawq_tvm.quantizer import FloatArray, weight_error
+from hawq_tvm.core.quantizer import FloatArray, weight_error
 
 
 def sensitivities(

@@ -14,14 +14,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hawq_tvm.core.version import VERSION
+
 if TYPE_CHECKING:
     from hawq_tvm.api import QuantizedNetwork, load, quantize
-    from hawq_tvm.data import Data, DataOptions, Preprocessing
-    from hawq_tvm.errors import HawqError
+    from hawq_tvm.core.errors import HawqError
+    from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
     from hawq_tvm.settings import HessianSettings
-    from hawq_tvm.specs import BitConfig, Bits, Budget, CostTable
+    from hawq_tvm.sources.options import DataOptions, Preprocessing
+    from hawq_tvm.sources.samples import Data
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "BitConfig",
@@ -39,15 +42,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BitConfig": "specs",
-    "Bits": "specs",
-    "Budget": "specs",
-    "CostTable": "specs",
-    "Data": "data",
-    "DataOptions": "data",
-    "HawqError": "errors",
+    "BitConfig": "core.specs",
+    "Bits": "core.specs",
+    "Budget": "core.specs",
+    "CostTable": "core.specs",
+    "Data": "sources.samples",
+    "DataOptions": "sources.options",
+    "HawqError": "core.errors",
     "HessianSettings": "settings",
-    "Preprocessing": "data",
+    "Preprocessing": "sources.options",
     "QuantizedNetwork": "api",
     "load": "api",
     "quantize": "api",

@@ -1,5 +1,5 @@
 """``python -m hawq_tvm``."""
 
-from hawq_tvm.cli import run_main
+from hawq_tvm.cli.app import run_main
 
 run_main()

@@ -13,24 +13,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from hawq_tvm import artifacts as files
-from hawq_tvm.artifacts import Artifacts
-from hawq_tvm.bench import BenchReport
-from hawq_tvm.data import Data, DataOptions, Preprocessing, as_data, limited, load_data
-from hawq_tvm.errors import DataError, HawqError, ModelError, RunError, SettingsError
-from hawq_tvm.evaluate import Accuracy
-from hawq_tvm.interpreter import dequantize_output, quantize_input
-from hawq_tvm.ir import Graph
-from hawq_tvm.models import LoadedModel, check_module, load_model, module_fingerprint, normal_spec
+from hawq_tvm.backends.tvm.runtime import CompiledModule
+from hawq_tvm.core.errors import DataError, HawqError, ModelError, RunError, SettingsError
+from hawq_tvm.core.interpreter import dequantize_output, quantize_input
+from hawq_tvm.core.ir import Graph
+from hawq_tvm.core.quantizer import FloatArray
+from hawq_tvm.core.reporter import Reporter
+from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
+from hawq_tvm.core.targets import DEFAULT_TARGET, find_target
+from hawq_tvm.measure.bench import BenchReport
+from hawq_tvm.measure.evaluate import Accuracy
+from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.pipeline import Pipeline
-from hawq_tvm.quantizer import FloatArray
-from hawq_tvm.reporter import Reporter
-from hawq_tvm.rundir import Run, edit_run, open_run, refuse_full_disk
-from hawq_tvm.runtime import CompiledModule
+from hawq_tvm.runs import artifacts as files
+from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.rundir import Run, edit_run, open_run, refuse_full_disk
 from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
-from hawq_tvm.specs import BitConfig, Bits, Budget, CostTable
-from hawq_tvm.targets import DEFAULT_TARGET, find_target
-from hawq_tvm.verify import VerifyReport
+from hawq_tvm.sources.data import as_data, limited, load_data
+from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, normal_spec
+from hawq_tvm.sources.options import DataOptions, Preprocessing
+from hawq_tvm.sources.samples import Data
 
 _PYTHON_OBJECT = "python object"
 
@@ -75,7 +77,7 @@ def quantize(
         The integer network. Its files lie in a temporary directory until `QuantizedNetwork.save`.
 
     Raises:
-        HawqError: whatever `hawq_tvm.errors` describes.
+        HawqError: whatever `hawq_tvm.core.errors` describes.
     """
     pairs = [bits] if isinstance(bits, Bits | str | int) else bits
     settings = Settings(
@@ -223,7 +225,7 @@ class QuantizedNetwork:
         """Compile for a target.
 
         Args:
-            target: a name from `hawq_tvm.targets.TARGETS`.
+            target: a name from `hawq_tvm.core.targets.TARGETS`.
             batch: samples a call; None keeps that of the library that is there, and is 1 where there is none.
 
         Returns:

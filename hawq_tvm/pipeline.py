@@ -26,35 +26,36 @@ import onnx
 import torch
 from torch import Tensor
 
-from hawq_tvm import artifacts as files
-from hawq_tvm import interpreter
-from hawq_tvm.artifacts import Artifacts
+from hawq_tvm.backends.onnx.io import to_onnx
+from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
+from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.pytorch.integer_module import IntegerModule
+from hawq_tvm.backends.tvm.host import cpu_name, default_threads
+from hawq_tvm.backends.tvm.latency import LatencyTable, measure_latency
+from hawq_tvm.backends.tvm.lower import build_library, lower
 from hawq_tvm.calibration import make_observer, observe_ranges
-from hawq_tvm.capture import capture
-from hawq_tvm.costing import cost_table, profile_sensitivity, read_latency_table
-from hawq_tvm.data import Data, batches
-from hawq_tvm.errors import AllocationError, DataError
-from hawq_tvm.evaluate import measure_accuracy
-from hawq_tvm.float_io import save_float_graph
-from hawq_tvm.golden import GOLDEN, GOLDEN_INDEX, check_golden, read_golden, write_golden
-from hawq_tvm.host import cpu_name, default_threads
+from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import AllocationError, DataError
+from hawq_tvm.core.integerize import integerize
+from hawq_tvm.core.ir import Array, Graph
+from hawq_tvm.core.reporter import Reporter
+from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.core.targets import Target
+from hawq_tvm.frontend.capture import capture
 from hawq_tvm.ilp import find_allocator, formulate
-from hawq_tvm.integerize import integerize
-from hawq_tvm.ir import Array, Graph
-from hawq_tvm.latency import LatencyTable, measure_latency
-from hawq_tvm.lower import build_library, lower
-from hawq_tvm.models import LoadedModel
-from hawq_tvm.onnx_io import to_onnx
-from hawq_tvm.onnx_runner import OnnxRuntimeModule
-from hawq_tvm.peers import benchmark_library
-from hawq_tvm.reporter import Reporter
-from hawq_tvm.rundir import Run
+from hawq_tvm.measure.costing import cost_table, profile_sensitivity, read_latency_table
+from hawq_tvm.measure.evaluate import measure_accuracy
+from hawq_tvm.measure.peers import benchmark_library
+from hawq_tvm.measure.verify import verify
+from hawq_tvm.runs import artifacts as files
+from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.float_io import save_float_graph
+from hawq_tvm.runs.golden import GOLDEN, GOLDEN_INDEX, check_golden, read_golden, write_golden
+from hawq_tvm.runs.rundir import Run
 from hawq_tvm.settings import Settings
-from hawq_tvm.specs import BitConfig, Bits
-from hawq_tvm.targets import Target
-from hawq_tvm.torch_float import FloatModule
-from hawq_tvm.torch_integer import IntegerModule
-from hawq_tvm.verify import verify
+from hawq_tvm.sources.data import batches
+from hawq_tvm.sources.models import LoadedModel
+from hawq_tvm.sources.samples import Data
 
 _BATCH_ELEMENTS = 8 * 3 * 224 * 224  # input elements run at once, so that memory does not grow with the image
 

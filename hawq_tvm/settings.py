@@ -8,8 +8,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.errors import RunError, SettingsError
-from hawq_tvm.specs import Bits, Budget, is_number
+from hawq_tvm.core.errors import RunError, SettingsError
+from hawq_tvm.core.specs import Bits, Budget, is_number
 
 DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
 DEFAULT_OBSERVER = "percentile:99.999"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from hawq_tvm.errors import AllocationError
+from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.ilp.problem import Allocation, Problem, formulate
 from hawq_tvm.ilp.pulp_solver import SOLVERS, solve_ilp
 

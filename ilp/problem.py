@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
-from hawq_tvm.errors import AllocationError
-from hawq_tvm.specs import COST_NAMES, BitConfig, Bits, Budget, CostName, CostTable, LayerCosts
+from hawq_tvm.core.errors import AllocationError
+from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Budget, CostName, CostTable, LayerCosts
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from math import fsum, ulp
 
 import pulp
 
-from hawq_tvm.errors import AllocationError, InfeasibleBudget
+from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
+from hawq_tvm.core.specs import COST_NAMES, CostName
 from hawq_tvm.ilp.problem import Allocation, Problem
-from hawq_tvm.specs import COST_NAMES, CostName
 
 SOLVERS = ("cbc", "highs")
 """Solvers by name; CBC comes with PuLP, HiGHS with the package highspy."""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hawq_tvm.ir import Array, Node, TensorType
-from hawq_tvm.targets import Target
+from hawq_tvm.core.ir import Array, Node, TensorType
+from hawq_tvm.core.targets import Target
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.ir import Array
+from hawq_tvm.core.ir import Array
 
 
 def pack_nibbles(low: Array, high: Array) -> NDArray[np.uint8]:

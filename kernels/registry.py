@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hawq_tvm.errors import CompileError
+from hawq_tvm.core.errors import CompileError
 from hawq_tvm.kernels.generic import concat, conv2d, elementwise, linear, pooling
 from hawq_tvm.kernels.interface import BuiltKernel, Decline, Kernel, Request
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.calibration import make_observer, observe_ranges
-from hawq_tvm.capture import capture
-from hawq_tvm.float_ir import FloatGraph
-from hawq_tvm.integerize import integerize
-from hawq_tvm.interpreter import quantize_input
-from hawq_tvm.ir import Array, Graph, IntType, Node, Operator, TensorType
-from hawq_tvm.quantizer import Range
-from hawq_tvm.runtime import CompiledModule
-from hawq_tvm.specs import BitConfig, Bits
-from hawq_tvm.targets import TARGETS
-from hawq_tvm.torch_float import FloatModule
+from hawq_tvm.core.float_ir import FloatGraph
+from hawq_tvm.core.integerize import integerize
+from hawq_tvm.core.interpreter import quantize_input
+from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, TensorType
+from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.frontend.capture import capture
 
 from . import networks
 
@@ -67,7 +67,7 @@ def random_integers(type: TensorType, count: int, seed: int = 0) -> Array:
 
 def one_node_graph(op: Operator, inputs: Sequence[TensorType], output: IntType, name: str = "layer") -> Graph:
     """A graph of one operator; inputs after the first come from the first, by way of requantising nodes."""
-    from hawq_tvm.ops import Requantize
+    from hawq_tvm.core.ops import Requantize
 
     nodes, names = [], ["x"]
     for index, type in enumerate(inputs[1:], 1):
@@ -82,14 +82,14 @@ def one_node_graph(op: Operator, inputs: Sequence[TensorType], output: IntType, 
 
 
 def _identity(dtype: IntType) -> Any:
-    from hawq_tvm.ir import Rescale
+    from hawq_tvm.core.ir import Rescale
 
     return Rescale(np.array([2**30]), 30, dtype.lo, dtype.hi)
 
 
 def compiled(graph: Graph, folder: Path, *, target: str = "llvm", batch: int = 1) -> CompiledModule:
     """The graph compiled and loaded."""
-    from hawq_tvm.lower import build_library, lower
+    from hawq_tvm.backends.tvm.lower import build_library, lower
 
     path = folder / TARGETS[target].library_name
     build_library(lower(graph, TARGETS[target], batch=batch), path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hawq_tvm.cli import main
+from hawq_tvm.cli.app import main
 
 HERE = Path(__file__).parent
 NETWORKS = HERE / "networks.py"

@@ -12,7 +12,7 @@ from torch import nn
 import hawq_tvm
 from hawq_tvm import Bits, Budget, DataOptions, HawqError, HessianSettings
 from hawq_tvm.api import QuantizedNetwork
-from hawq_tvm.errors import (
+from hawq_tvm.core.errors import (
     AllocationError,
     CalibrationError,
     DataError,

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import hawq_tvm
-from hawq_tvm.cli import main
-from hawq_tvm.rundir import MANIFEST
+from hawq_tvm.cli.app import main
+from hawq_tvm.runs.rundir import MANIFEST
 
 from .conftest import NETWORKS, QUICK, Run
 
@@ -179,7 +179,7 @@ def test_a_bug_of_ours_is_one_sentence_and_a_status_of_its_own(cli: Run, monkeyp
     def fail() -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("hawq_tvm.doctor.examine", fail)
+    monkeypatch.setattr("hawq_tvm.cli.doctor.examine", fail)
     status, out, err = cli("doctor")
     assert (status, out) == (3, "")
     assert (

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hawq_tvm import costing
+from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, make_observer, observe_ranges, sensitivities
 from hawq_tvm.calibration.observers import MaxAbs, Percentile
-from hawq_tvm.costing import profile_sensitivity
-from hawq_tvm.data import Batch
-from hawq_tvm.errors import CalibrationError, SensitivityError
-from hawq_tvm.quantizer import weight_error
+from hawq_tvm.core.errors import CalibrationError, SensitivityError
+from hawq_tvm.core.quantizer import weight_error
+from hawq_tvm.measure import costing
+from hawq_tvm.measure.costing import profile_sensitivity
 from hawq_tvm.settings import HessianSettings
-from hawq_tvm.torch_float import FloatModule
+from hawq_tvm.sources.samples import Batch
 
 from .builders import captured, samples
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hawq_tvm.capture import capture
-from hawq_tvm.errors import CaptureError, UnsupportedOperator
-from hawq_tvm.float_ir import Clip, FloatGraph, FloatNode
-from hawq_tvm.float_onnx import to_float_onnx
-from hawq_tvm.torch_float import FloatModule
+from hawq_tvm.backends.onnx.float_onnx import to_float_onnx
+from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.core.errors import CaptureError, UnsupportedOperator
+from hawq_tvm.core.float_ir import Clip, FloatGraph, FloatNode
+from hawq_tvm.frontend.capture import capture
 
 from . import networks
 from .builders import captured, samples

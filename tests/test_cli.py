@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from hawq_tvm.artifacts import Artifacts
-from hawq_tvm.golden import read_golden
-from hawq_tvm.hashing import file_sha256
-from hawq_tvm.lower import build_library, lower
-from hawq_tvm.ops import Conv2d
-from hawq_tvm.rundir import MANIFEST, open_run
-from hawq_tvm.targets import TARGETS
+from hawq_tvm.backends.tvm.lower import build_library, lower
+from hawq_tvm.core.hashing import file_sha256
+from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.golden import read_golden
+from hawq_tvm.runs.rundir import MANIFEST, open_run
 
 from .conftest import HERE, NETWORKS, QUICK, Run
 
@@ -226,7 +226,7 @@ def test_a_run_that_cannot_be_written_is_still_verified(
     scratch: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (scratch / MANIFEST).read_bytes()
-    monkeypatch.setattr("hawq_tvm.commands.is_writable", lambda path: False)
+    monkeypatch.setattr("hawq_tvm.cli.commands.is_writable", lambda path: False)
     status, out, err = cli("verify", scratch, "--samples", "4")
     assert status == 0
     assert "0 mismatches" in out
@@ -355,7 +355,7 @@ def test_doctor(cli: Run) -> None:
 
 
 def test_doctor_says_what_is_missing(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hawq_tvm.host.find_c_compiler", lambda: None)
+    monkeypatch.setattr("hawq_tvm.backends.tvm.host.find_c_compiler", lambda: None)
     status, out, _ = cli("doctor")
     assert status == 2
     assert "MISSING  C compiler" in out
@@ -385,7 +385,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, cli: Run, monke
 
 def test_help_and_bad_options_load_neither_torch_nor_tvm() -> None:
     script = (
-        "import sys; from hawq_tvm.cli import main\n"
+        "import sys; from hawq_tvm.cli.app import main\n"
         "assert main(['--help']) == 0 and main(['run', '--help']) == 0 and main(['run', 'x', '--nope']) == 2\n"
         "assert main(['run', 'resnet20', '--bits', 'w9a9']) == 2\n"
         "assert not {'torch', 'tvm', 'onnx', 'onnxruntime'} & set(sys.modules)\n"

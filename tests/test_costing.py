@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hawq_tvm import costing
-from hawq_tvm.costing import profile_sensitivity, read_latency_table
-from hawq_tvm.data import Batch
-from hawq_tvm.errors import AllocationError, DataError
+from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.core.errors import AllocationError, DataError
+from hawq_tvm.core.specs import Bits
+from hawq_tvm.measure import costing
+from hawq_tvm.measure.costing import profile_sensitivity, read_latency_table
 from hawq_tvm.settings import HessianSettings
-from hawq_tvm.specs import Bits
-from hawq_tvm.torch_float import FloatModule
+from hawq_tvm.sources.samples import Batch
 
 from .builders import captured, samples
 

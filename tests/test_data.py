@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from hawq_tvm.data import DataOptions, Preprocessing, as_data, batches, digits_images, digits_split, limited, load_data
-from hawq_tvm.errors import DataError, HawqError, ModelError
-from hawq_tvm.models import load_model
+from hawq_tvm.core.errors import DataError, HawqError, ModelError
+from hawq_tvm.sources.data import as_data, batches, digits_images, digits_split, limited, load_data
+from hawq_tvm.sources.models import load_model
+from hawq_tvm.sources.options import DataOptions, Preprocessing
 
 HERE = Path(__file__).parent
 

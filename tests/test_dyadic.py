@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.dyadic import MULTIPLIER_LIMIT, rescale, round_half_up, to_dyadic
-from hawq_tvm.errors import GraphError
+from hawq_tvm.core.dyadic import MULTIPLIER_LIMIT, rescale, round_half_up, to_dyadic
+from hawq_tvm.core.errors import GraphError
 
 accumulators = st.integers(-(2**31) + 1, 2**31 - 1)
 multipliers = st.integers(0, 2**31 - 1)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hawq_tvm.data import Batch, check_labels
-from hawq_tvm.errors import DataError
-from hawq_tvm.evaluate import measure_accuracy
+from hawq_tvm.core.errors import DataError
+from hawq_tvm.measure.evaluate import measure_accuracy
+from hawq_tvm.sources.data import check_labels
+from hawq_tvm.sources.samples import Batch
 
 
 def pick(x: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hawq_tvm.data import DataOptions, batches, load_data
-from hawq_tvm.errors import DataError, ModelError, first_line
-from hawq_tvm.factory import call_factory
+from hawq_tvm.core.errors import DataError, ModelError, first_line
+from hawq_tvm.sources.data import batches, load_data
+from hawq_tvm.sources.factory import call_factory
+from hawq_tvm.sources.options import DataOptions
 
 TEXT = """import sys
 import torch

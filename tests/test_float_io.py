@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hawq_tvm.errors import RunError
-from hawq_tvm.float_io import load_float_graph, save_float_graph
-from hawq_tvm.torch_float import FloatModule
+from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.core.errors import RunError
+from hawq_tvm.runs.float_io import load_float_graph, save_float_graph
 
 from . import networks
 from .builders import captured, samples

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.optimality import best, judge, realistic, wild
-from hawq_tvm.errors import AllocationError, InfeasibleBudget
+from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
+from hawq_tvm.core.specs import Bits, Budget, Cost, CostTable, LayerCosts, Limit
 from hawq_tvm.ilp import SOLVERS, Problem, formulate, solve_ilp
-from hawq_tvm.specs import Bits, Budget, Cost, CostTable, LayerCosts, Limit
 
 W4, W8 = Bits(4, 4), Bits(8, 8)
 FACTS = json.loads((Path(__file__).parent / "facts" / "hawqv3_resnet18_ilp.json").read_text())

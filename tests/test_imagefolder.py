@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hawq_tvm.data import DataOptions, Preprocessing, batches, load_data
-from hawq_tvm.errors import DataError
-from hawq_tvm.imagefolder import preprocess
+from hawq_tvm.core.errors import DataError
+from hawq_tvm.sources.data import batches, load_data
+from hawq_tvm.sources.imagefolder import preprocess
+from hawq_tvm.sources.options import DataOptions, Preprocessing
 
 SMALL = Preprocessing(resize=20, crop=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
 

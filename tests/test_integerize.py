@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hawq_tvm import interpreter
+from hawq_tvm.backends.onnx.io import to_onnx
+from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
+from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.pytorch.integer_module import IntegerModule, _exact_parts
 from hawq_tvm.calibration import make_observer, observe_ranges
-from hawq_tvm.capture import capture
-from hawq_tvm.errors import AllocationError, CalibrationError, GraphError, OverflowRefused
-from hawq_tvm.float_ir import FloatGraph, FloatNode
-from hawq_tvm.integerize import integerize
-from hawq_tvm.ir import IntType, Rescale, TensorType, Window
-from hawq_tvm.onnx_io import to_onnx
-from hawq_tvm.onnx_runner import OnnxRuntimeModule
-from hawq_tvm.ops import AvgPool2d, Concat, Conv2d, Requantize, WeightedOperator
-from hawq_tvm.quantizer import Range
-from hawq_tvm.specs import BitConfig, Bits
-from hawq_tvm.torch_float import FloatModule
-from hawq_tvm.torch_integer import IntegerModule, _exact_parts
+from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import AllocationError, CalibrationError, GraphError, OverflowRefused
+from hawq_tvm.core.float_ir import FloatGraph, FloatNode
+from hawq_tvm.core.integerize import integerize
+from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
+from hawq_tvm.core.ops import AvgPool2d, Concat, Conv2d, Requantize, WeightedOperator
+from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.frontend.capture import capture
 
 from . import networks
 from .builders import captured, integer_samples, integers_of, one_node_graph, ranges_of, same, samples

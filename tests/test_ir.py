@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hawq_tvm.errors import GraphError, OverflowRefused
-from hawq_tvm.ir import Graph, IntType, Rescale, TensorType, Window, frozen_array
-from hawq_tvm.ops import Conv2d, Requantize
+from hawq_tvm.core.errors import GraphError, OverflowRefused
+from hawq_tvm.core.ir import Graph, IntType, Rescale, TensorType, Window, frozen_array
+from hawq_tvm.core.ops import Conv2d, Requantize
 
 from .builders import integers_of, one_node_graph
 

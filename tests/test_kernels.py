@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hawq_tvm import interpreter
-from hawq_tvm.errors import CompileError
-from hawq_tvm.ir import Graph, IntType, Node, Operator, Rescale, TensorType, Window
+from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import CompileError
+from hawq_tvm.core.ir import Graph, IntType, Node, Operator, Rescale, TensorType, Window
+from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
+from hawq_tvm.core.targets import TARGETS, Target
 from hawq_tvm.kernels import KERNELS, Request, select_kernel
 from hawq_tvm.kernels.generic.blocking import Blocking
 from hawq_tvm.kernels.packing import pack_channel_blocks, pack_nibbles, unpack_nibbles
-from hawq_tvm.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
-from hawq_tvm.targets import TARGETS, Target
 
 from .builders import compiled, one_node_graph, random_integers, same
 

@@ -18,16 +18,18 @@ import tvm
 from tvm import tirx
 from tvm_ffi.structural import structural_visit
 
-from hawq_tvm import interpreter, runtime
-from hawq_tvm.doctor import examine
-from hawq_tvm.errors import CompileError, DataError, RuntimeModuleError
-from hawq_tvm.ir import Graph, IntType, Operator, Rescale, TensorType, Window
-from hawq_tvm.kernels import BuiltKernel, Kernel, Request, registry
-from hawq_tvm.latency import measure_latency
-from hawq_tvm.lower import build_library, lower
-from hawq_tvm.onnx_io import read_onnx, to_onnx
-from hawq_tvm.onnx_runner import OnnxRuntimeModule
-from hawq_tvm.ops import (
+from hawq_tvm.backends.onnx.io import read_onnx, to_onnx
+from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
+from hawq_tvm.backends.pytorch.integer_module import IntegerModule
+from hawq_tvm.backends.tvm import runtime
+from hawq_tvm.backends.tvm.latency import measure_latency
+from hawq_tvm.backends.tvm.lower import build_library, lower
+from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.cli.doctor import examine
+from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import CompileError, DataError, RuntimeModuleError
+from hawq_tvm.core.ir import Graph, IntType, Operator, Rescale, TensorType, Window
+from hawq_tvm.core.ops import (
     OPS,
     Add,
     AvgPool2d,
@@ -40,10 +42,9 @@ from hawq_tvm.ops import (
     Requantize,
     WeightedOperator,
 )
-from hawq_tvm.runtime import CompiledModule, LibraryInfo
-from hawq_tvm.specs import Bits
-from hawq_tvm.targets import TARGETS
-from hawq_tvm.torch_integer import IntegerModule
+from hawq_tvm.core.specs import Bits
+from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.kernels import BuiltKernel, Kernel, Request, registry
 
 from . import networks
 from .builders import captured, compiled, integer_samples, integers_of, one_node_graph, random_integers, ranges_of, same
@@ -140,7 +141,7 @@ def test_the_library_runs_with_the_tvm_runtime_alone(tmp_path: Path) -> None:
     script = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from hawq_tvm.runtime import CompiledModule\n"
+        "from hawq_tvm.backends.tvm.runtime import CompiledModule\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "io = np.load(folder / 'io.npz')\n"
         "module = CompiledModule(folder / 'model.llvm.so')\n"
@@ -149,7 +150,8 @@ def test_the_library_runs_with_the_tvm_runtime_alone(tmp_path: Path) -> None:
         "loaded = open('/proc/self/maps').read()\n"
         "assert 'libtvm_runtime' in loaded, 'the runtime is there'\n"
         "assert 'libtvm_compiler' not in loaded and 'libtvm.so' not in loaded, 'the compiler is not'\n"
-        "assert not {'onnx', 'onnxruntime', 'hawq_tvm.lower', 'hawq_tvm.capture'} & set(sys.modules)\n"
+        "heavy = {'onnx', 'onnxruntime', 'hawq_tvm.backends.tvm.lower', 'hawq_tvm.frontend.capture'}\n"
+        "assert not heavy & set(sys.modules)\n"
         "print('exact')\n"
     )
     environment = {**os.environ, "TVM_USE_RUNTIME_LIB": "1"}

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hawq_tvm.errors import ModelError
-from hawq_tvm.models import load_model, load_weights, module_fingerprint, normal_spec
-from hawq_tvm.zoo import ZOO
+from hawq_tvm.core.errors import ModelError
+from hawq_tvm.sources.models import load_model, load_weights, module_fingerprint, normal_spec
+from hawq_tvm.sources.zoo import ZOO
 
 from . import networks
 

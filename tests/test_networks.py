@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hawq_tvm.cli import main
+from hawq_tvm.cli.app import main
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Public images and checkpoints for measuring, beside the repository where they are at hand; not part of it."""

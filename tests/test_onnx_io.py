@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from hawq_tvm import interpreter
-from hawq_tvm.capture import capture
-from hawq_tvm.errors import ModelFileError
-from hawq_tvm.float_onnx import to_float_onnx
-from hawq_tvm.integerize import integerize
-from hawq_tvm.ir import Graph, IntType, Rescale, TensorType
-from hawq_tvm.onnx_io import from_onnx, read_onnx, to_onnx
-from hawq_tvm.onnx_runner import OnnxRuntimeModule, make_session
-from hawq_tvm.ops import Requantize
-from hawq_tvm.quantizer import Range
-from hawq_tvm.specs import BitConfig, Bits
+from hawq_tvm.backends.onnx.float_onnx import to_float_onnx
+from hawq_tvm.backends.onnx.io import from_onnx, read_onnx, to_onnx
+from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule, make_session
+from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import ModelFileError
+from hawq_tvm.core.integerize import integerize
+from hawq_tvm.core.ir import Graph, IntType, Rescale, TensorType
+from hawq_tvm.core.ops import Requantize
+from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.frontend.capture import capture
 
 from . import networks
 from .builders import captured, integer_samples, integers_of, one_node_graph, same, samples
@@ -127,7 +127,7 @@ def test_a_layer_may_be_named_like_a_constant(tmp_path: Path) -> None:
 def test_the_float_peer_computes_the_float_network(name: str) -> None:
     import torch
 
-    from hawq_tvm.torch_float import FloatModule
+    from hawq_tvm.backends.pytorch.float_module import FloatModule
 
     graph = captured(name)
     x = samples(3)

@@ -12,9 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawq_tvm.errors import GraphError
-from hawq_tvm.ir import Array, IntType, Operator, Rescale, TensorType, Window
-from hawq_tvm.ops import OPS, Add, AvgPool2d, Concat, Conv2d, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
+from hawq_tvm.core.errors import GraphError
+from hawq_tvm.core.ir import Array, IntType, Operator, Rescale, TensorType, Window
+from hawq_tvm.core.ops import (
+    OPS,
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    Requantize,
+)
 
 from .builders import one_node_graph, random_integers
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import hawq_tvm
-from hawq_tvm import HessianSettings, zoo
-from hawq_tvm.models import load_model
+from hawq_tvm import HessianSettings
+from hawq_tvm.sources import zoo
+from hawq_tvm.sources.models import load_model
 
 
 def needs(package: str) -> pytest.MarkDecorator:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.ir import IntType
-from hawq_tvm.quantizer import (
+from hawq_tvm.core.ir import IntType
+from hawq_tvm.core.quantizer import (
     Range,
     activation_scale,
     activation_type,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hawq_tvm import rundir
-from hawq_tvm.errors import RunError
-from hawq_tvm.rundir import FORMAT, MANIFEST, Run, borrow_run, edit_run, open_run
+from hawq_tvm.core.errors import RunError
+from hawq_tvm.runs import rundir
+from hawq_tvm.runs.rundir import FORMAT, MANIFEST, Run, borrow_run, edit_run, open_run
 
 IDENTITY = {"model": "m", "weights": "w", "data": "d"}
 

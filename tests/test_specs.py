@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.errors import AllocationError, CompileError
+from hawq_tvm.core.errors import AllocationError, CompileError
+from hawq_tvm.core.specs import BitConfig, Bits, Budget, Cost, CostTable, LayerCosts, Limit
+from hawq_tvm.core.targets import TARGETS, find_target
 from hawq_tvm.settings import Settings
-from hawq_tvm.specs import BitConfig, Bits, Budget, Cost, CostTable, LayerCosts, Limit
-from hawq_tvm.targets import TARGETS, find_target
 
 
 @given(st.integers(2, 8), st.integers(2, 8))

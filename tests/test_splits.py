@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from hawq_tvm import splits
-from hawq_tvm.data import Data, DataOptions, as_data, batches, limited
-from hawq_tvm.errors import DataError
+from hawq_tvm.core.errors import DataError
+from hawq_tvm.sources import splits
+from hawq_tvm.sources.data import as_data, batches, limited
+from hawq_tvm.sources.options import DataOptions
+from hawq_tvm.sources.samples import Data
 
 X = np.random.default_rng(0).standard_normal((6, 3, 4, 4), np.float32)
 

@@ -11,20 +11,21 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from hawq_tvm import interpreter, torch_integer
-from hawq_tvm.errors import DataError
-from hawq_tvm.hashing import file_sha256
-from hawq_tvm.ir import Array, Graph, Rescale
+from hawq_tvm.backends.onnx.io import to_onnx
+from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
+from hawq_tvm.backends.pytorch import integer_module as torch_integer
+from hawq_tvm.backends.pytorch.integer_module import IntegerModule
+from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import DataError
+from hawq_tvm.core.hashing import file_sha256
+from hawq_tvm.core.ir import Array, Graph, Rescale
+from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Request, select_kernel
 from hawq_tvm.kernels.generic import conv2d, elementwise, expressions, linear, pooling
-from hawq_tvm.lower import Machine
-from hawq_tvm.onnx_io import to_onnx
-from hawq_tvm.onnx_runner import OnnxRuntimeModule
-from hawq_tvm.ops import Conv2d
-from hawq_tvm.runtime import CompiledModule, LibraryInfo
-from hawq_tvm.targets import TARGETS
-from hawq_tvm.torch_integer import IntegerModule
-from hawq_tvm.verify import Executor, VerifyReport, verify
+from hawq_tvm.measure.verify import Executor, VerifyReport, verify
 
 from .builders import compiled, integer_samples, integers_of
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hawq_tvm.ir import Operator
+from hawq_tvm.core.ir import Operator
+from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.kernels.interface import Request
-from hawq_tvm.ops import WeightedOperator
 
 
 def takes(operator: type[Operator], *, weight_bits: int = 8) -> Callable[[Request], str | None]:

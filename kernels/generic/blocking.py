@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tvm import te
 
-from hawq_tvm.ir import Array
+from hawq_tvm.core.ir import Array
 from hawq_tvm.kernels.generic.expressions import Expr, nibble
 from hawq_tvm.kernels.packing import pack_channel_blocks, pack_nibbles
 

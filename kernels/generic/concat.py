@@ -6,11 +6,11 @@ from math import prod
 
 from tvm import te, tirx
 
+from hawq_tvm.core.ops import Concat
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.elementwise import over_channels
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-from hawq_tvm.ops import Concat
 
 
 def _build(request: Request) -> BuiltKernel:

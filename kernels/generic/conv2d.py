@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from tvm import s_tir, te
 
+from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, PerChannel
 from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_MACS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-from hawq_tvm.ops import Conv2d
 
 
 def _build(request: Request, nibbles: bool) -> BuiltKernel:

@@ -7,11 +7,11 @@ from typing import Any
 
 from tvm import s_tir, te
 
+from hawq_tvm.core.ops import Add, Requantize
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-from hawq_tvm.ops import Add, Requantize
 
 
 def over_channels(function: Any, elements: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from hawq_tvm.ir import IntType, Rescale
+from hawq_tvm.core.ir import IntType, Rescale
 
 Expr = Any  # a tirx PrimExpr; TVM's own types are not annotated
 
@@ -16,7 +16,7 @@ def int64(value: Expr) -> Expr:
 
 
 def rescale(total: Expr, parameters: Rescale, dtype: IntType) -> Expr:
-    """The rounding law of `hawq_tvm.dyadic` on one int64 sum, cast to the carrier of `dtype`."""
+    """The rounding law of `hawq_tvm.core.dyadic` on one int64 sum, cast to the carrier of `dtype`."""
     shifted = (total + int64(1 << (parameters.shift - 1))) >> int64(parameters.shift)
     return te.max(te.min(shifted, int64(parameters.hi)), int64(parameters.lo)).astype(dtype.carrier)
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from tvm import s_tir, te
 
+from hawq_tvm.core.ops import Linear
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, PerChannel
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_MACS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-from hawq_tvm.ops import Linear
 
 
 def _build(request: Request, nibbles: bool) -> BuiltKernel:

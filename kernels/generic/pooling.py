@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from tvm import s_tir, te
 
-from hawq_tvm.ir import Window
+from hawq_tvm.core.ir import Window
+from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.kernels.generic.acceptance import takes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-from hawq_tvm.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 
 
 def _input(request: Request) -> Any:

@@ -1,0 +1,1 @@
+"""The same integers in three other tools: PyTorch, ONNX and TVM."""

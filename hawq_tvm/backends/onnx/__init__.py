@@ -1,0 +1,1 @@
+"""Both graphs as ONNX files, and ONNX Runtime."""

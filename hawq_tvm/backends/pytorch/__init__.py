@@ -1,0 +1,1 @@
+"""Both graphs as PyTorch modules."""

@@ -1,0 +1,313 @@
+"""The integer graph becomes a compiled library: one TIR function a node, Relax around them, LLVM below.
+
+    read the ONNX file -> choose a kernel for each node -> Relax calls them in order -> memory planned statically
+    -> machine code -> `model.<target>.so`, with a JSON file beside it that says what is inside
+
+The library needs the TVM runtime alone (`hawq_tvm.backends.tvm.runtime`). No kernel is fused into another: one call is
+one layer, which is what lets `verify` tap a deployed library.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
+from hawq_tvm.backends.tvm.runtime import LibraryInfo, ValueInfo
+from hawq_tvm.core.aside import ASIDE
+from hawq_tvm.core.errors import CompileError, first_line
+from hawq_tvm.core.hashing import file_sha256
+from hawq_tvm.core.ir import Graph, Node
+from hawq_tvm.core.ops import Flatten
+from hawq_tvm.core.targets import Target
+from hawq_tvm.kernels import BuiltKernel, Decline, Kernel, Request, select_kernel
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A target as resolved on the machine that compiles.
+
+    Attributes:
+        target: the row of `hawq_tvm.core.targets`.
+        tvm_target: TVM's target, ``mcpu`` filled in.
+        cpu: the LLVM name of the CPU compiled for; empty for a portable target.
+        vector_bits: width of its vector registers.
+    """
+
+    target: Target
+    tvm_target: Any
+    cpu: str
+    vector_bits: int
+
+    @classmethod
+    def resolve(cls, target: Target) -> Machine:
+        """Detect what the target leaves open."""
+        cpu = str(tvm.target.codegen.llvm_get_system_cpu()) if target.host_cpu else ""
+        attributes: dict[str, Any] = {"kind": target.kind, **target.attributes}
+        if cpu:
+            attributes["mcpu"] = cpu
+        resolved = tvm.target.Target(attributes)
+        vector_bits = int(tvm.target.codegen.llvm_get_vector_width(resolved))
+        return cls(target, resolved, cpu, max(vector_bits, 128))
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A graph in TVM's hands, not yet machine code.
+
+    Attributes:
+        module: the Relax function ``main`` and one PrimFunc a distinct kernel.
+        kernels: the kernel of each node, by name; a flatten has none.
+        declines: why kernels that stand earlier in the table were not taken, by node.
+        planned_bytes: activation memory after planning.
+        constant_bytes: weights, biases and multipliers as the kernels pack them.
+    """
+
+    module: Any
+    graph: Graph
+    machine: Machine
+    batch: int
+    kernels: dict[str, str]
+    declines: dict[str, tuple[Decline, ...]]
+    planned_bytes: int
+    constant_bytes: int
+
+
+def lower(graph: Graph, target: Target, *, batch: int = 1) -> Lowered:
+    """Choose kernels and plan memory.
+
+    Args:
+        graph: as read from the ONNX file.
+        target: the machine.
+        batch: samples a call; fixed, so that memory can be planned.
+
+    Raises:
+        CompileError: no kernel takes a node, a kernel that takes one cannot be built, or a batch under 1.
+    """
+    if batch < 1:
+        raise CompileError(f"a batch holds at least one sample, got {batch}")
+    machine = Machine.resolve(target)
+    builder = _RelaxBuilder(graph, machine, batch)
+    module = builder.build()
+    relax.analysis.well_formed(module)
+    with machine.tvm_target:
+        planned = _PIPELINE(module)
+    return Lowered(
+        planned,
+        graph,
+        machine,
+        batch,
+        builder.kernels,
+        builder.declines,
+        _planned_bytes(planned),
+        builder.constant_bytes,
+    )
+
+
+_PIPELINE = tvm.transform.Sequential(
+    [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+)
+"""What stands between Relax and machine code; TVM's own default would also fuse kernels into one another."""
+
+
+def build_kernel(kernel: Kernel, request: Request) -> BuiltKernel:
+    """The kernel made for a request.
+
+    Raises:
+        CompileError: TVM refuses what the kernel asks for; the message names the layer.
+    """
+    try:
+        return kernel.build(request)
+    except Exception as error:  # TVM raises many unrelated kinds
+        raise CompileError(
+            f"layer '{request.node.name}' ({request.node.op.kind}): kernel '{kernel.name}' cannot be built for target "
+            f"'{request.target.name}': {first_line(error)}"
+        ) from error
+
+
+class _RelaxBuilder:
+    """Builds the Relax function, one call a node."""
+
+    def __init__(self, graph: Graph, machine: Machine, batch: int) -> None:
+        self.graph = graph
+        self.machine = machine
+        self.batch = batch
+        self.kernels: dict[str, str] = {}
+        self.declines: dict[str, tuple[Decline, ...]] = {}
+        self.constant_bytes = 0
+        self._builder = relax.BlockBuilder()
+        self._functions: dict[int, list[tuple[Any, Any]]] = {}
+
+    def build(self) -> Any:
+        builder = self._builder
+        x = relax.Var(self.graph.input_name, self._tensor_type(self.graph.input_name))
+        values = {self.graph.input_name: x}
+        with builder.function("main", [x]):
+            with builder.dataflow():
+                for node in self.graph:
+                    values[node.name] = self._emit(node, [values[name] for name in node.inputs])
+                result = builder.emit_output(values[self.graph.output])
+            builder.emit_func_output(result)
+        return builder.get()
+
+    def _tensor_type(self, name: str) -> Any:
+        type = self.graph.types[name]
+        return relax.TensorType((self.batch, *type.shape), type.dtype.carrier)
+
+    def _emit(self, node: Node, inputs: Sequence[Any]) -> Any:
+        if isinstance(node.op, Flatten):
+            return self._builder.emit(relax.op.reshape(inputs[0], (self.batch, *node.type.shape)))
+        types = self.graph.types
+        request = Request(
+            node,
+            tuple(types[name] for name in node.inputs),
+            self.batch,
+            self.machine.target,
+            self.machine.vector_bits,
+        )
+        kernel, declines = select_kernel(request)
+        self.kernels[node.name] = kernel.name
+        self.declines[node.name] = declines
+        built = build_kernel(kernel, request)
+        self.constant_bytes += sum(array.nbytes for array in built.constants)
+        constants = [relax.const(array, str(array.dtype)) for array in built.constants]
+        function = self._function(built, f"{kernel.name}__{re.sub(r'[^0-9A-Za-z]+', '_', node.name)}")
+        return self._builder.emit(
+            relax.call_tir(function, [*inputs, *constants], self._tensor_type(node.name)), name_hint="value"
+        )
+
+    def _function(self, built: BuiltKernel, name: str) -> Any:
+        """The function in the module; equal ones are there once."""
+        function = built.function
+        if function.attrs is not None and "global_symbol" in function.attrs:
+            function = function.without_attr("global_symbol")
+        alike = self._functions.setdefault(tvm_ffi.structural_hash(function), [])
+        for known, variable in alike:
+            if tvm_ffi.structural_equal(known, function):
+                return variable
+        variable = self._builder.add_func(function, name)
+        alike.append((function, variable))
+        return variable
+
+
+def _planned_bytes(module: Any) -> int:
+    """The storages that memory planning allots, summed."""
+    total = 0
+
+    def visit(expression: Any) -> None:
+        nonlocal total
+        if isinstance(expression, relax.Call) and getattr(expression.op, "name", "") == "relax.vm.alloc_storage":
+            total += int(expression.args[0].values[0])
+
+    for _, function in module.functions.items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return total
+
+
+def build_library(lowered: Lowered, path: Path) -> LibraryInfo:
+    """Compile to a shared library and write `LibraryInfo` beside it.
+
+    Args:
+        lowered: from `lower`.
+        path: of the library, which appears whole or not at all.
+
+    Returns:
+        What the library holds; also written as JSON under the same name.
+
+    Raises:
+        CompileError: no C compiler, too little room on the disk, or TVM or the linker failed.
+    """
+    compiler = find_c_compiler()
+    if compiler is None:
+        raise CompileError(
+            f"no C compiler found ({', '.join(C_COMPILERS)}), and linking {path.name} needs one; "
+            "install one, as with apt install g++, or name it in the environment variable CXX"
+        )
+    _check_room(lowered, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compile-", suffix=ASIDE) as scratch:
+        library = Path(scratch) / path.name
+        try:
+            executable = relax.build(
+                lowered.module, lowered.machine.tvm_target, relax_pipeline=tvm.transform.Sequential([])
+            )
+            executable.export_library(str(library), cc=compiler)
+        except Exception as error:  # TVM raises many unrelated kinds
+            raise CompileError(f"compiling {path.name} failed: {_reason(error)}") from error
+        info = _library_info(lowered, library)
+        info.write(library)
+        os.replace(LibraryInfo.path_beside(library), LibraryInfo.path_beside(path))
+        os.replace(library, path)
+    return info
+
+
+def _check_room(lowered: Lowered, path: Path) -> None:
+    """Refuse to start where the disk would fill up: LLVM ends the whole process when it cannot write."""
+    needed = 2 * lowered.constant_bytes + _CODE_BYTES
+    for folder in (tempfile.gettempdir(), str(path.parent)):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise CompileError(
+                f"compiling {path.name} needs about {needed / 2**20:.0f} MiB in {folder}, which has {free / 2**20:.1f} "
+                "MiB left (No space left on device); make room there, or for temporary files set TMPDIR"
+            )
+
+
+_CODE_BYTES = 4 * 2**20  # a ResNet-50's machine code, with room to spare
+
+_FRAMES = ("collect2:", "Compilation error:", "Command line:")  # lines around the linker's own reason
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_FRAMES)]
+    full = [line for line in lines if "No space left on device" in line]
+    telling = [line for line in lines if "error:" in line.lower()]
+    return (full or telling or lines or [type(error).__name__])[-1]
+
+
+def _library_info(lowered: Lowered, library: Path) -> LibraryInfo:
+    graph, machine = lowered.graph, lowered.machine
+    views = {node.name: node.inputs[0] for node in graph if isinstance(node.op, Flatten)}
+    return LibraryInfo(
+        target=machine.target.name,
+        cpu=machine.cpu,
+        instruction_sets=tuple(instruction_sets()) if machine.cpu else (),
+        batch=lowered.batch,
+        input_name=graph.input_name,
+        output_name=graph.output,
+        values={name: ValueInfo(repr(type.dtype), type.shape, type.scale) for name, type in graph.types.items()},
+        calls=tuple(node.name for node in graph if node.name not in views),
+        views=views,
+        kernels=lowered.kernels,
+        declines={
+            name: tuple(f"{decline.kernel}: {decline.reason}" for decline in declines)
+            for name, declines in lowered.declines.items()
+        },
+        planned_bytes=lowered.planned_bytes,
+        fingerprint=graph.fingerprint(),
+        tvm=str(tvm.__version__),
+        sha256=file_sha256(library),
+    )

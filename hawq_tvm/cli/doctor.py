@@ -1,0 +1,147 @@
+"""What this machine can do, and what it lacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from ctypes.util import find_library
+from dataclasses import dataclass
+
+from hawq_tvm.backends.tvm.host import cpu_name, instruction_sets, usable_cores
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        ok: whether it is there and works.
+        needed: whether the CPU path needs it.
+        detail: what was found, or what to do.
+    """
+
+    name: str
+    ok: bool
+    needed: bool
+    detail: str
+
+
+def examine() -> list[Check]:
+    """Look at the CPU, the compilers, TVM, the solvers and the CUDA toolchain; nothing is changed."""
+    return [
+        Check("Python", sys.version_info >= (3, 11), True, f"{sys.version.split()[0]}; 3.11 or newer is needed"),
+        _cpu(),
+        _probe("PyTorch", _torch),
+        _probe("TVM", _tvm),
+        _probe("ONNX Runtime", _onnxruntime),
+        _c_compiler(),
+        _probe("solver CBC", _cbc),
+        _package("solver HiGHS", "highspy", "optional; pip install highspy"),
+        _command("CUDA compiler nvcc", "nvcc", ["--version"], "optional; NVRTC from PyPI serves too"),
+        _package("CUDA compiler NVRTC", "cuda.bindings", "optional; for GPU targets, which come with a later version"),
+        _cuda_driver(),
+        _command("NVIDIA GPU", "nvidia-smi", ["--query-gpu=name", "--format=csv,noheader"], "none found"),
+    ]
+
+
+def _cpu() -> Check:
+    found = instruction_sets()
+    best = "no vector instructions known of; kernels will be slow"
+    for flag, name in (
+        ("avx512_vnni", "AVX512-VNNI"),
+        ("avx_vnni", "AVX-VNNI"),
+        ("avx2", "AVX2"),
+        ("asimddp", "ASIMD dot product"),
+        ("asimd", "ASIMD"),
+    ):
+        if flag in found:
+            best = name
+            break
+    return Check("CPU", True, True, f"{cpu_name()}, {usable_cores()} usable cores, {best}")
+
+
+def _probe(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, True, look())
+    except Exception as error:  # a package that is broken may raise anything
+        return Check(name, False, True, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+def _torch() -> str:
+    import torch
+
+    from hawq_tvm.backends.pytorch.integer_module import check_exact_float32
+
+    check_exact_float32()
+    return f"{torch.__version__}; float32 convolution is exact on integers under 2^24"
+
+
+def _tvm() -> str:
+    import tvm
+
+    from hawq_tvm.backends.tvm.lower import Machine
+    from hawq_tvm.core.targets import TARGETS
+
+    machine = Machine.resolve(TARGETS["llvm"])
+    llvm = tvm.target.codegen.llvm_version_major()
+    return f"{tvm.__version__}, LLVM {llvm}, compiles for {machine.cpu} ({machine.vector_bits}-bit vectors)"
+
+
+def _onnxruntime() -> str:
+    import onnx
+    import onnxruntime
+
+    return f"{onnxruntime.__version__}, onnx {onnx.__version__}"
+
+
+def _c_compiler() -> Check:
+    from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler
+
+    found = find_c_compiler()
+    missing = f"none of {', '.join(C_COMPILERS)} found; install one, as with apt install g++"
+    return Check("C compiler", found is not None, True, shutil.which(found) or found if found else missing)
+
+
+def _cbc() -> str:
+    import pulp
+
+    if not pulp.PULP_CBC_CMD(msg=False).available():
+        raise RuntimeError("PuLP's CBC does not run here; pip install highspy and use --solver highs")
+    return f"PuLP {pulp.__version__}"
+
+
+def _package(name: str, package: str, otherwise: str) -> Check:
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        found = False
+    return Check(name, found, False, "installed" if found else otherwise)
+
+
+def _command(name: str, command: str, arguments: list[str], otherwise: str) -> Check:
+    path = shutil.which(command)
+    if path is None:
+        return Check(name, False, False, otherwise)
+    try:
+        result = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        return Check(name, False, False, f"{path} fails: {error}")
+    lines = result.stdout.strip().splitlines()
+    return Check(name, bool(lines), False, lines[-1] if lines else f"{path} says nothing; {otherwise}")
+
+
+def _cuda_driver() -> Check:
+    found = find_library("cuda") or next(
+        (
+            folder
+            for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":")
+            if os.path.exists(f"{folder}/libcuda.so.1")
+        ),
+        None,
+    )
+    return Check("CUDA driver libcuda", found is not None, False, found or "none; GPU modules cannot run here")

@@ -1,0 +1,317 @@
+"""The data that passes between the rooms: bit pairs, bit configurations, cost tables, budgets.
+
+`ilp` is given a `CostTable` and a `Budget` and answers with a `BitConfig`; it never sees a model. All of them are
+written to the run directory as JSON that a person can read and edit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Literal
+
+from hawq_tvm.core.errors import AllocationError
+
+CostName = Literal["size_bytes", "bops", "latency_us"]
+COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
+
+_BITS = re.compile(r"w([2-8])a([2-8])")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+@dataclass(frozen=True, order=True)
+class Bits:
+    """Weight bits and the bits of the input activation, written ``w4a8``; a lone number means both.
+
+    >>> Bits.parse("w4a8"), Bits.parse(4)
+    (w4a8, w4a4)
+    """
+
+    weight: int
+    activation: int
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.weight <= 8 and 2 <= self.activation <= 8):
+            raise AllocationError(f"weights and activations have 2 to 8 bits, got w{self.weight}a{self.activation}")
+
+    @classmethod
+    def parse(cls, value: Bits | str | int) -> Bits:
+        """Read ``"w4a8"``, ``"4"`` or ``4``."""
+        if isinstance(value, Bits):
+            return value
+        text = str(value).strip().lower()
+        if text.isdecimal():
+            return cls(int(text), int(text))
+        match = _BITS.fullmatch(text)
+        if match is None:
+            raise AllocationError(f"bits are written like w4a8, or 4 for w4a4, from 2 to 8; got {value!r}")
+        return cls(int(match[1]), int(match[2]))
+
+    def __repr__(self) -> str:
+        return f"w{self.weight}a{self.activation}"
+
+
+@dataclass(frozen=True)
+class BitConfig:
+    """The bits of every layer: what the allocator decides and the integeriser obeys.
+
+    Attributes:
+        layers: bits by layer name, in the network's order.
+        origin: how they were chosen, for the reader.
+    """
+
+    layers: Mapping[str, Bits]
+    origin: str = "given"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"origin": self.origin, "bits": {name: repr(bits) for name, bits in self.layers.items()}}
+
+    @classmethod
+    def from_json(cls, data: Any) -> BitConfig:
+        """Read what `to_json` wrote, or a plain ``{layer: bits}``.
+
+        Raises:
+            AllocationError: anything else.
+        """
+        table = data.get("bits", data) if isinstance(data, dict) else None
+        if not isinstance(table, dict) or not table:
+            raise AllocationError('a bit configuration is {"bits": {layer: "w4a8", ...}}')
+        origin = str(data.get("origin", "given")) if table is not data else "given"
+        return cls({str(name): Bits.parse(value) for name, value in table.items()}, origin)
+
+    @classmethod
+    def uniform(cls, layers: tuple[str, ...], bits: Bits) -> BitConfig:
+        """The same bits for every layer."""
+        return cls(dict.fromkeys(layers, bits), f"uniform {bits}")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one layer costs at one bit pair.
+
+    Attributes:
+        sensitivity: predicted rise of the loss, Omega_i(b).
+        size_bytes: parameters x weight bits / 8.
+        bops: multiply-accumulates x weight bits x activation bits, a sample.
+        latency_us: microseconds of its kernel; None where nothing was measured or given.
+    """
+
+    sensitivity: float
+    size_bytes: float
+    bops: int
+    latency_us: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is None and name == "latency_us":
+                continue
+            signed = name == "sensitivity"  # an estimate, which may fall below 0
+            if not is_number(value) or (value < 0 and not signed):
+                raise AllocationError(
+                    f"{name} must be a finite number{'' if signed else ' of at least 0'}, got {value!r}"
+                )
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """One layer's row in the cost table.
+
+    Attributes:
+        name: the layer.
+        parameters: number of weights.
+        macs: multiply-accumulates a sample.
+        choices: cost by bit pair.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    choices: Mapping[Bits, Cost]
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Everything that an allocator may know of a network.
+
+    Attributes:
+        layers: one row a layer, in the network's order.
+        ties: groups of layers whose bits must agree.
+        sources: for each of ``sensitivity size_bytes bops latency_us``, how its numbers were obtained.
+    """
+
+    layers: tuple[LayerCosts, ...]
+    ties: tuple[tuple[str, ...], ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(layer.name for layer in self.layers)
+
+    def total(self, bits: BitConfig, cost: CostName | Literal["sensitivity"]) -> float:
+        """The network's cost under a configuration, in the cost's unit.
+
+        Raises:
+            AllocationError: a layer is missing from `bits`, its pair from the table, or the latency was not measured.
+        """
+        total = 0.0
+        for layer in self.layers:
+            chosen = bits.layers.get(layer.name)
+            if chosen is None or chosen not in layer.choices:
+                raise AllocationError(f"the cost table has no entry for layer '{layer.name}' at {chosen}")
+            value = getattr(layer.choices[chosen], cost)
+            if value is None:
+                raise AllocationError(f"the cost table has no {cost} for layer '{layer.name}' at {chosen}")
+            total += value
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "units": {"size_bytes": "byte", "bops": "bit operation a sample", "latency_us": "microsecond"},
+            "sources": dict(self.sources),
+            "ties": [list(group) for group in self.ties],
+            "layers": [
+                {
+                    "name": layer.name,
+                    "parameters": layer.parameters,
+                    "macs": layer.macs,
+                    "choices": {repr(bits): vars(cost) for bits, cost in layer.choices.items()},
+                }
+                for layer in self.layers
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> CostTable:
+        """Read what `to_json` wrote.
+
+        Raises:
+            AllocationError: anything else.
+        """
+        try:
+            layers = tuple(_layer_costs(row) for row in data["layers"])
+            ties = tuple(tuple(group) for group in data.get("ties", []))
+            return cls(layers, ties, dict(data.get("sources", {})))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AllocationError(f"not a cost table as hawq-tvm profile writes it: {error!r}") from error
+
+
+def _layer_costs(row: Mapping[str, Any]) -> LayerCosts:
+    try:
+        choices = {Bits.parse(bits): Cost(**cost) for bits, cost in row["choices"].items()}
+    except AllocationError as error:
+        raise AllocationError(f"the cost table's layer '{row['name']}': {error}") from error
+    return LayerCosts(str(row["name"]), int(row["parameters"]), int(row["macs"]), choices)
+
+
+_UNITS: dict[CostName, dict[str, float]] = {
+    "size_bytes": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
+    "bops": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
+    "latency_us": {"": 1, "us": 1, "ms": 1e3, "s": 1e6},
+}
+_LIMIT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One budget: an absolute value, or a share of the way from the lowest to the highest uniform configuration.
+
+    >>> Limit.parse("60%", "size_bytes")
+    Limit(value=0.6, is_share=True)
+    >>> Limit.parse("1.5ms", "latency_us")
+    Limit(value=1500.0, is_share=False)
+    """
+
+    value: float
+    is_share: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_number(self.value) or self.value < 0:
+            raise AllocationError(f"a budget is a finite number of at least 0, got {self.value!r}")
+
+    @classmethod
+    def parse(cls, text: str | float | Limit, cost: CostName) -> Limit:
+        """Read a number in the cost's unit, a number with a unit, or a percentage.
+
+        Args:
+            text: such as ``60%``, ``6.5MB``, ``1.2G``, ``1500us`` or ``2000000``.
+            cost: which budget it is, and so which units it may have.
+
+        Raises:
+            AllocationError: anything else.
+        """
+        if isinstance(text, Limit):
+            return text
+        if isinstance(text, float) and 0 < text < 1 and cost != "latency_us":
+            raise AllocationError(f"a budget of {text} on {cost} is less than one; a share is written '{text:.0%}'")
+        match = _LIMIT.fullmatch(str(text).strip().lower())
+        units = _UNITS[cost]
+        if match is None or (match[2] != "%" and match[2] not in units):
+            known = ", ".join(unit for unit in units if unit)
+            raise AllocationError(
+                f"a budget on {cost} is a number, one with a unit ({known}) or a percentage; got {text!r}"
+            )
+        if match[2] == "%":
+            return cls(float(match[1]) / 100, is_share=True)
+        return cls(float(match[1]) * units[match[2]])
+
+
+class Budget:
+    """What the compiled network may cost; what is left out is not bounded.
+
+    >>> Budget(size="60%", latency="1.5ms")
+    Budget(size=60%, latency=1500us)
+    """
+
+    def __init__(
+        self,
+        *,
+        size: str | float | Limit | None = None,
+        bops: str | float | Limit | None = None,
+        latency: str | float | Limit | None = None,
+    ) -> None:
+        """Read the limits.
+
+        Args:
+            size: bytes of weights, as ``"6.5MB"``, ``2000000`` or a share such as ``"60%"``.
+            bops: bit operations a sample, as ``"1.2G"`` or a share.
+            latency: microseconds summed over the layers' kernels, as ``"1.5ms"`` or a share.
+
+        Raises:
+            AllocationError: a limit that cannot be read.
+        """
+        given: dict[CostName, str | float | Limit | None] = {"size_bytes": size, "bops": bops, "latency_us": latency}
+        self.limits: dict[CostName, Limit] = {
+            cost: Limit.parse(value, cost) for cost, value in given.items() if value is not None
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self.limits)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Budget) and self.limits == other.limits
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.limits.items()))
+
+    def __repr__(self) -> str:
+        short = {"size_bytes": ("size", "B"), "bops": ("bops", ""), "latency_us": ("latency", "us")}
+        parts = []
+        for cost, limit in self.limits.items():
+            name, unit = short[cost]
+            parts.append(f"{name}={limit.value:.0%}" if limit.is_share else f"{name}={limit.value:g}{unit}")
+        return f"Budget({', '.join(parts)})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {cost: {"value": limit.value, "is_share": limit.is_share} for cost, limit in self.limits.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[CostName, Mapping[str, Any]]) -> Budget:
+        """Read what `to_json` wrote."""
+        limits = {cost: Limit(entry["value"], entry["is_share"]) for cost, entry in data.items()}
+        return cls(size=limits.get("size_bytes"), bops=limits.get("bops"), latency=limits.get("latency_us"))

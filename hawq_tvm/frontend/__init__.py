@@ -1,0 +1,1 @@
+"""A PyTorch network becomes a float graph."""

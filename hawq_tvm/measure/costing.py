@@ -1,0 +1,159 @@
+"""What the allocator is told: sensitivities from the Hessian, and the cost table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.latency import LatencyTable
+from hawq_tvm.calibration import hutchinson_traces, sensitivities
+from hawq_tvm.core.errors import AllocationError
+from hawq_tvm.core.float_ir import FloatGraph
+from hawq_tvm.core.specs import Bits, Cost, CostTable, LayerCosts, is_number
+from hawq_tvm.settings import HessianSettings
+from hawq_tvm.sources.data import check_labels
+from hawq_tvm.sources.samples import Batch
+
+
+def profile_sensitivity(
+    network: FloatModule,
+    batches: Iterable[Batch],
+    widths: Iterable[int],
+    settings: HessianSettings,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Hessian trace and Omega of every layer, as `sensitivity.json` holds them.
+
+    The loss is cross-entropy against the labels, or against the network's own predictions where samples have none.
+
+    Args:
+        network: the float graph.
+        batches: calibration samples.
+        widths: candidate weight bits.
+        settings: when to stop.
+        seed: of the probes.
+        progress: called with the number of double backwards done.
+
+    Raises:
+        DataError: a label that the network has no class for.
+    """
+    classes = prod(network.graph.by_name[network.graph.output].shape)
+    losses: list[Callable[[Mapping[str, Tensor]], Tensor]] = []
+    counts, labelled = list[int](), True
+    for batch in batches:
+        check_labels(batch, classes, first=sum(counts))
+        labels = batch.labels
+        if labels is None:
+            labelled = False
+            with torch.no_grad():
+                labels = network(batch.images).flatten(1).argmax(1)
+
+        def loss(weights: Mapping[str, Tensor], x: Tensor = batch.images, y: Tensor = labels) -> Tensor:
+            return F.cross_entropy(network(x, weights=weights).flatten(1), y)
+
+        losses.append(loss)
+        counts.append(len(batch.images))
+    traces = hutchinson_traces(
+        losses,
+        network.weights(),
+        samples=counts,
+        target_error=settings.target_error,
+        max_probes=max(2, settings.max_probes // max(1, len(losses))),
+        seed=seed,
+        progress=None if progress is None else lambda done: progress(done * len(losses)),
+    )
+    weights = {node.name: node.weight for node in network.graph.layers if node.weight is not None}
+    omega = sensitivities(weights, traces, widths)
+    target = "labels" if labelled else "the network's own predictions"
+    return {
+        "method": f"mean Hessian trace x ||Q(W) - W||^2 (Hutchinson, all layers jointly, {sum(counts)} samples, "
+        f"cross-entropy against {target})",
+        "batches": len(losses),
+        "probes_per_batch": next(iter(traces.values())).probes,
+        "target_error": settings.target_error,
+        "converged": sum(trace.relative_error <= settings.target_error for trace in traces.values()),
+        "layers": {
+            name: {
+                "mean_trace": trace.mean,
+                "trace": trace.trace,
+                "standard_error": trace.standard_error,
+                "parameters": trace.parameters,
+                "omega": {str(bits): value for bits, value in omega[name].items()},
+            }
+            for name, trace in traces.items()
+        },
+    }
+
+
+def cost_table(
+    graph: FloatGraph,
+    pairs: Iterable[Bits],
+    *,
+    sensitivity: Mapping[str, Any] | None,
+    latency: LatencyTable | None,
+) -> CostTable:
+    """Put together what every layer costs at every pair.
+
+    Args:
+        graph: from capture.
+        pairs: bit pairs, pins included.
+        sensitivity: from `profile_sensitivity`; None where there is nothing to choose.
+        latency: measured or given; None where it is not asked for.
+    """
+    rows = []
+    for node in graph.layers:
+        assert node.weight is not None
+        choices = {}
+        for pair in pairs:
+            omega = 0.0 if sensitivity is None else sensitivity["layers"][node.name]["omega"][str(pair.weight)]
+            microseconds = None if latency is None else latency.latency_us[node.name].get(pair)
+            size_bytes = node.weight.size * pair.weight / 8
+            choices[pair] = Cost(omega, size_bytes, node.macs * pair.weight * pair.activation, microseconds)
+        rows.append(LayerCosts(node.name, int(node.weight.size), node.macs, choices))
+    one_pair = "not estimated: there is one bit pair to choose from"
+    sources = {
+        "sensitivity": one_pair if sensitivity is None else sensitivity["method"],
+        "size_bytes": "weights x weight bits / 8; biases and multipliers are not counted",
+        "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3)",
+        "latency_us": "not measured" if latency is None else latency.source,
+    }
+    return CostTable(tuple(rows), graph.tied_groups(), sources)
+
+
+def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:
+    """Microseconds that the user gives, as ``{layer: {"w4a4": us}}``, bare or under the key ``latency_us``.
+
+    Raises:
+        AllocationError: unreadable, not a table, a layer is missing, or a time that is no number of at least 0.
+    """
+    try:
+        data = json.loads(path.read_text())
+        table = data.get("latency_us", data)
+        parsed = {name: {Bits.parse(bits): us for bits, us in row.items()} for name, row in table.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise AllocationError(
+            f'the latency table {path} cannot be read ({error}); expected {{"layer": {{"w4a4": microseconds}}}}'
+        ) from error
+    for name, row in parsed.items():
+        for pair, us in row.items():
+            if not is_number(us) or us < 0:
+                raise AllocationError(
+                    f"the latency table {path} gives layer '{name}' at {pair} {json.dumps(us)[:60]}; expected a finite "
+                    "number of microseconds, of at least 0"
+                )
+    missing = [name for name in layers if name not in parsed]
+    if missing:
+        raise AllocationError(
+            f"the latency table {path} has no layer '{missing[0]}'; the layers are {', '.join(layers)}"
+        )
+    return LatencyTable(parsed, f"given by {path}")

@@ -1,0 +1,1 @@
+"""Run directories: every file of a run, what it holds, and what is told of it."""

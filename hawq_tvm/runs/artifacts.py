@@ -1,0 +1,120 @@
+"""The files of a run as the objects that they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from hawq_tvm.backends.onnx.io import read_onnx
+from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.core.errors import RunError
+from hawq_tvm.core.float_ir import FloatGraph
+from hawq_tvm.core.ir import Graph
+from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.specs import BitConfig, CostTable, is_number
+from hawq_tvm.core.targets import Target
+from hawq_tvm.measure.bench import BenchReport
+from hawq_tvm.measure.evaluate import Accuracy
+from hawq_tvm.measure.verify import VerifyReport
+from hawq_tvm.runs.float_io import load_float_graph
+from hawq_tvm.runs.rundir import Run
+
+FLOAT_GRAPH = "float.safetensors"
+RANGES = "ranges.json"
+SENSITIVITY = "sensitivity.json"
+COSTS = "costs.json"
+BITS = "bits.json"
+ALLOCATION = "allocation.json"
+MODEL = "model.onnx"
+BOUNDS = "bounds.json"
+ACCURACY = "accuracy.json"
+REPORT = "report.html"
+
+
+def library_files(target: Target) -> tuple[str, str]:
+    """The names of a target's library and of the JSON beside it."""
+    return target.library_name, target.library_name.removesuffix(".so") + ".json"
+
+
+def verify_file(target: Target) -> str:
+    return f"verify.{target.name.replace('/', '-')}.json"
+
+
+def bench_file(target: Target) -> str:
+    return f"bench.{target.name.replace('/', '-')}.json"
+
+
+class Artifacts:
+    """Reads a run's files as they are asked for; each raises `RunError` where its file is missing or damaged."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    @cached_property
+    def float_graph(self) -> FloatGraph:
+        return load_float_graph(self.run.file(FLOAT_GRAPH))
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        try:
+            table = {name: (lo, hi) for name, (lo, hi) in self.run.json(RANGES)["ranges"].items()}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise RunError(f"{RANGES} is not a table of ranges ({error!r}); mend it or run again") from error
+        for name, bounds in table.items():
+            if not (all(is_number(bound) for bound in bounds) and bounds[0] <= 0 <= bounds[1]):
+                raise RunError(
+                    f"{RANGES}: '{name}' must have two finite numbers, one of at most and one of at least 0, "
+                    f"got {list(bounds)}"
+                )
+        return {name: Range(lo, hi) for name, (lo, hi) in table.items()}
+
+    @property
+    def sensitivity(self) -> Mapping[str, Any]:
+        table: Mapping[str, Any] = self.run.json(SENSITIVITY)
+        return table
+
+    @property
+    def costs(self) -> CostTable:
+        return CostTable.from_json(self.run.json(COSTS))
+
+    @property
+    def bits(self) -> BitConfig:
+        return BitConfig.from_json(self.run.json(BITS))
+
+    @property
+    def graph(self) -> Graph:
+        """The integer graph, read back from the ONNX file."""
+        return read_onnx(self.run.file(MODEL))
+
+    @property
+    def accuracy(self) -> Accuracy:
+        self.run.fresh(ACCURACY)
+        return Accuracy.from_json(self.run.json(ACCURACY))
+
+    def library_info(self, target: Target) -> LibraryInfo:
+        """What a compiled library holds, without loading it."""
+        library, beside = library_files(target)
+        self.run.fresh(beside)
+        return LibraryInfo.read(self.run.path / library)
+
+    def library(self, target: Target) -> CompiledModule:
+        """The compiled library, loaded."""
+        library, beside = library_files(target)
+        self.run.fresh(beside)
+        return CompiledModule(self.run.fresh(library))
+
+    def batch(self, target: Target) -> int | None:
+        """Samples a call of a target's library, fresh or not; None where there is no library or it is damaged."""
+        library, beside = library_files(target)
+        return LibraryInfo.read(self.run.path / library).batch if self.run.is_intact(beside) else None
+
+    def verification(self, target: Target) -> VerifyReport:
+        """What `verify` found for the library that is there now."""
+        self.run.fresh(verify_file(target))
+        return VerifyReport.from_json(self.run.json(verify_file(target)))
+
+    def benchmark(self, target: Target) -> BenchReport:
+        """The latencies of the library that is there now."""
+        self.run.fresh(bench_file(target))
+        return BenchReport.from_json(self.run.json(bench_file(target)))

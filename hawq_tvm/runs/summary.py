@@ -1,0 +1,239 @@
+"""A run in numbers: what `inspect` prints, what `--json` gives and what the report shows.
+
+Bits, bytes and BOPS are counted from the integer graph as it was exported, not from what the allocator intended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hawq_tvm.backends.tvm.runtime import LibraryInfo
+from hawq_tvm.core.ir import Node, TensorType
+from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.core.specs import Bits, CostTable
+from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.measure.bench import BenchReport
+from hawq_tvm.measure.evaluate import Accuracy
+from hawq_tvm.measure.verify import VerifyReport
+from hawq_tvm.runs import artifacts as files
+from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.rundir import Run
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer with weights.
+
+    Attributes:
+        name: the layer.
+        kind: its operator.
+        bits: weight and input-activation bits.
+        input: type of its input activation.
+        output: type and shape of its result.
+        parameters: number of weights.
+        macs: multiply-accumulates a sample.
+        size_bytes: weights x bits / 8.
+        stored_bytes: of the weights as the file stores them: 4 bits for up to 4, else 8.
+        bops: bit operations a sample.
+        sensitivity: Omega at these bits; None where it was not profiled.
+        latency_us: of its kernel, from the cost table.
+        accumulator_bound: proved magnitude of its accumulator.
+        kernel: by target.
+        declines: by target, why kernels that stand earlier in the table were not taken.
+    """
+
+    name: str
+    kind: str
+    bits: str
+    input: str
+    output: str
+    parameters: int
+    macs: int
+    size_bytes: float
+    stored_bytes: int
+    bops: int
+    sensitivity: float | None
+    latency_us: float | None
+    accumulator_bound: int
+    kernel: Mapping[str, str]
+    declines: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the layers; limits are those that the allocator was held to."""
+
+    parameters: int
+    macs: int
+    size_bytes: float
+    stored_bytes: int
+    bops: int
+    latency_us: float | None
+    sensitivity: float | None
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Everything that a run knows of the network in its `model.onnx`; what was made from another one is left out.
+
+    Attributes:
+        path: of the run directory.
+        model: as the user named it.
+        weights: where they come from.
+        data: as the user named it.
+        layers: one a layer with weights.
+        totals: over the layers.
+        activation_bytes: planned memory, by target.
+        accuracy: None where it was not measured.
+        verification: by target.
+        benchmark: by target.
+        notes: what is missing or out of date, a sentence each.
+        sources: where each cost comes from.
+        versions: of the packages that made the run.
+    """
+
+    path: str
+    model: str
+    weights: str
+    data: str
+    layers: tuple[LayerSummary, ...]
+    totals: Totals
+    activation_bytes: Mapping[str, int]
+    accuracy: Accuracy | None
+    verification: Mapping[str, VerifyReport]
+    benchmark: Mapping[str, BenchReport]
+    notes: tuple[str, ...]
+    sources: Mapping[str, str]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **{key: getattr(self, key) for key in ("path", "model", "weights", "data")},
+            "layers": [asdict(layer) for layer in self.layers],
+            "totals": asdict(self.totals),
+            "activation_bytes": dict(self.activation_bytes),
+            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+            "verification": {target: report.to_json() for target, report in self.verification.items()},
+            "benchmark": {target: report.to_json() for target, report in self.benchmark.items()},
+            "notes": list(self.notes),
+            "sources": dict(self.sources),
+            "versions": dict(self.versions),
+        }
+
+
+def summarize(run: Run) -> RunSummary:
+    """Read a run's files into numbers.
+
+    Raises:
+        RunError: the integer graph is missing or damaged.
+    """
+    found = Artifacts(run)
+    graph = found.graph
+    costs = found.costs
+    compiled = {name: target for name, target in TARGETS.items() if run.is_fresh(target.library_name)}
+    libraries = {name: found.library_info(target) for name, target in compiled.items()}
+    profiled = files.SENSITIVITY in run
+    types = graph.types
+    bounds = graph.bounds()
+    layers = tuple(
+        _layer(node, types, bounds[node.name].accumulator, costs, profiled, libraries)
+        for node in graph
+        if isinstance(node.op, WeightedOperator)
+    )
+    identity = run.manifest["identity"]
+    return RunSummary(
+        path=str(run.path),
+        model=identity["model"],
+        weights=identity["weights"],
+        data=identity["data"],
+        layers=layers,
+        totals=_totals(layers, _limits(run)),
+        activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
+        accuracy=found.accuracy if run.is_fresh(files.ACCURACY) else None,
+        verification={
+            name: found.verification(target)
+            for name, target in compiled.items()
+            if run.is_fresh(files.verify_file(target))
+        },
+        benchmark={
+            name: found.benchmark(target) for name, target in compiled.items() if run.is_fresh(files.bench_file(target))
+        },
+        notes=_notes(run),
+        sources=dict(costs.sources),
+        versions=dict(run.manifest["versions"]),
+    )
+
+
+def _layer(
+    node: Node,
+    types: Mapping[str, TensorType],
+    bound: int,
+    costs: CostTable,
+    profiled: bool,
+    libraries: Mapping[str, LibraryInfo],
+) -> LayerSummary:
+    op = node.op
+    assert isinstance(op, WeightedOperator)
+    source = types[node.inputs[0]].dtype
+    bits = Bits(op.weight_bits, source.bits)
+    macs, count = op.macs(node.type), int(op.weight.size)
+    row = next((layer for layer in costs.layers if layer.name == node.name), None)
+    cost = row.choices.get(bits) if row is not None else None
+    return LayerSummary(
+        name=node.name,
+        kind=op.kind,
+        bits=repr(bits),
+        input=repr(source),
+        output=repr(node.type),
+        parameters=count,
+        macs=macs,
+        size_bytes=count * op.weight_bits / 8,
+        stored_bytes=(count + 1) // 2 if op.weight_bits <= 4 else count,
+        bops=macs * bits.weight * bits.activation,
+        sensitivity=cost.sensitivity if cost is not None and profiled else None,
+        latency_us=cost.latency_us if cost is not None else None,
+        accumulator_bound=bound,
+        kernel={target: info.kernels[node.name] for target, info in libraries.items()},
+        declines={target: tuple(info.declines[node.name]) for target, info in libraries.items()},
+    )
+
+
+def _notes(run: Run) -> tuple[str, ...]:
+    """What is out of date or was not done, for the reader."""
+    notes = []
+    if not run.is_fresh(files.MODEL):
+        notes.append("bits or ranges were changed since this network was integerised; hawq-tvm compile builds it anew")
+    for name, target in TARGETS.items():
+        if target.library_name in run and not run.is_fresh(target.library_name):
+            notes.append(f"{target.library_name} was compiled from another model.onnx; hawq-tvm compile builds it anew")
+        elif target.library_name in run and not run.is_fresh(files.verify_file(target)):
+            notes.append(f"target {name} is not verified; hawq-tvm verify compares every layer")
+    if files.ACCURACY in run and not run.is_fresh(files.ACCURACY):
+        notes.append("accuracy was measured on another network and is left out; hawq-tvm compile measures it anew")
+    return tuple(notes)
+
+
+def _limits(run: Run) -> Mapping[str, float]:
+    """The budgets that were asked for; none where the network is older than they are."""
+    if not (run.is_fresh(files.MODEL) and run.is_fresh(files.ALLOCATION)):
+        return {}
+    limits: Mapping[str, float] = run.json(files.ALLOCATION).get("limits", {})
+    return limits
+
+
+def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> Totals:
+    latencies = [layer.latency_us for layer in layers]
+    omegas = [layer.sensitivity for layer in layers]
+    return Totals(
+        parameters=sum(layer.parameters for layer in layers),
+        macs=sum(layer.macs for layer in layers),
+        size_bytes=sum(layer.size_bytes for layer in layers),
+        stored_bytes=sum(layer.stored_bytes for layer in layers),
+        bops=sum(layer.bops for layer in layers),
+        latency_us=None if None in latencies else sum(value for value in latencies if value is not None),
+        sensitivity=None if None in omegas else sum(value for value in omegas if value is not None),
+        limits=limits,
+    )

@@ -1,0 +1,1 @@
+"""Networks and samples as users name them."""
