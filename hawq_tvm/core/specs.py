@@ -13,9 +13,13 @@ from math import isfinite
 from typing import Any, Literal
 
 from hawq_tvm.core.errors import AllocationError
+from hawq_tvm.core.option import option
 
 CostName = Literal["size_bytes", "bops", "latency_us"]
 COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
+
+CHOICE = "Allocation"
+"""The heading of the options that decide on bits."""
 
 _BITS = re.compile(r"w([2-8])a([2-8])")
 
@@ -214,6 +218,7 @@ _UNITS: dict[CostName, dict[str, float]] = {
     "bops": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "latency_us": {"": 1, "us": 1, "ms": 1e3, "s": 1e6},
 }
+_BUDGETS: dict[str, CostName] = {"size": "size_bytes", "bops": "bops", "latency": "latency_us"}
 _LIMIT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)")
 
 
@@ -261,43 +266,46 @@ class Limit:
         return cls(float(match[1]) * units[match[2]])
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Budget:
     """What the compiled network may cost; what is left out is not bounded.
 
     >>> Budget(size="60%", latency="1.5ms")
     Budget(size=60%, latency=1500us)
+
+    Attributes:
+        size: bytes of weights, as ``"6.5MB"``, ``2000000`` or a share such as ``"60%"``.
+        bops: bit operations a sample, as ``"1.2G"`` or a share.
+        latency: microseconds summed over the layers' kernels, as ``"1.5ms"`` or a share.
+
+    Raises:
+        AllocationError: a limit that cannot be read.
     """
 
-    def __init__(
-        self,
-        *,
-        size: str | float | Limit | None = None,
-        bops: str | float | Limit | None = None,
-        latency: str | float | Limit | None = None,
-    ) -> None:
-        """Read the limits.
+    size: str | float | Limit | None = option(
+        None, "bytes of weights: 60%, 6.5MB or 2000000", flag="--budget-size", panel=CHOICE, parse=str
+    )
+    bops: str | float | Limit | None = option(
+        None, "bit operations a sample: 50% or 1.2G", flag="--budget-bops", panel=CHOICE, parse=str
+    )
+    latency: str | float | Limit | None = option(
+        None, "time of all kernels: 80% or 1.5ms", flag="--budget-latency", panel=CHOICE, parse=str
+    )
 
-        Args:
-            size: bytes of weights, as ``"6.5MB"``, ``2000000`` or a share such as ``"60%"``.
-            bops: bit operations a sample, as ``"1.2G"`` or a share.
-            latency: microseconds summed over the layers' kernels, as ``"1.5ms"`` or a share.
+    def __post_init__(self) -> None:
+        for name, cost in _BUDGETS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Limit.parse(value, cost))
 
-        Raises:
-            AllocationError: a limit that cannot be read.
-        """
-        given: dict[CostName, str | float | Limit | None] = {"size_bytes": size, "bops": bops, "latency_us": latency}
-        self.limits: dict[CostName, Limit] = {
-            cost: Limit.parse(value, cost) for cost, value in given.items() if value is not None
-        }
+    @property
+    def limits(self) -> dict[CostName, Limit]:
+        """The limits by what they bound."""
+        given = {cost: getattr(self, name) for name, cost in _BUDGETS.items()}
+        return {cost: limit for cost, limit in given.items() if limit is not None}
 
     def __bool__(self) -> bool:
         return bool(self.limits)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Budget) and self.limits == other.limits
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.limits.items()))
 
     def __repr__(self) -> str:
         short = {"size_bytes": ("size", "B"), "bops": ("bops", ""), "latency_us": ("latency", "us")}
