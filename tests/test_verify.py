@@ -15,8 +15,9 @@ from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
 from hawq_tvm.backends.pytorch import integer_module as torch_integer
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
+from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.lower import Machine
-from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.core.hashing import file_sha256

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from hawq_tvm.backends.onnx.io import read_onnx
-from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.backends.tvm.info import LibraryInfo
+from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hawq_tvm.backends.tvm.runtime import LibraryInfo
+from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.core.ir import Node, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.specs import Bits, CostTable
