@@ -44,6 +44,7 @@ LIBRARIES = {
     "kernels": {"numpy", "tvm"},
     "backends/tvm/runtime": {"numpy", "tvm", "tvm_ffi"},
     "backends/tvm/host": set(),
+    "backends/tvm/info": {"numpy"},
     "sources/options": set(),
 }
 """What these parts and files may import beside the standard library and the house."""

@@ -22,9 +22,10 @@ from hawq_tvm.backends.onnx.io import read_onnx, to_onnx
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
 from hawq_tvm.backends.tvm import runtime
+from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.latency import measure_latency
 from hawq_tvm.backends.tvm.lower import build_library, lower
-from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.cli.doctor import examine
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError, DataError, RuntimeModuleError

@@ -131,12 +131,20 @@ class LayerCosts:
         parameters: number of weights.
         macs: multiply-accumulates a sample.
         choices: cost by bit pair.
+        sensitivity_error: relative standard error of its sensitivities, the same at every pair, since the Hessian's
+            trace alone is an estimate; None where it is not known.
     """
 
     name: str
     parameters: int
     macs: int
     choices: Mapping[Bits, Cost]
+    sensitivity_error: float | None = None
+
+    def __post_init__(self) -> None:
+        error = self.sensitivity_error
+        if error is not None and (not is_number(error) or error < 0):
+            raise AllocationError(f"sensitivity_error must be a finite number of at least 0, got {error!r}")
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,7 @@ class CostTable:
                     "name": layer.name,
                     "parameters": layer.parameters,
                     "macs": layer.macs,
+                    "sensitivity_error": layer.sensitivity_error,
                     "choices": {repr(bits): vars(cost) for bits, cost in layer.choices.items()},
                 }
                 for layer in self.layers
@@ -208,9 +217,10 @@ class CostTable:
 def _layer_costs(row: Mapping[str, Any]) -> LayerCosts:
     try:
         choices = {Bits.parse(bits): Cost(**cost) for bits, cost in row["choices"].items()}
+        uncertain = row.get("sensitivity_error")
+        return LayerCosts(str(row["name"]), int(row["parameters"]), int(row["macs"]), choices, uncertain)
     except AllocationError as error:
         raise AllocationError(f"the cost table's layer '{row['name']}': {error}") from error
-    return LayerCosts(str(row["name"]), int(row["parameters"]), int(row["macs"]), choices)
 
 
 _UNITS: dict[CostName, dict[str, float]] = {

@@ -23,7 +23,7 @@ import tvm_ffi
 from tvm import relax
 
 from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
-from hawq_tvm.backends.tvm.runtime import LibraryInfo, ValueInfo
+from hawq_tvm.backends.tvm.info import LibraryInfo, ValueInfo
 from hawq_tvm.core.aside import ASIDE
 from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.hashing import file_sha256

@@ -1,0 +1,94 @@
+"""What a compiled library holds, read from the JSON beside it: needs neither TVM nor the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hawq_tvm.core.errors import RuntimeModuleError
+from hawq_tvm.core.ir import IntType, TensorType
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """One value of the graph: its integer type, the shape of a sample, its scale."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(IntType.parse(self.dtype), self.shape, self.scale)
+
+
+@dataclass(frozen=True)
+class LibraryInfo:
+    """What a compiled library holds; the JSON beside it.
+
+    Attributes:
+        target: the target's name.
+        cpu: LLVM's name of the CPU it was compiled for; empty for a portable one.
+        instruction_sets: what that CPU had; a machine without them must not run the library.
+        batch: samples a call.
+        input_name: the input value.
+        output_name: the output value.
+        values: every value.
+        calls: the values that kernels make, in the order of the calls.
+        views: values that are views of another, by name.
+        kernels: the kernel of each call.
+        declines: why kernels that stand earlier in the table were not taken, by node.
+        planned_bytes: activation memory.
+        fingerprint: of the integer graph.
+        tvm: the version that compiled it.
+        sha256: of the library file.
+    """
+
+    target: str
+    cpu: str
+    instruction_sets: tuple[str, ...]
+    batch: int
+    input_name: str
+    output_name: str
+    values: Mapping[str, ValueInfo]
+    calls: tuple[str, ...]
+    views: Mapping[str, str]
+    kernels: Mapping[str, str]
+    declines: Mapping[str, tuple[str, ...]]
+    planned_bytes: int
+    fingerprint: str
+    tvm: str
+    sha256: str
+
+    @staticmethod
+    def path_beside(library: Path) -> Path:
+        """Where the JSON of a library lies."""
+        return library.with_suffix(".json")
+
+    def write(self, library: Path) -> None:
+        """Write the JSON beside the library."""
+        self.path_beside(library).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, library: Path) -> LibraryInfo:
+        """Read the JSON beside the library.
+
+        Raises:
+            RuntimeModuleError: it is missing or not ours.
+        """
+        path = cls.path_beside(library)
+        try:
+            data = json.loads(path.read_text())
+            data["values"] = {
+                name: ValueInfo(value["dtype"], tuple(value["shape"]), value["scale"])
+                for name, value in data["values"].items()
+            }
+            for key in ("instruction_sets", "calls"):
+                data[key] = tuple(data[key])
+            return cls(**data)
+        except FileNotFoundError:
+            raise RuntimeModuleError(f"{path} is missing: a library needs the JSON file it was compiled with") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RuntimeModuleError(f"{path} is corrupted ({error}); compile the library again") from None
