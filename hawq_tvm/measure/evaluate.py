@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hawq_tvm.core.errors import DataError
+from hawq_tvm.core.errors import DataError, RunError
+from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.sources.data import check_labels
 from hawq_tvm.sources.samples import Batch
 
@@ -38,8 +39,19 @@ class Accuracy:
         return dict(vars(self))
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Accuracy:
-        return cls(**data)
+    def from_json(cls, data: Any, name: str = "the accuracy") -> Accuracy:
+        """Read what `to_json` wrote.
+
+        Args:
+            data: as `JsonReader` parses it.
+            name: of the file, for messages.
+
+        Raises:
+            RunError: anything else.
+        """
+        reader = JsonReader(name, RunError, "make it again with hawq-tvm compile")
+        found: Accuracy = reader.take(data, cls, signed=("difference",))
+        return found
 
     def __str__(self) -> str:
         if self.float_top1 is None or self.integer_top1 is None:
