@@ -144,7 +144,7 @@ def test_bits_may_be_edited_by_hand_and_are_not_lost(finished: Path) -> None:
         write_stage(run, "bits", "c", option=1)
     assert json.loads((finished / "bits.json").read_text()) == "mine"
     (finished / "bits.json").write_text("{broken")
-    with pytest.raises(RunError, match=r"bits.json is not valid JSON"):
+    with pytest.raises(RunError, match=r"bits.json: not valid JSON"):
         open_run(finished).json("bits.json")
 
 
