@@ -182,11 +182,11 @@ def test_another_version_is_refused(finished: Path) -> None:
         "",
         "{",
         "[]",
-        '{"format": 1}',
-        '{"format": 1, "versions": 3, "stages": {}}',
-        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": "m", "stages": {}}',
-        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w"}, "stages": {}}',
-        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w", "data": "d"}, '
+        '{"format": 2}',
+        '{"format": 2, "versions": 3, "stages": {}}',
+        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": "m", "stages": {}}',
+        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w"}, "stages": {}}',
+        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w", "data": "d"}, '
         '"stages": {"one": {"key": {"reads": {}}}}}',
     ],
 )

@@ -15,7 +15,7 @@ from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.version import VERSION
 
-FORMAT = 1
+FORMAT = 2
 """The layout of run directories; another one is refused."""
 
 MANIFEST = "manifest.json"
