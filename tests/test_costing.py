@@ -41,14 +41,24 @@ def test_times_that_are_none_are_refused_by_layer_and_pair(tmp_path: Path, value
     path.write_text(f'{{"conv": {{"w8a8": 1, "w4a4": {value}}}}}')
     with pytest.raises(AllocationError) as raised:
         read_latency_table(path, ("conv",))
-    assert f"gives layer 'conv' at w4a4 {value}; expected a finite number of microseconds" in str(raised.value)
+    shown = {'"3"': "'3'", "[1]": "a list of 1"}.get(value, value)
+    assert f"table.json: conv.w4a4 is {shown}, " in str(raised.value)
+    assert str(raised.value).endswith('; give microseconds as {"layer": {"w4a4": 12.5, ...}, ...}')
 
 
 def test_tables_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    for text in ("{", "[1]", '{"conv": 3}'):
+    for text, message in (
+        ("{", "table.json: not valid JSON"),
+        ("[1]", "table.json: the whole is a list of 1, expected an object"),
+        ('{"conv": 3}', "table.json: conv is 3, expected an object"),
+        ('{"latency_us": {"conv": 3}}', "table.json: latency_us.conv is 3, expected an object"),
+        ('{"conv": {"w9a9": 3}}', "table.json: layer 'conv': bits are written like w4a8"),
+        ('{"conv": {"w4a4": 1, "4": 2}}', "table.json: layer 'conv' has two times for one pair of bits"),
+        ('{"conv": {"w4a4": 1}, "conv": {"w4a4": 2}}', "table.json: the key 'conv' stands twice in the whole"),
+    ):
         path.write_text(text)
-        with pytest.raises(AllocationError, match="table.json cannot be read"):
+        with pytest.raises(AllocationError, match=message):
             read_latency_table(path, ("conv",))
     path.write_text('{"conv": {"w8a8": 1}}')
     with pytest.raises(AllocationError, match="has no layer 'fc'; the layers are conv, fc"):

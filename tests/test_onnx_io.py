@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from hawq_tvm.backends.onnx.float_onnx import to_float_onnx
-from hawq_tvm.backends.onnx.io import from_onnx, read_onnx, to_onnx
+from hawq_tvm.backends.onnx.io import from_onnx, load_model, read_onnx, to_onnx
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule, make_session
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import ModelFileError
@@ -245,3 +245,84 @@ def test_another_format(graph: Graph) -> None:
     model = to_onnx(graph)
     model.metadata_props[0].value = model.metadata_props[0].value.replace('"format": 1', '"format": 2')
     refused(model, "has format 2, this version reads 1")
+
+
+# values in other files
+
+
+def outside(tensor: TensorProto) -> TensorProto:
+    """The tensor with its values in another file, ``values.bin``."""
+    moved = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    moved.data_location = TensorProto.EXTERNAL
+    moved.external_data.add(key="location", value="values.bin")
+    return moved
+
+
+TENSOR = numpy_helper.from_array(np.zeros(2, np.float32), "hidden")
+SUBGRAPH = helper.make_graph([helper.make_node("Constant", [], ["y"], value=outside(TENSOR))], "inner", [], [])
+SPARSE = onnx.SparseTensorProto(values=outside(TENSOR), dims=[2])
+
+
+def in_an_initializer(model: ModelProto) -> None:
+    model.graph.initializer[0].CopyFrom(outside(model.graph.initializer[0]))
+
+
+def in_an_attribute(model: ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("value", outside(TENSOR)))
+
+
+def in_a_list_of_tensors(model: ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("values", [TENSOR, outside(TENSOR)]))
+
+
+def in_a_subgraph(model: ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("then", [SUBGRAPH]))
+
+
+def in_a_function(model: ModelProto) -> None:
+    model.functions[0].node[0].attribute.append(helper.make_attribute("then", SUBGRAPH))
+
+
+def in_a_sparse_initializer(model: ModelProto) -> None:
+    model.graph.sparse_initializer.append(SPARSE)
+
+
+def in_a_sparse_attribute(model: ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("value", SPARSE))
+
+
+def in_the_training_information(model: ModelProto) -> None:
+    model.training_info.add().initialization.initializer.append(outside(TENSOR))
+
+
+def without_saying_so(model: ModelProto) -> None:
+    model.graph.initializer[0].external_data.add(key="location", value="values.bin")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_an_initializer,
+        in_an_attribute,
+        in_a_list_of_tensors,
+        in_a_subgraph,
+        in_a_function,
+        in_a_sparse_initializer,
+        in_a_sparse_attribute,
+        in_the_training_information,
+        without_saying_so,
+    ],
+)
+def test_values_in_another_file_are_refused(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[ModelProto], None]
+) -> None:
+    model = to_onnx(graph)
+    first = model.graph.initializer[0].name
+    (tmp_path / "values.bin").write_bytes(model.graph.initializer[0].raw_data)
+    change(model)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    monkeypatch.chdir(tmp_path)
+    for read in (read_onnx, load_model):
+        with pytest.raises(ModelFileError, match=f"values of tensor '(hidden|{first})' in another file, which is not"):
+            read(Path("model.onnx"))
+    refused(model, "in another file, which is not read")

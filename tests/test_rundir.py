@@ -144,7 +144,7 @@ def test_bits_may_be_edited_by_hand_and_are_not_lost(finished: Path) -> None:
         write_stage(run, "bits", "c", option=1)
     assert json.loads((finished / "bits.json").read_text()) == "mine"
     (finished / "bits.json").write_text("{broken")
-    with pytest.raises(RunError, match=r"bits.json is not valid JSON"):
+    with pytest.raises(RunError, match=r"bits.json: not valid JSON"):
         open_run(finished).json("bits.json")
 
 
@@ -182,11 +182,11 @@ def test_another_version_is_refused(finished: Path) -> None:
         "",
         "{",
         "[]",
-        '{"format": 1}',
-        '{"format": 1, "versions": 3, "stages": {}}',
-        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": "m", "stages": {}}',
-        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w"}, "stages": {}}',
-        '{"format": 1, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w", "data": "d"}, '
+        '{"format": 2}',
+        '{"format": 2, "versions": 3, "stages": {}}',
+        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": "m", "stages": {}}',
+        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w"}, "stages": {}}',
+        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w", "data": "d"}, '
         '"stages": {"one": {"key": {"reads": {}}}}}',
     ],
 )

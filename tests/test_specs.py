@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import copy
 import json
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.core.errors import AllocationError, CompileError
+from hawq_tvm.core.errors import AllocationError, CompileError, RunError
 from hawq_tvm.core.specs import BitConfig, Bits, Budget, Cost, CostTable, LayerCosts, Limit
 from hawq_tvm.core.targets import TARGETS, find_target
 from hawq_tvm.settings import Settings
@@ -54,7 +58,16 @@ def test_bit_configurations_survive_json_and_hands() -> None:
     assert BitConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert BitConfig.from_json({"a": "w4a8", "b": 8}).layers == config.layers
     for bad in ([], {}, {"bits": {}}, {"bits": {"a": "w99"}}, "w4a4", None):
-        with pytest.raises(AllocationError):
+        with pytest.raises(AllocationError, match="^the bit configuration: .*; write"):
+            BitConfig.from_json(bad)
+    for bad, message in (
+        ({"a": "w9a9"}, "the bit configuration: layer 'a': bits are written like w4a8"),
+        ({"a": "4" * 5000}, "the bit configuration: layer 'a': bits are written like w4a8"),
+        ({"bits": {"a": None}}, "the bit configuration: bits.a is null, expected text or a whole number"),
+        ({"bits": {"a": -4}}, "the bit configuration: bits.a is -4"),
+        ({"bits": {"a": 4}, "origin": 3}, "the bit configuration: origin is 3, expected text"),
+    ):
+        with pytest.raises(AllocationError, match=re.escape(message)):
             BitConfig.from_json(bad)
 
 
@@ -69,8 +82,62 @@ def test_cost_tables_survive_json() -> None:
         table.total(BitConfig({"a": Bits(8, 8)}), "latency_us")
     with pytest.raises(AllocationError, match="no entry for layer 'a' at w2a2"):
         table.total(BitConfig({"a": Bits(2, 2)}), "bops")
-    with pytest.raises(AllocationError, match="not a cost table"):
-        CostTable.from_json({"layers": [{"name": "a"}]})
+
+
+COSTS = {
+    "layers": [
+        {"name": name, "parameters": 2, "macs": 3, "choices": {"w4a4": {"sensitivity": -1, "size_bytes": 2, "bops": 3}}}
+        for name in ("a", "b")
+    ],
+    "ties": [["a", "b"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("layers"), "layers is missing"),
+        (lambda data: data["layers"][1].pop("macs"), "layers[1].macs is missing"),
+        (lambda data: data["layers"][1].update(name="a"), "two layers are named 'a'"),
+        (lambda data: data["layers"][0].update(parameters=-1), "layers[0].parameters is -1"),
+        (lambda data: data["layers"][0].update(macs=1.5), "layers[0].macs is 1.5, expected a whole number"),
+        (lambda data: data["layers"][0]["choices"].update({"4": [1]}), "layers[0].choices.4 is a list of 1"),
+        (lambda data: data["layers"][0]["choices"].update(w9a9=vars(Cost(0, 0, 0))), "layer 'a': bits are written"),
+        (
+            lambda data: data["layers"][0]["choices"].update({"4": vars(Cost(0, 0, 0))}),
+            "layer 'a' has two costs for w4a4",
+        ),
+        (lambda data: data["layers"][0]["choices"]["w4a4"].update(bops=-3), "layers[0].choices.w4a4.bops is -3"),
+        (
+            lambda data: data["layers"][0]["choices"]["w4a4"].update(price=3),
+            "layers[0].choices.w4a4.price is not known",
+        ),
+        (lambda data: data.update(ties=[["a", "c"]]), "ties names 'c', which is no layer"),
+        (lambda data: data.update(sources=[]), "sources is a list of 0, expected an object"),
+    ],
+)
+def test_cost_tables_that_are_none_are_refused(change: Callable[[Any], object], message: str) -> None:
+    assert CostTable.from_json(COSTS).names == ("a", "b")
+    data = copy.deepcopy(COSTS)
+    change(data)
+    with pytest.raises(AllocationError) as raised:
+        CostTable.from_json(data, "r/costs.json")
+    assert str(raised.value).startswith(f"r/costs.json: {message}")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (3, "budget is 3, expected an object"),
+        ({"bops": {"value": -1, "is_share": False}}, "budget.bops.value is -1"),
+        ({"bops": {"value": 1, "is_share": 0}}, "budget.bops.is_share is 0, expected true or false"),
+        ({"bops": {"is_share": True}}, "budget.bops.value is missing"),
+        ({"watts": {"value": 1}}, "budget bounds 'watts'"),
+    ],
+)
+def test_stored_budgets_that_are_none_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(RunError, match=re.escape(f"the manifest's settings are damaged: {message}")):
+        Budget.from_json(data)
 
 
 @pytest.mark.parametrize("error", [-0.1, "0.1", True, float("nan"), float("inf"), [0.1]])

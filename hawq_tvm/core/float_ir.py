@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import isnan, prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hawq_tvm.core.errors import GraphError
 from hawq_tvm.core.ir import Shape, Window
 
 WEIGHTED = ("conv2d", "linear")
@@ -20,6 +21,10 @@ WEIGHTED = ("conv2d", "linear")
 
 PASS_THROUGH = ("max_pool2d", "flatten")
 """The kinds whose output has the type and scale of their input."""
+
+
+MOST_ELEMENTS = 1 << 31
+"""The most elements of one value of one sample."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,31 @@ class FloatGraph:
     def __iter__(self) -> Iterator[FloatNode]:
         return iter(self.nodes)
 
+    def check(self) -> None:
+        """Raise `GraphError` unless the graph is whole: what holds after capture, and of a file that is read back.
+
+        Names are unique, every value is made before it is read, shapes are those that the operators give, and all
+        constants are there, of float32, of the shapes that fit, and finite.
+        """
+        shapes = {self.input_name: self.input_shape}
+        _check_size(self.input_name, self.input_shape)
+        for node in self.nodes:
+            if node.name in shapes:
+                raise GraphError(f"two values are named {node.name!r}")
+            missing = [name for name in node.inputs if name not in shapes]
+            if missing:
+                raise GraphError(f"node {node.name!r} reads {missing[0]!r}, which no earlier node makes")
+            _check_size(node.name, node.shape)
+            try:
+                shape = _result_shape(node, [shapes[name] for name in node.inputs])
+            except GraphError as error:
+                raise GraphError(f"node {node.name!r} ({node.kind}): {error}") from error
+            if shape != node.shape:
+                raise GraphError(f"node {node.name!r} ({node.kind}) makes {shape} and is said to make {node.shape}")
+            shapes[node.name] = shape
+        if self.output not in shapes:
+            raise GraphError(f"the output {self.output!r} is made by no node")
+
     @property
     def by_name(self) -> dict[str, FloatNode]:
         return {node.name: node for node in self.nodes}
@@ -160,3 +190,89 @@ def _scales_channels(node: FloatNode) -> bool:
     if node.kind != "conv2d" or node.weight is None or len(node.inputs) != 1:
         return False
     return node.weight.shape == (node.groups, 1, 1, 1) and node.window == Window((1, 1))
+
+
+# what `check` holds a node to
+
+
+def _check_size(name: str, shape: Shape) -> None:
+    if not shape or min(shape) < 1 or prod(shape) > MOST_ELEMENTS:
+        raise GraphError(f"value {name!r} has the shape {shape}, expected 1 to {MOST_ELEMENTS:,} elements a sample")
+
+
+def _result_shape(node: FloatNode, inputs: list[Shape]) -> Shape:
+    """The shape that a node makes of its inputs, its constants looked at on the way."""
+    if node.clip is not None and (isnan(node.clip.lo) or isnan(node.clip.hi)):
+        raise GraphError(f"it clips to {node.clip}")
+    if node.kind not in _INPUTS:
+        raise GraphError(f"it is of no known kind; known are {', '.join(_INPUTS)}")
+    if len(inputs) not in _INPUTS[node.kind]:
+        raise GraphError(f"it reads {len(inputs)} values")
+    if node.kind in WEIGHTED:
+        shape = _weighted_shape(node, inputs[0])
+        if inputs[1:] not in ([], [shape]):
+            raise GraphError(f"it adds {inputs[1]} to a result of {shape}")
+        return shape
+    if node.kind in ("add", "concat"):
+        least = 0 if node.kind == "add" else 1  # the axis from which shapes agree
+        if any(shape[least:] != inputs[0][least:] for shape in inputs):
+            raise GraphError(f"it joins values of the shapes {inputs}")
+        return inputs[0] if node.kind == "add" else (sum(shape[0] for shape in inputs), *inputs[0][1:])
+    if node.kind == "flatten":
+        return (prod(inputs[0]),)
+    if node.kind == "clip":
+        if node.clip is None:
+            raise GraphError("it has no bounds")
+        return inputs[0]
+    channels, height, width = _image(inputs[0])
+    if node.kind == "global_avg_pool2d":
+        return channels, 1, 1
+    if node.window is None:
+        raise GraphError("it has no window")
+    sizes = node.window.output_size(height, width)
+    if node.kind == "avg_pool2d":
+        counts = _constant(node.counts, "counts", sizes)
+        if not (counts > 0).all():
+            raise GraphError("its counts are not all above 0")
+    return channels, *sizes
+
+
+def _weighted_shape(node: FloatNode, x: Shape) -> Shape:
+    weight = _constant(node.weight, "weight")
+    _constant(node.bias, "bias", weight.shape[:1])
+    if node.kind == "linear":
+        if weight.ndim != 2 or x != weight.shape[1:]:
+            raise GraphError(f"its weight {weight.shape} does not fit an input of {x}")
+        return weight.shape[:1]
+    channels, height, width = _image(x)
+    window, groups = node.window, node.groups
+    if window is None or weight.ndim != 4 or weight.shape[2:] != window.kernel:
+        raise GraphError(f"its weight {weight.shape} does not fit its window {window}")
+    if groups < 1 or len(weight) % groups or channels != weight.shape[1] * groups:
+        raise GraphError(f"its weight {weight.shape} in {groups} groups does not fit {channels} channels")
+    return len(weight), *window.output_size(height, width)
+
+
+def _image(shape: Shape) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise GraphError(f"it takes [C, H, W], got {shape}")
+    return shape[0], shape[1], shape[2]
+
+
+def _constant(array: NDArray[np.float32] | None, what: str, shape: Shape | None = None) -> NDArray[np.float32]:
+    if array is None or array.dtype != np.float32 or not array.size or (shape is not None and array.shape != shape):
+        found = "none" if array is None else f"{array.dtype} {array.shape}"
+        raise GraphError(f"its {what} is {found}, expected float32 {'' if shape is None else shape}".rstrip())
+    if not np.isfinite(array).all():
+        raise GraphError(f"its {what} holds NaN or infinity")
+    return array
+
+
+_ONE, _TWO = range(1, 2), range(2, 3)
+_INPUTS: dict[str, range] = {
+    **dict.fromkeys(WEIGHTED, range(1, 3)),  # the second is a fused residual
+    "add": _TWO,
+    "concat": range(1, 1 << 16),
+    **dict.fromkeys((*PASS_THROUGH, "avg_pool2d", "global_avg_pool2d", "clip"), _ONE),
+}
+"""How many values each kind reads; ``pad`` and ``affine`` are folded before a graph is kept."""

@@ -67,7 +67,7 @@ class IntType:
     @classmethod
     def parse(cls, text: str) -> IntType:
         """The inverse of `repr`: ``u4``, ``s8``, ``s32``."""
-        if len(text) < 2 or text[0] not in "su" or not text[1:].isdecimal():
+        if len(text) not in (2, 3) or text[0] not in "su" or not text[1:].isdecimal():
             raise GraphError(f"an integer type is written like u4 or s8, got {text!r}")
         return cls(int(text[1:]), signed=text[0] == "s")
 

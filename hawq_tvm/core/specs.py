@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
-from hawq_tvm.core.errors import AllocationError
+from hawq_tvm.core.errors import AllocationError, RunError
 from hawq_tvm.core.option import option
+from hawq_tvm.core.strict_json import JsonReader
 
 CostName = Literal["size_bytes", "bops", "latency_us"]
 COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
@@ -50,7 +51,7 @@ class Bits:
         if isinstance(value, Bits):
             return value
         text = str(value).strip().lower()
-        if text.isdecimal():
+        if text.isdecimal() and len(text) == 1:
             return cls(int(text), int(text))
         match = _BITS.fullmatch(text)
         if match is None:
@@ -59,6 +60,14 @@ class Bits:
 
     def __repr__(self) -> str:
         return f"w{self.weight}a{self.activation}"
+
+
+def parsed_bits(reader: JsonReader, layer: str, value: str | int) -> Bits:
+    """Bits as a file gives them to a layer; raises what `reader` says where they are none."""
+    try:
+        return Bits.parse(value)
+    except AllocationError as error:
+        raise reader.fault(f"layer {layer!r}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -77,17 +86,23 @@ class BitConfig:
         return {"origin": self.origin, "bits": {name: repr(bits) for name, bits in self.layers.items()}}
 
     @classmethod
-    def from_json(cls, data: Any) -> BitConfig:
+    def from_json(cls, data: Any, name: str = "the bit configuration") -> BitConfig:
         """Read what `to_json` wrote, or a plain ``{layer: bits}``.
+
+        Args:
+            data: as `JsonReader` parses it.
+            name: of the file, for messages.
 
         Raises:
             AllocationError: anything else.
         """
-        table = data.get("bits", data) if isinstance(data, dict) else None
-        if not isinstance(table, dict) or not table:
-            raise AllocationError('a bit configuration is {"bits": {layer: "w4a8", ...}}')
-        origin = str(data.get("origin", "given")) if table is not data else "given"
-        return cls({str(name): Bits.parse(value) for name, value in table.items()}, origin)
+        reader = JsonReader(name, AllocationError, 'write {"bits": {"layer": "w4a8", ...}}')
+        where = "bits" if isinstance(data, dict) and "bits" in data else ""
+        table = reader.take(data[where] if where else data, Mapping[str, str | int], where=where)
+        if not table:
+            raise reader.fault("no layer in it")
+        origin = reader.take(data.get("origin", "given"), str, where="origin") if where else "given"
+        return cls({layer: parsed_bits(reader, layer, value) for layer, value in table.items()}, origin)
 
     @classmethod
     def uniform(cls, layers: tuple[str, ...], bits: Bits) -> BitConfig:
@@ -200,27 +215,51 @@ class CostTable:
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> CostTable:
+    def from_json(cls, data: Any, name: str = "the cost table") -> CostTable:
         """Read what `to_json` wrote.
 
+        Args:
+            data: as `JsonReader` parses it.
+            name: of the file, for messages.
+
         Raises:
-            AllocationError: anything else.
+            AllocationError: anything else; two layers of one name, or one pair written in two ways.
         """
-        try:
-            layers = tuple(_layer_costs(row) for row in data["layers"])
-            ties = tuple(tuple(group) for group in data.get("ties", []))
-            return cls(layers, ties, dict(data.get("sources", {})))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AllocationError(f"not a cost table as hawq-tvm profile writes it: {error!r}") from error
+        reader = JsonReader(name, AllocationError, "mend it, or write it anew with hawq-tvm profile")
+        found = reader.take(data, _CostFile, signed=("sensitivity",))
+        rows: dict[str, LayerCosts] = {}
+        for row in found["layers"]:
+            layer, choices = row["name"], dict[Bits, Cost]()
+            for text, cost in row["choices"].items():
+                bits = parsed_bits(reader, layer, text)
+                if bits in choices:
+                    raise reader.fault(f"layer {layer!r} has two costs for {bits}")
+                choices[bits] = cost
+            if layer in rows:
+                raise reader.fault(f"two layers are named {layer!r}")
+            rows[layer] = LayerCosts(layer, row["parameters"], row["macs"], choices, row.get("sensitivity_error"))
+        unknown = [layer for tie in found.get("ties", ()) for layer in tie if layer not in rows]
+        if unknown:
+            raise reader.fault(f"ties names {unknown[0]!r}, which is no layer of layers")
+        return cls(tuple(rows.values()), found.get("ties", ()), found.get("sources", {}))
 
 
-def _layer_costs(row: Mapping[str, Any]) -> LayerCosts:
-    try:
-        choices = {Bits.parse(bits): Cost(**cost) for bits, cost in row["choices"].items()}
-        uncertain = row.get("sensitivity_error")
-        return LayerCosts(str(row["name"]), int(row["parameters"]), int(row["macs"]), choices, uncertain)
-    except AllocationError as error:
-        raise AllocationError(f"the cost table's layer '{row['name']}': {error}") from error
+class _CostRow(TypedDict):
+    """The JSON of a `LayerCosts`."""
+
+    name: str
+    parameters: int
+    macs: int
+    choices: Mapping[str, Cost]
+    sensitivity_error: NotRequired[float | None]
+
+
+class _CostFile(TypedDict):
+    """The JSON of a `CostTable`; its units are for the reader."""
+
+    layers: tuple[_CostRow, ...]
+    ties: NotRequired[tuple[tuple[str, ...], ...]]
+    sources: NotRequired[Mapping[str, str]]
 
 
 _UNITS: dict[CostName, dict[str, float]] = {
@@ -329,7 +368,15 @@ class Budget:
         return {cost: {"value": limit.value, "is_share": limit.is_share} for cost, limit in self.limits.items()}
 
     @classmethod
-    def from_json(cls, data: Mapping[CostName, Mapping[str, Any]]) -> Budget:
-        """Read what `to_json` wrote."""
-        limits = {cost: Limit(entry["value"], entry["is_share"]) for cost, entry in data.items()}
-        return cls(size=limits.get("size_bytes"), bops=limits.get("bops"), latency=limits.get("latency_us"))
+    def from_json(cls, data: Any) -> Budget:
+        """Read what `to_json` wrote into a manifest's settings.
+
+        Raises:
+            RunError: anything else.
+        """
+        reader = JsonReader("the manifest's settings are damaged", RunError, "start the run again elsewhere")
+        table = reader.take(data, Mapping[str, Limit], where="budget")
+        unknown = [cost for cost in table if cost not in COST_NAMES]
+        if unknown:
+            raise reader.fault(f"budget bounds {unknown[0]!r}; the costs are {', '.join(COST_NAMES)}")
+        return cls(size=table.get("size_bytes"), bops=table.get("bops"), latency=table.get("latency_us"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from hawq_tvm.core.errors import RunError
+from hawq_tvm.core.strict_json import JsonReader
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,19 @@ class Accuracy:
         return dict(vars(self))
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Accuracy:
-        return cls(**data)
+    def from_json(cls, data: Any, name: str = "the accuracy") -> Accuracy:
+        """Read what `to_json` wrote.
+
+        Args:
+            data: as `JsonReader` parses it.
+            name: of the file, for messages.
+
+        Raises:
+            RunError: anything else.
+        """
+        reader = JsonReader(name, RunError, "make it again with hawq-tvm compile")
+        found: Accuracy = reader.take(data, cls, signed=("difference",))
+        return found
 
     def __str__(self) -> str:
         if self.float_top1 is None or self.integer_top1 is None:

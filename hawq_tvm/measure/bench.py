@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from hawq_tvm.core.errors import RunError
+from hawq_tvm.core.strict_json import JsonReader
+
 _BURST, _MOST_CALLS = 5, 1000
 _FEW_CALLS = 5  # fewer show no spread
 _WIDE_SPREAD = 2.0  # p90 per median; a quiet machine stays under 1.3
@@ -102,8 +105,21 @@ class BenchReport:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BenchReport:
-        return cls(**{**data, "contenders": tuple(Latency(**item) for item in data["contenders"])})
+    def from_json(cls, data: Any, name: str = "the benchmark") -> BenchReport:
+        """Read what `to_json` wrote.
+
+        Args:
+            data: as `JsonReader` parses it.
+            name: of the file, for messages.
+
+        Raises:
+            RunError: anything else.
+        """
+        reader = JsonReader(name, RunError, "make it again with hawq-tvm bench")
+        found: BenchReport = reader.take(data, cls)
+        if not found.contenders:
+            raise reader.fault("contenders is empty")
+        return found
 
 
 def interleave(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite, prod
 from pathlib import Path
@@ -17,7 +16,8 @@ from hawq_tvm.backends.tvm.latency import LatencyTable
 from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, sensitivities
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.float_ir import FloatGraph
-from hawq_tvm.core.specs import Bits, Cost, CostTable, LayerCosts, is_number
+from hawq_tvm.core.specs import Bits, Cost, CostTable, LayerCosts, parsed_bits
+from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.settings import HessianSettings
 from hawq_tvm.sources.data import check_labels
 from hawq_tvm.sources.samples import Batch
@@ -175,21 +175,17 @@ def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:
     Raises:
         AllocationError: unreadable, not a table, a layer is missing, or a time that is no number of at least 0.
     """
-    try:
-        data = json.loads(path.read_text())
-        table = data.get("latency_us", data)
-        parsed = {name: {Bits.parse(bits): us for bits, us in row.items()} for name, row in table.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise AllocationError(
-            f'the latency table {path} cannot be read ({error}); expected {{"layer": {{"w4a4": microseconds}}}}'
-        ) from error
-    for name, row in parsed.items():
-        for pair, us in row.items():
-            if not is_number(us) or us < 0:
-                raise AllocationError(
-                    f"the latency table {path} gives layer '{name}' at {pair} {json.dumps(us)[:60]}; expected a finite "
-                    "number of microseconds, of at least 0"
-                )
+    reader = JsonReader(
+        f"the latency table {path}", AllocationError, 'give microseconds as {"layer": {"w4a4": 12.5, ...}, ...}'
+    )
+    data = reader.read(path)
+    where = "latency_us" if isinstance(data, dict) and "latency_us" in data else ""
+    table = reader.take(data[where] if where else data, Mapping[str, Mapping[str, float]], where=where)
+    parsed: dict[str, dict[Bits, float]] = {}
+    for name, row in table.items():
+        parsed[name] = {parsed_bits(reader, name, bits): us for bits, us in row.items()}
+        if len(parsed[name]) < len(row):
+            raise reader.fault(f"layer {name!r} has two times for one pair of bits")
     missing = [name for name in layers if name not in parsed]
     if missing:
         raise AllocationError(

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hawq_tvm.core.errors import DataError
+from hawq_tvm.core.errors import DataError, RunError
 from hawq_tvm.core.ir import Array, Graph
+from hawq_tvm.core.strict_json import JsonReader
 
 Executor = Callable[[Array], Mapping[str, Array]]
 
@@ -95,12 +96,19 @@ class VerifyReport:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> VerifyReport:
-        mismatches = tuple(
-            Mismatch(**{**item, "index": tuple(item["index"]) if item["index"] is not None else None})
-            for item in data["mismatches"]
-        )
-        return cls(tuple(data["executors"]), data["samples"], data["layers"], data["elements"], mismatches)
+    def from_json(cls, data: Any, name: str = "the verification") -> VerifyReport:
+        """Read what `to_json` wrote.
+
+        Args:
+            data: as `JsonReader` parses it.
+            name: of the file, for messages.
+
+        Raises:
+            RunError: anything else.
+        """
+        reader = JsonReader(name, RunError, "make it again with hawq-tvm verify")
+        found: VerifyReport = reader.take(data, cls, signed=("values",))
+        return found
 
 
 def stronger(earlier: VerifyReport | None, latest: VerifyReport) -> tuple[VerifyReport, str | None]:

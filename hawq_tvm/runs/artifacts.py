@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
-from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import Range
-from hawq_tvm.core.specs import BitConfig, CostTable, is_number
+from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
@@ -60,41 +59,45 @@ class Artifacts:
 
     @cached_property
     def float_graph(self) -> FloatGraph:
-        return load_float_graph(self.run.file(FLOAT_GRAPH))
+        return self.run.read(FLOAT_GRAPH, load_float_graph)
 
     @property
     def ranges(self) -> dict[str, Range]:
-        try:
-            table = {name: (lo, hi) for name, (lo, hi) in self.run.json(RANGES)["ranges"].items()}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise RunError(f"{RANGES} is not a table of ranges ({error!r}); mend it or run again") from error
-        for name, bounds in table.items():
-            if not (all(is_number(bound) for bound in bounds) and bounds[0] <= 0 <= bounds[1]):
-                raise RunError(
-                    f"{RANGES}: '{name}' must have two finite numbers, one of at most and one of at least 0, "
-                    f"got {list(bounds)}"
-                )
+        reader = self.run.reader(RANGES)
+        table = reader.take(self.run.json(RANGES), _RangesFile, signed=("ranges",))["ranges"]
+        for name, (lo, hi) in table.items():
+            if not lo <= 0 <= hi:
+                raise reader.fault(f"range {name!r} is {lo} to {hi}, expected one that holds 0")
         return {name: Range(lo, hi) for name, (lo, hi) in table.items()}
 
     @property
     def sensitivity(self) -> Mapping[str, Any]:
+        """The table that `profile_sensitivity` makes; of each layer, its Omega is looked at here."""
         table: Mapping[str, Any] = self.run.json(SENSITIVITY)
+        self.run.reader(SENSITIVITY).take(table, _SensitivityFile, signed=("omega",))
         return table
 
     @property
     def costs(self) -> CostTable:
-        return CostTable.from_json(self.run.json(COSTS))
+        return CostTable.from_json(self.run.json(COSTS), self.run.reader(COSTS).name)
 
     @property
     def bits(self) -> BitConfig:
-        return BitConfig.from_json(self.run.json(BITS))
+        return BitConfig.from_json(self.run.json(BITS), self.run.reader(BITS).name)
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The budgets that the bits were allocated under, by cost."""
+        found = self.run.reader(ALLOCATION).take(self.run.json(ALLOCATION), _AllocationFile)
+        limits: Mapping[str, float] = found.get("limits", {})
+        return limits
 
     @property
     def graph(self) -> Graph:
         """The integer graph, read back from the ONNX file."""
         from hawq_tvm.backends.onnx.io import read_onnx
 
-        return read_onnx(self.run.file(MODEL))
+        return self.run.read(MODEL, read_onnx)
 
     @property
     def layers(self) -> tuple[LayerFacts, ...]:
@@ -105,13 +108,16 @@ class Artifacts:
     @property
     def accuracy(self) -> Accuracy:
         self.run.fresh(ACCURACY)
-        return Accuracy.from_json(self.run.json(ACCURACY))
+        return Accuracy.from_json(self.run.json(ACCURACY), self.run.reader(ACCURACY).name)
 
     def library_info(self, target: Target) -> LibraryInfo:
         """What a compiled library holds, without loading it."""
         library, beside = library_files(target)
         self.run.fresh(beside)
-        return LibraryInfo.read(self.run.path / library)
+        return self._library_info(library, beside)
+
+    def _library_info(self, library: str, beside: str) -> LibraryInfo:
+        return self.run.read(beside, lambda _: LibraryInfo.read(self.run.path / library))
 
     def library(self, target: Target) -> CompiledModule:
         """The compiled library, loaded."""
@@ -119,19 +125,45 @@ class Artifacts:
 
         library, beside = library_files(target)
         self.run.fresh(beside)
-        return CompiledModule(self.run.fresh(library))
+        self.run.fresh(library)
+        return self.run.read(library, CompiledModule)
 
     def batch(self, target: Target) -> int | None:
         """Samples a call of a target's library, fresh or not; None where there is no library or it is damaged."""
         library, beside = library_files(target)
-        return LibraryInfo.read(self.run.path / library).batch if self.run.is_intact(beside) else None
+        return self._library_info(library, beside).batch if self.run.is_intact(beside) else None
 
     def verification(self, target: Target) -> VerifyReport:
         """What `verify` found for the library that is there now."""
-        self.run.fresh(verify_file(target))
-        return VerifyReport.from_json(self.run.json(verify_file(target)))
+        name = verify_file(target)
+        self.run.fresh(name)
+        return VerifyReport.from_json(self.run.json(name), self.run.reader(name).name)
 
     def benchmark(self, target: Target) -> BenchReport:
         """The latencies of the library that is there now."""
-        self.run.fresh(bench_file(target))
-        return BenchReport.from_json(self.run.json(bench_file(target)))
+        name = bench_file(target)
+        self.run.fresh(name)
+        return BenchReport.from_json(self.run.json(name), self.run.reader(name).name)
+
+
+class _RangesFile(TypedDict):
+    """The JSON of the ranges; its origin is for the reader."""
+
+    ranges: Mapping[str, tuple[float, float]]
+
+
+class _LayerSensitivity(TypedDict):
+    """What the cost table takes of one layer: Omega by weight bits."""
+
+    omega: Mapping[str, float]
+
+
+class _SensitivityFile(TypedDict):
+    method: str
+    layers: Mapping[str, _LayerSensitivity]
+
+
+class _AllocationFile(TypedDict):
+    """The JSON of an allocation; where bits were given there are no limits."""
+
+    limits: NotRequired[Mapping[str, float]]

@@ -12,48 +12,86 @@ stale: it stays where it is, and is not shown as if it were of this network.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hawq_tvm.core.aside import ASIDE
-from hawq_tvm.core.errors import RunError
+from hawq_tvm.core.errors import HawqError, RunError
 from hawq_tvm.core.hashing import file_sha256
-from hawq_tvm.core.version import VERSION
+from hawq_tvm.core.strict_json import JsonReader
+from hawq_tvm.runs.manifest import (
+    EDITABLE,
+    FORMAT,
+    MANIFEST,
+    Generation,
+    generation,
+    read_manifest,
+    same_identity,
+    state,
+    versions,
+)
+from hawq_tvm.runs.swap import (
+    complete_swap,
+    holds_working_directory,
+    is_cut_off,
+    locked,
+    resolved,
+    swap,
+    working_copy,
+)
 
-FORMAT = 1
-"""The layout of run directories; another one is refused."""
-
-MANIFEST = "manifest.json"
-EDITABLE = ("bits.json", "costs.json", "ranges.json")
 _SWAP_TRIES, _SWAP_WAIT = 20, 0.05  # seconds; between two renames lies far less
-_PACKAGES = ("hawq_tvm", "torch", "numpy", "onnx", "onnxruntime", "apache-tvm", "apache-tvm-ffi", "pulp")
+
+_T = TypeVar("_T")
 
 
 class Run:
     """A run directory, open for reading, or for writing inside `edit_run`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], *, name: Path | None = None) -> None:
-        """Take up the files at `path`; messages call the run `name`, which is where it will lie."""
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], *, name: Path | None = None, generation: Generation | None = None
+    ) -> None:
+        """Take up the files at `path`; messages call the run `name`, which is where it will lie.
+
+        A run that others may replace has a `generation`.
+        """
         self.path = path
         self.manifest = manifest
         self.name = name or path
-        self._hashes: dict[tuple[Path, int, int], str] = {}
+        self._generation = generation
+        self._hashes: dict[tuple[Path, int, int, int], str] = {}
 
     def __contains__(self, name: str) -> bool:
         return (self.path / name).exists()
 
     # reading
+
+    def is_current(self) -> bool:
+        """Whether the files at `path` are still those of this run, and not of one that took its place since."""
+        return self._generation is None or generation(self.path) == self._generation
+
+    def read(self, name: str, look: Callable[[Path], _T]) -> _T:
+        """What `look` makes of a file, intact and of this run.
+
+        Raises:
+            RunError: as for `file`, or the run was replaced meanwhile.
+        """
+        try:
+            found = look(self.file(name))
+        except (HawqError, OSError):
+            if self.is_current():
+                raise
+        else:
+            if self.is_current():
+                return found
+        raise RunError(f"{self.name} was replaced by another process while {name} was read; read it again")
 
     def file(self, name: str) -> Path:
         """The path of a file that a stage wrote, intact.
@@ -105,11 +143,11 @@ class Run:
 
     def json(self, name: str) -> Any:
         """A JSON file of the run, parsed."""
-        path = self.file(name)
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{self.name}/{name} is not valid JSON ({error}); mend it or make it again") from error
+        return self.read(name, self.reader(name).read)
+
+    def reader(self, name: str) -> JsonReader:
+        """Who reads a JSON file of the run, and tells its faults."""
+        return JsonReader(f"{self.name}/{name}", RunError, "mend it or make it again")
 
     def edited(self, name: str) -> bool:
         """Whether a person changed a file since its stage wrote it."""
@@ -123,7 +161,7 @@ class Run:
 
     def _hash(self, path: Path) -> str:
         status = path.stat()
-        key = path, status.st_mtime_ns, status.st_size
+        key = path, status.st_ino, status.st_mtime_ns, status.st_size
         if key not in self._hashes:
             self._hashes[key] = file_sha256(path)
         return self._hashes[key]
@@ -195,8 +233,11 @@ class Run:
             if all((self.path / item).is_file() and self._hash(self.path / item) == files[item] for item in files):
                 return False
         started = time.perf_counter()
+        self.manifest["making"] = list(writes)  # so that what is left of a kill is not taken for an edit by hand
+        self.save_manifest()
         self._remove_folders(writes)
         make()
+        del self.manifest["making"]
         names = [item for pattern in writes for item in self._expand(pattern)]
         files = {item: self._hash(self.path / item) for item in names}
         if record is None or not same or record["files"] != files:
@@ -225,21 +266,53 @@ def open_run(path: Path) -> Run:
     Raises:
         RunError: there is none, it is not a run, or another version made it.
     """
-    place = _resolved(path)
+    place = resolved(path)
     for _ in range(_SWAP_TRIES):
-        if place.exists() or not _previous(place).exists():
-            break
+        found = generation(place)
+        if is_cut_off(place):
+            try:
+                with locked(place):  # not while a writer is between its two renames
+                    complete_swap(place)
+            except (RunError, OSError):  # OSError: whose place this reader may not write
+                time.sleep(_SWAP_WAIT)
+            continue
         try:
-            with _locked(place):  # not while a writer is between its two renames
-                _complete_swap(place)
+            manifest = read_manifest(place, name=path)
         except RunError:
-            time.sleep(_SWAP_WAIT)
-    return Run(place, _read_manifest(path), name=path)
+            if generation(place) == found:
+                raise
+            continue
+        if generation(place) == found:
+            return Run(place, manifest, name=path, generation=found)
+    raise RunError(f"{path} is being replaced by another process; wait for it and start again")
+
+
+def read_run(path: Path, look: Callable[[Run], _T]) -> _T:
+    """What `look` finds in a run: all of it in the old one or all in the new one, where a writer replaces it meanwhile.
+
+    Args:
+        path: of the run directory.
+        look: reads; it is called again where the run was replaced before it was done.
+
+    Raises:
+        RunError: as `open_run`, and what `look` raises.
+    """
+    for _ in range(_SWAP_TRIES):
+        run = open_run(path)
+        try:
+            found = look(run)
+        except (HawqError, OSError):
+            if run.is_current():
+                raise
+            continue
+        if run.is_current():
+            return found
+    raise RunError(f"{path} is replaced by other processes faster than it can be read; wait for them and start again")
 
 
 def is_writable(path: Path) -> bool:
     """Whether a run can be written: its directory is replaced, so it is the one around it that counts."""
-    return os.access(_resolved(path).parent, os.W_OK)
+    return os.access(resolved(path).parent, os.W_OK)
 
 
 @contextmanager
@@ -250,45 +323,6 @@ def borrow_run(path: Path) -> Iterator[Run]:
         copy = Path(scratch) / "run"
         shutil.copytree(source.path, copy, copy_function=lambda old, new: os.symlink(os.path.abspath(old), new))
         yield Run(copy, source.manifest, name=path)
-
-
-def _resolved(path: Path) -> Path:
-    """Where a run really lies: links and dots followed, since the directory itself is replaced."""
-    place = Path(os.path.realpath(path))
-    if not place.name:
-        raise RunError(f"'{path}' cannot be a run directory; name one, such as runs/mine")
-    return place
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    if not file.is_file():
-        what = "is not a run directory: it has no manifest.json" if path.exists() else "does not exist"
-        raise RunError(f"{path} {what}; make one with hawq-tvm run MODEL --output {path}")
-    try:
-        manifest = json.loads(file.read_text())
-        found, version = manifest["format"], manifest["versions"]["hawq_tvm"]
-        if found == FORMAT:
-            _check_manifest(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} is corrupted ({error!r}); start the run again into another directory") from error
-    if found != FORMAT:
-        raise RunError(
-            f"{path} was made by hawq_tvm {version} in format {found}, and this is {versions()['hawq_tvm']} with "
-            f"format {FORMAT}; start the run again into another directory"
-        )
-    assert isinstance(manifest, dict)
-    return manifest
-
-
-def _check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Raise `KeyError` or `TypeError` where a manifest lacks what is read from it later."""
-    parts = [manifest["identity"]["model"], manifest["identity"]["weights"], manifest["identity"]["data"]]
-    for stage in manifest["stages"].values():
-        parts += [*stage["files"].values(), *stage["key"]["reads"].values()]
-    wrong = [part for part in parts if not isinstance(part, str)]
-    if wrong:
-        raise TypeError(f"{wrong[0]!r} is no text")
 
 
 @contextmanager
@@ -307,23 +341,23 @@ def edit_run(path: Path, *, identity: Mapping[str, Any] | None = None) -> Iterat
         RunError: the path is taken by something else or by a run of another model or data, another process is working
             on it, or the disk is full.
     """
-    resumable, place = identity is not None, _resolved(path)
-    partial = place.with_name(f"{place.name}.partial" if resumable else f".{place.name}.edit")
-    if Path.cwd().is_relative_to(place):
+    resumable, place = identity is not None, resolved(path)
+    partial = working_copy(place, resumable=resumable)
+    if holds_working_directory(place):
         raise RunError(
             f"{place} is replaced as a whole and cannot be worked in; start from another directory, as cd .."
         )
     try:
         if resumable:
             place.parent.mkdir(parents=True, exist_ok=True)
-        elif not place.exists() and not _previous(place).exists():
-            _read_manifest(path)  # says that there is none
-        with _locked(place):
-            _complete_swap(place)
+        elif not place.exists() and not is_cut_off(place):
+            read_manifest(path)  # says that there is none
+        with locked(place):
+            complete_swap(place)
             run = _prepare(path, place, partial, identity)
             try:
                 yield run
-                if run.manifest["based_on"] != _state(place):
+                if run.manifest["based_on"] != state(place):
                     raise RunError(
                         f"{path} was changed by hand while this worked on it; start again, and the change is taken up"
                     )
@@ -331,9 +365,10 @@ def edit_run(path: Path, *, identity: Mapping[str, Any] | None = None) -> Iterat
                 if not (resumable and run.manifest["stages"]):
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
-            del run.manifest["based_on"]
+            run.manifest.pop("making", None)
+            run.manifest["whole"] = True
             run.save_manifest()
-            _swap(partial, place)
+            swap(partial, place)
     except OSError as error:
         refuse_full_disk(error, path)
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
@@ -351,38 +386,18 @@ def refuse_full_disk(error: OSError, path: Path) -> None:
             ) from error
 
 
-def _describe(identity: Mapping[str, Any]) -> str:
-    return f"{identity.get('model')} ({identity.get('weights')}) on {identity.get('data')}"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a run for this process, whatever is done to it: one lock beside it, gone afterwards."""
-    name = path.with_name(f".{path.name}.lock")
-    with name.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = name.exists() and os.path.samestat(os.fstat(lock.fileno()), name.stat())
-        except BlockingIOError:
-            held = False
-        if not held:  # or another process has just let go and removed the file that we opened
-            raise RunError(f"another process is working on {path}; wait for it or choose another --output")
-        try:
-            yield
-        finally:
-            name.unlink(missing_ok=True)
-
-
 def _prepare(name: Path, place: Path, partial: Path, identity: Mapping[str, Any] | None) -> Run:
     """The working copy: the one that was cut off, or the run as it stands, or a new one."""
-    standing = _read_manifest(name) if place.exists() else None
+    standing = read_manifest(name) if place.exists() else None
     if standing is not None and identity is not None:
-        _same_identity(name, standing, identity)
-    based_on = _state(place)
+        same_identity(name, standing, identity)
+    based_on = state(place)
     if identity is not None and partial.exists() and any(not item.name.startswith(".") for item in partial.iterdir()):
-        found = _read_manifest(partial)
-        _same_identity(partial, found, identity)
+        found = read_manifest(partial)
+        same_identity(partial, found, identity)
         if found.get("based_on") == based_on:
+            for half_made in set(EDITABLE).intersection(found.pop("making", ())):
+                (partial / half_made).unlink(missing_ok=True)
             for item in partial.glob(f".*{ASIDE}"):
                 if item.is_dir():
                     shutil.rmtree(item)
@@ -393,33 +408,15 @@ def _prepare(name: Path, place: Path, partial: Path, identity: Mapping[str, Any]
     partial.mkdir()
     manifest: dict[str, Any] = {"format": FORMAT, "versions": dict(versions()), "identity": identity, "stages": {}}
     if standing is not None:
-        Run(partial, {**standing, "based_on": None}).save_manifest()  # whose folder this is, if cut off while copying
+        # says whose folder this is, if cut off while copying
+        Run(partial, {**standing, "based_on": None, "whole": False}).save_manifest()
         # hard links, since no file is ever written in place
         ignore = shutil.ignore_patterns(MANIFEST)
         shutil.copytree(place, partial, copy_function=_link_or_copy, ignore=ignore, dirs_exist_ok=True)
         manifest = {**standing, "versions": dict(versions())}
-    run = Run(partial, json.loads(json.dumps({**manifest, "based_on": based_on})), name=name)
+    run = Run(partial, json.loads(json.dumps({**manifest, "based_on": based_on, "whole": False})), name=name)
     run.save_manifest()
     return run
-
-
-def _same_identity(path: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    if manifest["identity"] != identity:
-        raise RunError(
-            f"{path} holds a run of {_describe(manifest['identity'])}, not of {_describe(identity)}; "
-            "choose another --output, or delete it"
-        )
-
-
-def _state(path: Path) -> dict[str, str]:
-    """What says whether a run has changed: hashes of what people edit and of the manifest, times of everything else."""
-    found = {}
-    for item in path.iterdir() if path.exists() else ():
-        if item.name in (MANIFEST, *EDITABLE) and item.is_file():
-            found[item.name] = file_sha256(item)
-        elif not item.name.startswith("."):
-            found[item.name] = str(item.lstat().st_mtime_ns)
-    return found
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -427,35 +424,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _swap(partial: Path, path: Path) -> None:
-    """Put the working copy in the run's place."""
-    previous = _previous(path)
-    shutil.rmtree(previous, ignore_errors=True)
-    if path.exists():
-        os.rename(path, previous)
-    os.rename(partial, path)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _complete_swap(path: Path) -> None:
-    """Bring back a run whose writer was cut off between its two renames."""
-    if not path.exists() and _previous(path).exists():
-        os.rename(_previous(path), path)
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f".{path.name}.previous")
-
-
-@cache
-def versions() -> Mapping[str, str]:
-    """The versions that decide a run's numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = VERSION if package == "hawq_tvm" else "not installed"
-    return found

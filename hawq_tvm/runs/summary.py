@@ -202,8 +202,7 @@ def _limits(run: Run) -> Mapping[str, float]:
     """The budgets that were asked for; none where the network is older than they are."""
     if not (run.is_fresh(files.MODEL) and run.is_fresh(files.ALLOCATION)):
         return {}
-    limits: Mapping[str, float] = run.json(files.ALLOCATION).get("limits", {})
-    return limits
+    return Artifacts(run).limits
 
 
 def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> Totals:

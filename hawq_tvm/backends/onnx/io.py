@@ -8,18 +8,18 @@ types and scales as JSON in the model's metadata, with the graph's fingerprint. 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ml_dtypes
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from hawq_tvm.backends.onnx.functions import DOMAIN, DOMAIN_VERSION, FUNCTIONS, IR_VERSION, OPSET, concat_function
-from hawq_tvm.core.errors import GraphError, ModelFileError
+from hawq_tvm.core.errors import GraphError, ModelFileError, first_line
 from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import (
     Add,
@@ -33,6 +33,7 @@ from hawq_tvm.core.ops import (
     Requantize,
     WeightedOperator,
 )
+from hawq_tvm.core.strict_json import JsonReader
 
 FORMAT = 1
 _METADATA = "hawq_tvm"
@@ -200,15 +201,50 @@ def read_onnx(path: Path) -> Graph:
     Raises:
         ModelFileError: the file is missing, truncated, corrupted, not ours or of another format.
     """
+    return from_onnx(load_model(path), str(path))
+
+
+def load_model(path: Path) -> ModelProto:
+    """An ONNX file as it stands, whoever wrote it, and no other file.
+
+    ONNX lets a tensor name another file that holds its values. None of ours does, and a file that somebody else wrote
+    must not choose which files are read here.
+
+    Raises:
+        ModelFileError: the file is missing, no ONNX file, or a tensor anywhere in it, in functions, subgraphs and
+            sparse tensors too, has its values elsewhere.
+    """
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except FileNotFoundError:
         raise ModelFileError(f"{path} does not exist; compile the run first") from None
     except (DecodeError, OSError, ValueError) as error:
         raise ModelFileError(
-            f"{path} is not a whole ONNX file ({error}); write it again with hawq-tvm compile"
+            f"{path} is not a whole ONNX file ({first_line(error)}); write it again with hawq-tvm compile"
         ) from None
-    return from_onnx(model, str(path))
+    _refuse_values_elsewhere(model, str(path))
+    return model
+
+
+def _refuse_values_elsewhere(model: ModelProto, source: str) -> None:
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise ModelFileError(
+                f"{source} has the values of tensor {tensor.name!r} in another file, which is not read; write it again "
+                "with hawq-tvm compile"
+            )
+
+
+def _tensors(message: Message) -> Iterator[TensorProto]:
+    """Every tensor in a message, however deep; protobuf itself bounds the depth."""
+    if isinstance(message, TensorProto):
+        yield message
+    for _, value in message.ListFields():
+        for part in value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,):
+            if isinstance(part, Message):
+                yield from _tensors(part)
+            else:
+                break  # numbers and texts, of which a field may hold millions
 
 
 def from_onnx(model: ModelProto, source: str = "the model") -> Graph:
@@ -217,6 +253,7 @@ def from_onnx(model: ModelProto, source: str = "the model") -> Graph:
     A runtime computes what nodes and functions say, of which the reader extracts a part: so the model must be the one
     that `to_onnx` makes of the graph, and the graph must have the fingerprint that was stored.
     """
+    _refuse_values_elsewhere(model, source)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     if _METADATA not in properties:
         raise ModelFileError(
@@ -224,11 +261,11 @@ def from_onnx(model: ModelProto, source: str = "the model") -> Graph:
             "give hawq-tvm the PyTorch network instead"
         )
     try:
-        metadata = json.loads(properties[_METADATA])
-        if metadata["format"] != FORMAT:
-            raise ModelFileError(
-                f"{source} has format {metadata['format']}, this version reads {FORMAT}; export it again"
-            )
+        reader = JsonReader(f"{source} is corrupted or changed", ModelFileError, "write it again with hawq-tvm compile")
+        found = reader.parse(properties[_METADATA].encode())
+        if reader.take(found, _Format)["format"] != FORMAT:
+            raise ModelFileError(f"{source} has format {found['format']}, this version reads {FORMAT}; export it again")
+        metadata: _Metadata = reader.take(found, _Metadata)
         graph = _Reader(model, metadata).graph()
         graph.check()
         if graph.fingerprint() != metadata["fingerprint"]:
@@ -244,10 +281,25 @@ def from_onnx(model: ModelProto, source: str = "the model") -> Graph:
     return graph
 
 
+class _Format(TypedDict):
+    """What every format of the metadata has."""
+
+    format: int
+
+
+class _Metadata(_Format):
+    """What `_metadata` writes."""
+
+    fingerprint: str
+    types: Mapping[str, str]
+    scales: Mapping[str, float]
+    weight_bits: Mapping[str, int]
+
+
 class _Reader:
     """Turns ONNX nodes back into graph nodes; `_READERS` says how."""
 
-    def __init__(self, model: ModelProto, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, model: ModelProto, metadata: _Metadata) -> None:
         self.model = model
         self.metadata = metadata
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hawq_tvm.core.errors import RuntimeModuleError
 from hawq_tvm.core.ir import IntType, TensorType
+from hawq_tvm.core.strict_json import JsonReader
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class ValueInfo:
     dtype: str
     shape: tuple[int, ...]
     scale: float
+
+    def __post_init__(self) -> None:
+        _ = self.type  # GraphError where dtype is none
 
     @property
     def type(self) -> TensorType:
@@ -79,16 +83,17 @@ class LibraryInfo:
             RuntimeModuleError: it is missing or not ours.
         """
         path = cls.path_beside(library)
-        try:
-            data = json.loads(path.read_text())
-            data["values"] = {
-                name: ValueInfo(value["dtype"], tuple(value["shape"]), value["scale"])
-                for name, value in data["values"].items()
-            }
-            for key in ("instruction_sets", "calls"):
-                data[key] = tuple(data[key])
-            return cls(**data)
-        except FileNotFoundError:
-            raise RuntimeModuleError(f"{path} is missing: a library needs the JSON file it was compiled with") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RuntimeModuleError(f"{path} is corrupted ({error}); compile the library again") from None
+        if not path.exists():
+            raise RuntimeModuleError(f"{path} is missing: a library needs the JSON file it was compiled with")
+        reader = JsonReader(f"{path} is corrupted", RuntimeModuleError, "compile the library again")
+        found: LibraryInfo = reader.take(reader.read(path), cls)
+        named = {found.input_name, found.output_name, *found.calls, *found.views, *found.views.values()}
+        unknown = sorted(named - found.values.keys())
+        if unknown:
+            raise reader.fault(f"values holds no {unknown[0]!r}")
+        bare = [name for name in found.calls if name not in found.kernels or name not in found.declines]
+        if bare:
+            raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
+        if found.batch < 1:
+            raise reader.fault("batch is 0, expected at least 1")
+        return found
