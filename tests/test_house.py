@@ -44,6 +44,7 @@ LIBRARIES = {
     "backends/tvm/runtime": {"numpy", "tvm", "tvm_ffi"},
     "backends/tvm/host": set(),
     "sources/options": set(),
+    "sources/names": set(),
 }
 """What these parts and files may import beside the standard library and the house."""
 
