@@ -46,6 +46,7 @@ LIBRARIES = {
     "backends/tvm/host": set(),
     "backends/tvm/info": {"numpy"},
     "sources/options": set(),
+    "sources/names": set(),
 }
 """What these parts and files may import beside the standard library and the house."""
 
