@@ -1,17 +1,24 @@
-"""Storages: what is packed comes back, and padding holds what the contract says."""
+"""Storages: what is packed comes back, padding holds what the contract says, and the choice costs least."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import inf
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.core.errors import GraphError
+from hawq_tvm.backends.tvm.storage import Choice, Conversion, Step, choose_offers
+from hawq_tvm.core.errors import CompileError, GraphError
 from hawq_tvm.core.ir import Array, IntType, TensorType
 from hawq_tvm.core.storage import Storage, pack, unpack
+from hawq_tvm.kernels import BuiltKernel, Offer
 
 from .builders import random_integers
 
@@ -158,3 +165,168 @@ def test_an_array_that_was_packed_otherwise_is_refused() -> None:
 def test_json_keeps_everything(case: tuple[TensorType, Storage]) -> None:
     _, storage = case
     assert Storage.from_json(json.loads(json.dumps(storage.to_json()))) == storage
+
+
+# the choice over a network, held to brute force
+
+
+def place(number: int) -> Storage:
+    """A storage that stands for a number; only its identity counts here."""
+    return Storage(multiple=number + 1)
+
+
+def never() -> BuiltKernel:
+    raise AssertionError("nothing is built here")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An invented network: steps, its output, and what each value costs to convert, by (from, to)."""
+
+    steps: tuple[Step, ...]
+    output: str
+    prices: dict[str, dict[tuple[Storage, Storage], float]]
+
+    def conversion_cost(self, value: str, source: Storage, to: Storage) -> float:
+        return self.prices[value].get((source, to), inf)
+
+    def choose(self, **options: int) -> Choice:
+        return choose_offers(self.steps, {"x": place(0)}, self.output, place(0), self.conversion_cost, **options)
+
+
+def random_problem(random: Random, *, palette: int, nodes: int) -> Problem:
+    """Nodes with up to three inputs of any earlier value: chains, residual joins, concatenations, values read twice."""
+    places = [place(number) for number in range(palette)]
+    names, steps = ["x"], []
+    for index in range(nodes):
+        count = random.choice([1, 2, 2, 3])
+        inputs = (names[-1], *(random.choice(names) for _ in range(count - 1)))
+        offers = {}
+        for number in range(random.randint(1, 3)):
+            reads = tuple(random.choice(places) for _ in inputs)
+            offers[f"kernel{number}"] = Offer(reads, random.choice(places), random.randint(0, 12), never)
+        steps.append(Step(f"n{index}", inputs, offers))
+        names.append(f"n{index}")
+    prices = {
+        name: {(a, b): random.randint(0, 9) for a in places for b in places if a != b and random.random() < 0.95}
+        for name in names
+    }
+    return Problem(tuple(steps), random.choice(names[-2:]), prices)
+
+
+def cost_of(problem: Problem, kernels: Sequence[str]) -> float:
+    """What one choice of kernels costs: each conversion when it is first asked for, from where it is cheapest."""
+    total, exists = 0.0, {"x": {place(0)}}
+    wanted = []
+    for step, kernel in zip(problem.steps, kernels, strict=True):
+        offer = step.offers[kernel]
+        total += offer.cost
+        exists[step.name] = {offer.writes}
+        wanted += list(zip(step.inputs, offer.reads, strict=True))
+    for value, storage in [*wanted, (problem.output, place(0))]:
+        if storage not in exists[value]:
+            total += min(problem.conversion_cost(value, known, storage) for known in exists[value])
+            exists[value].add(storage)
+    return total
+
+
+def brute_force(problem: Problem) -> float:
+    return min(cost_of(problem, kernels) for kernels in product(*(step.offers for step in problem.steps)))
+
+
+def test_the_choice_costs_what_brute_force_finds_on_1000_graphs_with_joins() -> None:
+    random = Random(8)
+    joins = conversions = impossible = 0
+    for number in range(1000):
+        problem = random_problem(random, palette=2 + number % 2, nodes=random.randint(2, 6))
+        joins += any(len(set(step.inputs)) > 1 for step in problem.steps)
+        best = brute_force(problem)
+        if best == inf:
+            impossible += 1
+            with pytest.raises(CompileError, match="nothing converts"):
+                problem.choose()
+            continue
+        choice = problem.choose()
+        assert choice.exact
+        assert choice.cost == best, number
+        assert cost_of(problem, list(choice.kernels.values())) == best, "and the kernels that it names cost that"
+        conversions += bool(choice.conversions)
+    assert joins > 800
+    assert conversions > 500
+    assert impossible < 100
+
+
+def test_a_conversion_is_made_once_for_all_its_readers() -> None:
+    a, b = place(0), place(1)
+    one = {"only": Offer((b,), b, 1.0, never)}
+    steps = (
+        Step("p", ("x",), one),
+        Step("q", ("x",), one),
+        Step("sum", ("p", "q"), {"sum": Offer((b, b), a, 1, never)}),
+    )
+    choice = Problem(steps, "sum", {"x": {(a, b): 5.0}, "p": {}, "q": {}, "sum": {}}).choose()
+    assert choice.conversions == (Conversion("x", a, b, "p"),)
+    assert choice.cost == 8.0
+
+
+def test_a_join_is_where_greedy_choices_go_wrong() -> None:
+    """Each branch alone is cheaper in the other storage by 1; the join that reads both makes that cost 4."""
+    a, b = place(0), place(1)
+    branch = {"a": Offer((a,), a, 3.0, never), "b": Offer((a,), b, 2.0, never)}
+    join = {"sum": Offer((a, a), a, 1.0, never)}
+    steps = (Step("p", ("x",), branch), Step("q", ("x",), branch), Step("sum", ("p", "q"), join))
+    back = {(b, a): 2.0}
+    choice = Problem(steps, "sum", {"x": {}, "p": back, "q": back, "sum": {}}).choose()
+    assert dict(choice.kernels) == {"p": "a", "q": "a", "sum": "sum"}
+    assert choice.conversions == ()
+
+
+def test_of_equal_offers_the_earlier_row_is_taken() -> None:
+    a = place(0)
+    offers = {"first": Offer((a,), a, 1.0, never), "second": Offer((a,), a, 1.0, never)}
+    choice = Problem((Step("p", ("x",), offers),), "p", {"x": {}, "p": {}}).choose()
+    assert choice.kernels["p"] == "first"
+
+
+def test_the_output_is_converted_to_what_users_have() -> None:
+    a, b = place(0), place(1)
+    steps = (Step("p", ("x",), {"only": Offer((a,), b, 1.0, never)}),)
+    choice = Problem(steps, "p", {"x": {}, "p": {(b, a): 2.0}}).choose()
+    assert choice.conversions == (Conversion("p", b, a, None),)
+    assert choice.cost == 3.0
+
+
+def dense_block(layers: int, random: Random) -> Problem:
+    """Every layer reads all earlier ones, each of which stays alive to the end: 2^layers states without a cap."""
+    a, b = place(0), place(1)
+    names, steps = ["x"], []
+    for index in range(layers):
+        offers = {
+            f"reads {reads} writes {writes}": Offer((reads,) * len(names), writes, random.randint(1, 9), never)
+            for reads in (a, b)
+            for writes in (a, b)
+        }
+        steps.append(Step(f"n{index}", tuple(names), offers))
+        names.append(f"n{index}")
+    prices = {name: {(a, b): random.randint(5, 60), (b, a): random.randint(5, 60)} for name in names}
+    return Problem(tuple(steps), names[-1], prices)
+
+
+def test_a_frontier_too_wide_is_cut_and_the_plan_says_so() -> None:
+    problem = dense_block(40, Random(1))
+    choice = problem.choose(max_states=20)
+    assert not choice.exact
+    assert choice.cost == cost_of(problem, list(choice.kernels.values())), "it is a choice that can be made"
+    all_canonical = [
+        next(name for name in step.offers if name.endswith(f"writes {place(0)}")) for step in problem.steps
+    ]
+    assert choice.cost <= cost_of(problem, all_canonical)
+
+
+@pytest.mark.parametrize("layers", [4, 5])
+def test_a_narrow_dense_block_is_exact(layers: int) -> None:
+    for seed in range(10):
+        problem = dense_block(layers, Random(seed))
+        choice = problem.choose()
+        assert choice.exact
+        assert choice.cost == brute_force(problem)
