@@ -9,23 +9,34 @@ from pathlib import Path
 
 from hawq_tvm.core.errors import RuntimeModuleError
 from hawq_tvm.core.ir import IntType, TensorType
+from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.strict_json import JsonReader
 
 
 @dataclass(frozen=True)
 class ValueInfo:
-    """One value of the graph: its integer type, the shape of a sample, its scale."""
+    """One value of the graph: its integer type, the shape of a sample, its scale, and how its kernel stores it."""
 
     dtype: str
     shape: tuple[int, ...]
     scale: float
+    storage: Storage
 
     def __post_init__(self) -> None:
-        _ = self.type  # GraphError where dtype is none
+        self.storage.check(self.type)  # GraphError where dtype is none, or cannot be stored so
 
     @property
     def type(self) -> TensorType:
         return TensorType(IntType.parse(self.dtype), self.shape, self.scale)
+
+
+@dataclass(frozen=True)
+class ConversionInfo:
+    """A call that copies a value into another storage, and the kernel that does."""
+
+    value: str
+    storage: Storage
+    kernel: str
 
 
 @dataclass(frozen=True)
@@ -40,10 +51,12 @@ class LibraryInfo:
         input_name: the input value.
         output_name: the output value.
         values: every value.
-        calls: the values that kernels make, in the order of the calls.
+        calls: every kernel call in order, by a name: the value that it makes, or a name of `conversions`.
+        conversions: the calls that only copy a value into another storage.
         views: values that are views of another, by name.
-        kernels: the kernel of each call.
+        kernels: the kernel that makes each value.
         declines: why kernels that stand earlier in the table were not taken, by node.
+        exact_storages: whether the choice of storages is proved to cost least.
         planned_bytes: activation memory.
         fingerprint: of the integer graph.
         tvm: the version that compiled it.
@@ -58,9 +71,11 @@ class LibraryInfo:
     output_name: str
     values: Mapping[str, ValueInfo]
     calls: tuple[str, ...]
+    conversions: Mapping[str, ConversionInfo]
     views: Mapping[str, str]
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
+    exact_storages: bool
     planned_bytes: int
     fingerprint: str
     tvm: str
@@ -86,12 +101,14 @@ class LibraryInfo:
         if not path.exists():
             raise RuntimeModuleError(f"{path} is missing: a library needs the JSON file it was compiled with")
         reader = JsonReader(f"{path} is corrupted", RuntimeModuleError, "compile the library again")
-        found: LibraryInfo = reader.take(reader.read(path), cls)
-        named = {found.input_name, found.output_name, *found.calls, *found.views, *found.views.values()}
+        found: LibraryInfo = reader.take(reader.read(path), cls, signed=("offset",))
+        copied = {item.value for item in found.conversions.values()}
+        made = [name for name in found.calls if name not in found.conversions]
+        named = {found.input_name, found.output_name, *made, *copied, *found.views, *found.views.values()}
         unknown = sorted(named - found.values.keys())
         if unknown:
             raise reader.fault(f"values holds no {unknown[0]!r}")
-        bare = [name for name in found.calls if name not in found.kernels or name not in found.declines]
+        bare = [name for name in made if name not in found.kernels or name not in found.declines]
         if bare:
             raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
         if found.batch < 1:

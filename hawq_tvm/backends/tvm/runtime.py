@@ -23,6 +23,7 @@ from hawq_tvm.core.errors import DataError, RuntimeModuleError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.interpreter import check_integers
 from hawq_tvm.core.ir import Array, TensorType
+from hawq_tvm.core.storage import unpack
 
 os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
 
@@ -110,13 +111,32 @@ class CompiledModule:
         return np.concatenate([self._main(tensor(part)).numpy()[:count] for part, count in self._batches(x)])
 
     def values(self, x: Array) -> dict[str, Array]:
-        """Every value's integers, tapped from the running library call by call.
+        """Every value's integers, tapped from the running library call by call, whatever its storage.
 
         Args:
             x: as `run` takes it.
 
         Returns:
             Arrays [N, ...] in their carrier dtypes, by name, the input's first.
+        """
+        stored = self.stored(x)
+        made = {self.info.input_name: x}
+        for name in self.info.calls:
+            if name not in self.info.conversions:
+                made[name] = unpack(stored[name], self.info.values[name].type, self.info.values[name].storage)
+        for view, source in self.info.views.items():
+            made[view] = made[source].reshape(len(x), *self.info.values[view].shape)
+        return {name: made[name] for name in self.info.values}
+
+    def stored(self, x: Array) -> dict[str, Array]:
+        """What every call of the running library writes, as it lies in memory, padding included.
+
+        Args:
+            x: as `run` takes it.
+
+        Returns:
+            By the names of `LibraryInfo.calls`, arrays [N, ...] as `hawq_tvm.core.storage.pack` makes them of the
+            value that the call makes or copies.
         """
         parts: dict[str, list[Array]] = {name: [] for name in self.info.calls}
         calls: Iterator[str] = iter(())
@@ -129,11 +149,7 @@ class CompiledModule:
             for part, size in self._batches(x):
                 calls, count = iter(self.info.calls), size
                 self._main(tensor(part))
-        made = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-        made[self.info.input_name] = x
-        for view, source in self.info.views.items():
-            made[view] = made[source].reshape(len(x), *self.info.values[view].shape)
-        return {name: made[name] for name in self.info.values}
+        return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
     def call_times(self, x: Array) -> dict[str, float]:
         """Seconds of each kernel call, summed over the batches that `x` is cut into, by name of the value it makes."""
