@@ -17,11 +17,13 @@ import typer
 
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes, Of, flat
-from hawq_tvm.core.errors import HawqError
+from hawq_tvm.core.errors import HawqError, SettingsError
 from hawq_tvm.core.specs import CHOICE, Budget
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, find_target
 from hawq_tvm.core.version import VERSION
+from hawq_tvm.runs.rundir import open_run
 from hawq_tvm.settings import SAMPLES, Settings
+from hawq_tvm.sources.names import check_names
 from hawq_tvm.sources.options import DataOptions
 
 app = typer.Typer(
@@ -102,6 +104,15 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _check_early(model: str, weights: str | None, data: str, target: str, *files: Path | None) -> None:
+    """Refuse wrong names and missing files before PyTorch and TVM are loaded, which takes seconds."""
+    check_names(model, weights, data)
+    find_target(target)
+    for file in files:
+        if file is not None and not file.is_file():
+            raise SettingsError(f"{file} does not exist; check the path")
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -128,7 +139,7 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Everything: capture, calibrate, profile, allocate, integerise, export, compile, verify, benchmark, report."""
-    find_target(target)
+    _check_early(model, weights, data, target, bits_file, settings.latency_table)
     from hawq_tvm.cli import commands
 
     names = commands.Sources(model, weights, data, samples)
@@ -148,7 +159,7 @@ def profile(
     as_json: AsJson = False,
 ) -> int:
     """Capture, calibrate and measure every layer's sensitivity and costs; `allocate` goes on from there."""
-    find_target(target)
+    _check_early(model, weights, data, target, settings.latency_table)
     from hawq_tvm.cli import commands
 
     names = commands.Sources(model, weights, data, samples)
@@ -166,6 +177,8 @@ def allocate(
 
     Bits and pins are those that were profiled, unless they are given.
     """
+    if not path.is_file():
+        open_run(path)
     from hawq_tvm.cli import commands
 
     return commands.allocate(path, {"budget": Budget(), **changes}, as_json)
@@ -181,6 +194,8 @@ def compile(
     as_json: AsJson = False,
 ) -> int:
     """Integerise with the run's bits.json, edited or not, and compile for a target."""
+    find_target(target)
+    open_run(path)
     from hawq_tvm.cli import commands
 
     return commands.compile(path, target, batch, data, trust_code, as_json)
@@ -198,6 +213,7 @@ def verify(
     as_json: AsJson = False,
 ) -> int:
     """Compare every tensor of every layer: numpy = PyTorch = ONNX Runtime = the compiled library. Exit 1 if not."""
+    open_run(path)
     from hawq_tvm.cli import commands
 
     return commands.verify(path, target, samples, data, trust_code, as_json)
@@ -213,6 +229,7 @@ def bench(
     as_json: AsJson = False,
 ) -> int:
     """Time the compiled library beside fp32 PyTorch and ONNX Runtime, interleaved."""
+    open_run(path)
     from hawq_tvm.cli import commands
 
     return commands.bench(path, target, threads, seconds, layers, as_json)
@@ -225,9 +242,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> int:
     """Print a run's layers, bits and costs, counted from the exported network."""
-    from hawq_tvm.cli import commands
+    from hawq_tvm.cli import inspect as command
 
-    return commands.inspect(path, graph, as_json)
+    return command.inspect(path, graph, as_json)
 
 
 @app.command()

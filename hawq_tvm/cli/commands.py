@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes
 from hawq_tvm.core.errors import AllocationError, CompileError, RunError, SettingsError
 from hawq_tvm.core.specs import BitConfig, CostTable
+from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, Target, find_target
 from hawq_tvm.ilp import Allocation, find_allocator
 from hawq_tvm.runs import artifacts as files
@@ -243,34 +243,16 @@ def bench(path: Path, target: str | None, threads: int | None, seconds: float, l
     return 0
 
 
-def inspect(path: Path, graph: bool, as_json: bool) -> int:
-    """`hawq-tvm inspect`."""
-    run = open_run(path)
-    if graph:
-        text = str(Artifacts(run).graph)
-        console.print_json(text.splitlines()) if as_json else console.out.print(text, markup=False)
-        return 0
-    summary = summarize(run)
-    if as_json:
-        console.print_json(summary.to_json())
-    else:
-        console.print_layers(summary)
-    return 0
-
-
 def read_bits(path: Path) -> BitConfig:
     """A bit configuration from a JSON file."""
-    return replace(BitConfig.from_json(read_json(path, "bit configuration")), origin=f"given by {path}")
+    return replace(BitConfig.from_json(read_json(path, "bit configuration"), str(path)), origin=f"given by {path}")
 
 
 def read_costs(path: Path) -> CostTable:
     """A cost table from a JSON file."""
-    return CostTable.from_json(read_json(path, "cost table"))
+    return CostTable.from_json(read_json(path, "cost table"), str(path))
 
 
 def read_json(path: Path, what: str) -> Any:
     """A JSON file that the user names."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise AllocationError(f"the {what} {path} cannot be read: {error}") from error
+    return JsonReader(f"the {what} {path}", AllocationError, "mend it or name another").read(path)

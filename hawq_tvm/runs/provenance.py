@@ -10,8 +10,8 @@ from hawq_tvm.core.errors import HawqError, RunError
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.settings import Settings
 from hawq_tvm.sources.data import load_data
-from hawq_tvm.sources.names import file_of
 from hawq_tvm.sources.models import LoadedModel, normal_spec
+from hawq_tvm.sources.names import file_of
 from hawq_tvm.sources.options import DataOptions, Preprocessing
 from hawq_tvm.sources.samples import Data
 

@@ -11,8 +11,9 @@ from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.core.integerize import integerize as integerize_graph
 from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.runs.artifacts import BITS, BOUNDS, FLOAT_GRAPH, MODEL, RANGES
+from hawq_tvm.runs.artifacts import BITS, BOUNDS, FLOAT_GRAPH, LAYERS, MODEL, RANGES
 from hawq_tvm.runs.golden import GOLDEN, write_golden
+from hawq_tvm.runs.layers import describe_layers
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
@@ -25,6 +26,7 @@ def integerize(work: Work) -> Stage:
         model = to_onnx(graph)
         work.run.write(MODEL, lambda path: onnx.save(model, path))
         work.run.write_json(BOUNDS, describe_bounds(graph))
+        work.run.write_json(LAYERS, describe_layers(graph))
         write_golden(work.run, graph, _golden_input(work, graph))
 
     return Stage(
@@ -33,7 +35,7 @@ def integerize(work: Work) -> Stage:
         make,
         options={"data": work.data_key},
         reads=(FLOAT_GRAPH, RANGES, BITS),
-        writes=(MODEL, BOUNDS, GOLDEN),
+        writes=(MODEL, BOUNDS, LAYERS, GOLDEN),
     )
 
 
