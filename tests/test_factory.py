@@ -76,6 +76,7 @@ def test_the_line_of_a_syntax_error_is_told(file: Path) -> None:
 def test_the_line_of_a_failing_dataset_is_told(file: Path) -> None:
     data = load_data("mine.py:items", DataOptions())
     with pytest.raises(DataError, match="sample 3 of 'mine.py:items' failed at line 21: IndexError"):
+        list(batches(data.calibration, 4))
         list(batches(data.evaluation, 4))
 
 
