@@ -58,7 +58,7 @@ class Data:
 
         What is hashed, and what that costs:
 
-        - samples in memory (arrays, pairs, and loaders, which are read whole): every byte, about a second a GiB;
+        - samples in memory (arrays, pairs, and loaders, which are read whole): every byte, one to two seconds a GiB;
         - noise: its seed and shape;
         - image files in a folder: every byte, up to 512 MiB; of more, the name, size and time of change of each, and
           every byte of 512 of them;
