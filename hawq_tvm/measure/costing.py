@@ -115,7 +115,7 @@ def cost_table(
         assert node.weight is not None
         choices = {}
         for pair in pairs:
-            omega = 0.0 if sensitivity is None else sensitivity["layers"][node.name]["omega"][str(pair.weight)]
+            omega = 0.0 if sensitivity is None else _omega(sensitivity, node.name, pair.weight)
             microseconds = None if latency is None else latency.latency_us[node.name].get(pair)
             size_bytes = node.weight.size * pair.weight / 8
             choices[pair] = Cost(omega, size_bytes, node.macs * pair.weight * pair.activation, microseconds)
@@ -128,6 +128,16 @@ def cost_table(
         "latency_us": "not measured" if latency is None else latency.source,
     }
     return CostTable(tuple(rows), graph.tied_groups(), sources)
+
+
+def _omega(sensitivity: Mapping[str, Any], layer: str, bits: int) -> float:
+    try:
+        omega: float = sensitivity["layers"][layer]["omega"][str(bits)]
+    except KeyError:
+        raise AllocationError(
+            f"the sensitivities have no Omega of layer {layer!r} at {bits} weight bits; profile the network again"
+        ) from None
+    return omega
 
 
 def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hawq_tvm.backends.tvm.runtime import LibraryInfo
+from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.ir import Node, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.specs import Bits, CostTable
@@ -135,6 +136,11 @@ def summarize(run: Run) -> RunSummary:
     costs = found.costs
     compiled = {name: target for name, target in TARGETS.items() if run.is_fresh(target.library_name)}
     libraries = {name: found.library_info(target) for name, target in compiled.items()}
+    for info in libraries.values():
+        if info.fingerprint != graph.fingerprint():
+            raise RunError(
+                f"{run.name} holds a library of another network than its model.onnx; hawq-tvm compile mends it"
+            )
     profiled = files.SENSITIVITY in run
     types = graph.types
     bounds = graph.bounds()
