@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,36 @@ import numpy as np
 import torch
 from torch import nn
 
+from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.runtime import CompiledModule
-from hawq_tvm.core.errors import DataError, HawqError, ModelError, RunError, SettingsError
+from hawq_tvm.core.errors import DataError, ModelError, RunError, SettingsError
 from hawq_tvm.core.interpreter import dequantize_output, quantize_input
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import FloatArray
-from hawq_tvm.core.reporter import Reporter
+from hawq_tvm.core.reporter import Reporter, as_reporter
 from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
-from hawq_tvm.core.targets import DEFAULT_TARGET, find_target
+from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.evaluate import Accuracy
 from hawq_tvm.measure.verify import VerifyReport
-from hawq_tvm.pipeline import Pipeline
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.provenance import (
+    PYTHON_OBJECT,
+    describe_run,
+    run_identity,
+    stored_data,
+    stored_options,
+    stored_settings,
+)
+from hawq_tvm.runs.report import write_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run, refuse_full_disk
 from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
 from hawq_tvm.sources.data import as_data, limited, load_data
-from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, normal_spec
-from hawq_tvm.sources.options import DataOptions, Preprocessing
+from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint
+from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
-
-_PYTHON_OBJECT = "python object"
+from hawq_tvm.stages.work import Work
 
 
 def quantize(
@@ -51,7 +59,7 @@ def quantize(
     latency_table: str | Path | None = None,
     data_options: DataOptions | None = None,
     seed: int = 0,
-    reporter: Reporter | None = None,
+    progress: bool | Reporter = False,
 ) -> QuantizedNetwork:
     """Turn a network into integers: capture, calibrate, profile, allocate bits, integerise, measure accuracy.
 
@@ -71,7 +79,7 @@ def quantize(
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
         data_options: how many samples, preprocessing.
         seed: of everything random.
-        reporter: told of progress.
+        progress: True for one line a stage on standard error; or a `Reporter` that is told of stages.
 
     Returns:
         The integer network. Its files lie in a temporary directory until `QuantizedNetwork.save`.
@@ -93,31 +101,16 @@ def quantize(
     options = data_options or DataOptions(seed=seed)
     loaded = _loaded(model, weights, seed)
     named = isinstance(data, str)
-    if named:
-        shape = options.input_shape or loaded.input_shape
-        source = load_data(data, replace(options, input_shape=shape))
-    else:
-        source = limited(as_data(data, name=_PYTHON_OBJECT, options=options), options)
+    options = replace(options, input_shape=options.input_shape or loaded.input_shape) if named else options
+    source = _samples(data, options)
     scratch = tempfile.TemporaryDirectory(prefix="hawq_tvm-")
     path = Path(scratch.name) / "run"
-    spec = model if isinstance(model, str) else f"{_PYTHON_OBJECT} {loaded.name}"
-    with edit_run(path, identity=run_identity(spec, loaded, data if named else _PYTHON_OBJECT)) as run:
-        describe_run(run, settings, data if named else _PYTHON_OBJECT, options, source)
-        pipeline = Pipeline(run, settings, model=loaded, data=source, reporter=reporter)
-        quantize_stages(pipeline)
-    return QuantizedNetwork(path, settings, data=source, reporter=reporter, scratch=scratch)
-
-
-def quantize_stages(pipeline: Pipeline, *, target: str = DEFAULT_TARGET, bits: BitConfig | None = None) -> None:
-    """Stages 1 to 7: from the network to its integers and their accuracy."""
-    pipeline.capture()
-    pipeline.calibrate()
-    if pipeline.has_choice and bits is None:
-        pipeline.profile()
-    pipeline.cost(find_target(target), profiled=bits is None)
-    pipeline.allocate(bits)
-    pipeline.integerize()
-    pipeline.evaluate()
+    spec = model if isinstance(model, str) else f"{PYTHON_OBJECT} {loaded.name}"
+    with edit_run(path, identity=run_identity(spec, loaded, data if named else PYTHON_OBJECT)) as run:
+        describe_run(run, settings, data if named else PYTHON_OBJECT, options, source)
+        work = Work(run, settings, model=loaded, data=source, reporter=as_reporter(progress))
+        pipeline.perform(work, pipeline.QUANTIZE)
+    return QuantizedNetwork(path, settings, data=source, progress=progress, scratch=scratch)
 
 
 def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedModel:
@@ -129,55 +122,6 @@ def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedMod
     return LoadedModel(model, type(model).__name__.lower(), "as given", None, module_fingerprint(model))
 
 
-def run_identity(spec: str, model: LoadedModel, data: str) -> dict[str, Any]:
-    """What a run directory belongs to: another model, checkpoint or data needs another directory."""
-    return {"model": normal_spec(spec), "weights": model.weights, "data": normal_spec(data)}
-
-
-def describe_run(run: Run, settings: Settings, spec: str, options: DataOptions, data: Data) -> None:
-    """Keep in the manifest what was asked for and how the samples are found again, from any directory."""
-    run.manifest["settings"] = settings.to_json()
-    run.manifest["data"] = {
-        "spec": normal_spec(spec),
-        "options": asdict(replace(options, input_shape=data.sample_shape)),
-        "settings": dict(data.settings),
-    }
-    run.save_manifest()
-
-
-def stored_settings(run: Run) -> Settings:
-    """What a run was asked to do.
-
-    Raises:
-        RunError: the manifest does not say.
-    """
-    return Settings.from_json(run.manifest.get("settings"))
-
-
-def stored_data(run: Run) -> Data | None:
-    """The samples that a run was made with; None where they were Python objects or are not there any more.
-
-    Raises:
-        RunError: the manifest does not say how they are found.
-    """
-    stored = run.manifest.get("data", {})
-    try:
-        spec = stored.get("spec")
-        if spec in (None, _PYTHON_OBJECT):
-            return None
-        options = dict(stored["options"])
-        how = options.pop("preprocessing")
-        preprocessing = Preprocessing(how["resize"], how["crop"], tuple(how["mean"]), tuple(how["std"]))
-        shape = options.pop("input_shape")
-        found = DataOptions(**options, preprocessing=preprocessing, input_shape=tuple(shape) if shape else None)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"the manifest's data is damaged ({error!r}); start the run again elsewhere") from error
-    try:
-        return load_data(spec, found)
-    except HawqError:
-        return None
-
-
 class QuantizedNetwork:
     """An integer network and everything that is known of it; the Python face of a run directory."""
 
@@ -187,13 +131,13 @@ class QuantizedNetwork:
         settings: Settings,
         *,
         data: Data | None = None,
-        reporter: Reporter | None = None,
+        progress: bool | Reporter = False,
         scratch: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
         self.path = path
         self._settings = settings
         self._data = data
-        self._reporter = reporter
+        self._reporter = as_reporter(progress)
         self._scratch = scratch  # removes the temporary run when this object goes
         self._modules: dict[str, CompiledModule] = {}
 
@@ -231,9 +175,11 @@ class QuantizedNetwork:
         Returns:
             The library, loaded.
         """
+        chosen = find_target(target)
         with edit_run(self.path) as run:
-            self._pipeline(run).compile(find_target(target), batch=batch)
-        self._modules[target] = self._artifacts.library(find_target(target))
+            batch = batch or Artifacts(run).batch(chosen)  # that of the library that is there
+            pipeline.perform(self._work(run, chosen, batch=batch), pipeline.COMPILE)
+        self._modules[target] = self._artifacts.library(chosen)
         return self._modules[target]
 
     def verify(self, target: str = DEFAULT_TARGET, *, samples: int | None = None) -> VerifyReport:
@@ -246,9 +192,8 @@ class QuantizedNetwork:
         if samples is not None and samples < 1:
             raise SettingsError(f"verification compares at least 1 sample, got {samples}")
         with edit_run(self.path) as run:
-            pipeline = self._pipeline(run)
-            pipeline.compile(find_target(target))
-            pipeline.verify(find_target(target), samples=samples)
+            work = self._compiled_work(run, target, verify_samples=samples)
+            pipeline.perform(work, pipeline.VERIFY)
         return self._artifacts.verification(find_target(target))
 
     def benchmark(
@@ -262,9 +207,8 @@ class QuantizedNetwork:
             threads: of every contender; None takes all cores, or what the run was made with.
         """
         with edit_run(self.path) as run:
-            pipeline = self._pipeline(run)
-            pipeline.compile(find_target(target))
-            pipeline.benchmark(find_target(target), seconds=seconds, threads=threads, force=True)
+            work = self._compiled_work(run, target, bench_seconds=seconds, threads=threads)
+            pipeline.perform(work, pipeline.BENCHMARK, force=True)
         return self._artifacts.benchmark(find_target(target))
 
     def __call__(self, x: Any, *, target: str = DEFAULT_TARGET) -> FloatArray:
@@ -312,6 +256,7 @@ class QuantizedNetwork:
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(self.path, aside)
+            write_report(open_run(aside), destination)
             aside.rename(destination)
         except OSError as error:
             refuse_full_disk(error, destination)
@@ -320,19 +265,45 @@ class QuantizedNetwork:
             shutil.rmtree(aside, ignore_errors=True)
         return destination
 
-    def _pipeline(self, run: Run) -> Pipeline:
-        return Pipeline(run, self._settings, data=self._data, reporter=self._reporter)
+    def _work(self, run: Run, target: Target, **changes: Any) -> Work:
+        """The run as it was asked for, but for what a call says otherwise."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return Work(run, replace(self._settings, **given), target=target, data=self._data, reporter=self._reporter)
+
+    def _compiled_work(self, run: Run, target: str, **changes: Any) -> Work:
+        """The same, with the library made where there is none of this network."""
+        chosen = find_target(target)
+        batch = Artifacts(run).batch(chosen)
+        pipeline.perform(self._work(run, chosen, batch=batch), pipeline.COMPILE)
+        return self._work(run, chosen, batch=batch, **changes)
 
 
-def load(path: str | Path) -> QuantizedNetwork:
+def load(
+    path: str | Path, *, data: Any = None, trust_code: bool = False, progress: bool | Reporter = False
+) -> QuantizedNetwork:
     """Bring back a run directory that `QuantizedNetwork.save` or the command line wrote.
 
     Args:
         path: of the run directory.
+        data: samples to use instead of those that the run was made with, as `quantize` takes them.
+        trust_code: whether the Python file that the run names for its samples may be executed. A run directory is data:
+            without this it executes nothing of its own but, once it is called, its compiled library.
+        progress: as `quantize` takes it.
 
     Raises:
         RunError: it is missing, damaged or made by another version.
     """
     run = open_run(Path(path))
     run.file(files.MODEL)
-    return QuantizedNetwork(Path(path), stored_settings(run), data=stored_data(run))
+    if data is not None:
+        samples: Data | None = _samples(data, stored_options(run))
+    else:
+        samples = stored_data(run, trust_code=trust_code)
+    return QuantizedNetwork(Path(path), stored_settings(run), data=samples, progress=progress)
+
+
+def _samples(data: Any, options: DataOptions) -> Data:
+    """Samples by name, or from Python objects."""
+    if isinstance(data, str):
+        return load_data(data, options)
+    return limited(as_data(data, name=PYTHON_OBJECT, options=options), options)

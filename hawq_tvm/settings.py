@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.core.errors import RunError, SettingsError
-from hawq_tvm.core.specs import Bits, Budget, is_number
+from hawq_tvm.core.errors import AllocationError, RunError, SettingsError
+from hawq_tvm.core.option import option
+from hawq_tvm.core.specs import CHOICE, Bits, Budget, is_number
 
 DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
 DEFAULT_OBSERVER = "percentile:99.999"
 PIN_BITS = Bits(8, 8)
+
+SAMPLES = "Samples"
+"""The heading of the options that are about samples."""
+
+
+def parse_bits(text: str) -> tuple[Bits, ...]:
+    """Candidate pairs from ``4,8`` or ``w4a4,w8a8``.
+
+    Raises:
+        SettingsError: no bits at all.
+    """
+    bits = tuple(dict.fromkeys(Bits.parse(part) for part in text.split(",") if part.strip()))
+    if not bits:
+        raise SettingsError("--bits names no bits; write 4,8 or w4a4,w4a8,w8a8")
+    return bits
+
+
+def parse_pins(pins: Sequence[str]) -> dict[str, Bits]:
+    """Pins from ``NAME=w8a8``.
+
+    Raises:
+        AllocationError: a pin that is not written so.
+    """
+    table = {}
+    for pin in pins:
+        name, separator, bits = pin.rpartition("=")
+        if not separator or not name:
+            raise AllocationError(f"a pin is written NAME=w8a8, got '{pin}'")
+        table[name] = Bits.parse(bits)
+    return table
 
 
 @dataclass(frozen=True)
@@ -27,10 +58,20 @@ class HessianSettings:
         max_probes: double backwards at which it stops anyway, shared evenly among the batches, at least 2 for each.
     """
 
-    samples: int = 32
+    samples: int = option(
+        32, "calibration samples that the loss is taken over", flag="--hessian-samples", panel=CHOICE, least=1
+    )
     batch: int | None = None
-    target_error: float = 0.1
-    max_probes: int = 64
+    target_error: float = option(
+        0.1, "relative standard error at which probing stops", flag="--hessian-error", panel=CHOICE, least=0
+    )
+    max_probes: int = option(
+        64,
+        "double backwards at which it stops, at least 2 for each batch",
+        flag="--hessian-probes",
+        panel=CHOICE,
+        least=2,
+    )
 
     def __post_init__(self) -> None:
         _at_least("samples of the Hessian", self.samples, 1)
@@ -61,20 +102,24 @@ class Settings:
         seed: of everything random.
     """
 
-    bits: tuple[Bits, ...] = DEFAULT_BITS
+    bits: tuple[Bits, ...] = option(
+        DEFAULT_BITS, "candidate pairs, as 4,8 or w4a4,w4a8,w8a8", panel=CHOICE, parse=parse_bits
+    )
     budget: Budget = field(default_factory=Budget)
-    pins: Mapping[str, Bits] = field(default_factory=dict)
-    pin_ends: bool = True
-    observer: str = DEFAULT_OBSERVER
+    pins: Mapping[str, Bits] = option(
+        {}, "hold a layer: NAME=w8a8; repeat for more", flag="--pin", panel=CHOICE, parse=parse_pins, many=True
+    )
+    pin_ends: bool = option(True, "hold the first and the last layer at 8 bits", panel=CHOICE, negated=True)
+    solver: str = option("cbc", "cbc or highs", panel=CHOICE)
+    latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
+    latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
     hessian: HessianSettings = field(default_factory=HessianSettings)
-    latency: bool = False
-    latency_table: Path | None = None
-    solver: str = "cbc"
-    batch: int = 1
-    threads: int | None = None
-    verify_samples: int = 256
-    bench_seconds: float = 5.0
-    seed: int = 0
+    observer: str = option(DEFAULT_OBSERVER, "of activation ranges: max, percentile or percentile:99.9", panel=SAMPLES)
+    batch: int = option(1, "samples a call of the compiled library", least=1)
+    threads: int | None = option(None, "of the library and its peers; default: all cores", least=1)
+    verify_samples: int = option(256, "evaluation samples that verify compares", least=1)
+    bench_seconds: float = option(5.0, "about how long the benchmark takes", least=0.1)
+    seed: int = option(0, "of everything random", least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
         if not self.bits:
@@ -87,6 +132,11 @@ class Settings:
         if not is_number(self.bench_seconds) or self.bench_seconds <= 0:
             raise SettingsError(f"the benchmark takes more than 0 seconds, got {self.bench_seconds!r}")
         check_seed(self.seed)
+
+    @property
+    def wants_latency(self) -> bool:
+        """Whether layers need a latency: for its own sake, or for a budget on it."""
+        return self.latency or self.latency_table is not None or self.budget.latency is not None
 
     def all_pins(self, layers: tuple[str, ...], ties: tuple[tuple[str, ...], ...] = ()) -> dict[str, Bits]:
         """The pins of a network with these layers; an end that is tied to a layer of `pins` takes that pin."""

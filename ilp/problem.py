@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
+from typing import Any
 
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Budget, CostName, CostTable, LayerCosts
@@ -108,6 +109,16 @@ class Allocation:
     limits: Mapping[CostName, float]
     solver: str
     seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the bits, which are a file of their own."""
+        return {
+            "sensitivity": self.sensitivity,
+            "costs": dict(self.costs),
+            "limits": dict(self.limits),
+            "solver": self.solver,
+            "seconds": self.seconds,
+        }
 
 
 def formulate(

@@ -79,7 +79,7 @@ def test_calling_a_saved_network_leaves_it_as_it_is(network: QuantizedNetwork, t
 
 
 def test_an_option_that_is_refused_is_forgotten(network: QuantizedNetwork) -> None:
-    with pytest.raises(HawqError, match="a batch holds at least one sample, got -1"):
+    with pytest.raises(HawqError, match="batch: a whole number of at least 1, got -1"):
         network.compile(batch=-1)
     with pytest.raises(SettingsError, match="at least 1 sample, got 0"):
         network.verify(samples=0)

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.calibration import TraceEstimate
 from hawq_tvm.core.errors import AllocationError, DataError
 from hawq_tvm.core.specs import Bits
 from hawq_tvm.measure import costing
-from hawq_tvm.measure.costing import profile_sensitivity, read_latency_table
+from hawq_tvm.measure.costing import cost_table, probe_limit, profile_sensitivity, read_latency_table
 from hawq_tvm.settings import HessianSettings
 from hawq_tvm.sources.samples import Batch
 
@@ -61,3 +63,72 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path.write_text('{"conv": {"w8a8": 1}}')
     with pytest.raises(AllocationError, match="has no layer 'fc'; the layers are conv, fc"):
         read_latency_table(path, ("conv", "fc"))
+
+
+PAIRS = (Bits(4, 4), Bits(8, 8))
+AS_CHEAP: dict[str, Any] = {"max_probes": None}
+
+
+def profiled(**settings: Any) -> dict[str, Any]:
+    batch = Batch(samples(6), torch.tensor([0, 1, 2, 3, 4, 0]))
+    return profile_sensitivity(FloatModule(captured("Residual")), [batch], (4, 8), HessianSettings(**settings))
+
+
+def test_errors_come_into_the_cost_table_and_a_sentence_says_what_to_raise() -> None:
+    found = profiled(max_probes=4, target_error=0.01)
+    table = cost_table(captured("Residual"), PAIRS, sensitivity=found, latency=None)
+    errors = {}
+    for layer in table.layers:
+        trace = found["layers"][layer.name]
+        errors[layer.name] = trace["standard_error"] / abs(trace["trace"])
+        assert layer.sensitivity_error == errors[layer.name] > 0.01
+    worst = max(errors, key=lambda name: errors[name])
+    assert found["note"] == (
+        f"the sensitivities of 5 of 5 layers are uncertain by more than 1%, that of '{worst}' by {errors[worst]:.0%}; "
+        "raise --hessian-probes (HessianSettings.max_probes) above the 4 made, four times as many halve the errors"
+    )
+    assert table.sources["sensitivity"] == f"{found['method']}. {found['note']}"
+
+
+def test_estimates_that_converged_need_no_sentence() -> None:
+    found = profiled(max_probes=8, target_error=100.0)
+    assert found["note"] is None
+    assert (
+        cost_table(captured("Residual"), PAIRS, sensitivity=found, latency=None).sources["sensitivity"]
+        == (found["method"])
+    )
+
+
+def test_a_table_without_sensitivities_has_no_errors() -> None:
+    table = cost_table(captured("Residual"), PAIRS, sensitivity=None, latency=None)
+    assert {layer.sensitivity_error for layer in table.layers} == {None}
+
+
+def test_a_trace_of_zero_with_noise_has_an_error_that_json_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimate = TraceEstimate(0.0, 1.0, 4, 12)
+    names = [layer.name for layer in captured("Residual").layers]
+    monkeypatch.setattr(costing, "hutchinson_traces", lambda *_, **__: dict.fromkeys(names, estimate))
+    found = profiled()
+    assert {layer["relative_error"] for layer in found["layers"].values()} == {None}
+    json.dumps(found, allow_nan=False)
+    assert "are uncertain by more than 10%" in found["note"]
+
+
+def test_small_networks_are_probed_more_and_great_ones_as_before() -> None:
+    """By work, so that every machine makes the same probes."""
+    cheap = HessianSettings(**AS_CHEAP)
+    assert probe_limit(cheap, macs=10**7, batch=32) == 312
+    assert probe_limit(cheap, macs=10**5, batch=32) == 1024, "never without end"
+    assert probe_limit(cheap, macs=18 * 10**8, batch=8) == 64, "a ResNet-18"
+    assert probe_limit(HessianSettings(max_probes=12), macs=10**5, batch=32) == 12
+
+
+def test_probing_stops_at_what_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = sum(layer.macs for layer in captured("Residual").layers) * 6
+    monkeypatch.setattr(costing, "_FEWEST_PROBES", 2)
+    monkeypatch.setattr(costing, "_CHEAP_MACS", 11 * work)
+    first, second = (profiled(target_error=0.0, **AS_CHEAP) for _ in range(2))
+    assert first["probes_per_batch"] == 11
+    assert first == second
+    more = profiled(target_error=0.0, max_probes=12)
+    assert more["probes_per_batch"] == 12

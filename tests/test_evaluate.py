@@ -25,6 +25,20 @@ def test_accuracy_counts_what_is_right() -> None:
     assert measure_accuracy(pick, pick, batches_of(torch.eye(6))).float_top1 is None
 
 
+def test_the_standard_error_is_that_of_paired_samples() -> None:
+    """Integer minus float is 0, -1, 0, 0: a mean of -1/4, a variance of (3/4) / 3 = 1/4, an error of sqrt(1/4 / 4)."""
+    images, labels = torch.eye(4), torch.arange(4)
+
+    def second_wrong(x: Tensor) -> Tensor:
+        return torch.where(x[:, 1:2] == 1, x.roll(1, 1), x)
+
+    result = measure_accuracy(pick, second_wrong, batches_of(images, labels))
+    assert (result.float_top1, result.integer_top1, result.difference) == (1.0, 0.75, -0.25)
+    assert result.standard_error == 0.25, "0.2165 where the variance is divided by 4"
+    alone = measure_accuracy(pick, second_wrong, [Batch(images[1:2], labels[1:2])])
+    assert (alone.difference, alone.standard_error) == (-1.0, 0.0), "one sample shows no spread"
+
+
 @pytest.mark.parametrize("label", [-1, 6, 2**62])
 def test_labels_outside_the_classes_are_refused(label: int) -> None:
     labels = torch.tensor([0, 1, 2, 3, label, 5])

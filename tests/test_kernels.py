@@ -16,7 +16,7 @@ from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.ir import Graph, IntType, Node, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
 from hawq_tvm.core.targets import TARGETS, Target
-from hawq_tvm.kernels import KERNELS, Request, select_kernel
+from hawq_tvm.kernels import KERNELS, Offer, Request, collect_offers
 from hawq_tvm.kernels.generic.blocking import Blocking
 from hawq_tvm.kernels.packing import pack_channel_blocks, pack_nibbles, unpack_nibbles
 
@@ -228,10 +228,11 @@ def test_four_bit_weights_take_the_packed_kernel_and_stay_packed() -> None:
     op = random_conv(8, 32, 1, Window((3, 3)), 4, None, 0)
     x = TensorType(U8, (8, 9, 9), 1.0)
     node = one_node_graph(op, [x], U8).node("layer")
-    kernel, declines = select_kernel(Request(node, (x,), 1, TARGETS["llvm"], 512))
-    assert kernel.name == "conv2d_x8w4s32_generic"
-    assert declines == ()
-    built = kernel.build(Request(node, (x,), 1, TARGETS["llvm"], 512))
+    answers = collect_offers(Request(node, (x,), 1, TARGETS["llvm"], 512))
+    (offer,) = (answer for answer in answers.values() if isinstance(answer, Offer))
+    assert offer is answers["conv2d_x8w4s32_generic"]
+    assert answers["conv2d_x8w8s32_generic"] == "stores weights in 8 bits, these have 4 and stay packed"
+    built = offer.build()
     assert built.constants[0].dtype == np.uint8
     assert built.constants[0].size == op.weight.size / 2
 
@@ -240,10 +241,11 @@ def test_declines_are_sentences_and_their_table_is_the_error() -> None:
     op = random_conv(8, 32, 1, Window((3, 3)), 8, None, 0)
     x = TensorType(U8, (8, 9, 9), 1.0)
     node = one_node_graph(op, [x], U8, name="features.3").node("features.3")
-    kernel, declines = select_kernel(Request(node, (x,), 1, TARGETS["llvm"], 512))
-    assert kernel.name == "conv2d_x8w8s32_generic"
-    assert [decline.reason for decline in declines] == ["stores weights in 4 bits, these have 8"]
+    answers = collect_offers(Request(node, (x,), 1, TARGETS["llvm"], 512))
+    assert isinstance(answers["conv2d_x8w8s32_generic"], Offer)
+    assert answers["conv2d_x8w4s32_generic"] == "stores weights in 4 bits, these have 8"
+    assert answers["add_generic"] == "computes add, not conv2d"
     elsewhere = Target("moon", "hexagon", "a machine that no kernel is written for")
     with pytest.raises(CompileError, match=r"no kernel takes layer 'features.3' \(conv2d\) on target 'moon'") as caught:
-        select_kernel(Request(node, (x,), 1, elsewhere, 512))
+        collect_offers(Request(node, (x,), 1, elsewhere, 512))
     assert all(kernel.name in str(caught.value) for kernel in KERNELS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_a_users_file_is_taken_unchanged() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet99", "unknown network 'resnet99'; known: resnet20"),
+        ("mobilenet", "unknown network 'mobilenet'; known: resnet20"),
         ("nothing.py:make", "the network's file nothing.py does not exist"),
         (f"{HERE / 'networks.py'}:nothing", "has no function 'nothing'"),
         (f"{HERE / 'networks.py'}:broken", r"broken failed at line \d+: ValueError: no such configuration"),
@@ -117,6 +118,49 @@ def test_checkpoints_of_many_kinds_load(tmp_path: Path, wrap: str) -> None:
     load_weights(network, tmp_path / "weights.pt")
     expected = state["conv1.weight"].half().float() if wrap == "half" else state["conv1.weight"]
     assert torch.equal(network.state_dict()["conv1.weight"], expected)
+
+
+TENSORS = {
+    "complex": lambda value: value.to(torch.complex64),
+    "sparse": lambda value: value.to_sparse(),
+    "quantised": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    "meta (without values)": lambda value: value.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, kind: str) -> None:
+    state = networks.make("Residual").state_dict()
+    torch.save({**state, "conv2.weight": TENSORS[kind](state["conv2.weight"])}, tmp_path / "weights.pt")
+    network = networks.make("Residual", seed=1)
+    before = module_fingerprint(network)
+    with pytest.raises(ModelError, match=rf"holds 'conv2.weight', a {re.escape(kind)} tensor; weights are dense"):
+        load_weights(network, tmp_path / "weights.pt")
+    assert module_fingerprint(network) == before
+
+
+@pytest.mark.parametrize("kind", ["complex", "sparse", "quantised"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_of_such_tensors_is_refused(kind: str) -> None:
+    network = nn.Linear(2, 2)
+    network.register_buffer("table", TENSORS[kind](torch.ones(2, 2)))
+    with pytest.raises(ModelError, match=f"'table' of the model is a {kind} tensor; weights are dense"):
+        module_fingerprint(network)
+
+
+def test_a_parameter_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    state = networks.make("Residual").state_dict()
+    torch.save({**state, "module.fc.weight": torch.zeros(5, 12)}, tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=r"has both 'fc.weight' and 'module.fc.weight', which are one parameter"):
+        load_weights(networks.make("Residual"), tmp_path / "weights.pt")
+
+
+def test_a_part_that_is_called_module_keeps_its_name(tmp_path: Path) -> None:
+    network = nn.ModuleDict({"module": nn.Linear(2, 3)})
+    torch.save({"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)}, tmp_path / "weights.pt")
+    load_weights(network, tmp_path / "weights.pt")
+    assert network["module"].bias.tolist() == [1, 1, 1]
 
 
 def test_batch_counters_may_be_missing(tmp_path: Path) -> None:

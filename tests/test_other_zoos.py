@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,16 @@ from hawq_tvm.sources.models import load_model
 
 def needs(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
+
+
+@needs("torchvision")
+def test_the_versions_of_other_zoos_are_known(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import torchvision\ndef make(): return torchvision.models.squeezenet1_1()\n")
+    (tmp_path / "own.py").write_text("import torchvision, torch\ndef make(): return torch.nn.Linear(2, 2)\n")
+    version = {"torchvision": importlib.metadata.version("torchvision")}
+    assert load_model("torchvision:squeezenet1_1", "random").versions == version
+    assert load_model(f"{tmp_path}/net.py:make").versions == version
+    assert load_model(f"{tmp_path}/own.py:make").versions == load_model("resnet18").versions == {}
 
 
 @needs("torchvision")

@@ -75,6 +75,8 @@ def test_cost_tables_survive_json() -> None:
     rows = {Bits(4, 4): Cost(0.5, 10.0, 160, 1.5), Bits(8, 8): Cost(0.1, 20.0, 640)}
     table = CostTable((LayerCosts("a", 20, 10, rows),), (("a",),), {"bops": "counted"})
     assert CostTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+    certain = CostTable((LayerCosts("a", 20, 10, rows, 0.25),))
+    assert CostTable.from_json(json.loads(json.dumps(certain.to_json()))).layers[0].sensitivity_error == 0.25
     assert table.total(BitConfig({"a": Bits(4, 4)}), "latency_us") == 1.5
     with pytest.raises(AllocationError, match="no latency_us for layer 'a'"):
         table.total(BitConfig({"a": Bits(8, 8)}), "latency_us")
@@ -136,6 +138,16 @@ def test_cost_tables_that_are_none_are_refused(change: Callable[[Any], object], 
 def test_stored_budgets_that_are_none_are_refused(data: Any, message: str) -> None:
     with pytest.raises(RunError, match=re.escape(f"the manifest's settings are damaged: {message}")):
         Budget.from_json(data)
+
+
+@pytest.mark.parametrize("error", [-0.1, "0.1", True, float("nan"), float("inf"), [0.1]])
+def test_errors_of_sensitivities_that_are_none_are_refused_by_layer(error: object) -> None:
+    table = CostTable((LayerCosts("a", 20, 10, {Bits(4, 4): Cost(0.5, 10.0, 160)}),)).to_json()
+    table["layers"][0]["sensitivity_error"] = error
+    with pytest.raises(AllocationError, match="layer 'a': sensitivity_error must be a finite number of at least 0"):
+        CostTable.from_json(table)
+    del table["layers"][0]["sensitivity_error"]
+    assert CostTable.from_json(table).layers[0].sensitivity_error is None, "older tables, and those written by hand"
 
 
 def test_settings_survive_json() -> None:

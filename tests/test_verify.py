@@ -15,17 +15,17 @@ from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
 from hawq_tvm.backends.pytorch import integer_module as torch_integer
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
-from hawq_tvm.backends.tvm.lower import Machine
-from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.backends.tvm.info import LibraryInfo
+from hawq_tvm.backends.tvm.lower import lower
+from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ir import Array, Graph, Rescale
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels import Request, select_kernel
 from hawq_tvm.kernels.generic import conv2d, elementwise, expressions, linear, pooling
-from hawq_tvm.measure.verify import Executor, VerifyReport, verify
+from hawq_tvm.measure.verify import Executor, Mismatch, VerifyReport, stronger, verify
 
 from .builders import compiled, integer_samples, integers_of
 
@@ -200,10 +200,7 @@ def test_a_flipped_nibble_in_the_packed_bytes_of_the_library(
     """One bit of the file itself: of a weight that lies packed with another in a byte."""
     compiled(graph, tmp_path)
     path = tmp_path / TARGETS["llvm"].library_name
-    machine, node = Machine.resolve(TARGETS["llvm"]), graph.node(LAYER)
-    types = tuple(graph.types[name] for name in node.inputs)
-    request = Request(node, types, 1, machine.target, machine.vector_bits)
-    packed = select_kernel(request)[0].build(request).constants[0]
+    packed = lower(graph, TARGETS["llvm"]).plan.offers[LAYER].build().constants[0]
     assert packed.dtype == np.uint8
     data = path.read_bytes()
     assert data.count(packed.tobytes()) == 1
@@ -269,3 +266,44 @@ def test_counts_add_up_over_batches(graph: Graph, inputs: Array, executors: dict
     assert parts.elements == whole.elements
     assert parts.index == whole.index
     assert parts.total == whole.total == SAMPLES * int(np.prod(graph.node(LAYER).type.shape))
+
+
+# which of two reports on one library is kept
+
+ALL = ("numpy", "pytorch", "onnxruntime", "tvm")
+DIFFERENCE = Mismatch("conv1", "conv2d", 1, 9, (200, 0), {"numpy": 1, "tvm": 2}, None)
+
+
+def found(samples: int, *mismatches: Mismatch, executors: tuple[str, ...] = ALL) -> VerifyReport:
+    return VerifyReport(executors, samples, 8, samples * 100, mismatches)
+
+
+def test_a_weak_proof_does_not_replace_a_strong_one() -> None:
+    strong, weak = found(256), found(4)
+    kept, sentence = stronger(strong, weak)
+    assert kept is strong
+    assert sentence is not None
+    assert sentence.startswith("compared 4 samples now, and the run keeps its report over 256 samples")
+    assert "0 mismatches over 8 layers, 256 samples" in sentence
+    assert "verify at least as many samples" in sentence
+    fewer = found(512, executors=("numpy", "tvm"))
+    assert stronger(strong, fewer)[0] is strong, "more samples do not make up for an executor that is missing"
+
+
+def test_a_proof_that_compares_as_much_replaces_the_earlier_one() -> None:
+    for earlier in (None, found(4), found(256), found(256, DIFFERENCE), found(4, executors=ALL[:2])):
+        latest = found(256)
+        kept, sentence = stronger(earlier, latest)
+        assert kept is latest
+        assert sentence is None
+
+
+def test_a_difference_always_counts() -> None:
+    latest = found(4, DIFFERENCE)
+    for earlier in (None, found(256), found(256, DIFFERENCE)):
+        assert stronger(earlier, latest) == (latest, None)
+    earlier = found(256, DIFFERENCE)
+    kept, sentence = stronger(earlier, found(4))
+    assert kept is earlier
+    assert sentence is not None
+    assert "found a difference that these samples do not show: 1 mismatches" in sentence

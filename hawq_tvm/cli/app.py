@@ -11,101 +11,50 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hawq_tvm.cli import console
-from hawq_tvm.core.errors import AllocationError, DataError, HawqError, SettingsError
-from hawq_tvm.core.specs import Bits, Budget
+from hawq_tvm.cli.options import Changes, Of, flat
+from hawq_tvm.core.errors import HawqError, SettingsError
+from hawq_tvm.core.specs import CHOICE, Budget
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, find_target
 from hawq_tvm.core.version import VERSION
-from hawq_tvm.settings import DEFAULT_OBSERVER, HessianSettings, Settings
-
-if TYPE_CHECKING:
-    from hawq_tvm.sources.options import DataOptions
+from hawq_tvm.runs.rundir import open_run
+from hawq_tvm.settings import SAMPLES, Settings
+from hawq_tvm.sources.names import check_names
+from hawq_tvm.sources.options import DataOptions
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    suggest_commands=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _INTERRUPTED, _INTERNAL = 130, 3
 _TRACEBACK = "HAWQ_TVM_TRACEBACK"
-_CHOICE, _SAMPLES, _IMAGES = "Allocation", "Samples", "Image files"
 
 Model = Annotated[
     str, typer.Argument(help="zoo name (resnet20, resnet18, resnet50), torchvision:NAME, timm:NAME or file.py:factory")
 ]
 RunPath = Annotated[Path, typer.Argument(help="run directory")]
 DataName = Annotated[
-    str, typer.Option("--data", help="digits, imagefolder:PATH, random or file.py:factory", rich_help_panel=_SAMPLES)
+    str, typer.Option("--data", help="digits, imagefolder:PATH, random or file.py:factory", rich_help_panel=SAMPLES)
 ]
 Weights = Annotated[
     str | None, typer.Option(help="safetensors or state dict, or 'random'; default: the zoo's checkpoint, else random")
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="run directory; default runs/MODEL")]
-BitsList = Annotated[
-    str, typer.Option("--bits", help="candidate pairs, as 4,8 or w4a4,w4a8,w8a8", rich_help_panel=_CHOICE)
-]
-BitsFile = Annotated[
-    Path | None, typer.Option(help="take the bits from this JSON file instead of allocating", rich_help_panel=_CHOICE)
-]
-Size = Annotated[
-    str | None, typer.Option("--budget-size", help="bytes of weights: 60%, 6.5MB or 2000000", rich_help_panel=_CHOICE)
-]
-Bops = Annotated[
-    str | None, typer.Option("--budget-bops", help="bit operations a sample: 50% or 1.2G", rich_help_panel=_CHOICE)
-]
-Latency = Annotated[
-    str | None, typer.Option("--budget-latency", help="time of all kernels: 80% or 1.5ms", rich_help_panel=_CHOICE)
-]
-Pins = Annotated[
-    list[str] | None, typer.Option("--pin", help="hold a layer: NAME=w8a8; repeat for more", rich_help_panel=_CHOICE)
-]
-PinEnds = Annotated[bool, typer.Option(help="hold the first and the last layer at 8 bits", rich_help_panel=_CHOICE)]
-Solver = Annotated[str, typer.Option(help="cbc or highs", rich_help_panel=_CHOICE)]
-TimeKernels = Annotated[
-    bool, typer.Option("--latency", help="time kernels even without a latency budget", rich_help_panel=_CHOICE)
-]
-LatencyTable = Annotated[
-    Path | None, typer.Option(help="JSON of microseconds by layer and pair, instead of timing", rich_help_panel=_CHOICE)
-]
-Observer = Annotated[
-    str, typer.Option(help="of activation ranges: max, percentile or percentile:99.9", rich_help_panel=_SAMPLES)
-]
-Calibration = Annotated[
-    int, typer.Option("--calibration-samples", help="samples drawn for ranges", min=1, rich_help_panel=_SAMPLES)
-]
-Evaluation = Annotated[
-    int | None,
-    typer.Option("--evaluation-samples", help="at most so many; default all", min=1, rich_help_panel=_SAMPLES),
-]
-InputShape = Annotated[str | None, typer.Option(help="of random samples, as 3x224x224", rich_help_panel=_SAMPLES)]
-Resize = Annotated[int, typer.Option(help="short side after resizing, in pixels", min=1, rich_help_panel=_IMAGES)]
-Crop = Annotated[int, typer.Option(help="side of the centre crop, in pixels", min=1, rich_help_panel=_IMAGES)]
-Mean = Annotated[str, typer.Option(help="subtracted per channel, after /255", rich_help_panel=_IMAGES)]
-Std = Annotated[str, typer.Option(help="divided by per channel", rich_help_panel=_IMAGES)]
-HessianSamples = Annotated[
-    int, typer.Option(help="calibration samples that the loss is taken over", min=1, rich_help_panel=_CHOICE)
-]
-HessianError = Annotated[
-    float, typer.Option(help="relative standard error at which probing stops", min=0, rich_help_panel=_CHOICE)
-]
-HessianProbes = Annotated[
-    int,
-    typer.Option(help="double backwards at which it stops, at least 2 for each batch", min=2, rich_help_panel=_CHOICE),
-]
 TargetName = Annotated[str, typer.Option("--target", help=f"one of {', '.join(TARGETS)}")]
-BatchSize = Annotated[int, typer.Option("--batch", help="samples a call of the compiled library", min=1)]
-Threads = Annotated[int | None, typer.Option(help="default: all cores", min=1)]
-VerifySamples = Annotated[int, typer.Option(help="evaluation samples that verify compares", min=1)]
-BenchSeconds = Annotated[float, typer.Option(help="about how long the benchmark takes", min=0.1)]
 AnyTarget = Annotated[
     str | None, typer.Option("--target", help="default: the one that is compiled, llvm among several")
 ]
-Seed = Annotated[int, typer.Option(help="of everything random", min=0, max=2**63 - 1)]
+OtherData = Annotated[str | None, typer.Option("--data", help="take samples anew; default: those of the run")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="execute the Python file that the run names for its samples")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 
@@ -155,6 +104,15 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _check_early(model: str, weights: str | None, data: str, target: str, *files: Path | None) -> None:
+    """Refuse wrong names and missing files before PyTorch and TVM are loaded, which takes seconds."""
+    check_names(model, weights, data)
+    find_target(target)
+    for file in files:
+        if file is not None and not file.is_file():
+            raise SettingsError(f"{file} does not exist; check the path")
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -165,136 +123,65 @@ def options(
 
 
 @app.command()
+@flat
 def run(
     model: Model,
+    settings: Settings,
+    samples: DataOptions,
     data: DataName = "random",
     weights: Weights = None,
     output: Output = None,
-    bits: BitsList = "4,8",
-    bits_file: BitsFile = None,
-    budget_size: Size = None,
-    budget_bops: Bops = None,
-    budget_latency: Latency = None,
-    pin: Pins = None,
-    pin_ends: PinEnds = True,
-    solver: Solver = "cbc",
-    latency: TimeKernels = False,
-    latency_table: LatencyTable = None,
-    hessian_samples: HessianSamples = HessianSettings.samples,
-    hessian_error: HessianError = HessianSettings.target_error,
-    hessian_probes: HessianProbes = HessianSettings.max_probes,
-    observer: Observer = DEFAULT_OBSERVER,
-    calibration_samples: Calibration = 256,
-    evaluation_samples: Evaluation = None,
-    input_shape: InputShape = None,
-    resize: Resize = 256,
-    crop: Crop = 224,
-    mean: Mean = "0.485,0.456,0.406",
-    std: Std = "0.229,0.224,0.225",
+    bits_file: Annotated[
+        Path | None,
+        typer.Option(help="JSON of the bits to take, instead of allocating", rich_help_panel=CHOICE),
+    ] = None,
     target: TargetName = DEFAULT_TARGET,
-    batch: BatchSize = 1,
-    threads: Threads = None,
-    verify_samples: VerifySamples = Settings.verify_samples,
-    bench_seconds: BenchSeconds = Settings.bench_seconds,
-    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> int:
     """Everything: capture, calibrate, profile, allocate, integerise, export, compile, verify, benchmark, report."""
-    settings = Settings(
-        bits=parse_bits(bits),
-        budget=Budget(size=budget_size, bops=budget_bops, latency=budget_latency),
-        pins=parse_pins(pin),
-        pin_ends=pin_ends,
-        observer=observer,
-        hessian=HessianSettings(hessian_samples, None, hessian_error, hessian_probes),
-        latency=latency,
-        latency_table=latency_table,
-        solver=solver,
-        batch=batch,
-        threads=threads,
-        verify_samples=verify_samples,
-        bench_seconds=bench_seconds,
-        seed=seed,
-    )
-    samples = data_options(calibration_samples, evaluation_samples, input_shape, resize, crop, mean, std, seed)
-    find_target(target)
-    path = output or default_output(model)
+    _check_early(model, weights, data, target, bits_file, settings.latency_table)
     from hawq_tvm.cli import commands
 
-    return commands.run_all(path, model, weights, data, samples, settings, bits_file, target, as_json)
+    names = commands.Sources(model, weights, data, samples)
+    return commands.run(output or default_output(model), names, settings, target, bits_file, as_json)
 
 
 @app.command()
+@flat
 def profile(
     model: Model,
+    settings: Annotated[Settings, Of(Settings, without=("budget", "solver", "verify_samples", "bench_seconds"))],
+    samples: DataOptions,
     data: DataName = "random",
     weights: Weights = None,
     output: Output = None,
-    bits: BitsList = "4,8",
-    pin: Pins = None,
-    pin_ends: PinEnds = True,
-    latency: TimeKernels = False,
-    latency_table: LatencyTable = None,
-    hessian_samples: HessianSamples = HessianSettings.samples,
-    hessian_error: HessianError = HessianSettings.target_error,
-    hessian_probes: HessianProbes = HessianSettings.max_probes,
-    observer: Observer = DEFAULT_OBSERVER,
-    calibration_samples: Calibration = 256,
-    evaluation_samples: Evaluation = None,
-    input_shape: InputShape = None,
-    resize: Resize = 256,
-    crop: Crop = 224,
-    mean: Mean = "0.485,0.456,0.406",
-    std: Std = "0.229,0.224,0.225",
     target: TargetName = DEFAULT_TARGET,
-    batch: BatchSize = 1,
-    threads: Threads = None,
-    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> int:
     """Capture, calibrate and measure every layer's sensitivity and costs; `allocate` goes on from there."""
-    settings = Settings(
-        bits=parse_bits(bits),
-        pins=parse_pins(pin),
-        pin_ends=pin_ends,
-        observer=observer,
-        hessian=HessianSettings(hessian_samples, None, hessian_error, hessian_probes),
-        latency=latency,
-        latency_table=latency_table,
-        batch=batch,
-        threads=threads,
-        seed=seed,
-    )
-    samples = data_options(calibration_samples, evaluation_samples, input_shape, resize, crop, mean, std, seed)
-    path = output or default_output(model)
+    _check_early(model, weights, data, target, settings.latency_table)
     from hawq_tvm.cli import commands
 
-    return commands.profile(path, model, weights, data, samples, settings, target, as_json)
+    names = commands.Sources(model, weights, data, samples)
+    return commands.profile(output or default_output(model), names, settings, target, as_json)
 
 
 @app.command()
+@flat
 def allocate(
     path: Annotated[Path, typer.Argument(help="run directory, or a costs.json")],
-    budget_size: Size = None,
-    budget_bops: Bops = None,
-    budget_latency: Latency = None,
-    bits: Annotated[
-        str | None, typer.Option("--bits", help="candidate pairs; default: those profiled", rich_help_panel=_CHOICE)
-    ] = None,
-    pin: Pins = None,
-    pin_ends: Annotated[
-        bool | None, typer.Option(help="hold the ends at 8 bits; default: as profiled", rich_help_panel=_CHOICE)
-    ] = None,
-    solver: Solver = "cbc",
+    changes: Annotated[Changes, Of(Settings, only=("bits", "budget", "pins", "pin_ends", "solver"))],
     as_json: AsJson = False,
 ) -> int:
-    """Choose bits from a cost table within budgets; writes bits.json into a run directory."""
-    budget = Budget(size=budget_size, bops=budget_bops, latency=budget_latency)
-    candidates = None if bits is None else parse_bits(bits)
+    """Choose bits from a cost table within budgets; writes bits.json into a run directory.
+
+    Bits and pins are those that were profiled, unless they are given.
+    """
+    if not path.is_file():
+        open_run(path)
     from hawq_tvm.cli import commands
 
-    pins = None if pin is None else parse_pins(pin)
-    return commands.allocate(path, budget, candidates, pins, pin_ends, solver, as_json)
+    return commands.allocate(path, {"budget": Budget(), **changes}, as_json)
 
 
 @app.command()
@@ -302,12 +189,16 @@ def compile(
     path: RunPath,
     target: TargetName = DEFAULT_TARGET,
     batch: Annotated[int | None, typer.Option(help="samples a call; default: as the run was made", min=1)] = None,
+    data: OtherData = None,
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> int:
     """Integerise with the run's bits.json, edited or not, and compile for a target."""
+    find_target(target)
+    open_run(path)
     from hawq_tvm.cli import commands
 
-    return commands.compile(path, target, batch, as_json)
+    return commands.compile(path, target, batch, data, trust_code, as_json)
 
 
 @app.command()
@@ -317,24 +208,28 @@ def verify(
     samples: Annotated[
         int | None, typer.Option(help="evaluation samples compared; default: as the run was made", min=1)
     ] = None,
+    data: OtherData = None,
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> int:
     """Compare every tensor of every layer: numpy = PyTorch = ONNX Runtime = the compiled library. Exit 1 if not."""
+    open_run(path)
     from hawq_tvm.cli import commands
 
-    return commands.verify(path, target, samples, as_json)
+    return commands.verify(path, target, samples, data, trust_code, as_json)
 
 
 @app.command()
 def bench(
     path: RunPath,
     target: AnyTarget = None,
-    threads: Threads = None,
-    seconds: BenchSeconds = Settings.bench_seconds,
+    threads: Annotated[int | None, typer.Option(help="default: all cores", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="how long it takes at most", min=0.1)] = Settings.bench_seconds,
     layers: Annotated[bool, typer.Option("--layers", help="also each layer's time")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Time the compiled library beside fp32 PyTorch and ONNX Runtime, interleaved."""
+    open_run(path)
     from hawq_tvm.cli import commands
 
     return commands.bench(path, target, threads, seconds, layers, as_json)
@@ -347,9 +242,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> int:
     """Print a run's layers, bits and costs, counted from the exported network."""
-    from hawq_tvm.cli import commands
+    from hawq_tvm.cli import inspect as command
 
-    return commands.inspect(path, graph, as_json)
+    return command.inspect(path, graph, as_json)
 
 
 @app.command()
@@ -370,60 +265,3 @@ def default_output(model: str) -> Path:
     source, _, name = model.rpartition(":")
     parts = [Path(source).stem, name] if source else [name]
     return Path("runs") / "-".join(part for part in parts if part).replace("/", "-")
-
-
-def parse_bits(text: str) -> tuple[Bits, ...]:
-    """Candidate pairs from ``4,8`` or ``w4a4,w8a8``."""
-    bits = tuple(dict.fromkeys(Bits.parse(part) for part in text.split(",") if part.strip()))
-    if not bits:
-        raise SettingsError("--bits names no bits; write 4,8 or w4a4,w4a8,w8a8")
-    return bits
-
-
-def parse_pins(pins: Sequence[str] | None) -> dict[str, Bits]:
-    """Pins from ``NAME=w8a8``."""
-    table = {}
-    for pin in pins or ():
-        name, separator, bits = pin.rpartition("=")
-        if not separator or not name:
-            raise AllocationError(f"a pin is written NAME=w8a8, got '{pin}'")
-        table[name] = Bits.parse(bits)
-    return table
-
-
-def data_options(
-    calibration: int,
-    evaluation: int | None,
-    input_shape: str | None,
-    resize: int,
-    crop: int,
-    mean: str,
-    std: str,
-    seed: int,
-) -> DataOptions:
-    """Sample options from the command line's texts."""
-    from hawq_tvm.sources.options import DataOptions, Preprocessing
-
-    preprocessing = Preprocessing(resize, crop, _three(mean, "--mean"), _three(std, "--std"))
-    return DataOptions(calibration, evaluation, _shape(input_shape), preprocessing, seed)
-
-
-def _three(text: str, option: str) -> tuple[float, float, float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) == 1:
-        values *= 3
-    if len(values) != 3:
-        raise DataError(f"{option} takes one number or three, as 0.485,0.456,0.406; got '{text}'")
-    return values[0], values[1], values[2]
-
-
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise DataError(f"--input-shape is written 3x224x224, got '{text}'")
-    return tuple(int(part) for part in parts)

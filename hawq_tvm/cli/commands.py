@@ -1,28 +1,35 @@
-"""What the verbs of the command line do; `cli` reads the options."""
+"""What the verbs of the command line do; `app` reads the options."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.api import describe_run, quantize_stages, run_identity, stored_data, stored_settings
+from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler
 from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.calibration import make_observer
 from hawq_tvm.cli import console
+from hawq_tvm.cli.options import Changes
 from hawq_tvm.core.errors import AllocationError, CompileError, RunError, SettingsError
-from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
+from hawq_tvm.core.specs import BitConfig, CostTable
+from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, Target, find_target
-from hawq_tvm.ilp import Allocation, find_allocator, formulate
-from hawq_tvm.pipeline import Pipeline
+from hawq_tvm.ilp import Allocation, find_allocator
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
-from hawq_tvm.runs.report import render_report
+from hawq_tvm.runs.provenance import (
+    code_of_samples,
+    describe_run,
+    run_identity,
+    stored_data,
+    stored_options,
+    stored_settings,
+)
+from hawq_tvm.runs.report import write_report
 from hawq_tvm.runs.rundir import Run, borrow_run, edit_run, is_writable, open_run
 from hawq_tvm.runs.summary import summarize
 from hawq_tvm.settings import Settings
@@ -30,26 +37,48 @@ from hawq_tvm.sources.data import load_data
 from hawq_tvm.sources.models import LoadedModel, load_model
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
+from hawq_tvm.stages.allocate import solve
+from hawq_tvm.stages.work import Work
 
 
-def _load(model: str, weights: str | None, data: str, options: DataOptions, seed: int) -> tuple[LoadedModel, Data]:
-    """The network and its samples; a network knows the shape of random ones."""
-    loaded = load_model(model, weights, seed=seed)
-    options = replace(options, input_shape=options.input_shape or loaded.input_shape)
-    return loaded, load_data(data, options)
+@dataclass(frozen=True)
+class Sources:
+    """The network and the samples as the user named them.
+
+    Attributes:
+        model: the network's name.
+        weights: its checkpoint, ``random``, or None for what the name stands for.
+        data: the samples' name.
+        options: how samples are chosen and prepared.
+    """
+
+    model: str
+    weights: str | None
+    data: str
+    options: DataOptions
+
+    def load(self, seed: int) -> tuple[LoadedModel, Data, DataOptions]:
+        """The network and its samples; a network knows the shape of random ones."""
+        with console.ConsoleReporter().stage("loading network and samples"):
+            model = load_model(self.model, self.weights, seed=seed)
+            shape = self.options.input_shape or model.input_shape
+            options = replace(self.options, input_shape=shape, seed=seed)
+            return model, load_data(self.data, options), options
 
 
-def run_all(
-    path: Path,
-    model: str,
-    weights: str | None,
-    data: str,
-    options: DataOptions,
-    settings: Settings,
-    bits_file: Path | None,
-    target: str,
-    as_json: bool,
-) -> int:
+@contextmanager
+def _new_work(
+    path: Path, sources: Sources, settings: Settings, target: str, given: BitConfig | None = None
+) -> Iterator[Work]:
+    """A run of these sources, new or started again."""
+    model, data, options = sources.load(settings.seed)
+    with edit_run(path, identity=run_identity(sources.model, model, sources.data)) as run:
+        describe_run(run, settings, sources.data, options, data)
+        reporter = console.ConsoleReporter()
+        yield Work(run, settings, target=target, model=model, data=data, given=given, reporter=reporter)
+
+
+def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file: Path | None, as_json: bool) -> int:
     """`hawq-tvm run`."""
     if bits_file is not None and settings.budget:
         raise SettingsError("--bits-file takes bits as they are and budgets choose them; give one or the other")
@@ -57,16 +86,9 @@ def run_all(
     _check_early(settings)
     if find_c_compiler() is None:
         raise CompileError(f"no C compiler found ({', '.join(C_COMPILERS)}); install one, as with apt install g++")
-    with console.ConsoleReporter().stage("loading network and samples"):
-        loaded, samples = _load(model, weights, data, options, settings.seed)
-    with edit_run(path, identity=run_identity(model, loaded, data)) as run:
-        describe_run(run, settings, data, options, samples)
-        pipeline = Pipeline(run, settings, model=loaded, data=samples, reporter=console.ConsoleReporter())
-        quantize_stages(pipeline, target=target, bits=given)
-        pipeline.compile(find_target(target), batch=settings.batch)
-        pipeline.verify(find_target(target))
-        pipeline.benchmark(find_target(target))
-        write_report(run, path)
+    with _new_work(path, sources, settings, target, given) as work:
+        pipeline.perform(work, pipeline.RUN)
+        write_report(work.run, path)
     summary = summarize(open_run(path))
     if as_json:
         console.print_json(summary.to_json())
@@ -85,28 +107,12 @@ def _check_early(settings: Settings) -> None:
         configure_threads(settings.threads)
 
 
-def profile(
-    path: Path,
-    model: str,
-    weights: str | None,
-    data: str,
-    options: DataOptions,
-    settings: Settings,
-    target: str,
-    as_json: bool,
-) -> int:
+def profile(path: Path, sources: Sources, settings: Settings, target: str, as_json: bool) -> int:
     """`hawq-tvm profile`."""
     _check_early(settings)
-    loaded, samples = _load(model, weights, data, options, settings.seed)
-    with edit_run(path, identity=run_identity(model, loaded, data)) as run:
-        describe_run(run, settings, data, options, samples)
-        pipeline = Pipeline(run, settings, model=loaded, data=samples, reporter=console.ConsoleReporter())
-        pipeline.capture()
-        pipeline.calibrate()
-        if pipeline.has_choice:
-            pipeline.profile()
-        pipeline.cost(find_target(target))
-        table = pipeline.artifacts.costs
+    with _new_work(path, sources, settings, target) as work:
+        pipeline.perform(work, pipeline.PROFILE)
+        table = work.artifacts.costs
     if as_json:
         console.print_json(table.to_json())
     else:
@@ -115,65 +121,35 @@ def profile(
     return 0
 
 
-def allocate(
-    path: Path,
-    budget: Budget,
-    candidates: tuple[Bits, ...] | None,
-    pins: Mapping[str, Bits] | None,
-    pin_ends: bool | None,
-    solver: str,
-    as_json: bool,
-) -> int:
-    """`hawq-tvm allocate`; what is None is as the run was profiled."""
-    asked: dict[str, Any] = {"bits": candidates, "pins": pins, "pin_ends": pin_ends, "budget": budget, "solver": solver}
-    given = {name: value for name, value in asked.items() if value is not None}
-    find_allocator(solver)
+def allocate(path: Path, changes: Changes, as_json: bool) -> int:
+    """`hawq-tvm allocate`; what is not in `changes` is as the run was profiled."""
+    find_allocator(changes.get("solver", Settings.solver))
     if path.is_file():
         table = read_costs(path)
-        pinned = replace(Settings(), **given).all_pins(table.names, table.ties)
-        result = find_allocator(solver)(formulate(table, budget, candidates=candidates, pins=pinned))
+        bits = tuple(sorted({pair for layer in table.layers for pair in layer.choices}))
+        result = solve(table, replace(Settings(bits=bits), **changes))
     else:
         with edit_run(path) as run:
-            settings = replace(stored_settings(run), **given)
-            Pipeline(run, settings, reporter=console.ConsoleReporter()).allocate(force=True)
-            result = _stored_allocation(run)
+            work = Work(run, replace(stored_settings(run), **changes), reporter=console.ConsoleReporter())
+            pipeline.perform(work, pipeline.ALLOCATE, force=True)
+            result = Allocation(bits=work.artifacts.bits, **run.json(files.ALLOCATION))
     if as_json:
-        console.print_json(_allocation_json(result))
+        console.print_json({**result.bits.to_json(), **result.to_json()})
     else:
         console.print_allocation(result)
     return 0
 
 
-def _stored_allocation(run: Run) -> Allocation:
-    stored = run.json(files.ALLOCATION)
-    return Allocation(
-        Artifacts(run).bits,
-        stored["sensitivity"],
-        stored["costs"],
-        stored["limits"],
-        stored["solver"],
-        stored["seconds"],
-    )
-
-
-def _allocation_json(result: Allocation) -> dict[str, Any]:
-    fields = {key: getattr(result, key) for key in ("sensitivity", "costs", "limits", "solver", "seconds")}
-    return {**result.bits.to_json(), **fields}
-
-
-def compile(path: Path, target: str, batch: int | None, as_json: bool) -> int:
+def compile(path: Path, target: str, batch: int | None, data: str | None, trust_code: bool, as_json: bool) -> int:
     """`hawq-tvm compile`."""
     chosen = find_target(target)
     with edit_run(path) as run:
-        pipeline = _resume(run)
+        work = _resume(run, chosen, data, trust_code)
+        batch = batch or work.artifacts.batch(chosen)  # that of the library that is there
+        work.settings = replace(work.settings, batch=batch or work.settings.batch)
         if run.edited(files.BITS):
-            pipeline.reporter.note(f"{path}/{files.BITS} was edited by hand; compiling it as it stands")
-        pipeline.integerize()
-        if pipeline.has_data:
-            pipeline.evaluate()
-        else:
-            pipeline.reporter.note("the run's samples are not at hand; accuracy is not measured")
-        pipeline.compile(chosen, batch=batch)
+            work.reporter.note(f"{path}/{files.BITS} was edited by hand; compiling it as it stands")
+        pipeline.perform(work, (*pipeline.INTEGERIZE, *pipeline.COMPILE))
         write_report(run, path)
     info = Artifacts(open_run(path)).library_info(chosen)
     library = path / chosen.library_name
@@ -187,9 +163,18 @@ def compile(path: Path, target: str, batch: int | None, as_json: bool) -> int:
     return 0
 
 
-def _resume(run: Run) -> Pipeline:
-    """The pipeline of a run that is there, with its own settings and samples."""
-    return Pipeline(run, stored_settings(run), data=stored_data(run), reporter=console.ConsoleReporter())
+def _resume(run: Run, target: Target, data: str | None, trust_code: bool, **changes: Any) -> Work:
+    """Take up a run that is there, with its own settings and samples, or with samples that are named anew."""
+    settings = replace(stored_settings(run), **{name: value for name, value in changes.items() if value is not None})
+    reporter = console.ConsoleReporter()
+    samples = load_data(data, stored_options(run)) if data else stored_data(run, trust_code=trust_code)
+    code = code_of_samples(run)
+    if samples is None and code is not None and not trust_code:
+        reporter.note(
+            f"the run's samples come from {code}, which is not executed unasked; if you trust it, add --trust-code, "
+            "or name samples with --data"
+        )
+    return Work(run, settings, target=target, data=samples, reporter=reporter)
 
 
 @contextmanager
@@ -222,15 +207,17 @@ def _compiled_target(run: Run, name: str | None) -> Target:
     return target
 
 
-def verify(path: Path, target: str | None, samples: int | None, as_json: bool) -> int:
+def verify(
+    path: Path, target: str | None, samples: int | None, data: str | None, trust_code: bool, as_json: bool
+) -> int:
     """`hawq-tvm verify`."""
     with _measuring(path) as run:
         chosen = _compiled_target(run, target)
-        pipeline = _resume(run)
-        if not pipeline.has_data:
-            pipeline.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
-        pipeline.verify(chosen, samples=samples, force=True)
-        report = pipeline.artifacts.verification(chosen)
+        work = _resume(run, chosen, data, trust_code, verify_samples=samples)
+        if not work.has_data:
+            work.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
+        pipeline.perform(work, pipeline.VERIFY, force=True)
+        report = work.artifacts.verification(chosen)
         write_report(run, path)
     if as_json:
         console.print_json(report.to_json())
@@ -243,9 +230,11 @@ def bench(path: Path, target: str | None, threads: int | None, seconds: float, l
     """`hawq-tvm bench`."""
     with _measuring(path) as run:
         chosen = _compiled_target(run, target)
-        pipeline = _resume(run)
-        pipeline.benchmark(chosen, seconds=seconds, threads=threads, force=True)
-        report = pipeline.artifacts.benchmark(chosen)
+        settings = stored_settings(run)
+        settings = replace(settings, bench_seconds=seconds, threads=threads or settings.threads)
+        work = Work(run, settings, target=chosen, reporter=console.ConsoleReporter())
+        pipeline.perform(work, pipeline.BENCHMARK, force=True)
+        report = work.artifacts.benchmark(chosen)
         write_report(run, path)
     if as_json:
         console.print_json(report.to_json())
@@ -254,40 +243,16 @@ def bench(path: Path, target: str | None, threads: int | None, seconds: float, l
     return 0
 
 
-def inspect(path: Path, graph: bool, as_json: bool) -> int:
-    """`hawq-tvm inspect`."""
-    run = open_run(path)
-    if graph:
-        text = str(Artifacts(run).graph)
-        console.print_json(text.splitlines()) if as_json else console.out.print(text, markup=False)
-        return 0
-    summary = summarize(run)
-    if as_json:
-        console.print_json(summary.to_json())
-    else:
-        console.print_layers(summary)
-    return 0
-
-
-def write_report(run: Run, path: Path) -> None:
-    """The HTML page, naming the run's final path."""
-    page = render_report(replace(summarize(run), path=os.fspath(path)))
-    run.write(files.REPORT, lambda file: file.write_text(page))
-
-
 def read_bits(path: Path) -> BitConfig:
     """A bit configuration from a JSON file."""
-    return replace(BitConfig.from_json(read_json(path, "bit configuration")), origin=f"given by {path}")
+    return replace(BitConfig.from_json(read_json(path, "bit configuration"), str(path)), origin=f"given by {path}")
 
 
 def read_costs(path: Path) -> CostTable:
     """A cost table from a JSON file."""
-    return CostTable.from_json(read_json(path, "cost table"))
+    return CostTable.from_json(read_json(path, "cost table"), str(path))
 
 
 def read_json(path: Path, what: str) -> Any:
     """A JSON file that the user names."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise AllocationError(f"the {what} {path} cannot be read: {error}") from error
+    return JsonReader(f"the {what} {path}", AllocationError, "mend it or name another").read(path)

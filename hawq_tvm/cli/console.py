@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from hawq_tvm.core.reporter import Advance, Reporter
+from hawq_tvm.core.reporter import Advance, LineReporter
 
 if TYPE_CHECKING:
     from hawq_tvm.cli.doctor import Check
@@ -30,27 +29,22 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class ConsoleReporter(Reporter):
-    """Bars while stages run and a line when each is done; silent where standard error is not a terminal."""
+class ConsoleReporter(LineReporter):
+    """Bars while stages run and a line when each is done; where standard error is no terminal, the lines alone."""
 
     @contextmanager
     def stage(self, title: str, *, timing: bool = False) -> Iterator[Advance]:
-        if not err.is_terminal:
-            yield lambda done, total: None
-            return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        started = time.perf_counter()
-        with Progress(*columns, console=err, transient=True, auto_refresh=not timing) as progress:
-            task = progress.add_task(title, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total, refresh=timing)
-        err.print(Text(f"  {title}  {time.perf_counter() - started:.1f} s", style="dim"))
-
-    def skipped(self, title: str) -> None:
-        if err.is_terminal:
-            err.print(Text(f"  {title}  done before", style="dim"))
+        with super().stage(title, timing=timing) as silent:
+            if not err.is_terminal:
+                yield silent
+                return
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=err, transient=True, auto_refresh=not timing) as progress:
+                task = progress.add_task(title, total=None)
+                yield lambda done, total: progress.update(task, completed=done, total=total, refresh=timing)
 
     def note(self, text: str) -> None:
-        err.print(Text(text))
+        err.print(Text(text, style="dim" if text.startswith(" ") else ""))
 
 
 def print_json(data: Any) -> None:

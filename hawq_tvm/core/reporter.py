@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -27,3 +29,26 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """A line worth reading."""
+
+
+class LineReporter(Reporter):
+    """One line a stage on standard error, with its seconds: for logs, where a bar cannot be drawn."""
+
+    @contextmanager
+    def stage(self, title: str, *, timing: bool = False) -> Iterator[Advance]:
+        started = time.perf_counter()
+        yield lambda done, total: None
+        self.note(f"  {title}  {time.perf_counter() - started:.1f} s")
+
+    def skipped(self, title: str) -> None:
+        self.note(f"  {title}  done before")
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def as_reporter(progress: bool | Reporter) -> Reporter:
+    """What ``progress=`` stands for: True for lines on standard error, False for nothing, or a reporter."""
+    if isinstance(progress, Reporter):
+        return progress
+    return LineReporter() if progress else Reporter()

@@ -13,10 +13,14 @@ from math import isfinite
 from typing import Any, Literal, NotRequired, TypedDict
 
 from hawq_tvm.core.errors import AllocationError, RunError
+from hawq_tvm.core.option import option
 from hawq_tvm.core.strict_json import JsonReader
 
 CostName = Literal["size_bytes", "bops", "latency_us"]
 COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
+
+CHOICE = "Allocation"
+"""The heading of the options that decide on bits."""
 
 _BITS = re.compile(r"w([2-8])a([2-8])")
 
@@ -142,12 +146,20 @@ class LayerCosts:
         parameters: number of weights.
         macs: multiply-accumulates a sample.
         choices: cost by bit pair.
+        sensitivity_error: relative standard error of its sensitivities, the same at every pair, since the Hessian's
+            trace alone is an estimate; None where it is not known.
     """
 
     name: str
     parameters: int
     macs: int
     choices: Mapping[Bits, Cost]
+    sensitivity_error: float | None = None
+
+    def __post_init__(self) -> None:
+        error = self.sensitivity_error
+        if error is not None and (not is_number(error) or error < 0):
+            raise AllocationError(f"sensitivity_error must be a finite number of at least 0, got {error!r}")
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,7 @@ class CostTable:
                     "name": layer.name,
                     "parameters": layer.parameters,
                     "macs": layer.macs,
+                    "sensitivity_error": layer.sensitivity_error,
                     "choices": {repr(bits): vars(cost) for bits, cost in layer.choices.items()},
                 }
                 for layer in self.layers
@@ -224,7 +237,7 @@ class CostTable:
                 choices[bits] = cost
             if layer in rows:
                 raise reader.fault(f"two layers are named {layer!r}")
-            rows[layer] = LayerCosts(layer, row["parameters"], row["macs"], choices)
+            rows[layer] = LayerCosts(layer, row["parameters"], row["macs"], choices, row.get("sensitivity_error"))
         unknown = [layer for tie in found.get("ties", ()) for layer in tie if layer not in rows]
         if unknown:
             raise reader.fault(f"ties names {unknown[0]!r}, which is no layer of layers")
@@ -238,6 +251,7 @@ class _CostRow(TypedDict):
     parameters: int
     macs: int
     choices: Mapping[str, Cost]
+    sensitivity_error: NotRequired[float | None]
 
 
 class _CostFile(TypedDict):
@@ -253,6 +267,7 @@ _UNITS: dict[CostName, dict[str, float]] = {
     "bops": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "latency_us": {"": 1, "us": 1, "ms": 1e3, "s": 1e6},
 }
+_BUDGETS: dict[str, CostName] = {"size": "size_bytes", "bops": "bops", "latency": "latency_us"}
 _LIMIT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)")
 
 
@@ -300,43 +315,46 @@ class Limit:
         return cls(float(match[1]) * units[match[2]])
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Budget:
     """What the compiled network may cost; what is left out is not bounded.
 
     >>> Budget(size="60%", latency="1.5ms")
     Budget(size=60%, latency=1500us)
+
+    Attributes:
+        size: bytes of weights, as ``"6.5MB"``, ``2000000`` or a share such as ``"60%"``.
+        bops: bit operations a sample, as ``"1.2G"`` or a share.
+        latency: microseconds summed over the layers' kernels, as ``"1.5ms"`` or a share.
+
+    Raises:
+        AllocationError: a limit that cannot be read.
     """
 
-    def __init__(
-        self,
-        *,
-        size: str | float | Limit | None = None,
-        bops: str | float | Limit | None = None,
-        latency: str | float | Limit | None = None,
-    ) -> None:
-        """Read the limits.
+    size: str | float | Limit | None = option(
+        None, "bytes of weights: 60%, 6.5MB or 2000000", flag="--budget-size", panel=CHOICE, parse=str
+    )
+    bops: str | float | Limit | None = option(
+        None, "bit operations a sample: 50% or 1.2G", flag="--budget-bops", panel=CHOICE, parse=str
+    )
+    latency: str | float | Limit | None = option(
+        None, "time of all kernels: 80% or 1.5ms", flag="--budget-latency", panel=CHOICE, parse=str
+    )
 
-        Args:
-            size: bytes of weights, as ``"6.5MB"``, ``2000000`` or a share such as ``"60%"``.
-            bops: bit operations a sample, as ``"1.2G"`` or a share.
-            latency: microseconds summed over the layers' kernels, as ``"1.5ms"`` or a share.
+    def __post_init__(self) -> None:
+        for name, cost in _BUDGETS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Limit.parse(value, cost))
 
-        Raises:
-            AllocationError: a limit that cannot be read.
-        """
-        given: dict[CostName, str | float | Limit | None] = {"size_bytes": size, "bops": bops, "latency_us": latency}
-        self.limits: dict[CostName, Limit] = {
-            cost: Limit.parse(value, cost) for cost, value in given.items() if value is not None
-        }
+    @property
+    def limits(self) -> dict[CostName, Limit]:
+        """The limits by what they bound."""
+        given = {cost: getattr(self, name) for name, cost in _BUDGETS.items()}
+        return {cost: limit for cost, limit in given.items() if limit is not None}
 
     def __bool__(self) -> bool:
         return bool(self.limits)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Budget) and self.limits == other.limits
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.limits.items()))
 
     def __repr__(self) -> str:
         short = {"size_bytes": ("size", "B"), "bops": ("bops", ""), "latency_us": ("latency", "us")}

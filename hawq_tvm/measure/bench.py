@@ -1,14 +1,15 @@
-"""Latency of a compiled network beside its peers, all in one interleaved run.
+"""Latency of a compiled network beside its peers, all in one interleaved run within a deadline.
 
-Contenders take turns in short bursts, A B C A B C, so that a machine that slows down slows all of them. Each burst
-starts with a call that is not counted, in which the other contenders' threads fall asleep.
+Contenders take turns in short bursts, so that a machine that slows down slows all of them. Whoever has had the least
+time goes next: all get equal time, spread over the whole run, and a slow one does not keep the others from theirs. Each
+burst starts with a call that is not counted, in which the other contenders' threads fall asleep.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ import numpy as np
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.strict_json import JsonReader
 
-_BURST = 5
+_BURST, _MOST_CALLS = 5, 1000
+_FEW_CALLS = 5  # fewer show no spread
+_WIDE_SPREAD = 2.0  # p90 per median; a quiet machine stays under 1.3
+_SLOWED_DOWN = 3.0  # median per that of last time; bits and kernels alone change less
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Latency:
         p10_us: tenth percentile.
         p90_us: ninetieth percentile.
         runs: how many calls were counted.
+        note: why these numbers are not to be relied on; None where nothing speaks against them.
     """
 
     name: str
@@ -36,6 +41,19 @@ class Latency:
     p10_us: float
     p90_us: float
     runs: int
+    note: str | None = None
+
+    def doubts(self, previous: Latency | None) -> str | None:
+        """Why not to rely on these numbers: few calls, a wide spread, or far slower than last time."""
+        noisy, few = [], []
+        if self.p90_us > _WIDE_SPREAD * self.median_us:
+            noisy.append(f"a tenth of its calls took over {self.p90_us / self.median_us:,.1f} times its median")
+        if previous is not None and self.median_us > _SLOWED_DOWN * previous.median_us > 0:
+            slower = self.median_us / previous.median_us
+            noisy.append(f"{slower:,.0f} times slower than last time ({previous.median_us:,.1f} us)")
+        if self.runs < _FEW_CALLS:
+            few.append(f"only {self.runs} call{'s' if self.runs > 1 else ''} in the time given, give it more seconds")
+        return "; ".join([*([f"noisy, run again: {', '.join(noisy)}"] if noisy else []), *few]) or None
 
 
 @dataclass(frozen=True)
@@ -47,9 +65,9 @@ class BenchReport:
         target: what the library was compiled for.
         threads: that every contender may use.
         batch: samples a call.
-        warmup: calls of each contender before the run.
+        warmup: calls of each contender before the run, as far as its time allowed.
         contenders: the compiled network first, then its peers.
-        layers_us: median microseconds of each kernel call, by layer.
+        layers_us: median microseconds of each kernel call inside the running library, by layer.
         kernels: the kernel of each layer.
     """
 
@@ -65,6 +83,23 @@ class BenchReport:
     def ratio(self, name: str) -> float:
         """How many times as long as the compiled network a peer takes."""
         return next(peer.median_us for peer in self.contenders if peer.name == name) / self.contenders[0].median_us
+
+    def doubted(self, previous: BenchReport | None = None) -> BenchReport:
+        """This report with a note beside each contender whose numbers are not to be relied on.
+
+        Args:
+            previous: the last one of this run; it counts where it was taken on the same machine in the same way.
+        """
+        earlier: dict[str, Latency] = {}
+        if previous is not None and previous._conditions == self._conditions:
+            earlier = {item.name: item for item in previous.contenders}
+        return replace(
+            self, contenders=tuple(replace(item, note=item.doubts(earlier.get(item.name))) for item in self.contenders)
+        )
+
+    @property
+    def _conditions(self) -> tuple[str, str, int, int]:
+        return self.machine, self.target, self.threads, self.batch
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,32 +133,65 @@ def interleave(
 
     Args:
         contenders: a call of each, by name.
-        seconds: about how long the whole takes; never fewer than 5 rounds.
-        warmup: calls of each before any is counted.
-        progress: called with rounds done and rounds in all.
+        seconds: within which everything is done, warm-ups included; passed only by a call that has begun, and where one
+            call of each contender takes longer.
+        warmup: calls of each before any is counted: the second where there is time, more where they fit into half of
+            the contender's share.
+        progress: called with the share of the time that is gone, in percent, and 100.
 
     Returns:
-        One latency a contender, in the order given.
+        One latency a contender, in the order given. Where there was no time to count any, it is of the last call of the
+        warm-up.
     """
-    round_seconds = 0.0
-    for call in contenders.values():
-        for _ in range(warmup):
-            start = time.perf_counter()
-            call()
-            last = time.perf_counter() - start
-        round_seconds += last * (_BURST + 1)
-    rounds = int(np.clip(seconds / max(round_seconds, 1e-6), 5, 200))
+    started = time.perf_counter()
+    share = seconds / len(contenders)
+    last: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for done in range(rounds):
-        for name, call in contenders.items():
-            call()
-            for _ in range(_BURST):
-                start = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - start)
-        if progress is not None:
-            progress(done + 1, rounds)
-    return tuple(_summary(name, taken) for name, taken in times.items())
+    shown = 0
+
+    def left() -> float:
+        return started + seconds - time.perf_counter()
+
+    def timed(name: str) -> float:
+        begun = time.perf_counter()
+        contenders[name]()
+        last[name] = time.perf_counter() - begun
+        return last[name]
+
+    spent = {name: timed(name) for name in contenders}
+    for name in contenders:
+        for done in range(1, warmup):
+            cold = done == 1  # the first call tells little of the next
+            if last[name] <= left() and (cold or spent[name] + last[name] <= share / 2):
+                spent[name] += timed(name)
+    pace, spent = dict(last), dict.fromkeys(contenders, 0.0)
+    share = left() / len(contenders)
+
+    def turn(name: str) -> tuple[bool, float]:
+        """Whoever would pass its share waits until the others have had theirs; then whoever has had the least time."""
+        return spent[name] + 2 * pace[name] > share, spent[name]
+
+    waiting = list(contenders)
+    while waiting:
+        name = min(waiting, key=turn)
+        burst = min(_BURST, int(left() / max(pace[name], 1e-9)) - 1)
+        if burst < 1 or len(times[name]) >= _MOST_CALLS:
+            waiting.remove(name)
+            continue
+        spent[name] += timed(name)
+        for _ in range(burst):
+            if last[name] > left():  # slower than it was
+                break
+            times[name].append(timed(name))
+            spent[name] += last[name]
+        pace[name] = float(np.median(times[name][-burst:] or last[name]))
+        gone = min(99, int(100 * (1 - left() / seconds)))
+        if progress is not None and gone > shown:  # drawing takes time, too
+            shown = gone
+            progress(gone, 100)
+    if progress is not None:
+        progress(100, 100)
+    return tuple(_summary(name, taken or [last[name]]) for name, taken in times.items())
 
 
 def _summary(name: str, seconds: Sequence[float]) -> Latency:
@@ -131,7 +199,16 @@ def _summary(name: str, seconds: Sequence[float]) -> Latency:
     return Latency(name, median, low, high, len(seconds))
 
 
-def median_layers(measure: Callable[[], Mapping[str, float]], *, repeats: int = 9) -> dict[str, float]:
-    """Median microseconds by layer over several runs of `CompiledModule.call_times`."""
-    runs = [measure() for _ in range(repeats)]
+def median_layers(measure: Callable[[], Mapping[str, float]], *, seconds: float, repeats: int = 9) -> dict[str, float]:
+    """Median microseconds by layer over several runs of `CompiledModule.call_times`.
+
+    Args:
+        measure: one run.
+        seconds: after which no further run begins; the first one is made whatever it takes.
+        repeats: at most so many.
+    """
+    started = time.perf_counter()
+    runs = [measure()]
+    while len(runs) < repeats and time.perf_counter() - started < seconds * len(runs) / (len(runs) + 1):
+        runs.append(measure())
     return {name: float(np.median([run[name] for run in runs])) * 1e6 for name in runs[0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,7 @@ from hawq_tvm.core.interpreter import quantize_input
 from hawq_tvm.measure.bench import BenchReport, interleave, median_layers
 
 _WARMUP = 3
+_SHARE_OF_LAYERS = 0.1  # of the time, for the run that times every layer
 
 
 def benchmark_library(
@@ -28,6 +30,7 @@ def benchmark_library(
     threads: int,
     seconds: float,
     seed: int = 0,
+    previous: BenchReport | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchReport:
     """Time a library beside its peers, from resident input to output; quantising the input is not counted.
@@ -37,9 +40,11 @@ def benchmark_library(
         float_graph: the fp32 network that it came from.
         model: the integer ONNX model that it was compiled from.
         threads: of every contender.
-        seconds: about how long the run takes.
+        seconds: within which all is timed, warm-ups and layers included, as far as one call of each contender allows;
+            the contenders are loaded before.
         seed: of the input.
-        progress: called with rounds done and rounds in all.
+        previous: what was measured last time, which numbers far above it are noted against.
+        progress: called with the share of the time that is gone, in percent, and 100.
     """
     before = torch.get_num_threads()
     configure_threads(threads)
@@ -64,11 +69,15 @@ def benchmark_library(
         "PyTorch fp32": pytorch,
         "ONNX Runtime on model.onnx": lambda: integer_session.run(None, {library.info.input_name: integers}),
     }
+    started = time.perf_counter()
     try:
-        latencies = interleave(contenders, seconds=seconds, warmup=_WARMUP, progress=progress)
-        layers = median_layers(lambda: library.call_times(integers))
+        latencies = interleave(contenders, seconds=seconds * (1 - _SHARE_OF_LAYERS), warmup=_WARMUP, progress=progress)
+        left = started + seconds - time.perf_counter()
+        layers = median_layers(lambda: library.call_times(integers), seconds=left)
     finally:
         torch.set_num_threads(before)
         configure_threads(default_threads())
     info = library.info
-    return BenchReport(cpu_name(), info.target, threads, info.batch, _WARMUP, latencies, layers, dict(info.kernels))
+    kernels = dict(info.kernels)
+    report = BenchReport(cpu_name(), info.target, threads, info.batch, _WARMUP, latencies, layers, kernels)
+    return report.doubted(previous)

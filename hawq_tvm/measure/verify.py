@@ -70,12 +70,18 @@ class VerifyReport:
     def ok(self) -> bool:
         return not self.mismatches
 
+    def covers(self, other: VerifyReport) -> bool:
+        """Whether this one compared at least as much: as many samples, and every executor."""
+        return self.samples >= other.samples and set(self.executors) >= set(other.executors)
+
     def __str__(self) -> str:
-        head = (
+        return "\n".join([self._head(), *(f"  {mismatch}" for mismatch in self.mismatches[:1])])
+
+    def _head(self) -> str:
+        return (
             f"{len(self.mismatches)} mismatches over {self.layers} layers, {self.samples} samples, "
             f"{self.elements:,} integers, {' = '.join(self.executors) if self.ok else ', '.join(self.executors)}"
         )
-        return "\n".join([head, *(f"  {mismatch}" for mismatch in self.mismatches[:1])])
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -103,6 +109,28 @@ class VerifyReport:
         reader = JsonReader(name, RunError, "make it again with hawq-tvm verify")
         found: VerifyReport = reader.take(data, cls, signed=("values",))
         return found
+
+
+def stronger(earlier: VerifyReport | None, latest: VerifyReport) -> tuple[VerifyReport, str | None]:
+    """The report that a run keeps, of two on the same library.
+
+    A difference found now always counts. Otherwise the latest replaces what it covers; a weaker one replaces nothing:
+    neither a proof over more samples nor a difference that more samples showed.
+
+    Args:
+        earlier: what is stored of this very library; None where there is nothing.
+        latest: what was found now.
+
+    Returns:
+        The report to keep, and the sentence that says so where it is not the latest.
+    """
+    if earlier is None or not latest.ok or latest.covers(earlier):
+        return latest, None
+    why = "is the stronger proof" if earlier.ok else "found a difference that these samples do not show"
+    return earlier, (
+        f"compared {latest.samples} samples now, and the run keeps its report over {earlier.samples} samples, "
+        f"which {why}: {earlier._head()}; verify at least as many samples to replace it"
+    )
 
 
 def verify(

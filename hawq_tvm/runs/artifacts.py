@@ -1,23 +1,29 @@
-"""The files of a run as the objects that they hold."""
+"""The files of a run as the objects that they hold.
+
+What reads JSON alone loads neither PyTorch, ONNX nor TVM; what needs one of them loads it when it is asked for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from hawq_tvm.backends.onnx.io import read_onnx
-from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import Range
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
+from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
-from hawq_tvm.measure.evaluate import Accuracy
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs.float_io import load_float_graph
+from hawq_tvm.runs.layers import LayerFacts, describe_layers, read_layers
 from hawq_tvm.runs.rundir import Run
+
+if TYPE_CHECKING:
+    from hawq_tvm.backends.tvm.runtime import CompiledModule
 
 FLOAT_GRAPH = "float.safetensors"
 RANGES = "ranges.json"
@@ -27,6 +33,7 @@ BITS = "bits.json"
 ALLOCATION = "allocation.json"
 MODEL = "model.onnx"
 BOUNDS = "bounds.json"
+LAYERS = "layers.json"
 ACCURACY = "accuracy.json"
 REPORT = "report.html"
 
@@ -88,7 +95,16 @@ class Artifacts:
     @property
     def graph(self) -> Graph:
         """The integer graph, read back from the ONNX file."""
+        from hawq_tvm.backends.onnx.io import read_onnx
+
         return self.run.read(MODEL, read_onnx)
+
+    @property
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """What the integer graph says of its layers; read from the ONNX file itself where a run has no `LAYERS` yet."""
+        self.run.file(MODEL)  # intact: it is what the table is of
+        table = self.run.json(LAYERS) if LAYERS in self.run else describe_layers(self.graph)
+        return read_layers(table, self.run.reader(LAYERS).name)
 
     @property
     def accuracy(self) -> Accuracy:
@@ -106,6 +122,8 @@ class Artifacts:
 
     def library(self, target: Target) -> CompiledModule:
         """The compiled library, loaded."""
+        from hawq_tvm.backends.tvm.runtime import CompiledModule
+
         library, beside = library_files(target)
         self.run.fresh(beside)
         self.run.fresh(library)
@@ -136,13 +154,15 @@ class _RangesFile(TypedDict):
 
 
 class _LayerSensitivity(TypedDict):
-    """What the cost table takes of one layer: Omega by weight bits."""
+    """What the cost table takes of one layer: Omega by weight bits, and how far it may be off."""
 
     omega: Mapping[str, float]
+    relative_error: NotRequired[float | None]
 
 
 class _SensitivityFile(TypedDict):
     method: str
+    note: NotRequired[str | None]
     layers: Mapping[str, _LayerSensitivity]
 
 

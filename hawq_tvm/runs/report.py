@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from hawq_tvm.runs.summary import LayerSummary, RunSummary
+from hawq_tvm.runs.artifacts import REPORT
+from hawq_tvm.runs.rundir import Run
+from hawq_tvm.runs.summary import LayerSummary, RunSummary, summarize
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -17,6 +22,12 @@ td:first-child, th:first-child { text-align: left; } th { font-weight: 600; }
 .low { background: #e6f0fa; } .bad { color: #b00020; font-weight: 600; } .good { color: #1b7837; font-weight: 600; }
 small { color: #666; }
 """
+
+
+def write_report(run: Run, path: Path) -> None:
+    """Write the page into a run; it names `path`, where the run will lie."""
+    page = render_report(replace(summarize(run), path=os.fspath(path)))
+    run.write(REPORT, lambda file: file.write_text(page))
 
 
 def render_report(summary: RunSummary) -> str:

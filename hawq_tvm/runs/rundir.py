@@ -239,12 +239,11 @@ class Run:
         make()
         del self.manifest["making"]
         names = [item for pattern in writes for item in self._expand(pattern)]
-        self.manifest["stages"][name] = {
-            "key": key,
-            "seconds": round(time.perf_counter() - started, 3),
-            "files": {item: self._hash(self.path / item) for item in names},
-        }
-        self.save_manifest()
+        files = {item: self._hash(self.path / item) for item in names}
+        if record is None or not same or record["files"] != files:
+            seconds = round(time.perf_counter() - started, 3)
+            self.manifest["stages"][name] = {"key": key, "seconds": seconds, "files": files}
+            self.save_manifest()
         return True
 
     def save_manifest(self) -> None:

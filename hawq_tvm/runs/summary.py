@@ -1,6 +1,7 @@
 """A run in numbers: what `inspect` prints, what `--json` gives and what the report shows.
 
-Bits, bytes and BOPS are counted from the integer graph as it was exported, not from what the allocator intended.
+Bits, bytes and BOPS are those of the integer graph as it was exported, not of what the allocator intended. All of it is
+read from JSON, so that a run is inspected in an instant: neither PyTorch, ONNX nor TVM is loaded.
 """
 
 from __future__ import annotations
@@ -9,17 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hawq_tvm.backends.tvm.runtime import LibraryInfo
+from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.core.errors import RunError
-from hawq_tvm.core.ir import Node, TensorType
-from hawq_tvm.core.ops import WeightedOperator
-from hawq_tvm.core.specs import Bits, CostTable
+from hawq_tvm.core.specs import CostTable
 from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
-from hawq_tvm.measure.evaluate import Accuracy
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.layers import LayerFacts
 from hawq_tvm.runs.rundir import Run
 
 
@@ -132,23 +132,16 @@ def summarize(run: Run) -> RunSummary:
         RunError: the integer graph is missing or damaged.
     """
     found = Artifacts(run)
-    graph = found.graph
+    facts = found.layers
     costs = found.costs
     compiled = {name: target for name, target in TARGETS.items() if run.is_fresh(target.library_name)}
     libraries = {name: found.library_info(target) for name, target in compiled.items()}
     for info in libraries.values():
-        if info.fingerprint != graph.fingerprint():
-            raise RunError(
-                f"{run.name} holds a library of another network than its model.onnx; hawq-tvm compile mends it"
-            )
+        foreign = [layer.name for layer in facts if layer.name not in info.kernels or layer.name not in info.declines]
+        if foreign:
+            raise RunError(f"{run.name} holds a library without layer {foreign[0]!r}; start the run again")
     profiled = files.SENSITIVITY in run
-    types = graph.types
-    bounds = graph.bounds()
-    layers = tuple(
-        _layer(node, types, bounds[node.name].accumulator, costs, profiled, libraries)
-        for node in graph
-        if isinstance(node.op, WeightedOperator)
-    )
+    layers = tuple(_layer(layer, costs, profiled, libraries) for layer in facts)
     identity = run.manifest["identity"]
     return RunSummary(
         path=str(run.path),
@@ -173,37 +166,25 @@ def summarize(run: Run) -> RunSummary:
     )
 
 
-def _layer(
-    node: Node,
-    types: Mapping[str, TensorType],
-    bound: int,
-    costs: CostTable,
-    profiled: bool,
-    libraries: Mapping[str, LibraryInfo],
-) -> LayerSummary:
-    op = node.op
-    assert isinstance(op, WeightedOperator)
-    source = types[node.inputs[0]].dtype
-    bits = Bits(op.weight_bits, source.bits)
-    macs, count = op.macs(node.type), int(op.weight.size)
-    row = next((layer for layer in costs.layers if layer.name == node.name), None)
-    cost = row.choices.get(bits) if row is not None else None
+def _layer(facts: LayerFacts, costs: CostTable, profiled: bool, libraries: Mapping[str, LibraryInfo]) -> LayerSummary:
+    row = next((layer for layer in costs.layers if layer.name == facts.name), None)
+    cost = row.choices.get(facts.bits) if row is not None else None
     return LayerSummary(
-        name=node.name,
-        kind=op.kind,
-        bits=repr(bits),
-        input=repr(source),
-        output=repr(node.type),
-        parameters=count,
-        macs=macs,
-        size_bytes=count * op.weight_bits / 8,
-        stored_bytes=(count + 1) // 2 if op.weight_bits <= 4 else count,
-        bops=macs * bits.weight * bits.activation,
+        name=facts.name,
+        kind=facts.kind,
+        bits=repr(facts.bits),
+        input=facts.input,
+        output=facts.output,
+        parameters=facts.parameters,
+        macs=facts.macs,
+        size_bytes=facts.size_bytes,
+        stored_bytes=facts.stored_bytes,
+        bops=facts.bops,
         sensitivity=cost.sensitivity if cost is not None and profiled else None,
         latency_us=cost.latency_us if cost is not None else None,
-        accumulator_bound=bound,
-        kernel={target: info.kernels[node.name] for target, info in libraries.items()},
-        declines={target: tuple(info.declines[node.name]) for target, info in libraries.items()},
+        accumulator_bound=facts.accumulator_bound,
+        kernel={target: info.kernels.get(facts.name, "") for target, info in libraries.items()},
+        declines={target: tuple(info.declines.get(facts.name, ())) for target, info in libraries.items()},
     )
 
 

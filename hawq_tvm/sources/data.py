@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.sources.factory import call_factory
 from hawq_tvm.sources.imagefolder import open_imagefolder
+from hawq_tvm.sources.names import IMAGE_FOLDER, check_data_name
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Batch, Data
 from hawq_tvm.sources.splits import ArraySplit, Images, Split, Subset, as_split
@@ -84,18 +85,16 @@ def load_data(spec: str, options: DataOptions) -> Data:
         DataError: an unknown name, a folder without images, a split without samples.
         ModelError: a factory that fails.
     """
-    prefix, _, rest = spec.partition(":")
+    check_data_name(spec)
     if spec == "digits":
         data = _digits(options)
     elif spec == "random":
         data = _random(options)
-    elif prefix == "imagefolder":
-        data = open_imagefolder(rest, options)
-    elif ".py:" in spec:
+    elif spec.startswith(f"{IMAGE_FOLDER}:"):
+        data = open_imagefolder(spec.partition(":")[2], options)
+    else:
         made, source = call_factory(spec, "data")
         data = as_data(made, name=spec, options=options, fingerprint=hashlib.sha256(source.encode()).hexdigest())
-    else:
-        raise DataError(f"unknown data '{spec}'; known: digits, imagefolder:PATH, random, file.py:factory")
     return limited(data, options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawq_tvm.core.errors import HawqError, ModelError, first_line
+from hawq_tvm.sources.names import did_you_mean, file_of, shown
 
 
 def call_factory(spec: str, what: str) -> tuple[Any, str]:
@@ -29,9 +31,9 @@ def call_factory(spec: str, what: str) -> tuple[Any, str]:
     name = spec.rpartition(":")[2]
     path = file_of(spec)
     assert path is not None
-    if not path.is_file():
-        raise ModelError(f"the {what}'s file {path} does not exist")
-    module_name = f"hawq_tvm_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if not os.path.isfile(path):
+        raise ModelError(f"the {what}'s file {shown(path)} does not exist")
+    module_name = f"hawq_tvm_user_{path.stem}_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
     loader = importlib.util.spec_from_file_location(module_name, path)
     assert loader is not None and loader.loader is not None
     module = importlib.util.module_from_spec(loader)
@@ -43,7 +45,8 @@ def call_factory(spec: str, what: str) -> tuple[Any, str]:
             loader.loader.exec_module(module)
             factory = getattr(module, name, None)
             if not callable(factory):
-                raise ModelError(f"{path} has no function '{name}'")
+                callables = [known for known, value in vars(module).items() if callable(value)]
+                raise ModelError(f"{shown(path)} has no function '{name}'{did_you_mean(name, callables)}")
             return factory(), path.read_text(encoding="utf-8", errors="replace")
     finally:
         with suppress(ValueError):  # the user's file may have changed the path too
@@ -71,11 +74,6 @@ def users_code(what: str, spec: str, kind: type[HawqError]) -> Iterator[None]:
         raise kind(f"{what} failed{_line_in(error, spec)}: it called sys.exit({error.code!r})") from error
     except Exception as error:
         raise kind(f"{what} failed{_line_in(error, spec)}: {type(error).__name__}: {first_line(error)}") from error
-
-
-def file_of(spec: str) -> Path | None:
-    """The file of ``file.py:factory``; None for other names."""
-    return Path(spec.rpartition(":")[0]).expanduser() if ".py:" in spec else None
 
 
 def _line_in(error: BaseException, spec: str) -> str:

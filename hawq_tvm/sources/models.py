@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
+import importlib.metadata
 import pickle
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,10 +20,22 @@ from torch.nn.parameter import is_lazy
 
 from hawq_tvm.core.errors import ModelError, first_line
 from hawq_tvm.settings import check_seed
-from hawq_tvm.sources.factory import call_factory, file_of
+from hawq_tvm.sources.factory import call_factory
+from hawq_tvm.sources.names import (
+    IMAGE_FOLDER,
+    OTHER_ZOOS,
+    RANDOM_WEIGHTS,
+    check_checkpoint_path,
+    check_network_name,
+    did_you_mean,
+    file_of,
+    path_of,
+    shown,
+)
 from hawq_tvm.sources.zoo import ZOO
 
-RANDOM_WEIGHTS = "random"
+_PARALLEL = "module."  # what DataParallel puts before every key
+_WANTED = "weights are dense tensors of real numbers: convert it, and save the state dict again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +48,8 @@ class LoadedModel:
         weights: what its weights are, for the reader and for a run's identity: a checkpoint by its full path.
         input_shape: the sample shape that it was made for, where that is known.
         fingerprint: sha256 over its source, structure and weights.
+        versions: of torchvision and timm, where modules of theirs are in the network; a new version may compute
+            something else from the same weights.
     """
 
     module: nn.Module
@@ -43,6 +57,7 @@ class LoadedModel:
     weights: str
     input_shape: tuple[int, ...] | None
     fingerprint: str
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> LoadedModel:
@@ -59,6 +74,7 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Loade
         ModelError: an unknown network, a factory that fails, a checkpoint that does not fit.
         HawqError: a seed that is no whole number from 0 to 2^63 - 1.
     """
+    check_network_name(spec)
     torch.manual_seed(check_seed(seed))
     source = ""
     shape: tuple[int, ...] | None = (3, 224, 224)
@@ -74,14 +90,10 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Loade
     elif prefix == "timm":
         module, shape = _timm(rest)
         name = rest
-    elif ".py:" in spec:
+    else:
         made, source = call_factory(spec, "network")
         check_module(made, f"{spec} returned")
         module, shape, name = made, None, spec.rpartition(":")[2]
-    else:
-        raise ModelError(
-            f"unknown network '{spec}'; known: {', '.join(ZOO)}, torchvision:NAME, timm:NAME, file.py:factory"
-        )
     if weights is None and packaged is not None:
         load_weights(module, packaged)
         described = f"the packaged checkpoint, trained on {trained_on}"
@@ -89,11 +101,17 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Loade
         described = f"as the factory makes them, seed {seed}" if source else f"random, seed {seed}"
     else:
         assert weights is not None
-        path = Path(weights).expanduser()
+        path = path_of(weights)
         load_weights(module, path)
-        described = str(path.resolve())
+        described = shown(path.resolve())
     module.eval()
-    return LoadedModel(module, name, described, shape, module_fingerprint(module, source))
+    return LoadedModel(module, name, described, shape, module_fingerprint(module, source), versions_of(module))
+
+
+def versions_of(module: nn.Module) -> dict[str, str]:
+    """The versions of torchvision and timm, each where a module of the network is of a class of that package."""
+    packages = {type(part).__module__.partition(".")[0] for part in module.modules()}
+    return {name: importlib.metadata.version(name) for name in OTHER_ZOOS if name in packages}
 
 
 def check_module(made: object, verb: str = "the model is") -> None:
@@ -119,7 +137,7 @@ def normal_spec(spec: str) -> str:
     path = file_of(spec)
     if path is not None:
         return f"{path.resolve()}:{spec.rpartition(':')[2]}"
-    return f"imagefolder:{Path(rest).expanduser().resolve()}" if prefix == "imagefolder" and rest else spec
+    return f"{IMAGE_FOLDER}:{path_of(rest).resolve()}" if prefix == IMAGE_FOLDER and rest else spec
 
 
 def module_fingerprint(module: nn.Module, source: str = "") -> str:
@@ -134,6 +152,8 @@ def module_fingerprint(module: nn.Module, source: str = "") -> str:
         if isinstance(value, Tensor):
             if is_lazy(value) or value.is_meta:
                 raise ModelError(f"'{key}' of the model has no values yet; run the network once, or load its weights")
+            if (kind := _kind_not_taken(value)) is not None:
+                raise ModelError(f"'{key}' of the model is a {kind} tensor; {_WANTED}")
             digest.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -146,31 +166,63 @@ def load_weights(module: nn.Module, path: Path) -> None:
     taken as they come. Pickles run no code (``weights_only``).
 
     Raises:
-        ModelError: missing, unreadable, or keys and shapes that do not fit.
+        ModelError: missing, unreadable, a tensor that is not of plain real numbers, one name with the prefix and
+            without, or keys and shapes that do not fit.
     """
-    if not path.is_file():
-        what = "is a folder; name a file in it" if path.is_dir() else "does not exist"
-        raise ModelError(f"the checkpoint {path} {what}")
+    check_checkpoint_path(path)
+    file = shown(path)
     try:
         if path.suffix.lower() == ".safetensors":
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors of many kinds
-        raise ModelError(f"the checkpoint {path} {_why_unreadable(error)}") from error
+        raise ModelError(f"the checkpoint {file} {_why_unreadable(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"the checkpoint {path} is not a state dict; save model.state_dict()")
+        raise ModelError(f"the checkpoint {file} is not a state dict; save model.state_dict()")
     strange = next((key for key in state if not isinstance(key, str)), None)
     if strange is not None:
         raise ModelError(
-            f"the checkpoint {path} has the key {strange!r} of type {type(strange).__name__}; a state dict's keys are "
+            f"the checkpoint {file} has the key {strange!r} of type {type(strange).__name__}; a state dict's keys are "
             "names, save model.state_dict()"
         )
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    _load_strictly(module, state, path)
+    for key, value in state.items():
+        if (kind := _kind_not_taken(value)) is not None:
+            raise ModelError(f"the checkpoint {file} holds '{key}', a {kind} tensor; {_WANTED}")
+    _load_strictly(module, _without_prefix(state, module.state_dict().keys(), file), file)
+
+
+def _kind_not_taken(value: Tensor) -> str | None:
+    """What a tensor is that is no plain array of real numbers; None where it is one."""
+    kinds = {
+        "meta (without values)": value.is_meta,
+        "quantised": value.is_quantized,
+        "nested": value.is_nested,
+        "sparse": value.layout != torch.strided,
+        "complex": value.is_complex(),
+    }
+    return next((kind for kind, found in kinds.items() if found), None)
+
+
+def _without_prefix(state: Mapping[str, Tensor], own: Collection[str], file: str) -> dict[str, Tensor]:
+    """DataParallel's ``module.`` taken off every key that the network does not know as it is.
+
+    Raises:
+        ModelError: two keys come to one name, and which of them counts is not known.
+    """
+    names: dict[str, str] = {}
+    for key in state:
+        name = key if key in own else key.removeprefix(_PARALLEL)
+        if name in names:
+            raise ModelError(
+                f"the checkpoint {file} has both '{names[name]}' and '{key}', which are one parameter of the network; "
+                "keep the one that counts"
+            )
+        names[name] = key
+    return {name: state[key] for name, key in names.items()}
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -189,7 +241,7 @@ def _why_unreadable(error: Exception) -> str:
     return f"cannot be read: {first_line(error)}"
 
 
-def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
     own = module.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in own]
@@ -203,7 +255,7 @@ def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -
         key = wrong[0]
         problems.append(f"'{key}' has the shape {tuple(state[key].shape)}, the network's {tuple(own[key].shape)}")
     if problems:
-        raise ModelError(f"the checkpoint {path} does not fit the network: {'; '.join(problems)}")
+        raise ModelError(f"the checkpoint {file} does not fit the network: {'; '.join(problems)}")
     module.load_state_dict(dict(state), strict=False)  # all that may be missing now are batch counters
 
 
@@ -214,8 +266,6 @@ def _some(keys: list[str]) -> str:
 
 def _import_with_stub(name: str) -> ModuleType:
     """Import torchvision or timm; beside a CPU-only PyTorch their C++ operators are missing and are defined first."""
-    if importlib.util.find_spec(name) is None:
-        raise ModelError(f"{name} is not installed; pip install --no-deps {name}, or give file.py:factory")
     try:
         if not hasattr(torch.ops.torchvision, "nms"):
             library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
@@ -232,19 +282,21 @@ _KEPT: list[Any] = []  # a torch.library.Library undefines its operators when it
 
 def _torchvision(name: str) -> nn.Module:
     models = _import_with_stub("torchvision").models
-    return _made(lambda: models.get_model(name, weights=None), f"torchvision:{name}")
+    return _made(lambda: models.get_model(name, weights=None), f"torchvision:{name}", models.list_models)
 
 
 def _timm(name: str) -> tuple[nn.Module, tuple[int, ...] | None]:
     timm = _import_with_stub("timm")
-    module = _made(lambda: timm.create_model(name, pretrained=False), f"timm:{name}")
+    module = _made(lambda: timm.create_model(name, pretrained=False), f"timm:{name}", timm.list_models)
     shape = getattr(module, "default_cfg", {}).get("input_size")
     return module, tuple(shape) if shape else None
 
 
-def _made(make: Callable[[], Any], spec: str) -> nn.Module:
+def _made(make: Callable[[], Any], spec: str, known: Callable[[], list[str]]) -> nn.Module:
     try:
         module: nn.Module = make()
         return module
     except Exception as error:  # whatever a foreign package raises for an unknown name
-        raise ModelError(f"{spec} cannot be built: {first_line(error)}") from error
+        package, _, name = spec.partition(":")
+        meant = "" if name in known() else did_you_mean(spec, [f"{package}:{other}" for other in known()])
+        raise ModelError(f"{spec} cannot be built: {first_line(error)}{meant}") from error

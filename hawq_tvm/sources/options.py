@@ -4,14 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from numbers import Integral, Real
 
 from hawq_tvm.core.errors import DataError
-from hawq_tvm.settings import check_seed
+from hawq_tvm.core.option import option
+from hawq_tvm.settings import SAMPLES, check_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+IMAGES = "Image files"
+"""The heading of the options that are about image files."""
+
+
+def parse_three(text: str, flag: str) -> tuple[float, float, float]:
+    """Three numbers, or one for all channels, as ``0.485,0.456,0.406``.
+
+    Raises:
+        DataError: anything else.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise DataError(f"{flag} takes one number or three, as 0.485,0.456,0.406; got '{text}'")
+    return values[0], values[1], values[2]
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """A sample's shape, as ``3x224x224``.
+
+    Raises:
+        DataError: anything else.
+    """
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise DataError(f"--input-shape is written 3x224x224, got '{text}'")
+    return tuple(int(part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -28,10 +63,14 @@ class Preprocessing:
         DataError: a size below 1, a mean or standard deviation that is not finite, a standard deviation not above 0.
     """
 
-    resize: int = 256
-    crop: int = 224
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    resize: int = option(256, "short side after resizing, in pixels", panel=IMAGES, least=1)
+    crop: int = option(224, "side of the centre crop, in pixels", panel=IMAGES, least=1)
+    mean: tuple[float, float, float] = option(
+        IMAGENET_MEAN, "subtracted per channel, after /255", panel=IMAGES, parse=partial(parse_three, flag="--mean")
+    )
+    std: tuple[float, float, float] = option(
+        IMAGENET_STD, "divided by per channel", panel=IMAGES, parse=partial(parse_three, flag="--std")
+    )
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
@@ -58,9 +97,11 @@ class DataOptions:
         HawqError: a seed that is no whole number from 0 to 2^63 - 1.
     """
 
-    calibration_samples: int = 256
-    evaluation_samples: int | None = None
-    input_shape: tuple[int, ...] | None = None
+    calibration_samples: int = option(256, "samples drawn for ranges", panel=SAMPLES, least=1)
+    evaluation_samples: int | None = option(None, "at most so many; default all", panel=SAMPLES, least=1)
+    input_shape: tuple[int, ...] | None = option(
+        None, "of random samples, as 3x224x224", panel=SAMPLES, parse=parse_shape
+    )
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     seed: int = 0
 

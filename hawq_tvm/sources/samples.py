@@ -43,6 +43,11 @@ class Data:
     fingerprint: str = ""
 
     @property
+    def key(self) -> dict[str, Any]:
+        """What tells these samples from others, as JSON: what was made from them is stale when it changes."""
+        return {"name": self.name, "fingerprint": self.fingerprint, **self.settings}
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return tuple(self.calibration.sample(0)[0].shape)

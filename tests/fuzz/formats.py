@@ -21,18 +21,21 @@ from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.specs import BitConfig, Bits, Budget
 from hawq_tvm.core.targets import find_target
 from hawq_tvm.ilp import formulate
+from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport, Latency
 from hawq_tvm.measure.costing import cost_table, read_latency_table
-from hawq_tvm.measure.evaluate import Accuracy
 from hawq_tvm.measure.verify import Mismatch, VerifyReport
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.float_io import save_float_graph
 from hawq_tvm.runs.golden import GOLDEN, GOLDEN_INDEX, check_golden, write_golden
+from hawq_tvm.runs.layers import describe_layers
 from hawq_tvm.runs.manifest import EDITABLE, MANIFEST
+from hawq_tvm.runs.provenance import code_of_samples, stored_data, stored_options, stored_settings
 from hawq_tvm.runs.rundir import Run, edit_run, open_run
 from hawq_tvm.runs.summary import summarize
 from hawq_tvm.settings import Settings
+from hawq_tvm.sources.options import DataOptions
 
 from ..builders import captured, compiled, integer_samples, integers_of, ranges_of
 from .mutations import mutate_bytes, mutate_json, mutate_message
@@ -104,8 +107,8 @@ def _manifest(run: Run) -> Any:
     for name in (files.BITS, files.MODEL, GOLDEN_INDEX, *files.library_files(TARGET)):
         _quietly(lambda name=name: (found.is_fresh(name), found.is_intact(name), found.edited(name)))
         _quietly(lambda name=name: found.fresh(name))
-    if "settings" in found.manifest:
-        _quietly(lambda: Settings.from_json(found.manifest["settings"]))
+    for look in (stored_settings, stored_options, code_of_samples, stored_data):
+        _quietly(lambda look=look: look(found))
     return found.manifest
 
 
@@ -126,6 +129,12 @@ def _library_info(run: Run) -> Any:
     info = Artifacts(run).library_info(TARGET)
     _quietly(lambda: summarize(run))
     return info
+
+
+def _layers(run: Run) -> Any:
+    layers = Artifacts(run).layers
+    _quietly(lambda: summarize(run))
+    return layers
 
 
 def _golden(run: Run) -> Any:
@@ -206,6 +215,7 @@ def formats(other: Sequence[str] = OTHER_NETWORKS) -> dict[str, Format]:
         "sensitivity": Format(files.SENSITIVITY, mutate_json, _sensitivity),
         "allocation": Format(files.ALLOCATION, mutate_json, lambda run: Artifacts(run).limits),
         "latency": Format(LATENCIES, mutate_json, _latencies),
+        "layers": Format(files.LAYERS, mutate_json, _layers),
         "golden": Format(f"{GOLDEN}000.npy", mutate_bytes, _golden),
         "golden-index": Format(GOLDEN_INDEX, mutate_json, _golden),
         "float": Format(files.FLOAT_GRAPH, mutate_safetensors, _float_graph, bases=tuple(map(_saved, other))),
@@ -241,6 +251,7 @@ def make_run(path: Path) -> None:
         files.COSTS: costs.to_json(),
         files.RANGES: {"origin": "max", "ranges": {name: [r.lo, r.hi] for name, r in ranges_of(NETWORK).items()}},
         files.SENSITIVITY: sensitivity,
+        files.LAYERS: describe_layers(graph),
         files.ALLOCATION: {"sensitivity": 1.5, "costs": {"bops": 3}, "limits": {"bops": 4.0}, "solver": "cbc"},
         files.ACCURACY: Accuracy(10, 0.5, 0.4, -0.1, 0.05, 0.9).to_json(),
         files.verify_file(TARGET): VerifyReport(("numpy", "tvm"), 4, 9, 1000, (mismatch,)).to_json(),
@@ -258,7 +269,9 @@ def make_run(path: Path) -> None:
             compiled(graph, run.path)
 
         written = [*tables, files.FLOAT_GRAPH, files.MODEL, GOLDEN, LIBRARY, LIBRARY_JSON]
-        run.manifest["settings"] = Settings().to_json()
+        run.manifest["settings"] = Settings(pins={"fc": Bits(8, 8)}, budget=Budget(size="50%")).to_json()
+        options = asdict(DataOptions(calibration_samples=4, input_shape=(3, SIZE, SIZE)))
+        run.manifest["data"] = {"spec": "random", "options": options, "settings": {}}
         run.stage("all", write, options={}, writes=written)
 
 

@@ -6,25 +6,24 @@ importing this module sets TVM_NUM_THREADS to all usable cores, unless the envir
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hawq_tvm.backends.tvm.host import instruction_sets, usable_cores
+from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.core.errors import DataError, RuntimeModuleError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.interpreter import check_integers
-from hawq_tvm.core.ir import Array, IntType, TensorType
-from hawq_tvm.core.strict_json import JsonReader
+from hawq_tvm.core.ir import Array, TensorType
+from hawq_tvm.core.storage import unpack
 
 os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
 
@@ -32,93 +31,6 @@ import tvm_ffi
 from tvm import cpu
 from tvm.runtime import load_module, tensor
 from tvm.runtime.vm import VirtualMachine
-
-
-@dataclass(frozen=True)
-class ValueInfo:
-    """One value of the graph: its integer type, the shape of a sample, its scale."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    scale: float
-
-    def __post_init__(self) -> None:
-        _ = self.type  # GraphError where dtype is none
-
-    @property
-    def type(self) -> TensorType:
-        return TensorType(IntType.parse(self.dtype), self.shape, self.scale)
-
-
-@dataclass(frozen=True)
-class LibraryInfo:
-    """What a compiled library holds; the JSON beside it.
-
-    Attributes:
-        target: the target's name.
-        cpu: LLVM's name of the CPU it was compiled for; empty for a portable one.
-        instruction_sets: what that CPU had; a machine without them must not run the library.
-        batch: samples a call.
-        input_name: the input value.
-        output_name: the output value.
-        values: every value.
-        calls: the values that kernels make, in the order of the calls.
-        views: values that are views of another, by name.
-        kernels: the kernel of each call.
-        declines: why kernels that stand earlier in the table were not taken, by node.
-        planned_bytes: activation memory.
-        fingerprint: of the integer graph.
-        tvm: the version that compiled it.
-        sha256: of the library file.
-    """
-
-    target: str
-    cpu: str
-    instruction_sets: tuple[str, ...]
-    batch: int
-    input_name: str
-    output_name: str
-    values: Mapping[str, ValueInfo]
-    calls: tuple[str, ...]
-    views: Mapping[str, str]
-    kernels: Mapping[str, str]
-    declines: Mapping[str, tuple[str, ...]]
-    planned_bytes: int
-    fingerprint: str
-    tvm: str
-    sha256: str
-
-    @staticmethod
-    def path_beside(library: Path) -> Path:
-        """Where the JSON of a library lies."""
-        return library.with_suffix(".json")
-
-    def write(self, library: Path) -> None:
-        """Write the JSON beside the library."""
-        self.path_beside(library).write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def read(cls, library: Path) -> LibraryInfo:
-        """Read the JSON beside the library.
-
-        Raises:
-            RuntimeModuleError: it is missing or not ours.
-        """
-        path = cls.path_beside(library)
-        if not path.exists():
-            raise RuntimeModuleError(f"{path} is missing: a library needs the JSON file it was compiled with")
-        reader = JsonReader(f"{path} is corrupted", RuntimeModuleError, "compile the library again")
-        found: LibraryInfo = reader.take(reader.read(path), cls)
-        named = {found.input_name, found.output_name, *found.calls, *found.views, *found.views.values()}
-        unknown = sorted(named - found.values.keys())
-        if unknown:
-            raise reader.fault(f"values holds no {unknown[0]!r}")
-        bare = [name for name in found.calls if name not in found.kernels or name not in found.declines]
-        if bare:
-            raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
-        if found.batch < 1:
-            raise reader.fault("batch is 0, expected at least 1")
-        return found
 
 
 def _load(library: Path) -> Any:
@@ -199,13 +111,32 @@ class CompiledModule:
         return np.concatenate([self._main(tensor(part)).numpy()[:count] for part, count in self._batches(x)])
 
     def values(self, x: Array) -> dict[str, Array]:
-        """Every value's integers, tapped from the running library call by call.
+        """Every value's integers, tapped from the running library call by call, whatever its storage.
 
         Args:
             x: as `run` takes it.
 
         Returns:
             Arrays [N, ...] in their carrier dtypes, by name, the input's first.
+        """
+        stored = self.stored(x)
+        made = {self.info.input_name: x}
+        for name in self.info.calls:
+            if name not in self.info.conversions:
+                made[name] = unpack(stored[name], self.info.values[name].type, self.info.values[name].storage)
+        for view, source in self.info.views.items():
+            made[view] = made[source].reshape(len(x), *self.info.values[view].shape)
+        return {name: made[name] for name in self.info.values}
+
+    def stored(self, x: Array) -> dict[str, Array]:
+        """What every call of the running library writes, as it lies in memory, padding included.
+
+        Args:
+            x: as `run` takes it.
+
+        Returns:
+            By the names of `LibraryInfo.calls`, arrays [N, ...] as `hawq_tvm.core.storage.pack` makes them of the
+            value that the call makes or copies.
         """
         parts: dict[str, list[Array]] = {name: [] for name in self.info.calls}
         calls: Iterator[str] = iter(())
@@ -218,11 +149,7 @@ class CompiledModule:
             for part, size in self._batches(x):
                 calls, count = iter(self.info.calls), size
                 self._main(tensor(part))
-        made = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-        made[self.info.input_name] = x
-        for view, source in self.info.views.items():
-            made[view] = made[source].reshape(len(x), *self.info.values[view].shape)
-        return {name: made[name] for name in self.info.values}
+        return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
     def call_times(self, x: Array) -> dict[str, float]:
         """Seconds of each kernel call, summed over the batches that `x` is cut into, by name of the value it makes."""

@@ -1,14 +1,13 @@
-"""Networks that come with hawq_tvm, one row each."""
+"""Networks that come with hawq_tvm, one row each; PyTorch is loaded when one is made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from hawq_tvm.sources.zoo.resnet import resnet18, resnet20, resnet50
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -16,23 +15,30 @@ class ZooEntry:
     """A network that comes with hawq_tvm.
 
     Attributes:
-        make: builds it with random weights.
+        builder: the function of `hawq_tvm.sources.zoo.resnet` that builds it.
         input_shape: the sample shape that it was made for.
         weights: a checkpoint in this package, or None.
         trained_on: what those weights were trained on.
     """
 
-    make: Callable[[], nn.Module]
+    builder: str
     input_shape: tuple[int, ...]
     weights: Path | None = None
     trained_on: str = ""
 
+    def make(self) -> nn.Module:
+        """The network with random weights."""
+        from hawq_tvm.sources.zoo import resnet
+
+        module: nn.Module = getattr(resnet, self.builder)()
+        return module
+
 
 ZOO: dict[str, ZooEntry] = {
     "resnet20": ZooEntry(
-        resnet20, (3, 16, 16), Path(__file__).parent / "resnet20_digits.safetensors", "scikit-learn's digits"
+        "resnet20", (3, 16, 16), Path(__file__).parent / "resnet20_digits.safetensors", "scikit-learn's digits"
     ),
-    "resnet18": ZooEntry(resnet18, (3, 224, 224)),
-    "resnet50": ZooEntry(resnet50, (3, 224, 224)),
+    "resnet18": ZooEntry("resnet18", (3, 224, 224)),
+    "resnet50": ZooEntry("resnet50", (3, 224, 224)),
 }
 """Every network by its name."""

@@ -1,0 +1,116 @@
+"""What a compiled library holds, read from the JSON beside it: needs neither TVM nor the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hawq_tvm.core.errors import RuntimeModuleError
+from hawq_tvm.core.ir import IntType, TensorType
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.core.strict_json import JsonReader
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """One value of the graph: its integer type, the shape of a sample, its scale, and how its kernel stores it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float
+    storage: Storage
+
+    def __post_init__(self) -> None:
+        self.storage.check(self.type)  # GraphError where dtype is none, or cannot be stored so
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(IntType.parse(self.dtype), self.shape, self.scale)
+
+
+@dataclass(frozen=True)
+class ConversionInfo:
+    """A call that copies a value into another storage, and the kernel that does."""
+
+    value: str
+    storage: Storage
+    kernel: str
+
+
+@dataclass(frozen=True)
+class LibraryInfo:
+    """What a compiled library holds; the JSON beside it.
+
+    Attributes:
+        target: the target's name.
+        cpu: LLVM's name of the CPU it was compiled for; empty for a portable one.
+        instruction_sets: what that CPU had; a machine without them must not run the library.
+        batch: samples a call.
+        input_name: the input value.
+        output_name: the output value.
+        values: every value.
+        calls: every kernel call in order, by a name: the value that it makes, or a name of `conversions`.
+        conversions: the calls that only copy a value into another storage.
+        views: values that are views of another, by name.
+        kernels: the kernel that makes each value.
+        declines: why kernels that stand earlier in the table were not taken, by node.
+        exact_storages: whether the choice of storages is proved to cost least.
+        planned_bytes: activation memory.
+        fingerprint: of the integer graph.
+        tvm: the version that compiled it.
+        sha256: of the library file.
+    """
+
+    target: str
+    cpu: str
+    instruction_sets: tuple[str, ...]
+    batch: int
+    input_name: str
+    output_name: str
+    values: Mapping[str, ValueInfo]
+    calls: tuple[str, ...]
+    conversions: Mapping[str, ConversionInfo]
+    views: Mapping[str, str]
+    kernels: Mapping[str, str]
+    declines: Mapping[str, tuple[str, ...]]
+    exact_storages: bool
+    planned_bytes: int
+    fingerprint: str
+    tvm: str
+    sha256: str
+
+    @staticmethod
+    def path_beside(library: Path) -> Path:
+        """Where the JSON of a library lies."""
+        return library.with_suffix(".json")
+
+    def write(self, library: Path) -> None:
+        """Write the JSON beside the library."""
+        self.path_beside(library).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, library: Path) -> LibraryInfo:
+        """Read the JSON beside the library.
+
+        Raises:
+            RuntimeModuleError: it is missing or not ours.
+        """
+        path = cls.path_beside(library)
+        if not path.exists():
+            raise RuntimeModuleError(f"{path} is missing: a library needs the JSON file it was compiled with")
+        reader = JsonReader(f"{path} is corrupted", RuntimeModuleError, "compile the library again")
+        found: LibraryInfo = reader.take(reader.read(path), cls, signed=("offset",))
+        copied = {item.value for item in found.conversions.values()}
+        made = [name for name in found.calls if name not in found.conversions]
+        named = {found.input_name, found.output_name, *made, *copied, *found.views, *found.views.values()}
+        unknown = sorted(named - found.values.keys())
+        if unknown:
+            raise reader.fault(f"values holds no {unknown[0]!r}")
+        bare = [name for name in made if name not in found.kernels or name not in found.declines]
+        if bare:
+            raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
+        if found.batch < 1:
+            raise reader.fault("batch is 0, expected at least 1")
+        return found

@@ -1,0 +1,101 @@
+"""What a run was made from: its identity, and the settings and samples that its manifest keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from hawq_tvm.core.errors import HawqError, RunError
+from hawq_tvm.runs.rundir import Run
+from hawq_tvm.settings import Settings
+from hawq_tvm.sources.data import load_data
+from hawq_tvm.sources.models import LoadedModel, normal_spec
+from hawq_tvm.sources.names import file_of
+from hawq_tvm.sources.options import DataOptions, Preprocessing
+from hawq_tvm.sources.samples import Data
+
+PYTHON_OBJECT = "python object"
+"""How samples are named that were given as Python objects, and are not found again."""
+
+
+def run_identity(spec: str, model: LoadedModel, data: str) -> dict[str, Any]:
+    """What a run directory belongs to: another model, checkpoint or data needs another directory."""
+    return {"model": normal_spec(spec), "weights": model.weights, "data": normal_spec(data)}
+
+
+def describe_run(run: Run, settings: Settings, spec: str, options: DataOptions, data: Data) -> None:
+    """Keep in the manifest what was asked for and how the samples are found again, from any directory."""
+    run.manifest["settings"] = settings.to_json()
+    run.manifest["data"] = {
+        "spec": normal_spec(spec),
+        "options": asdict(replace(options, input_shape=data.sample_shape)),
+        "settings": dict(data.settings),
+        "key": data.key,
+    }
+    run.save_manifest()
+
+
+def stored_settings(run: Run) -> Settings:
+    """What a run was asked to do.
+
+    Raises:
+        RunError: the manifest does not say.
+    """
+    return Settings.from_json(run.manifest.get("settings"))
+
+
+def stored_options(run: Run) -> DataOptions:
+    """How a run's samples were chosen and prepared.
+
+    Raises:
+        RunError: the manifest does not say.
+    """
+    try:
+        options = dict(_stored(run)["options"])
+        how = options.pop("preprocessing")
+        shape = options.pop("input_shape")
+        how = {**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])}
+        return DataOptions(**options, preprocessing=Preprocessing(**how), input_shape=tuple(shape) if shape else None)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"the manifest's data is damaged ({error!r}); start the run again elsewhere") from error
+
+
+def code_of_samples(run: Run) -> str | None:
+    """The Python file that makes a run's samples; None where they come from no code."""
+    spec = _stored(run).get("spec")
+    path = file_of(spec) if isinstance(spec, str) else None
+    return None if path is None else str(path)
+
+
+def stored_data(run: Run, *, trust_code: bool = False) -> Data | None:
+    """The samples that a run was made with.
+
+    A run directory is data, and may come from anybody: the Python file that its manifest names is executed only where
+    the user says that it may be.
+
+    Args:
+        run: the run.
+        trust_code: whether that file may be executed.
+
+    Returns:
+        None where the samples were Python objects, come from code that is not trusted, or are not there any more.
+
+    Raises:
+        RunError: the manifest does not say how they are found.
+    """
+    spec = _stored(run).get("spec")
+    if spec in (None, PYTHON_OBJECT) or (code_of_samples(run) and not trust_code):
+        return None
+    options = stored_options(run)
+    try:
+        return load_data(str(spec), options)
+    except HawqError:
+        return None
+
+
+def _stored(run: Run) -> Mapping[str, Any]:
+    stored = run.manifest.get("data", {})
+    if not isinstance(stored, dict):
+        raise RunError("the manifest's data is damaged (it is no table); start the run again elsewhere")
+    return stored

@@ -1,0 +1,62 @@
+"""Cost table + budgets -> bits for every layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hawq_tvm.core.reporter import Advance
+from hawq_tvm.core.specs import CostTable
+from hawq_tvm.ilp import Allocation, find_allocator, formulate
+from hawq_tvm.measure.costing import cost_table
+from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
+from hawq_tvm.settings import Settings
+from hawq_tvm.stages.stage import Stage
+from hawq_tvm.stages.work import Work
+
+
+def allocate(work: Work) -> Stage:
+    """Bits from the integer linear program, or as given."""
+    settings, given = work.settings, work.given
+
+    def make(_: Advance) -> None:
+        if given is not None:
+            work.run.write_json(BITS, given.to_json())
+            work.run.write_json(ALLOCATION, {"origin": given.origin})
+            return
+        result = solve(work.artifacts.costs, settings)
+        work.run.write_json(BITS, result.bits.to_json())
+        work.run.write_json(ALLOCATION, result.to_json())
+
+    options = {
+        "given": None if given is None else given.to_json(),
+        "bits": [repr(bits) for bits in settings.bits],
+        "budget": settings.budget.to_json(),
+        "pins": {name: repr(bits) for name, bits in settings.all_pins(work.layers).items()},
+        "solver": settings.solver,
+    }
+    return Stage("allocate", "allocating bits", make, options, reads=(COSTS,), writes=(BITS, ALLOCATION))
+
+
+def solve(costs: CostTable, settings: Settings) -> Allocation:
+    """The best bits within the budgets of `settings`.
+
+    Raises:
+        InfeasibleBudget: none meets them; the message names the budget that binds and the nearest value.
+        AllocationError: bits, pins or ties that make no sense for this table.
+    """
+    pins = settings.all_pins(costs.names, costs.ties)
+    problem = formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
+    return find_allocator(settings.solver)(problem)
+
+
+def within_reach(work: Work) -> None:
+    """Refuse budgets that no bits can meet as soon as the network is captured: bytes and BOPS are known by then.
+
+    Raises:
+        InfeasibleBudget: as for `solve`, before any calibration.
+    """
+    budget = replace(work.settings.budget, latency=None)
+    if work.has_choice and budget:
+        pairs = work.settings.pairs(work.layers)
+        costs = cost_table(work.artifacts.float_graph, pairs, sensitivity=None, latency=None)
+        solve(costs, replace(work.settings, budget=budget))

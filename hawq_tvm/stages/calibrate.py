@@ -1,0 +1,37 @@
+"""Float graph + samples -> ranges of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from hawq_tvm.calibration import make_observer, observe_ranges
+from hawq_tvm.core.reporter import Advance
+from hawq_tvm.runs.artifacts import FLOAT_GRAPH, RANGES
+from hawq_tvm.sources.data import batches
+from hawq_tvm.stages.stage import Stage
+from hawq_tvm.stages.work import Work
+
+
+def calibrate(work: Work) -> Stage:
+    """Ranges over the calibration samples."""
+
+    def make(advance: Advance) -> None:
+        total = len(work.data.calibration)
+
+        def samples() -> Iterator[Tensor]:
+            done = 0
+            for batch in batches(work.data.calibration, work.batch_size()):
+                yield batch.images
+                done += len(batch.images)
+                advance(done, total)
+
+        observer = make_observer(work.settings.observer)
+        ranges = observe_ranges(lambda x, tap: work.float_module(x, tap=tap), samples(), observer)
+        origin = f"{work.settings.observer} over {total} samples of {work.data.name}"
+        table = {name: [found.lo, found.hi] for name, found in ranges.items()}
+        work.run.write_json(RANGES, {"origin": origin, "ranges": table})
+
+    options = {"observer": work.settings.observer, "data": work.data_key}
+    return Stage("calibrate", "calibrating ranges", make, options, reads=(FLOAT_GRAPH,), writes=(RANGES,))

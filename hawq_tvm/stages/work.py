@@ -1,0 +1,118 @@
+"""What every stage works on: a run, what was asked of it, and the network and samples where they are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.host import default_threads
+from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import DataError
+from hawq_tvm.core.ir import Array, Graph
+from hawq_tvm.core.reporter import Reporter
+from hawq_tvm.core.specs import BitConfig
+from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
+from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.golden import read_golden
+from hawq_tvm.runs.rundir import Run
+from hawq_tvm.settings import Settings
+from hawq_tvm.sources.data import batches
+from hawq_tvm.sources.models import LoadedModel
+from hawq_tvm.sources.samples import Data
+
+_BATCH_ELEMENTS = 8 * 3 * 224 * 224  # input elements run at once, so that memory does not grow with the image
+
+
+class Work:
+    """A run in the making."""
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        *,
+        target: Target | str = DEFAULT_TARGET,
+        model: LoadedModel | None = None,
+        data: Data | None = None,
+        given: BitConfig | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """Take up a run.
+
+        Args:
+            run: open for writing.
+            settings: what is asked for.
+            target: what is compiled for, timed and verified.
+            model: needed by `capture` alone.
+            data: needed by the stages that look at samples.
+            given: bits that are taken as they are; None lets the program allocate them.
+            reporter: told of stages.
+        """
+        self.run = run
+        self.settings = settings
+        self.target = find_target(target) if isinstance(target, str) else target
+        self.model = model
+        self.given = given
+        self.reporter = reporter or Reporter()
+        self.artifacts = Artifacts(run)
+        self._data = data
+
+    @property
+    def data(self) -> Data:
+        if self._data is None:
+            raise DataError("this run's samples are not at hand; name them with --data")
+        return self._data
+
+    @property
+    def has_data(self) -> bool:
+        """Whether samples are at hand."""
+        return self._data is not None
+
+    @property
+    def data_key(self) -> Mapping[str, Any] | None:
+        """What tells these samples from others; where none are at hand, that of those the run was made with."""
+        if self._data is None:
+            key: Mapping[str, Any] | None = self.run.manifest.get("data", {}).get("key")
+            return key
+        return self._data.key
+
+    @property
+    def threads(self) -> int:
+        return self.settings.threads or default_threads()
+
+    @cached_property
+    def float_module(self) -> FloatModule:
+        return FloatModule(self.artifacts.float_graph)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers with weights, in the network's order."""
+        return tuple(layer.name for layer in self.artifacts.float_graph.layers)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is anything to allocate."""
+        return self.given is None and len(set(self.settings.bits)) > 1
+
+    def batch_size(self, most: int = 64) -> int:
+        """Samples to run at once."""
+        return int(np.clip(_BATCH_ELEMENTS // np.prod(self.artifacts.float_graph.input_shape), 1, most))
+
+    def golden_input(self, graph: Graph) -> Array:
+        """One input in integers [1, ...]: the first evaluation sample; without samples at hand, the golden one."""
+        if self._data is not None:
+            sample = self._data.evaluation.sample(0)[0][None]
+            return interpreter.quantize_input(sample.astype(np.float32), graph.input_type)
+        return read_golden(self.run)[graph.input_name]
+
+    def integer_batches(self, graph: Graph, count: int) -> Iterator[Array]:
+        """The first `count` evaluation samples in integers; without samples at hand, the golden input."""
+        if self._data is None:
+            yield self.golden_input(graph)
+            return
+        for batch in batches(self._data.evaluation, self.batch_size(), limit=count):
+            yield interpreter.quantize_input(batch.images.numpy(), graph.input_type)

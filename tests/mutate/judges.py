@@ -1,0 +1,50 @@
+"""Which tests judge which files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXAMPLES = (
+    "tests/test_house.py::test_examples_in_docstrings_are_true",
+    "tests/test_house.py::test_the_arithmetic_document_runs",
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some files and their judges.
+
+    Attributes:
+        files: patterns of the files that are mutated.
+        tests: test files, or single tests, that may notice. Those alone that stand near the files: a fault which only
+            a whole run shows is one that no one finds.
+    """
+
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+PARTS = {
+    "core": Part(
+        ("hawq_tvm/core/*.py",),
+        (
+            "tests/test_dyadic.py",
+            "tests/test_ir.py",
+            "tests/test_ops.py",
+            "tests/test_interpreter.py",
+            "tests/test_quantizer.py",
+            "tests/test_float_ir.py",
+            "tests/test_integerize.py",
+            "tests/test_specs.py",
+            "tests/test_errors.py",
+            *EXAMPLES,
+        ),
+    ),
+    "kernels": Part(("kernels/*.py", "kernels/generic/*.py"), ("tests/test_kernels.py",)),
+    "ilp": Part(("ilp/*.py",), ("tests/test_ilp.py",)),
+    "backends": Part(
+        ("hawq_tvm/backends/onnx/*.py", "hawq_tvm/backends/pytorch/*.py"),
+        ("tests/test_onnx_io.py", "tests/test_integerize.py", "tests/test_capture.py"),
+    ),
+}
+"""The parts that ``--part`` names."""
