@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,7 +37,7 @@ from hawq_tvm.runs.summary import summarize
 from hawq_tvm.settings import Settings
 from hawq_tvm.sources.options import DataOptions
 
-from ..builders import captured, compiled, integer_samples, integers_of, ranges_of
+from ..builders import SIZE, captured, compiled, integer_samples, integers_of, ranges_of
 from .mutations import mutate_bytes, mutate_json, mutate_message
 
 TARGET = find_target("llvm")
@@ -138,7 +138,7 @@ def _layers(run: Run) -> Any:
 
 
 def _golden(run: Run) -> Any:
-    check_golden(run, integers_of(NETWORK))
+    check_golden(run, GRAPH)
 
 
 def _report(name: str, get: Callable[[Artifacts], Any]) -> Format:
@@ -200,6 +200,7 @@ def mutate_onnx(random: Random, data: bytes) -> bytes:
 
 # the run
 
+GRAPH = integers_of(NETWORK)
 PAIRS = (Bits(4, 4), Bits(8, 8))
 BITS = BitConfig({layer.name: Bits(8, 8) for layer in captured(NETWORK).layers})
 
@@ -238,7 +239,6 @@ def _saved(name: str) -> bytes:
 
 def make_run(path: Path) -> None:
     """Write a run that holds every format, its library compiled."""
-    graph = integers_of(NETWORK)
     sensitivity = {
         "method": "counted",
         "layers": {name: {"mean_trace": 0.5, "omega": {"4": 0.25, "8": 0.125}} for name in BITS.layers},
@@ -251,7 +251,7 @@ def make_run(path: Path) -> None:
         files.COSTS: costs.to_json(),
         files.RANGES: {"origin": "max", "ranges": {name: [r.lo, r.hi] for name, r in ranges_of(NETWORK).items()}},
         files.SENSITIVITY: sensitivity,
-        files.LAYERS: describe_layers(graph),
+        files.LAYERS: describe_layers(GRAPH),
         files.ALLOCATION: {"sensitivity": 1.5, "costs": {"bops": 3}, "limits": {"bops": 4.0}, "solver": "cbc"},
         files.ACCURACY: Accuracy(10, 0.5, 0.4, -0.1, 0.05, 0.9).to_json(),
         files.verify_file(TARGET): VerifyReport(("numpy", "tvm"), 4, 9, 1000, (mismatch,)).to_json(),
@@ -264,9 +264,9 @@ def make_run(path: Path) -> None:
             for name, table in tables.items():
                 run.write_json(name, table)
             run.write(files.FLOAT_GRAPH, lambda path: save_float_graph(captured(NETWORK), path))
-            run.write(files.MODEL, lambda path: onnx.save(to_onnx(graph), path))
-            write_golden(run, graph, integer_samples(graph, 1))
-            compiled(graph, run.path)
+            run.write(files.MODEL, lambda path: onnx.save(to_onnx(GRAPH), path))
+            write_golden(run, GRAPH, integer_samples(GRAPH, 1))
+            compiled(GRAPH, run.path)
 
         written = [*tables, files.FLOAT_GRAPH, files.MODEL, GOLDEN, LIBRARY, LIBRARY_JSON]
         run.manifest["settings"] = Settings(pins={"fc": Bits(8, 8)}, budget=Budget(size="50%")).to_json()
