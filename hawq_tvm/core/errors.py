@@ -29,6 +29,11 @@ import re
 class HawqError(Exception):
     """Root of all errors that a user can cause and mend."""
 
+    def __str__(self) -> str:
+        """The message on one line: the names that it quotes may come from a stranger's file."""
+        text = " ".join(super().__str__().splitlines())
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class ModelError(HawqError):
     """The network or its checkpoint cannot be loaded."""

@@ -148,10 +148,10 @@ def cost_table(
     rows = []
     for node in graph.layers:
         assert node.weight is not None
-        profiled = None if sensitivity is None else sensitivity["layers"][node.name]
+        profiled = None if sensitivity is None else sensitivity["layers"].get(node.name, {})
         choices = {}
         for pair in pairs:
-            omega = 0.0 if profiled is None else profiled["omega"][str(pair.weight)]
+            omega = 0.0 if profiled is None else _omega(profiled, node.name, pair.weight)
             microseconds = None if latency is None else latency.latency_us[node.name].get(pair)
             size_bytes = node.weight.size * pair.weight / 8
             choices[pair] = Cost(omega, size_bytes, node.macs * pair.weight * pair.activation, microseconds)
@@ -167,6 +167,16 @@ def cost_table(
         "latency_us": "not measured" if latency is None else latency.source,
     }
     return CostTable(tuple(rows), graph.tied_groups(), sources)
+
+
+def _omega(profiled: Mapping[str, Any], layer: str, bits: int) -> float:
+    try:
+        omega: float = profiled["omega"][str(bits)]
+    except KeyError:
+        raise AllocationError(
+            f"the sensitivities have no Omega of layer {layer!r} at {bits} weight bits; profile the network again"
+        ) from None
+    return omega
 
 
 def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:

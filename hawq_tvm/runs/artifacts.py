@@ -103,7 +103,8 @@ class Artifacts:
     def layers(self) -> tuple[LayerFacts, ...]:
         """What the integer graph says of its layers; read from the ONNX file itself where a run has no `LAYERS` yet."""
         self.run.file(MODEL)  # intact: it is what the table is of
-        return read_layers(self.run.json(LAYERS) if LAYERS in self.run else describe_layers(self.graph))
+        table = self.run.json(LAYERS) if LAYERS in self.run else describe_layers(self.graph)
+        return read_layers(table, self.run.reader(LAYERS).name)
 
     @property
     def accuracy(self) -> Accuracy:
@@ -153,13 +154,15 @@ class _RangesFile(TypedDict):
 
 
 class _LayerSensitivity(TypedDict):
-    """What the cost table takes of one layer: Omega by weight bits."""
+    """What the cost table takes of one layer: Omega by weight bits, and how far it may be off."""
 
     omega: Mapping[str, float]
+    relative_error: NotRequired[float | None]
 
 
 class _SensitivityFile(TypedDict):
     method: str
+    note: NotRequired[str | None]
     layers: Mapping[str, _LayerSensitivity]
 
 

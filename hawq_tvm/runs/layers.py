@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
-from hawq_tvm.core.errors import AllocationError, RunError
+from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.ops import WeightedOperator
-from hawq_tvm.core.specs import Bits
-
-_TEXTS = ("name", "kind", "input", "output")
-_COUNTS = ("parameters", "macs", "accumulator_bound")
+from hawq_tvm.core.specs import Bits, parsed_bits
+from hawq_tvm.core.strict_json import JsonReader
 
 
 @dataclass(frozen=True)
@@ -81,23 +78,33 @@ def describe_layers(graph: Graph) -> dict[str, Any]:
     return {"layers": rows}
 
 
-def read_layers(data: Any) -> tuple[LayerFacts, ...]:
+class _LayerRow(TypedDict):
+    """The JSON of a `LayerFacts`."""
+
+    name: str
+    kind: str
+    bits: str
+    input: str
+    output: str
+    parameters: int
+    macs: int
+    accumulator_bound: int
+
+
+class _LayersFile(TypedDict):
+    layers: tuple[_LayerRow, ...]
+
+
+def read_layers(data: Any, name: str = "layers.json") -> tuple[LayerFacts, ...]:
     """Read what `describe_layers` made.
+
+    Args:
+        data: as `JsonReader` parses it.
+        name: of the file, for messages.
 
     Raises:
         RunError: anything else.
     """
-    try:
-        return tuple(_facts(row) for row in data["layers"])
-    except (KeyError, TypeError, ValueError, AllocationError) as error:
-        raise RunError(f"layers.json is not a table of layers ({error}); make it anew with hawq-tvm compile") from error
-
-
-def _facts(row: Mapping[str, Any]) -> LayerFacts:
-    texts = {key: row[key] for key in _TEXTS}
-    counts = {key: row[key] for key in _COUNTS}
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise TypeError(f"{', '.join(_TEXTS)} are texts, got {texts}")
-    if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts.values()):
-        raise ValueError(f"{', '.join(_COUNTS)} are whole numbers of at least 0, got {counts}")
-    return LayerFacts(bits=Bits.parse(row["bits"]), **texts, **counts)
+    reader = JsonReader(name, RunError, "make it anew with hawq-tvm compile")
+    rows = reader.take(data, _LayersFile)["layers"]
+    return tuple(LayerFacts(**{**row, "bits": parsed_bits(reader, row["name"], row["bits"])}) for row in rows)

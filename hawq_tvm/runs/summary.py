@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
+from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import CostTable
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.measure.accuracy import Accuracy
@@ -135,6 +136,10 @@ def summarize(run: Run) -> RunSummary:
     costs = found.costs
     compiled = {name: target for name, target in TARGETS.items() if run.is_fresh(target.library_name)}
     libraries = {name: found.library_info(target) for name, target in compiled.items()}
+    for info in libraries.values():
+        foreign = [layer.name for layer in facts if layer.name not in info.kernels or layer.name not in info.declines]
+        if foreign:
+            raise RunError(f"{run.name} holds a library without layer {foreign[0]!r}; start the run again")
     profiled = files.SENSITIVITY in run
     layers = tuple(_layer(layer, costs, profiled, libraries) for layer in facts)
     identity = run.manifest["identity"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import onnx
-
+from hawq_tvm.backends.onnx.io import load_model
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.measure.peers import benchmark_library
@@ -20,7 +19,7 @@ def benchmark(work: Work) -> Stage:
         report = benchmark_library(
             work.artifacts.library(target),
             work.artifacts.float_graph,
-            onnx.load(work.run.file(MODEL)),
+            work.run.read(MODEL, load_model),
             threads=work.threads,
             seconds=seconds,
             seed=work.settings.seed,

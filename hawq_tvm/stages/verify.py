@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import onnx
-
+from hawq_tvm.backends.onnx.io import load_model
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
 from hawq_tvm.core import interpreter
@@ -30,7 +29,7 @@ def verify(work: Work) -> Stage:
         executors = {
             "numpy": lambda x: interpreter.run(graph, x),
             "pytorch": IntegerModule(graph).run,
-            "onnxruntime": OnnxRuntimeModule(onnx.load(work.run.file(MODEL)), threads=work.threads).run,
+            "onnxruntime": OnnxRuntimeModule(work.run.read(MODEL, load_model), threads=work.threads).run,
             "tvm": work.artifacts.library(target).values,
         }
         samples = work.integer_batches(graph, total)
