@@ -5,9 +5,9 @@ What reads JSON alone loads neither PyTorch, ONNX nor TVM; what needs one of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.core.errors import RunError
@@ -25,6 +25,8 @@ from hawq_tvm.runs.rundir import Run
 
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.runtime import CompiledModule
+
+T = TypeVar("T")
 
 FLOAT_GRAPH = "float.safetensors"
 RANGES = "ranges.json"
@@ -78,7 +80,9 @@ class Artifacts:
 
     @property
     def sensitivity(self) -> Mapping[str, Any]:
-        table: Mapping[str, Any] = self.run.json(SENSITIVITY)
+        table = self.run.json(SENSITIVITY)
+        if not isinstance(table, dict):
+            raise RunError(f"{SENSITIVITY} is not a table of sensitivities; run again elsewhere")
         return table
 
     @property
@@ -105,7 +109,7 @@ class Artifacts:
     @property
     def accuracy(self) -> Accuracy:
         self.run.fresh(ACCURACY)
-        return Accuracy.from_json(self.run.json(ACCURACY))
+        return self._report(ACCURACY, Accuracy.from_json)
 
     def library_info(self, target: Target) -> LibraryInfo:
         """What a compiled library holds, without loading it."""
@@ -129,9 +133,16 @@ class Artifacts:
     def verification(self, target: Target) -> VerifyReport:
         """What `verify` found for the library that is there now."""
         self.run.fresh(verify_file(target))
-        return VerifyReport.from_json(self.run.json(verify_file(target)))
+        return self._report(verify_file(target), VerifyReport.from_json)
 
     def benchmark(self, target: Target) -> BenchReport:
         """The latencies of the library that is there now."""
         self.run.fresh(bench_file(target))
-        return BenchReport.from_json(self.run.json(bench_file(target)))
+        return self._report(bench_file(target), BenchReport.from_json)
+
+    def _report(self, name: str, read: Callable[[Any], T]) -> T:
+        """A report as its class reads it."""
+        try:
+            return read(self.run.json(name))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{name} is not a report of ours ({error!r}); make it anew with hawq-tvm compile") from error
