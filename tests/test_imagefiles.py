@@ -295,6 +295,10 @@ def test_a_huge_directory_is_refused_before_it_is_read(tmp_path: Path, monkeypat
     monkeypatch.setattr(imagefiles, "_MOST_DIRECTORY_BYTES", 100)
     with pytest.raises(DataError, match=r"set.zip lists [\d,]+ bytes of entries, and 100 are the most that are read"):
         opened(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"made by hand"
+    with pytest.raises(DataError, match=r"set.zip lists [\d,]+ bytes of entries"):
+        opened(path)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)  # from here on zipfile writes zip64
     with pytest.raises(DataError, match=r"set64.zip lists [\d,]+ bytes of entries"):
         opened(pack(tmp_path / "set64.zip", set_of()))
