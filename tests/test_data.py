@@ -139,6 +139,12 @@ def test_how_much_is_held_out(total: int, calibration: int, evaluation: int | No
     assert (len(data.calibration), len(data.evaluation)) == expected
 
 
+def test_few_evaluation_samples_are_not_all_of_one_class() -> None:
+    options = DataOptions(calibration_samples=10, evaluation_samples=10)
+    data = limited(as_data((X, [index // 10 for index in range(40)]), name="mine", options=options), options)
+    assert {data.evaluation.sample(index)[1] for index in range(10)} == {0, 1, 2, 3}
+
+
 def test_a_single_sample_is_not_enough() -> None:
     with pytest.raises(DataError, match="'mine' holds one sample, too few to calibrate on some and measure"):
         as_data(X[:1], name="mine", options=DataOptions())

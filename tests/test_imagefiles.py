@@ -14,12 +14,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import hawq_tvm
 from hawq_tvm.core.errors import DataError
+from hawq_tvm.runs.report import render_report
+from hawq_tvm.runs.rundir import open_run
+from hawq_tvm.runs.summary import summarize
 from hawq_tvm.sources import imagefiles
 from hawq_tvm.sources.data import load_data
+from hawq_tvm.sources.options import Preprocessing
 from hawq_tvm.sources.samples import Data
 
 from .test_imagefolder import draw, options, zip_of
+
+NETWORKS = Path(__file__).parent / "networks.py"
+TINY = Preprocessing(resize=14, crop=12)
 
 
 def opened(path: Path, **changes: object) -> Data:
@@ -140,6 +148,19 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the class folder .*\\xfe holds no images") as raised:
         opened(folder)
     str(raised.value).encode()
+
+
+def test_a_run_on_names_that_are_not_utf_8_can_be_read_and_printed(tmp_path: Path) -> None:
+    folder = draw(tmp_path / os.fsdecode(b"caf\xe9"))
+    network = hawq_tvm.quantize(
+        f"{NETWORKS}:residual", f"imagefolder:{folder}", bits=8, data_options=options(preprocessing=TINY)
+    )
+    summary = summarize(open_run(network.path))
+    assert summary.data.endswith("caf\\xe9")
+    assert "caf\\xe9" in render_report(summary)
+    render_report(summary).encode()
+    again = hawq_tvm.load(network.save(tmp_path / "run"))
+    assert again.verify(samples=1).ok
 
 
 def named(path: Path, name: bytes, *, utf8: bool) -> Path:
@@ -273,6 +294,10 @@ def test_a_huge_directory_is_refused_before_it_is_read(tmp_path: Path, monkeypat
     path = pack(tmp_path / "set.zip", set_of())
     monkeypatch.setattr(imagefiles, "_MOST_DIRECTORY_BYTES", 100)
     with pytest.raises(DataError, match=r"set.zip lists [\d,]+ bytes of entries, and 100 are the most that are read"):
+        opened(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"made by hand"
+    with pytest.raises(DataError, match=r"set.zip lists [\d,]+ bytes of entries"):
         opened(path)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)  # from here on zipfile writes zip64
     with pytest.raises(DataError, match=r"set64.zip lists [\d,]+ bytes of entries"):

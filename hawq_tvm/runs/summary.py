@@ -21,6 +21,7 @@ from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.layers import LayerFacts
 from hawq_tvm.runs.rundir import Run
+from hawq_tvm.sources.names import shown
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def summarize(run: Run) -> RunSummary:
     identity = run.manifest["identity"]
     return RunSummary(
         path=str(run.path),
-        model=identity["model"],
+        model=shown(identity["model"]),
         weights=identity["weights"],
-        data=identity["data"],
+        data=shown(identity["data"]),
         layers=layers,
         totals=_totals(layers, _limits(run)),
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},

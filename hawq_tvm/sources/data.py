@@ -167,7 +167,8 @@ def hold_out(split: Split, name: str, options: DataOptions) -> Data:
     """Two parts of one set that share no sample, drawn with the seed: the same ones every time.
 
     As many samples calibrate as the options ask for, but no more than half of them, or than the evaluation samples that
-    were asked for leave. Evaluation has the rest, in their order.
+    were asked for leave. Evaluation has the rest, in drawn order too: of samples sorted by class, the first few are not
+    all of one class.
 
     Args:
         split: all samples.
@@ -191,7 +192,7 @@ def hold_out(split: Split, name: str, options: DataOptions) -> Data:
         f"one set of {total} samples was given: {count} of them, drawn with seed {options.seed}, calibrate, and "
         "accuracy is measured on others"
     )
-    return Data(name, Subset(split, order[:count]), Subset(split, np.sort(order[count:])), {"held_out": apart}, note)
+    return Data(name, Subset(split, order[:count]), Subset(split, order[count:]), {"held_out": apart}, note)
 
 
 def _two_sets(name: str, calibration: Any, evaluation: Any, options: DataOptions) -> Data:

@@ -31,6 +31,7 @@ MOST_ENTRIES = 4_000_000  # files and folders; ImageNet has 1.3 million
 
 _ENCRYPTED = 0x1  # bit 0 of a zip entry's flags, APPNOTE.TXT section 4.4.4
 _UTF8 = 0x800  # bit 11: the name is UTF-8; without it the name's code page is not known, and zipfile reads 437
+_END, _END_64 = b"PK\5\6", b"PK\6\6"
 _MOST_DIRECTORY_BYTES = 2**28  # of a zip file's list of entries, which zipfile reads whole
 _MOST_DEFLATED = 1032  # to one: deflate cannot pack closer (zlib's technical details)
 
@@ -235,19 +236,20 @@ def _entry_name(entry: zipfile.ZipInfo) -> str:
 def _check_directory(path: Path) -> None:
     """Refuse a zip file whose directory alone would fill the memory, before zipfile reads it.
 
-    The end record names the directory's size; where it is all ones, the zip64 record in front of it does (APPNOTE.TXT
-    sections 4.3.14 to 4.3.16).
+    The end record names the directory's size, and where there is a zip64 record in front of it, that does (APPNOTE.TXT
+    sections 4.3.14 to 4.3.16). Both are looked for where zipfile looks.
     """
     with path.open("rb") as stream:
         length = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, length - 22 - 2**16 - 76))
         tail = stream.read()
-    end = tail.rfind(b"PK\5\6")
+    plain = tail[-22:-18] == _END and tail[-2:] == b"\0\0"  # without a comment behind it
+    end = len(tail) - 22 if plain else tail.rfind(_END)
     if end < 0 or end + 22 > len(tail):
         return  # zipfile says what is wrong
     (size,) = struct.unpack_from("<I", tail, end + 12)
-    wide = tail.rfind(b"PK\6\6", 0, end)
-    if size == 0xFFFFFFFF and wide >= 0 and wide + 56 <= len(tail):
+    wide = end - 20 - 56  # a locator of 20 bytes lies between
+    if wide >= 0 and tail[wide : wide + 4] == _END_64:
         (size,) = struct.unpack_from("<Q", tail, wide + 40)
     if size > _MOST_DIRECTORY_BYTES:
         raise DataError(
