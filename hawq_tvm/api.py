@@ -35,8 +35,9 @@ from hawq_tvm.runs.provenance import (
     stored_options,
     stored_settings,
 )
-from hawq_tvm.runs.report import write_report
+from hawq_tvm.runs.report import render_card, write_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run, refuse_full_disk
+from hawq_tvm.runs.summary import describe, summarize
 from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
 from hawq_tvm.sources.data import as_data, limited, load_data
 from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint
@@ -141,6 +142,13 @@ class QuantizedNetwork:
         self._scratch = scratch  # removes the temporary run when this object goes
         self._modules: dict[str, CompiledModule] = {}
 
+    def __repr__(self) -> str:
+        return f"<QuantizedNetwork {describe(summarize(open_run(self.path)))}>"
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return render_card(summarize(open_run(self.path)))
+
     @property
     def _artifacts(self) -> Artifacts:
         return Artifacts(open_run(self.path))
@@ -177,7 +185,7 @@ class QuantizedNetwork:
         """
         chosen = find_target(target)
         with edit_run(self.path) as run:
-            batch = batch or Artifacts(run).batch(chosen)  # that of the library that is there
+            batch = Artifacts(run).batch(chosen) if batch is None else batch  # that of the library that is there
             pipeline.perform(self._work(run, chosen, batch=batch), pipeline.COMPILE)
         self._modules[target] = self._artifacts.library(chosen)
         return self._modules[target]

@@ -145,8 +145,8 @@ def compile(path: Path, target: str, batch: int | None, data: str | None, trust_
     chosen = find_target(target)
     with edit_run(path) as run:
         work = _resume(run, chosen, data, trust_code)
-        batch = batch or work.artifacts.batch(chosen)  # that of the library that is there
-        work.settings = replace(work.settings, batch=batch or work.settings.batch)
+        size = batch if batch is not None else work.artifacts.batch(chosen)  # that of the library that is there
+        work.settings = replace(work.settings, batch=work.settings.batch if size is None else size)
         if run.edited(files.BITS):
             work.reporter.note(f"{path}/{files.BITS} was edited by hand; compiling it as it stands")
         pipeline.perform(work, (*pipeline.INTEGERIZE, *pipeline.COMPILE))
