@@ -272,10 +272,23 @@ def _explain(problem: Problem, solver: str) -> InfeasibleBudget:
     rest = " with the other budgets as they are" if len(limits) > 1 else ""
     also = "; other budgets are out of reach too" if len(limits) < len(problem.limits) else ""
     message = (
-        f"no bit configuration meets the budget of {_written(limit)} {unit}: "
+        f"no bit configuration meets the budget of {_written(limit)} {unit}{_meant(cost, limit, nearest)}: "
         f"the nearest{rest} is {_written(nearest)} {unit}{also}; raise the budget, allow fewer bits or pin fewer layers"
     )
     return InfeasibleBudget(cost, limit, nearest, message)
+
+
+_LARGER: dict[CostName, dict[str, float]] = {
+    "size_bytes": {"kB": 1e3, "MB": 1e6, "GB": 1e9},
+    "bops": {"M": 1e6, "G": 1e9, "T": 1e12},
+    "latency_us": {"ms": 1e3, "s": 1e6},
+}
+
+
+def _meant(cost: CostName, limit: float, nearest: float) -> str:
+    """A question, where a number was given that makes sense in a larger unit: 6.5 for 6.5MB."""
+    larger = next((name for name, factor in _LARGER[cost].items() if limit * factor >= nearest), None)
+    return f" (did you mean {limit:g}{larger}?)" if larger is not None and 0 < limit < 1000 else ""
 
 
 def _written(value: float) -> str:

@@ -144,9 +144,9 @@ def test_a_contender_far_slower_than_last_time_is_said_beside_the_numbers() -> N
 
 def test_few_calls_are_said() -> None:
     few = "in the time given, give it more seconds"
-    assert note(replace(QUIET, runs=1)) == f"only 1 call {few}"
+    assert note(replace(QUIET, runs=1)) == f"few calls: only 1 {few}"
     assert note(replace(QUIET, runs=4, p90_us=30.0)) == (
-        f"noisy, run again: a tenth of its calls took over 3.0 times its median; only 4 calls {few}"
+        f"noisy, run again: a tenth of its calls took over 3.0 times its median; few calls: only 4 {few}"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.core.dyadic import MULTIPLIER_LIMIT, rescale, round_half_up, to_dyadic
+from hawq_tvm.core.dyadic import MULTIPLIER_LIMIT, SHIFT_RANGE, rescale, round_half_up, to_dyadic
 from hawq_tvm.core.errors import GraphError
 
 accumulators = st.integers(-(2**31) + 1, 2**31 - 1)
@@ -59,10 +59,34 @@ def test_the_largest_ratio_sets_the_shift_for_all() -> None:
     assert (int(m[0]), int(m[1]), s) == (2**30, 0, 30)
 
 
-@pytest.mark.parametrize("ratio", [2.0**31, -1.0, float("nan"), float("inf")])
-def test_ratios_that_no_dyadic_number_carries_are_refused(ratio: float) -> None:
-    with pytest.raises(GraphError):
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [
+        (2.0**31, r"a scale ratio of 2.147e\+09 is too large"),
+        (2.0**30, r"a scale ratio of 1.074e\+09 is too large"),
+        (-1.0, "must be finite and not negative, got -1.0 to 0.5"),
+        (float("nan"), "must be finite and not negative, got nan to nan"),
+        (float("inf"), "must be finite and not negative, got 0.5 to inf"),
+    ],
+)
+def test_ratios_that_no_dyadic_number_carries_are_refused(ratio: float, message: str) -> None:
+    with pytest.raises(GraphError, match=message):
         to_dyadic([0.5, ratio])
+
+
+def test_a_ratio_of_zero_is_carried_and_nothing_has_nothing_to_carry() -> None:
+    assert to_dyadic([0.0])[0].tolist() == [0]
+    assert [part.tolist() for part in map(np.asarray, to_dyadic([1.0, 0.0]))] == [[2**30, 0], 30]
+    multipliers, shift = to_dyadic([])
+    assert multipliers.tolist() == []
+    assert SHIFT_RANGE[0] <= shift <= SHIFT_RANGE[1]
+
+
+def test_float32_ratios_are_rounded_in_float64() -> None:
+    below_half = np.nextafter(np.float32(0.5), np.float32(0))
+    assert below_half + np.float32(0.5) == 1.0, "in float32 it would round up"
+    ratios = np.array([1.0, below_half * np.float32(2.0**-30)], np.float32)
+    assert [part.tolist() for part in map(np.asarray, to_dyadic(ratios))] == [[2**30, 0], 30]
 
 
 @given(st.floats(-1e6, 1e6))

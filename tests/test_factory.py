@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from hawq_tvm.core.errors import DataError, ModelError, first_line
+from hawq_tvm.sources import imagefiles, splits
 from hawq_tvm.sources.data import batches, load_data
 from hawq_tvm.sources.factory import call_factory
+from hawq_tvm.sources.models import load_model
+from hawq_tvm.sources.names import check_names
 from hawq_tvm.sources.options import DataOptions
 
 TEXT = """import sys
@@ -76,6 +80,7 @@ def test_the_line_of_a_syntax_error_is_told(file: Path) -> None:
 def test_the_line_of_a_failing_dataset_is_told(file: Path) -> None:
     data = load_data("mine.py:items", DataOptions())
     with pytest.raises(DataError, match="sample 3 of 'mine.py:items' failed at line 21: IndexError"):
+        list(batches(data.calibration, 4))
         list(batches(data.evaluation, 4))
 
 
@@ -93,3 +98,34 @@ def test_the_import_path_is_left_as_it_was(file: Path) -> None:
     call_factory("mine.py:make", "network")
     assert sys.path == ["theirs", *before]
     sys.path.remove("theirs")
+
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "factories.md"
+
+
+def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    network, data, use = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    for text in (network, data):
+        name = text.splitlines()[0].removeprefix("# ")
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    exec(use, {})
+    assert capsys.readouterr().out == "16 samples that calibration has not seen\n"
+    (command,) = re.findall(r"```sh\nhawq-tvm run (.*?)\n```", DOCUMENT.read_text())
+    model, _, spec, *_ = command.split()
+    check_names(model, None, spec)
+    (tmp_path / "net.py").write_text(
+        network.replace("    return nn.Seq", "    raise ValueError('no such width')\n    nn.Seq")
+    )
+    with pytest.raises(ModelError) as raised:
+        load_model("net.py:make")
+    assert f"error: {raised.value}" in DOCUMENT.read_text()
+
+
+def test_the_document_tells_the_numbers_of_the_code() -> None:
+    text = " ".join(DOCUMENT.read_text().split())
+    assert f"{splits.COMPUTED_SAMPLES} of each set" in text
+    assert f"the first {splits.COMPUTED_SAMPLES // 4} and others" in text
+    assert f"at most {splits._MOST_BYTES >> 30} GiB" in text
+    assert f"up to {imagefiles.HASHED_WHOLE >> 20} MiB" in text
+    assert f"every byte of {imagefiles.HASHED_FILES}." in text

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 
 from hawq_tvm.core.errors import GraphError, OverflowRefused
-from hawq_tvm.core.ir import Graph, IntType, Rescale, TensorType, Window, frozen_array
-from hawq_tvm.core.ops import Conv2d, Requantize
+from hawq_tvm.core.ir import Bounds, Graph, IntType, Rescale, TensorType, Window, frozen_array
+from hawq_tvm.core.ops import (
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    Requantize,
+)
 
 from .builders import integers_of, one_node_graph
 
@@ -45,6 +55,37 @@ def test_int_types(type: str, lo: int, hi: int, carrier: str) -> None:
 def test_other_int_types_are_refused(text: str) -> None:
     with pytest.raises(GraphError):
         IntType.parse(text)
+
+
+@pytest.mark.parametrize("bits", [1, 9, 16, 31, 33])
+@pytest.mark.parametrize("signed", [True, False])
+def test_int_types_of_other_widths_are_refused(bits: int, signed: bool) -> None:
+    with pytest.raises(GraphError, match=f"integer types have 2 to 8 bits, or 32 signed; got {bits} bits"):
+        IntType(bits, signed)
+
+
+def test_the_type_of_the_result_leaves_out_what_no_accumulator_reaches() -> None:
+    s32 = IntType(32, signed=True)
+    assert (s32.lo, s32.hi, s32.magnitude, s32.carrier) == (-(2**31) + 1, 2**31 - 1, 2**31 - 1, "int32")
+    assert [IntType.parse(text).magnitude for text in ("u2", "s2", "u8", "s8")] == [3, 2, 255, 128]
+
+
+def test_a_window_is_plain_where_nothing_is_said() -> None:
+    assert Window((3, 2)) == Window((3, 2), strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1))
+    assert conv().groups == 1
+
+
+def test_operators_nodes_and_graphs_are_equal_to_themselves_alone() -> None:
+    """They hold arrays, whose equality is an array: what is compared and hashed is the object."""
+    rescale = Rescale([1], 1, 0, 1)
+    made = graph()
+    operators = [
+        conv(), Linear([[1]], 2, [0], rescale), Requantize(rescale), Add(rescale), Concat(rescale), Flatten(),
+        MaxPool2d(Window((1, 1))), AvgPool2d(Window((1, 1)), rescale), GlobalAvgPool2d(rescale),
+    ]  # fmt: skip
+    things = [rescale, made, made.node("layer"), *operators]
+    twins = [replace(thing) for thing in things]
+    assert len({*things, *twins}) == 2 * len(things)
 
 
 def test_windows_count_like_pytorch() -> None:
@@ -89,6 +130,14 @@ def test_check_refuses_what_breaks_the_contract(changes: dict[str, Any], message
         graph(**changes)
 
 
+def test_a_graph_knows_its_nodes_by_name() -> None:
+    made = integers_of("Residual")
+    assert made.node("conv2") is next(node for node in made if node.name == "conv2")
+    for ask in (made.node, made.replace_node):
+        with pytest.raises(GraphError, match="graph 'Residual' has no node 'conv9'"):
+            ask("conv9")
+
+
 def test_check_names_the_node() -> None:
     good = integers_of("Residual")
     bad = good.replace_node("conv1", type=replace(good.node("conv1").type, shape=(1, 2, 3)))
@@ -125,6 +174,19 @@ def test_just_under_the_limit_is_accepted() -> None:
     assert made.bounds()["layer"].dyadic_sum < 2**63
     with pytest.raises(OverflowRefused):
         one_node_graph(replace(op, bias=np.array([spare + 1])), [TensorType(U8, (channels, 1, 1), 1.0)], U8)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "limit"), [("accumulator", 2**31), ("dyadic_sum", 2**63), ("rounded", 2**31)]
+)  # fmt: skip
+def test_every_bound_stays_under_its_limit(quantity: str, limit: int) -> None:
+    fine = Bounds(accumulator=1, dyadic_sum=1, rounded=1)
+    replace(fine, **{quantity: limit - 1}).check("layer")
+    with pytest.raises(OverflowRefused) as caught:
+        replace(fine, **{quantity: limit}).check("layer")
+    assert (caught.value.layer, caught.value.bound, caught.value.limit) == ("layer", limit, limit)
+    advice = "check both" if quantity == "rounded" else "split its input channels"
+    assert str(caught.value).endswith(advice)
 
 
 def test_a_result_that_could_leave_32_bits_before_its_clip_is_refused() -> None:

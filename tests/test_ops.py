@@ -190,6 +190,107 @@ def test_no_operator_with_a_window_or_weights_takes_a_wide_input() -> None:
             one_node_graph(op, [type], S32 if op.kind == "max_pool2d" else S8)
 
 
+ONE, TWO = Rescale([1], 31, -128, 127), Rescale([1, 1], 31, -128, 127)
+IMAGE, VECTOR = TensorType(S8, (4, 5, 6), 1.0), TensorType(S8, (4,), 1.0)
+CONV = Conv2d(np.ones((1, 4, 2, 2)), 2, [0], ONE, Window((2, 2)))
+LINEAR = Linear([[1, 1, 1, 1]], 2, [0], ONE)
+RESIDUAL = replace(ONE, residual=[1])
+POOLS = (MaxPool2d(Window((2, 2))), AvgPool2d(Window((2, 2)), replace(ONE, multiplier=[[1]])), GlobalAvgPool2d(ONE))
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "message"),
+    [
+        (CONV, [], "takes an input of shape"),
+        (CONV, [VECTOR], "takes an input of shape"),
+        (CONV, [IMAGE, IMAGE], "takes 1 inputs, got 2"),
+        (CONV, [replace(IMAGE, shape=(5, 5, 6))], "does not fit 5 channels"),
+        (replace(CONV, weight=np.ones((1, 4, 2))), [IMAGE], "does not fit its window"),
+        (replace(CONV, weight=np.ones((3, 2, 2, 2)), groups=2), [IMAGE], "in 2 groups does not fit 4 channels"),
+        (replace(CONV, rescale=RESIDUAL), [IMAGE], "takes 2 inputs, got 1"),
+        (
+            replace(CONV, rescale=RESIDUAL),
+            [IMAGE, IMAGE],
+            r"its residual has the shape \(4, 5, 6\), its result \(1, 4, 5\)",
+        ),
+        (LINEAR, [], "does not fit an input"),
+        (LINEAR, [replace(VECTOR, shape=(5,))], "does not fit an input"),
+        (LINEAR, [VECTOR, VECTOR], "takes 1 inputs, got 2"),
+        (replace(LINEAR, rescale=RESIDUAL), [VECTOR, VECTOR], r"its residual has the shape \(4,\), its result \(1,\)"),
+        (Add(TWO), [IMAGE], "takes two inputs of one shape"),
+        (Add(TWO), [IMAGE, VECTOR], "takes two inputs of one shape"),
+        (Add(TWO), [IMAGE, IMAGE, IMAGE], "takes two inputs of one shape"),
+        (Concat(TWO), [], "differ in channels alone"),
+        (Concat(TWO), [IMAGE, replace(IMAGE, shape=(4, 6, 6))], "differ in channels alone"),
+        (Concat(TWO), [IMAGE, replace(IMAGE, shape=(4, 5, 5))], "differ in channels alone"),
+        (Requantize(ONE), [IMAGE, IMAGE], "takes one input, got 2"),
+        (Flatten(), [], "takes one input, got 0"),
+        *((pool, [VECTOR], r"takes samples of rank 3, got the shape \(4,\)") for pool in POOLS),
+        *((pool, [IMAGE, IMAGE], "takes one input, got 2") for pool in POOLS),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(op: Operator, inputs: list[TensorType], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        op.output_shape(inputs)
+
+
+THREE = Rescale([1, 1, 1], 31, -128, 127)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "output", "message"),
+    [
+        (replace(CONV, bias=[0, 0]), [IMAGE], (1, 4, 5), r"the bias must have a shape of \(1,\), got \(2,\)"),
+        (replace(CONV, rescale=TWO), [IMAGE], (1, 4, 5), r"the multiplier must have a shape of \(1,\), got \(2,\)"),
+        (
+            replace(CONV, rescale=replace(ONE, residual=[1, 1])), [IMAGE, replace(IMAGE, shape=(1, 4, 5))], (1, 4, 5),
+            r"the residual multiplier must have a shape of \(1,\) or \(1,\), got \(2,\)",
+        ),
+        (replace(LINEAR, weight=[[2, 0, 0, 0]]), [VECTOR], (1,), r"weights leave the range of 2 bits, -2\.\.1"),
+        (replace(LINEAR, weight=[[-3, 0, 0, 0]]), [VECTOR], (1,), r"weights leave the range of 2 bits, -2\.\.1"),
+        (replace(LINEAR, weight_bits=1), [VECTOR], (1,), "weights have 2 to 8 bits, got 1"),
+        (Requantize(TWO), [VECTOR], (4,), r"the multiplier must have a shape of \(1,\), got \(2,\)"),
+        (Add(THREE), [VECTOR, VECTOR], (4,), r"the multiplier must have a shape of \(2,\), got \(3,\)"),
+        (Concat(THREE), [VECTOR, VECTOR], (8,), r"the multiplier must have a shape of \(2,\), got \(3,\)"),
+        (
+            AvgPool2d(Window((2, 2)), replace(ONE, multiplier=[[1, 1]])), [IMAGE], (4, 4, 5),
+            r"the multiplier must have a shape of \(1, 1\) or \(4, 5\), got \(1, 2\)",
+        ),
+        (GlobalAvgPool2d(TWO), [IMAGE], (4, 1, 1), r"the multiplier must have a shape of \(1,\), got \(2,\)"),
+        (GlobalAvgPool2d(replace(ONE, hi=128)), [IMAGE], (4, 1, 1), "clip bounds -128..128 do not fit"),
+        (AvgPool2d(Window((2, 2)), replace(ONE, multiplier=[[1]], hi=128)), [IMAGE], (4, 4, 5), "clip bounds"),
+        (Requantize(replace(ONE, hi=128)), [VECTOR], (4,), "clip bounds"),
+        (Add(replace(TWO, hi=128)), [VECTOR, VECTOR], (4,), "clip bounds"),
+        (Concat(replace(TWO, hi=128)), [VECTOR, VECTOR], (8,), "clip bounds"),
+        (LINEAR, [VECTOR], (1,), ""),
+        (replace(LINEAR, weight=[[-2, 1, 0, 0]]), [VECTOR], (1,), ""),
+        (replace(LINEAR, weight_bits=8, weight=[[-128, 127, 0, 0]]), [VECTOR], (1,), ""),
+        (replace(CONV, rescale=RESIDUAL), [IMAGE, replace(IMAGE, shape=(1, 4, 5))], (1, 4, 5), ""),
+        (AvgPool2d(Window((2, 2)), replace(ONE, multiplier=np.ones((4, 5)))), [IMAGE], (4, 4, 5), ""),
+    ],
+)  # fmt: skip
+def test_parameters_that_break_the_contract_are_refused(
+    op: Operator, inputs: list[TensorType], output: tuple[int, ...], message: str
+) -> None:
+    type = TensorType(S8, output, 1.0)
+    assert op.output_shape(inputs) == output
+    if message:
+        with pytest.raises(GraphError, match=message):
+            op.check_parameters(inputs, type)
+    else:
+        op.check_parameters(inputs, type)
+
+
+@pytest.mark.parametrize("op", [MaxPool2d(Window((1, 1))), Flatten()])
+def test_what_moves_integers_keeps_their_type_and_scale(op: Operator) -> None:
+    x = TensorType(U8, (2, 1, 1), 0.5)
+    output = replace(x, shape=op.output_shape([x]))
+    op.check_parameters([x], output)
+    for other in (replace(output, dtype=S8), replace(output, scale=0.25)):
+        with pytest.raises(GraphError, match="keeps type and scale, got u8"):
+            op.check_parameters([x], other)
+
+
 def test_an_average_pool_takes_no_dilation() -> None:
     op = AvgPool2d(Window((2, 2), dilations=(1, 2)), Rescale([[1]], 2, 0, 255))
     with pytest.raises(GraphError, match=r"takes no dilation, got \(1, 2\)"):
@@ -257,6 +358,43 @@ def test_bounds_of_a_sum_count_the_residual() -> None:
     assert bounds.accumulator == 2 * 255 + 5
     assert bounds.dyadic_sum == (2 * 255 + 5) * 7 + 128 * 11 + 4
     assert bounds.rounded == bounds.dyadic_sum // 8
+
+
+S3, U3 = IntType.parse("s3"), IntType.parse("u3")
+FACTORS = st.integers(0, 40)
+
+
+@settings(max_examples=60)
+@given(first=FACTORS, second=FACTORS, shift=st.integers(1, 6), types=st.tuples(*[st.sampled_from([S3, U3, U4])] * 2))
+def test_bounds_of_operators_without_weights_hold_and_are_reached(
+    first: int, second: int, shift: int, types: tuple[IntType, IntType]
+) -> None:
+    """Over all inputs; a sum adds its branches, a concatenation takes the larger, an average all of its window."""
+    a, b = (TensorType(dtype, (1, 2, 1), 1.0) for dtype in types)
+    largest = [max(abs(dtype.lo), dtype.hi) for dtype in types]
+    half = 1 << (shift - 1)
+    pair, one = Rescale([first, second], shift, 0, 0), Rescale([first], shift, 0, 0)
+    cases: list[tuple[Operator, list[TensorType], int, int]] = [
+        (Add(pair), [a, b], max(largest), largest[0] * first + largest[1] * second),
+        (Concat(pair), [a, b], max(largest), max(largest[0] * first, largest[1] * second)),
+        (Requantize(one), [a], largest[0], largest[0] * first),
+        (GlobalAvgPool2d(one), [a], 2 * largest[0], 2 * largest[0] * first),
+        (
+            AvgPool2d(Window((3, 2), pads=(1, 1, 0, 0)), Rescale([[first], [second]], shift, 0, 0)), [a],
+            6 * largest[0], 6 * largest[0] * max(first, second),
+        ),
+    ]  # fmt: skip
+    for op, inputs, accumulator, total in cases:
+        bounds = op.bounds(inputs)
+        assert bounds is not None
+        assert (bounds.accumulator, bounds.dyadic_sum) == (accumulator, total + half), op.kind
+        assert bounds.rounded == (total + half) >> shift
+
+
+def test_only_layers_with_weights_cost_anything() -> None:
+    assert LINEAR.macs(TensorType(S8, (1,), 1.0)) == 4
+    assert Linear(np.ones((3, 5)), 2, np.zeros(3), THREE).macs(TensorType(S8, (3,), 1.0)) == 15
+    assert [op.macs(IMAGE) for op in (*POOLS, Add(TWO), Requantize(ONE))] == [0] * 5
 
 
 def test_costs_count_multiply_accumulates() -> None:

@@ -46,3 +46,20 @@ def test_activation_scales_cover_the_range() -> None:
     assert activation_scale(Range(0.0, 6.0), activation_type(4, nonnegative=True)) == pytest.approx(0.4)
     assert activation_scale(Range(-3.0, 1.0), activation_type(8, nonnegative=False)) == pytest.approx(3 / 127)
     assert activation_type(4, nonnegative=True) == IntType(4, signed=False)
+    assert activation_type(4, nonnegative=False) == IntType(4, signed=True)
+    assert activation_scale(Range(-1.0, 3.0), activation_type(8, nonnegative=False)) == pytest.approx(3 / 127)
+    assert activation_scale(Range(-3.0, 1.0), activation_type(8, nonnegative=True)) == pytest.approx(1 / 255)
+
+
+def test_weights_are_clipped_to_the_narrow_range() -> None:
+    """As where a channel's scale was not taken from its own largest weight."""
+    weight = np.array([[9.0, -9.0, 0.5, -0.5]], np.float32)
+    assert quantize_weight(weight, np.array([1.0]), 4).tolist() == [[7, -7, 1, 0]]
+    assert quantize_weight(weight * 100, np.array([1.0]), 8).tolist() == [[127, -127, 50, -50]]
+    assert quantize_weight(weight, np.array([0.5]), 8).tolist() == [[18, -18, 1, -1]]
+
+
+def test_weights_are_divided_in_float64() -> None:
+    weight, scale = np.array([[1.05]], np.float32), 0.7
+    assert weight[0, 0].astype(np.float64) / scale < 1.5 <= weight[0, 0] / np.float32(scale)
+    assert quantize_weight(weight, np.array([scale]), 8).tolist() == [[1]]

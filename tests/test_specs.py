@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hawq_tvm.core.errors import AllocationError, CompileError, RunError
 from hawq_tvm.core.specs import BitConfig, Bits, Budget, Cost, CostTable, LayerCosts, Limit
-from hawq_tvm.core.targets import TARGETS, find_target
+from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, Target, find_target
 from hawq_tvm.settings import Settings
 
 
@@ -53,10 +53,102 @@ def test_other_limits_are_refused(text: str, cost: str) -> None:
         Limit.parse(text, cost)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("weight", [1, 2, 8, 9])
+@pytest.mark.parametrize("activation", [1, 2, 8, 9])
+def test_both_widths_are_two_to_eight(weight: int, activation: int) -> None:
+    if weight in (2, 8) and activation in (2, 8):
+        assert (Bits(weight, activation).weight, Bits(weight, activation).activation) == (weight, activation)
+    else:
+        with pytest.raises(AllocationError, match=f"have 2 to 8 bits, got w{weight}a{activation}"):
+            Bits(weight, activation)
+
+
+def test_bits_are_read_and_ordered() -> None:
+    bits = Bits(4, 8)
+    assert Bits.parse(bits) is bits
+    assert Bits.parse(" W4A8 ") == bits
+    assert Bits.parse("5") == Bits.parse(5) == Bits(5, 5)
+    assert sorted([Bits(8, 4), Bits(4, 8), Bits(4, 4)]) == [Bits(4, 4), Bits(4, 8), Bits(8, 4)], "weights first"
+
+
+@pytest.mark.parametrize("value", [True, None, "1", float("nan"), float("inf"), -1.0, 1j])
+@pytest.mark.parametrize("name", ["size_bytes", "bops", "latency_us", "sensitivity"])
+def test_costs_are_finite_and_only_sensitivities_may_be_negative(name: str, value: object) -> None:
+    fields = {"sensitivity": 0.0, "size_bytes": 0.0, "bops": 0, "latency_us": 0.0}
+    changed = {**fields, name: value}
+    if (name, value) in (("latency_us", None), ("sensitivity", -1.0)):
+        assert getattr(Cost(**changed), name) == value  # type: ignore[arg-type]
+        return
+    least = "" if name == "sensitivity" else " of at least 0"
+    with pytest.raises(AllocationError, match=f"{name} must be a finite number{least}, got"):
+        Cost(**changed)  # type: ignore[arg-type]
+    assert Cost(0.0, 0.0, 0).latency_us is None
+
+
+def test_limits_are_finite_and_not_negative() -> None:
+    assert Limit(0.0).value == 0.0
+    assert not Limit(1.0).is_share
+    for value in (-0.1, float("nan"), float("inf"), True):
+        with pytest.raises(AllocationError, match="a budget is a finite number of at least 0, got"):
+            Limit(value)
+
+
+@pytest.mark.parametrize("cost", ["size_bytes", "bops"])
+def test_a_number_below_one_is_no_share(cost: str) -> None:
+    with pytest.raises(AllocationError, match=f"a budget of 0.25 on {cost} is less than one; a share is written '25%'"):
+        Limit.parse(0.25, cost)  # type: ignore[arg-type]
+    for value in (0.0, 1.0):
+        assert Limit.parse(value, cost) == Limit(value)  # type: ignore[arg-type]
+    assert Limit.parse(0.25, "latency_us") == Limit(0.25)
+    assert Limit.parse("0.25", cost) == Limit(0.25)  # type: ignore[arg-type]
+    assert Limit.parse(".5%", cost) == Limit(0.005, is_share=True)  # type: ignore[arg-type]
+    limit = Limit(3.0)
+    assert Limit.parse(limit, cost) is limit  # type: ignore[arg-type]
+
+
+UNITS = {
+    "size_bytes": {
+        "": 1, "b": 1, "kb": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
+    },
+    "bops": {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12},
+    "latency_us": {"": 1, "us": 1, "ms": 10**3, "s": 10**6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cost", "unit"), [(cost, unit) for cost, units in UNITS.items() for unit in units])
+def test_every_unit(cost: str, unit: str) -> None:
+    assert Limit.parse(f"3{unit}", cost) == Limit(3.0 * UNITS[cost][unit])  # type: ignore[arg-type]
+    assert Limit.parse(f" 2.5e1 {unit} ", cost) == Limit(25.0 * UNITS[cost][unit])  # type: ignore[arg-type]
+    with pytest.raises(AllocationError) as caught:
+        Limit.parse("3 miles", cost)  # type: ignore[arg-type]
+    known = ", ".join(name.lower() for name in UNITS[cost] if name)
+    assert str(caught.value) == (
+        f"a budget on {cost} is a number, one with a unit ({known}) or a percentage; got '3 miles'"
+    )
+
+
+def test_budgets_print_compare_and_survive_json() -> None:
+    budget = Budget(size="60%", bops=2e9, latency="1.5ms")
+    assert repr(budget) == "Budget(size=60%, bops=2e+09, latency=1500us)"
+    assert Budget.from_json(json.loads(json.dumps(budget.to_json()))) == budget
+    assert Budget.from_json({}) == Budget()
+    for name in ("size", "bops", "latency"):
+        one = Budget(**{name: "60%"})
+        assert Budget.from_json(one.to_json()) == one != budget  # type: ignore[arg-type]
+        assert bool(one)
+    assert len({budget, Budget(size="60%", bops=2e9, latency="1.5ms"), Budget()}) == 2
+    assert not Budget()
+    assert budget != "60%"
+
+
 def test_bit_configurations_survive_json_and_hands() -> None:
     config = BitConfig({"a": Bits(4, 8), "b": Bits(8, 8)}, "test")
     assert BitConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert BitConfig.from_json({"a": "w4a8", "b": 8}).layers == config.layers
+    assert config.to_json() == {"origin": "test", "bits": {"a": "w4a8", "b": "w8a8"}}
+    for plain in ({"bits": {"a": 8}}, {"a": 8}):
+        assert BitConfig.from_json(plain).origin == BitConfig({}).origin == "given"
+    assert BitConfig.uniform(("a", "b"), Bits(4, 8)) == BitConfig(dict.fromkeys("ab", Bits(4, 8)), "uniform w4a8")
     for bad in ([], {}, {"bits": {}}, {"bits": {"a": "w99"}}, "w4a4", None):
         with pytest.raises(AllocationError, match="^the bit configuration: .*; write"):
             BitConfig.from_json(bad)
@@ -141,13 +233,26 @@ def test_stored_budgets_that_are_none_are_refused(data: Any, message: str) -> No
 
 
 @pytest.mark.parametrize("error", [-0.1, "0.1", True, float("nan"), float("inf"), [0.1]])
-def test_errors_of_sensitivities_that_are_none_are_refused_by_layer(error: object) -> None:
+def test_errors_of_sensitivities_that_are_none_are_refused(error: object) -> None:
     table = CostTable((LayerCosts("a", 20, 10, {Bits(4, 4): Cost(0.5, 10.0, 160)}),)).to_json()
     table["layers"][0]["sensitivity_error"] = error
-    with pytest.raises(AllocationError, match="layer 'a': sensitivity_error must be a finite number of at least 0"):
+    with pytest.raises(AllocationError, match="sensitivity_error"):
         CostTable.from_json(table)
     del table["layers"][0]["sensitivity_error"]
     assert CostTable.from_json(table).layers[0].sensitivity_error is None, "older tables, and those written by hand"
+
+
+def test_a_cost_table_of_several_layers() -> None:
+    choice = {Bits(4, 4): Cost(0.25, 10.0, 160)}
+    table = CostTable(tuple(LayerCosts(name, 20, 10, choice) for name in "ab"))
+    assert (table.names, table.ties, table.sources) == (("a", "b"), (), {})
+    both = BitConfig(dict.fromkeys("ab", Bits(4, 4)))
+    assert [table.total(both, name) for name in ("sensitivity", "size_bytes", "bops")] == [0.5, 20.0, 320.0]
+    with pytest.raises(AllocationError, match="no entry for layer 'b' at None"):
+        table.total(BitConfig({"a": Bits(4, 4)}), "bops")
+    with pytest.raises(AllocationError, match="no latency_us for layer 'a' at w4a4"):
+        table.total(both, "latency_us")
+    assert CostTable.from_json({"layers": table.to_json()["layers"]}) == table
 
 
 def test_settings_survive_json() -> None:
@@ -168,5 +273,9 @@ def test_ends_are_pinned_unless_said_otherwise() -> None:
 def test_targets() -> None:
     assert find_target("llvm") is TARGETS["llvm"]
     assert TARGETS["llvm/portable"].library_name == "model.llvm-portable.so"
+    assert (TARGETS["llvm"].host_cpu, TARGETS["llvm/portable"].host_cpu) == (True, False)
+    plain = Target("moon/2", "hexagon", "a machine")
+    assert (plain.kind, plain.host_cpu, plain.attributes) == ("hexagon", False, {})
+    assert DEFAULT_TARGET in TARGETS
     with pytest.raises(CompileError, match="unknown target 'x86'; known: llvm"):
         find_target("x86")

@@ -13,6 +13,7 @@ from hawq_tvm.sources import splits
 from hawq_tvm.sources.data import as_data, batches, limited
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
+from hawq_tvm.sources.splits import as_split
 
 X = np.random.default_rng(0).standard_normal((6, 3, 4, 4), np.float32)
 
@@ -32,7 +33,10 @@ class Items(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 def read(made: object, **options: Any) -> list[Any]:
     """Everything that a user's object gives."""
-    return list(batches(as_data(made, name="mine", options=DataOptions(**options)).evaluation, 4))
+    given = DataOptions(**options)
+    if isinstance(made, dict | Data):
+        return list(batches(as_data(made, name="mine", options=given).evaluation, 4))
+    return list(batches(as_split(made, "mine", given.evaluation_samples), 4))
 
 
 def labels_of(made: object) -> list[int]:

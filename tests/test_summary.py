@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from rich.console import Console
 
 from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.tvm.info import LibraryInfo, ValueInfo
+from hawq_tvm.cli import console
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.ops import WeightedOperator
-from hawq_tvm.core.specs import BitConfig, Bits, Cost, CostTable, LayerCosts
+from hawq_tvm.core.specs import LAYER_TIMES, BitConfig, Bits, Cost, CostTable, LayerCosts
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport, Latency
@@ -26,8 +31,9 @@ from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.layers import describe_layers
+from hawq_tvm.runs.report import render_card, render_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run
-from hawq_tvm.runs.summary import summarize
+from hawq_tvm.runs.summary import describe, summarize
 
 from .builders import integers_of
 
@@ -116,6 +122,21 @@ def graph() -> Graph:
     return integers_of("Residual", PAIRS)
 
 
+class Screen(Console):
+    """What the command line would print to, of a width to set."""
+
+    def text(self) -> str:
+        assert isinstance(self.file, io.StringIO)
+        return self.file.getvalue()
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    found = Screen(file=io.StringIO(), width=300, highlight=False, soft_wrap=True)
+    monkeypatch.setattr(console, "out", found)
+    return found
+
+
 def test_the_table_of_layers_says_what_the_onnx_file_says(graph: Graph, tmp_path: Path) -> None:
     told, old = write_run(tmp_path / "told", graph), write_run(tmp_path / "old", graph, described=False)
     assert files.LAYERS in told
@@ -180,3 +201,167 @@ def test_a_damaged_run_is_not_summarised(graph: Graph, tmp_path: Path) -> None:
         (run.path / name).write_bytes((run.path / name).read_bytes() + b" ")
         with pytest.raises(RunError, match=f"{name} is corrupted"):
             summarize(run)
+
+
+def test_reports_of_other_shapes_are_refused_in_a_sentence(graph: Graph, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", graph, sensitivity={})
+    for name, stage in (
+        (files.ACCURACY, "evaluate"), (files.verify_file(TARGET), "verify llvm"),
+        (files.bench_file(TARGET), "benchmark llvm"), (files.SENSITIVITY, "profile"),
+    ):  # fmt: skip
+        kept = (run.path / name).read_bytes()
+        for data in ([], 3, {"contenders": [{}]}, {"executors": 1}, {"unknown": 1}):
+            if name == files.SENSITIVITY and isinstance(data, dict):
+                continue  # whatever it holds, nothing of it is needed here
+            (run.path / name).write_text(json.dumps(data))
+            run.manifest["stages"][stage]["files"][name] = file_sha256(run.path / name)
+            with pytest.raises(RunError, match=f"{name} is not"):
+                summarize(run)
+        (run.path / name).write_bytes(kept)
+        run.manifest["stages"][stage]["files"][name] = file_sha256(run.path / name)
+    assert summarize(run).accuracy is not None
+
+
+# errors of sensitivities, and what else there is to say
+
+
+def uncertain(graph: Graph, error: float | None, note: str | None = None) -> CostTable:
+    table = costs_of(graph)
+    layers = tuple(replace(layer, sensitivity_error=error) for layer in table.layers)
+    return replace(table, layers=layers, sources={"sensitivity": f"Hutchinson. {note}"})
+
+
+def test_errors_stand_beside_sensitivities_everywhere(graph: Graph, tmp_path: Path, screen: Screen) -> None:
+    table = uncertain(graph, 0.64)
+    summary = summarize(write_run(tmp_path / "run", graph, costs=table))
+    assert {layer["sensitivity_error"] for layer in summary.to_json()["layers"]} == {0.64}
+    assert summary.totals.sensitivity_error == pytest.approx(0.64)
+    page = render_report(summary)
+    assert page.count("&plusmn; 64%") == len(summary.layers) + 1, "each layer, and their sum"
+    assert page.count("class='error'") == len(summary.layers)
+    console.print_layers(summary)
+    console.print_costs(table)
+    assert screen.text().count("64%") == 2 * len(summary.layers)
+
+
+def test_sensitivities_without_errors_are_shown_without(graph: Graph, tmp_path: Path, screen: Screen) -> None:
+    summary = summarize(write_run(tmp_path / "run", graph, costs=uncertain(graph, None)))
+    assert summary.totals.sensitivity_error is None
+    assert "&plusmn;" not in render_report(summary)
+    console.print_layers(summary)
+    assert "%" not in screen.text()
+
+
+def test_estimates_that_did_not_converge_are_remarked(graph: Graph, tmp_path: Path, screen: Screen) -> None:
+    note = "the sensitivities of 2 of 5 layers are uncertain by more than 10%; raise --hessian-probes"
+    sensitivity = {"note": note}
+    summary = summarize(write_run(tmp_path / "run", graph, costs=uncertain(graph, 0.3, note), sensitivity=sensitivity))
+    assert summary.remarks == (note,)
+    assert summary.notes == (), "nothing is missing or out of date"
+    console.print_totals(summary)
+    assert note in screen.text()
+    assert note in render_report(summary)
+    other = write_run(tmp_path / "other", graph, costs=uncertain(graph, None), sensitivity=sensitivity)
+    assert summarize(other).remarks == (), "the cost table is not made from these sensitivities"
+
+
+@pytest.mark.parametrize(
+    ("note", "expected"),
+    [
+        (["128 of 512 samples were held out <for accuracy>", "a second"], 2), ("held out <for accuracy>", 1),
+        ([], 0), (None, 0), (3, 0), ({}, 0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_the_source_of_the_samples_says_is_shown(
+    graph: Graph, tmp_path: Path, screen: Screen, note: Any, expected: int
+) -> None:
+    summary = summarize(write_run(tmp_path / "run", graph, settings={"note": note, "split": "half"}))
+    assert len(summary.remarks) == expected
+    console.print_outcome(summary)
+    for remark in summary.remarks:
+        assert remark in screen.text()
+        assert remark in summary.to_json()["remarks"]
+        for page in (render_report(summary), render_card(summary)):
+            assert escape(remark) in page
+            assert "<for accuracy>" not in page
+
+
+# the two times of a layer, and doubtful numbers
+
+
+def test_the_two_times_of_a_layer_are_told_apart(graph: Graph, tmp_path: Path, screen: Screen) -> None:
+    summary = summarize(write_run(tmp_path / "run", graph))
+    layer = summary.layers[1]
+    assert (layer.latency_us, layer.within_us) == (2.0, {"llvm": 3.0})
+    console.print_layers(summary)
+    console.print_benchmark(summary.benchmark["llvm"], layers=True)
+    text = screen.text()
+    assert "us alone" in text
+    assert text.count("us within") >= 4, "a column and a sentence in both"
+    assert text.count(LAYER_TIMES) == 2
+    page = render_report(summary)
+    assert "us alone" in page
+    assert "us within, llvm" in page
+    assert escape(LAYER_TIMES) in page
+
+
+def test_doubtful_numbers_say_so_beside_them(graph: Graph, tmp_path: Path, screen: Screen) -> None:
+    note = "noisy, run again: 1,000 times slower than last time (0.0 us)"
+    summary = summarize(write_run(tmp_path / "run", graph, bench=bench_of(graph, note=note)))
+    console.print_benchmark(summary.benchmark["llvm"])
+    (row,) = (line for line in screen.text().splitlines() if "20.0" in line)
+    assert row.rstrip().endswith("noisy, run again")
+    assert f"peer: {note}" in screen.text()
+    assert note in render_report(summary)
+    assert f"peer: {note}" in render_card(summary)
+
+
+# narrow terminals
+
+LONG = "backbone.stages.3.blocks.11.attention.projection_of_the_residual.conv"
+
+
+@pytest.fixture(scope="module")
+def long_names(graph: Graph) -> Graph:
+    """The same network, its first layer called by a name longer than the terminal is wide."""
+    names = {"stem": LONG}
+    nodes = [
+        replace(node, name=names.get(node.name, node.name), inputs=tuple(names.get(n, n) for n in node.inputs))
+        for node in graph
+    ]
+    return replace(graph, nodes=tuple(nodes))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 400])
+def test_names_are_whole_on_narrow_terminals(long_names: Graph, tmp_path: Path, screen: Screen, width: int) -> None:
+    table = uncertain(long_names, 0.25)
+    summary = summarize(write_run(tmp_path / "run", long_names, costs=table))
+    screen.width = width
+    console.print_layers(summary)
+    console.print_costs(table)
+    console.print_benchmark(summary.benchmark["llvm"], layers=True)
+    lines = screen.text().splitlines()
+    assert sum(LONG in line for line in lines) == 3
+    assert "…" not in screen.text()
+    first = lines[lines.index(LONG) + 1] if width < 400 else next(line for line in lines if LONG in line)
+    assert "conv2d" in first
+    text = screen.text()
+    for number in ("2.0", "25%", "a_kernel", "20.0", f"{long_names.bounds()[LONG].accumulator.bit_length()}"):
+        assert number in text
+    tables = [line for line in lines if line.startswith("  ")]
+    assert all(len(line) <= width for line in tables), "cells are laid out within the terminal"
+
+
+def test_a_network_in_a_paragraph_and_as_a_card(graph: Graph, tmp_path: Path) -> None:
+    summary = summarize(write_run(tmp_path / "run", graph))
+    text = describe(summary)
+    assert text.startswith("net<1> on digits: 5 layers (1 w2a5, 1 w4a4, 1 w5a3, 2 w8a8), ")
+    for part in ("top-1 fp32 75.00%", "llvm verified: 0 mismatches", "llvm: 10.0 us a batch of 1 on a CPU", "run"):
+        assert part in text
+    assert "\n" not in text
+    card = render_card(summary)
+    assert "<b>net&lt;1&gt;</b>" in card
+    for part in ("top-1 fp32 75.00%", "0 mismatches", "10.0 us; peer 2.00 times that", str(tmp_path / "run")):
+        assert part in card
+    assert card.count("<tr>") == card.count("</tr>") == 7

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from hawq_tvm.core.reporter import Advance, LineReporter
+from hawq_tvm.core.specs import LAYER_TIMES
 
 if TYPE_CHECKING:
     from hawq_tvm.cli.doctor import Check
@@ -57,39 +60,61 @@ def print_error(message: str) -> None:
     err.print(Text("error: ", style="bold red") + Text(message))
 
 
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:
+    """A table, where it fits; else every row on lines of its own, under its first cell, which is never cut.
+
+    Args:
+        columns: their names.
+        rows: a cell a column, empty where there is nothing to say.
+        texts: how many columns from the left hold text and are flush left; the others hold numbers.
+    """
+    table = Table(box=None, header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < texts else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if Measurement.get(out, out.options, table).maximum < out.width:
+        out.print(table)
+        return
+    for name, *cells in rows:
+        out.print(Text(name, style="bold"))
+        pairs = (f"{column} {cell}".replace(" ", "\0") for column, cell in zip(columns[1:], cells, strict=True) if cell)
+        for line in textwrap.wrap("  ".join(pairs), max(out.width - 2, 1), break_long_words=False):
+            out.print(Text(f"  {line}".replace("\0", " ")))
+
+
 def print_layers(summary: RunSummary) -> None:
     """The table of layers, and the totals with their budgets."""
-    table = Table(box=None, header_style="bold")
-    for name, justify in (
-        ("layer", "left"),
-        ("operator", "left"),
-        ("bits", "left"),
-        ("output", "left"),
-        ("weights", "right"),
-        ("bytes", "right"),
-        ("MACs", "right"),
-        ("BOPS", "right"),
-        ("us", "right"),
-        ("Omega", "right"),
-        ("bound", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for layer in summary.layers:
-        table.add_row(
+    targets = list(summary.benchmark)
+    within = ["us within"] if len(targets) == 1 else [f"us within {target}" for target in targets]
+    rows = [
+        (
             layer.name,
             layer.kind,
             layer.bits,
-            Text(layer.output),
+            layer.output,
             f"{layer.parameters:,}",
             f"{layer.size_bytes:,.0f}",
             f"{layer.macs:,}",
             f"{layer.bops:,}",
-            "" if layer.latency_us is None else f"{layer.latency_us:.1f}",
-            "" if layer.sensitivity is None else f"{layer.sensitivity:.2e}",
+            _number(layer.latency_us, ".1f"),
+            *(_number(layer.within_us.get(target), ".1f") for target in targets),
+            _number(layer.sensitivity, ".2e"),
+            _number(layer.sensitivity_error, ".0%"),
             f"2^{max(layer.accumulator_bound, 1).bit_length()}",
         )
-    out.print(table)
+        for layer in summary.layers
+    ]
+    numbers = ("weights", "bytes", "MACs", "BOPS", "us alone", *within, "Omega", "+-", "bound")
+    print_table(("layer", "operator", "bits", "output", *numbers), rows, texts=4)
+    if targets and any(layer.latency_us is not None for layer in summary.layers):
+        out.print(Text(LAYER_TIMES))
     print_totals(summary)
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number as text; nothing where it is not known."""
+    return "" if value is None else format(value, form)
 
 
 def print_totals(summary: RunSummary) -> None:
@@ -98,12 +123,14 @@ def print_totals(summary: RunSummary) -> None:
     for cost, title, unit in (
         ("size_bytes", "weights", "bytes"),
         ("bops", "bit operations", "a sample"),
-        ("latency_us", "kernels of all layers", "us"),
+        ("latency_us", "kernels of all layers, each alone", "us"),
     ):
         value, limit = getattr(totals, cost), totals.limits.get(cost)
         if value is not None:
             bounded = "" if limit is None else f", budget {limit:,.0f}: {'met' if value <= limit else 'EXCEEDED'}"
             out.print(Text(f"{title}: {value:,.0f} {unit}{bounded}"))
+    for remark in summary.remarks:
+        out.print(Text(remark, style="yellow"))
     for note in summary.notes:
         out.print(Text(note, style="bold red"))
 
@@ -128,37 +155,46 @@ def print_verification(report: VerifyReport) -> None:
 
 
 def print_benchmark(report: BenchReport, *, layers: bool = False) -> None:
-    """Latencies beside each other, and each layer's where asked for."""
-    title = f"latency on {report.machine}, {report.threads} threads, batch {report.batch}, target {report.target}"
-    table = Table(box=None, header_style="bold", title=title, title_justify="left")
-    for name in ("contender", "median us", "p10", "p90", "times hawq_tvm"):
-        table.add_column(name, justify="left" if name == "contender" else "right")
+    """Latencies beside each other, with what speaks against them, and each layer's where asked for."""
+    machine = f"{report.machine}, {report.threads} threads, batch {report.batch}, target {report.target}"
+    out.print(Text(f"latency on {machine}", style="italic"))
+    rows = []
     for item in report.contenders:
         numbers = (f"{value:,.1f}" for value in (item.median_us, item.p10_us, item.p90_us))
-        table.add_row(item.name, *numbers, f"{report.ratio(item.name):.2f}")
-    out.print(table)
+        rows.append(
+            (
+                item.name,
+                *numbers,
+                f"{report.ratio(item.name):.2f}",
+                f"{item.runs:,}",
+                (item.note or "").partition(":")[0],
+            )
+        )
+    print_table(("contender", "median us", "p10", "p90", "times hawq_tvm", "calls", "note"), rows)
+    for item in report.contenders:
+        if item.note is not None:
+            out.print(Text(f"{item.name}: {item.note}", style="yellow"))
     if layers:
-        detail = Table(box=None, header_style="bold")
-        for name in ("layer", "kernel", "median us"):
-            detail.add_column(name, justify="right" if name == "median us" else "left")
-        for name, microseconds in report.layers_us.items():
-            detail.add_row(name, report.kernels.get(name, ""), f"{microseconds:.1f}")
-        out.print(detail)
+        kernels = [
+            (name, report.kernels.get(name, ""), f"{microseconds:.1f}")
+            for name, microseconds in report.layers_us.items()
+        ]
+        print_table(("layer", "kernel", "us within"), kernels, texts=2)
+        out.print(Text(LAYER_TIMES))
 
 
 def print_costs(table: CostTable) -> None:
     """Every layer's costs at every candidate pair, and where the numbers come from."""
     pairs = sorted({bits for layer in table.layers for bits in layer.choices})
-    grid = Table(box=None, header_style="bold")
-    grid.add_column("layer")
-    for name in ("weights", "MACs", *(f"Omega {bits}" for bits in pairs), *(f"us {bits}" for bits in pairs)):
-        grid.add_column(name, justify="right")
+    rows = []
     for layer in table.layers:
         costs = [layer.choices.get(bits) for bits in pairs]
-        omegas = ("" if cost is None else f"{cost.sensitivity:.2e}" for cost in costs)
-        times = ("" if cost is None or cost.latency_us is None else f"{cost.latency_us:.1f}" for cost in costs)
-        grid.add_row(layer.name, f"{layer.parameters:,}", f"{layer.macs:,}", *omegas, *times)
-    out.print(grid)
+        omegas = (_number(None if cost is None else cost.sensitivity, ".2e") for cost in costs)
+        times = (_number(None if cost is None else cost.latency_us, ".1f") for cost in costs)
+        error = _number(layer.sensitivity_error, ".0%")
+        rows.append((layer.name, f"{layer.parameters:,}", f"{layer.macs:,}", *omegas, error, *times))
+    omegas_of, times_of = [f"Omega {bits}" for bits in pairs], [f"us alone {bits}" for bits in pairs]
+    print_table(("layer", "weights", "MACs", *omegas_of, "+-", *times_of), rows)
     for name, source in table.sources.items():
         out.print(Text(f"{name}: {source}"))
 
@@ -167,7 +203,7 @@ def print_allocation(result: Allocation) -> None:
     """The chosen bits, and what they cost within which limits."""
     for name, bits in result.bits.layers.items():
         out.print(Text(f"{bits}  {name}"))
-    out.print(Text(f"sensitivity: {result.sensitivity:.6g} ({result.solver}, {result.seconds:.3f} s)"))
+    out.print(Text(f"sensitivity: {result.sensitivity:.3g} ({result.solver}, {result.seconds:.3f} s)"))
     for cost, value in result.costs.items():
         limit = result.limits.get(cost)
         out.print(Text(f"{cost}: {value:,.0f}" + ("" if limit is None else f", budget {limit:,.0f}")))

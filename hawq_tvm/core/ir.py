@@ -23,7 +23,7 @@ Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class IntType:
     """An integer type of 2 to 8 bits, or the 32-bit type of the network's output.
 

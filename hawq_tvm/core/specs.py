@@ -22,6 +22,12 @@ COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
 CHOICE = "Allocation"
 """The heading of the options that decide on bits."""
 
+LAYER_TIMES = (
+    "us alone: a layer's kernel by itself in warm caches, which is what bits are chosen by; "
+    "us within: its call inside the running network, from the benchmark"
+)
+"""The two times of a layer, for the reader; they differ, since layers share caches and threads."""
+
 _BITS = re.compile(r"w([2-8])a([2-8])")
 
 

@@ -52,7 +52,7 @@ class Latency:
             slower = self.median_us / previous.median_us
             noisy.append(f"{slower:,.0f} times slower than last time ({previous.median_us:,.1f} us)")
         if self.runs < _FEW_CALLS:
-            few.append(f"only {self.runs} call{'s' if self.runs > 1 else ''} in the time given, give it more seconds")
+            few.append(f"few calls: only {self.runs} in the time given, give it more seconds")
         return "; ".join([*([f"noisy, run again: {', '.join(noisy)}"] if noisy else []), *few]) or None
 
 

@@ -25,6 +25,7 @@ from hawq_tvm.runs.rundir import Run
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.runtime import CompiledModule
 
+
 FLOAT_GRAPH = "float.safetensors"
 RANGES = "ranges.json"
 SENSITIVITY = "sensitivity.json"

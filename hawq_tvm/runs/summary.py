@@ -39,7 +39,9 @@ class LayerSummary:
         stored_bytes: of the weights as the file stores them: 4 bits for up to 4, else 8.
         bops: bit operations a sample.
         sensitivity: Omega at these bits; None where it was not profiled.
-        latency_us: of its kernel, from the cost table.
+        sensitivity_error: its relative standard error; None where it is not known.
+        latency_us: of its kernel alone, from the cost table; see `LAYER_TIMES`.
+        within_us: of its call inside the running network, from the benchmark, by target.
         accumulator_bound: proved magnitude of its accumulator.
         kernel: by target.
         declines: by target, why kernels that stand earlier in the table were not taken.
@@ -56,7 +58,9 @@ class LayerSummary:
     stored_bytes: int
     bops: int
     sensitivity: float | None
+    sensitivity_error: float | None
     latency_us: float | None
+    within_us: Mapping[str, float]
     accumulator_bound: int
     kernel: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
@@ -64,7 +68,10 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the layers; limits are those that the allocator was held to."""
+    """Sums over the layers; limits are those that the allocator was held to.
+
+    The error of the sensitivity adds up those of the layers, which bounds it however they depend on each other.
+    """
 
     parameters: int
     macs: int
@@ -73,6 +80,7 @@ class Totals:
     bops: int
     latency_us: float | None
     sensitivity: float | None
+    sensitivity_error: float | None
     limits: Mapping[str, float]
 
 
@@ -92,6 +100,8 @@ class RunSummary:
         verification: by target.
         benchmark: by target.
         notes: what is missing or out of date, a sentence each.
+        remarks: what else to know of the numbers, a sentence each: how samples were held out, estimates that did not
+            converge.
         sources: where each cost comes from.
         versions: of the packages that made the run.
     """
@@ -107,6 +117,7 @@ class RunSummary:
     verification: Mapping[str, VerifyReport]
     benchmark: Mapping[str, BenchReport]
     notes: tuple[str, ...]
+    remarks: tuple[str, ...]
     sources: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -120,6 +131,7 @@ class RunSummary:
             "verification": {target: report.to_json() for target, report in self.verification.items()},
             "benchmark": {target: report.to_json() for target, report in self.benchmark.items()},
             "notes": list(self.notes),
+            "remarks": list(self.remarks),
             "sources": dict(self.sources),
             "versions": dict(self.versions),
         }
@@ -141,7 +153,10 @@ def summarize(run: Run) -> RunSummary:
         if foreign:
             raise RunError(f"{run.name} holds a library without layer {foreign[0]!r}; start the run again")
     profiled = files.SENSITIVITY in run
-    layers = tuple(_layer(layer, costs, profiled, libraries) for layer in facts)
+    benchmark = {
+        name: found.benchmark(target) for name, target in compiled.items() if run.is_fresh(files.bench_file(target))
+    }
+    layers = tuple(_layer(layer, costs, profiled, libraries, benchmark) for layer in facts)
     identity = run.manifest["identity"]
     return RunSummary(
         path=str(run.path),
@@ -157,16 +172,38 @@ def summarize(run: Run) -> RunSummary:
             for name, target in compiled.items()
             if run.is_fresh(files.verify_file(target))
         },
-        benchmark={
-            name: found.benchmark(target) for name, target in compiled.items() if run.is_fresh(files.bench_file(target))
-        },
+        benchmark=benchmark,
         notes=_notes(run),
+        remarks=(*_data_notes(run), *(_sensitivity_notes(found, costs) if profiled else ())),
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
     )
 
 
-def _layer(facts: LayerFacts, costs: CostTable, profiled: bool, libraries: Mapping[str, LibraryInfo]) -> LayerSummary:
+def describe(summary: RunSummary) -> str:
+    """A run in one paragraph."""
+    bits = [layer.bits for layer in summary.layers]
+    counts = ", ".join(f"{bits.count(pair)} {pair}" for pair in sorted(set(bits)))
+    parts = [
+        f"{summary.model} on {summary.data}: {len(bits)} layers ({counts}), {summary.totals.size_bytes:,.0f} bytes of "
+        f"weights, {summary.totals.bops:,} bit operations a sample"
+    ]
+    if summary.accuracy is not None:
+        parts.append(str(summary.accuracy))
+    for target, report in summary.verification.items():
+        parts.append(f"{target} verified: {str(report).splitlines()[0]}")
+    for target, bench in summary.benchmark.items():
+        parts.append(f"{target}: {bench.contenders[0].median_us:,.1f} us a batch of {bench.batch} on {bench.machine}")
+    return "; ".join([*parts, *summary.notes, f"files: {summary.path}"])
+
+
+def _layer(
+    facts: LayerFacts,
+    costs: CostTable,
+    profiled: bool,
+    libraries: Mapping[str, LibraryInfo],
+    benchmark: Mapping[str, BenchReport],
+) -> LayerSummary:
     row = next((layer for layer in costs.layers if layer.name == facts.name), None)
     cost = row.choices.get(facts.bits) if row is not None else None
     return LayerSummary(
@@ -181,7 +218,13 @@ def _layer(facts: LayerFacts, costs: CostTable, profiled: bool, libraries: Mappi
         stored_bytes=facts.stored_bytes,
         bops=facts.bops,
         sensitivity=cost.sensitivity if cost is not None and profiled else None,
+        sensitivity_error=row.sensitivity_error if row is not None and profiled else None,
         latency_us=cost.latency_us if cost is not None else None,
+        within_us={
+            target: report.layers_us[facts.name]
+            for target, report in benchmark.items()
+            if facts.name in report.layers_us
+        },
         accumulator_bound=facts.accumulator_bound,
         kernel={target: info.kernels.get(facts.name, "") for target, info in libraries.items()},
         declines={target: tuple(info.declines.get(facts.name, ())) for target, info in libraries.items()},
@@ -203,6 +246,21 @@ def _notes(run: Run) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _data_notes(run: Run) -> tuple[str, ...]:
+    """What the source of the samples has to say of them, such as what was held out."""
+    try:
+        notes = run.manifest["data"]["settings"]["note"]
+    except (KeyError, TypeError):
+        return ()
+    return tuple(map(str, [notes] if isinstance(notes, str) else notes)) if isinstance(notes, str | list) else ()
+
+
+def _sensitivity_notes(found: Artifacts, costs: CostTable) -> tuple[str, ...]:
+    """Which estimates of the Hessian did not converge, and what to raise; none where the cost table is of others."""
+    note = found.sensitivity.get("note")
+    return (note,) if isinstance(note, str) and note in costs.sources.get("sensitivity", "") else ()
+
+
 def _limits(run: Run) -> Mapping[str, float]:
     """The budgets that were asked for; none where the network is older than they are."""
     if not (run.is_fresh(files.MODEL) and run.is_fresh(files.ALLOCATION)):
@@ -213,6 +271,14 @@ def _limits(run: Run) -> Mapping[str, float]:
 def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> Totals:
     latencies = [layer.latency_us for layer in layers]
     omegas = [layer.sensitivity for layer in layers]
+    omega = None if None in omegas else sum(value for value in omegas if value is not None)
+    errors = [
+        None
+        if layer.sensitivity is None or layer.sensitivity_error is None
+        else layer.sensitivity * layer.sensitivity_error
+        for layer in layers
+    ]
+    uncertain = None if None in errors or not omega else sum(value for value in errors if value is not None) / omega
     return Totals(
         parameters=sum(layer.parameters for layer in layers),
         macs=sum(layer.macs for layer in layers),
@@ -220,6 +286,7 @@ def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> To
         stored_bytes=sum(layer.stored_bytes for layer in layers),
         bops=sum(layer.bops for layer in layers),
         latency_us=None if None in latencies else sum(value for value in latencies if value is not None),
-        sensitivity=None if None in omegas else sum(value for value in omegas if value is not None),
+        sensitivity=omega,
+        sensitivity_error=uncertain,
         limits=limits,
     )

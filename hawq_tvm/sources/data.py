@@ -1,24 +1,26 @@
 """Samples as users name them: ``digits``, ``imagefolder:PATH``, ``random`` or ``file.py:factory``.
 
 A `Data` has two splits: calibration samples set ranges and sensitivities, evaluation samples measure accuracy and are
-what `verify` runs on. They do not overlap unless the user gives one set for both.
+what `verify` runs on. Of one set a part is held out, so that accuracy is never measured on what calibrated; they
+overlap only where the user names the same samples for both, and then `Data.note` says so.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.sources.factory import call_factory
 from hawq_tvm.sources.imagefolder import open_imagefolder
-from hawq_tvm.sources.names import IMAGE_FOLDER, check_data_name
+from hawq_tvm.sources.names import IMAGE_FOLDER, check_data_name, shown
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Batch, Data
 from hawq_tvm.sources.splits import ArraySplit, Images, Split, Subset, as_split
@@ -93,8 +95,10 @@ def load_data(spec: str, options: DataOptions) -> Data:
     elif spec.startswith(f"{IMAGE_FOLDER}:"):
         data = open_imagefolder(spec.partition(":")[2], options)
     else:
-        made, source = call_factory(spec, "data")
-        data = as_data(made, name=spec, options=options, fingerprint=hashlib.sha256(source.encode()).hexdigest())
+        torch.manual_seed(options.seed)  # a factory that draws samples draws the same ones every time
+        made, text = call_factory(spec, "data")
+        source = hashlib.sha256(text.encode()).hexdigest()
+        data = as_data(made, name=shown(spec), options=options, source=source)
     return limited(data, options)
 
 
@@ -114,36 +118,115 @@ def limited(data: Data, options: DataOptions) -> Data:
         if len(split) == 0:
             raise DataError(f"'{data.name}' leaves no {what} samples; give more data or ask for fewer samples")
     settings = {**data.settings, "calibration_samples": len(calibration), "evaluation_samples": len(evaluation)}
-    return Data(data.name, calibration, evaluation, settings, data.fingerprint)
+    return replace(data, calibration=calibration, evaluation=evaluation, settings=settings)
 
 
-def as_data(made: Any, *, name: str, options: DataOptions, fingerprint: str = "") -> Data:
+def as_data(made: Any, *, name: str, options: DataOptions, source: str = "") -> Data:
     """What a user's factory or an argument of the API holds.
 
     Args:
-        made: a `Data`; a dict with ``calibration`` and ``evaluation``; or one of what each of those may be: a tensor or
-            array [N, ...], a tuple (images, labels), a PyTorch dataset, or an iterable of batches. One alone serves as
-            both splits.
+        made: a `Data`; calibration and evaluation samples, as a dict with these keys or as a pair; or one set of
+            samples, of which a part is held out. A set is a tensor or array [N, ...], a tuple (images, labels), a
+            PyTorch dataset, a list of samples, or an iterable of batches, such as a DataLoader. A pair is two of those
+            in a tuple, where neither is a tensor or array alone; two datasets or loaders may also be in a list.
         name: for messages.
-        options: limits how much of an iterable is read.
-        fingerprint: of the source, where there is one.
+        options: limits how much of an iterable is read; says how many samples calibrate, and the seed that draws them.
+        source: see `Data`.
 
     Raises:
-        DataError: none of these.
+        DataError: none of these, or one set with a single sample.
     """
-    most = options.evaluation_samples
     if isinstance(made, Data):
-        calibration = as_split(made.calibration, made.name, options.calibration_samples)
-        return replace(made, calibration=calibration, evaluation=as_split(made.evaluation, made.name, most))
+        two = _two_sets(made.name, made.calibration, made.evaluation, options)
+        settings, note = {**made.settings, **two.settings}, " ".join(filter(None, (made.note, two.note)))
+        return replace(made, calibration=two.calibration, evaluation=two.evaluation, settings=settings, note=note)
     if isinstance(made, Mapping):
         if set(made) != {"calibration", "evaluation"}:
             raise DataError(
                 f"'{name}': a mapping needs the keys 'calibration' and 'evaluation', got {sorted(map(str, made))}"
             )
-        calibration = as_split(made["calibration"], name, options.calibration_samples)
-        return Data(name, calibration, as_split(made["evaluation"], name, most), {}, fingerprint)
-    split = as_split(made, name, None if most is None else max(most, options.calibration_samples))
-    return Data(name, split, split, {"same_samples_for_both": True}, fingerprint)
+        made = (made["calibration"], made["evaluation"])
+    elif not _is_pair_of_sets(made):
+        most = options.evaluation_samples
+        limit = None if most is None else most + options.calibration_samples
+        return replace(hold_out(as_split(made, name, limit), name, options), source=source)
+    calibration, evaluation = made
+    return replace(_two_sets(name, calibration, evaluation, options), source=source)
+
+
+def _is_pair_of_sets(made: Any) -> bool:
+    """Whether two objects side by side are calibration and evaluation samples, rather than images and labels."""
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        return False
+    if all(isinstance(part, Dataset | DataLoader) for part in made):
+        return True
+    return isinstance(made, tuple) and not any(isinstance(part, torch.Tensor | np.ndarray) for part in made)
+
+
+def hold_out(split: Split, name: str, options: DataOptions) -> Data:
+    """Two parts of one set that share no sample, drawn with the seed: the same ones every time.
+
+    As many samples calibrate as the options ask for, but no more than half of them, or than the evaluation samples that
+    were asked for leave. Evaluation has the rest, in their order.
+
+    Args:
+        split: all samples.
+        name: for messages.
+        options: how many samples, and the seed.
+
+    Raises:
+        DataError: a single sample.
+    """
+    total = len(split)
+    if total == 1:
+        raise DataError(
+            f"'{name}' holds one sample, too few to calibrate on some and measure accuracy on others; give more, or "
+            "name it for both, as {'calibration': x, 'evaluation': x}"
+        )
+    left = 0 if options.evaluation_samples is None else total - options.evaluation_samples
+    count = min(options.calibration_samples, max(total // 2, left))
+    order = np.random.default_rng(options.seed).permutation(total)
+    apart = {"of": total, "calibration": count, "evaluation": total - count, "seed": options.seed}
+    note = (
+        f"one set of {total} samples was given: {count} of them, drawn with seed {options.seed}, calibrate, and "
+        "accuracy is measured on others"
+    )
+    return Data(name, Subset(split, order[:count]), Subset(split, np.sort(order[count:])), {"held_out": apart}, note)
+
+
+def _two_sets(name: str, calibration: Any, evaluation: Any, options: DataOptions) -> Data:
+    """Both sets as the user gives them; samples that are in both are allowed, and told."""
+    sets = (
+        as_split(calibration, name, options.calibration_samples),
+        as_split(evaluation, name, options.evaluation_samples),
+    )
+    calibrating = min(len(sets[0]), options.calibration_samples)
+    measured = len(sets[1]) if options.evaluation_samples is None else min(len(sets[1]), options.evaluation_samples)
+    if isinstance(sets[0], ArraySplit) and isinstance(sets[1], ArraySplit):
+        shared = _shared(sets[0], calibrating, sets[1], measured)
+    else:  # samples that are computed one by one are not compared
+        shared = min(calibrating, measured) if calibration is evaluation else 0
+    if not shared:
+        return Data(name, *sets)
+    which = "all" if shared == measured else f"{shared} of the {measured}"
+    note = f"{which} evaluation samples are calibration samples too, as the data gives them for both"
+    return Data(name, *sets, {"evaluation_samples_in_calibration": shared}, note)
+
+
+def _shared(calibration: Split, calibrating: int, evaluation: Split, measured: int) -> int:
+    """How many of the first evaluation samples are among the first calibration samples."""
+
+    def some(image: Images) -> bytes:
+        return image.reshape(-1)[:: max(1, image.size // 64)].tobytes()
+
+    seen: dict[bytes, list[Images]] = {}
+    for index in range(calibrating):
+        image = calibration.sample(index)[0]
+        seen.setdefault(some(image), []).append(image)
+    images = (evaluation.sample(index)[0] for index in range(measured))
+    return sum(
+        any(np.array_equal(image, other, equal_nan=True) for other in seen.get(some(image), ())) for image in images
+    )
 
 
 def _digits(options: DataOptions) -> Data:
@@ -152,8 +235,10 @@ def _digits(options: DataOptions) -> Data:
     train, held_out = digits_split(labels)
     chosen = np.random.default_rng(options.seed).permutation(train)
     whole = ArraySplit(images, labels)
-    settings = {"scaled_to": [3, 16, 16], "mean": DIGITS_MEAN, "std": DIGITS_STD, "held_out": len(held_out)}
-    return Data("digits", Subset(whole, chosen), Subset(whole, held_out), settings, f"digits {options.seed}")
+    apart = {"of": len(labels), "calibration": len(train), "evaluation": len(held_out), "seed": options.seed}
+    settings = {"scaled_to": [3, 16, 16], "mean": DIGITS_MEAN, "std": DIGITS_STD, "held_out": apart}
+    note = f"calibrated on training digits, drawn with seed {options.seed}; accuracy is measured on digits held out"
+    return Data("digits", Subset(whole, chosen), Subset(whole, held_out), settings, note)
 
 
 DIGITS_MEAN = 0.3
@@ -191,7 +276,7 @@ def _random(options: DataOptions) -> Data:
         _NoiseSplit(count, shape, options.seed, stream)
         for stream, count in enumerate((options.calibration_samples, evaluation))
     ]
-    return Data("random", splits[0], splits[1], {"input_shape": list(shape)}, f"random {options.seed} {shape}")
+    return Data("random", splits[0], splits[1], {"input_shape": list(shape)})
 
 
 class _NoiseSplit:
@@ -200,10 +285,14 @@ class _NoiseSplit:
     def __init__(self, count: int, shape: tuple[int, ...], seed: int, stream: int) -> None:
         self._count = count
         self._shape = shape
-        self._make: Callable[[int], np.random.Generator] = lambda index: np.random.default_rng((seed, stream, index))
+        self._stream = (seed, stream)
 
     def __len__(self) -> int:
         return self._count
 
     def sample(self, index: int) -> tuple[Images, int | None]:
-        return self._make(index).standard_normal(self._shape, dtype=np.float32), None
+        return np.random.default_rng((*self._stream, index)).standard_normal(self._shape, dtype=np.float32), None
+
+    def identity(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """What the noise is drawn from."""
+        yield f"noise {self._stream} {self._shape} {list(indices)}".encode()

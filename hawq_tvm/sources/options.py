@@ -91,6 +91,9 @@ class DataOptions:
         input_shape: of ``random`` samples.
         preprocessing: of image files.
         seed: of the choice and of random samples.
+        max_image_bytes: the largest image file that is read, unpacked from its zip file.
+        max_image_pixels: the most pixels that an image may have, before and after it is resized. Pillow has a limit of
+            its own, twice ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Raises:
         DataError: a count or a dimension below 1.
@@ -104,9 +107,12 @@ class DataOptions:
     )
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     seed: int = 0
+    max_image_bytes: int = 2**28
+    max_image_pixels: int = 89_478_485  # a quarter of a gigabyte of RGB: from here Pillow warns
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "calibration_samples", _count(self.calibration_samples, "calibration_samples"))
+        for name in ("calibration_samples", "max_image_bytes", "max_image_pixels"):
+            object.__setattr__(self, name, _count(getattr(self, name), name))
         if self.evaluation_samples is not None:
             object.__setattr__(self, "evaluation_samples", _count(self.evaluation_samples, "evaluation_samples"))
         if self.input_shape is not None:

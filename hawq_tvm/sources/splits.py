@@ -19,8 +19,14 @@ Labels = NDArray[np.int64]
 _MOST_BYTES = 4 << 30  # of an iterable that nothing limits: one without an end would fill the memory
 
 
+COMPUTED_SAMPLES = 64  # looked at for the identity of samples that are computed one by one
+
+
 class Split(Protocol):
-    """Samples by index."""
+    """Samples by index.
+
+    A split of ours also has ``identity(indices)``: bytes that change when these samples do. Of others, see `identity`.
+    """
 
     def __len__(self) -> int:
         """How many there are."""
@@ -44,6 +50,10 @@ class ArraySplit:
     def sample(self, index: int) -> tuple[Images, int | None]:
         return self._images[index], None if self._labels is None else int(self._labels[index])
 
+    def identity(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """Every byte."""
+        return _contents(self, indices)
+
 
 class Subset:
     """Some samples of another split, in a given order."""
@@ -57,6 +67,43 @@ class Subset:
 
     def sample(self, index: int) -> tuple[Images, int | None]:
         return self._split.sample(int(self._indices[index]))
+
+    def identity(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """As the split identifies these samples."""
+        return identity(self._split, [int(self._indices[index]) for index in indices])
+
+
+def identity(split: Split, indices: Sequence[int]) -> Iterator[bytes]:
+    """Bytes that change when some samples of a split do.
+
+    Args:
+        split: the samples; where it does not say itself what tells them apart, 64 of them are computed: the first 16,
+            and others evenly spread to the last.
+        indices: which samples.
+    """
+    own: Callable[[Sequence[int]], Iterator[bytes]] | None = getattr(split, "identity", None)
+    if own is not None:
+        return own(indices)
+    return _contents(split, [indices[position] for position in spread(len(indices), COMPUTED_SAMPLES)])
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` positions: the first quarter of that number, and others evenly spread to the last.
+
+    >>> spread(100, 8)
+    [0, 1, 2, 21, 41, 60, 80, 99]
+    """
+    if count <= most:
+        return list(range(count))
+    first = most // 4
+    return [*range(first), *np.linspace(first, count - 1, most - first).round().astype(int).tolist()]
+
+
+def _contents(split: Split, indices: Sequence[int]) -> Iterator[bytes]:
+    for index in indices:
+        image, label = split.sample(index)
+        yield f"{image.shape} {label}".encode()
+        yield np.ascontiguousarray(image).tobytes()
 
 
 class _UserSplit:

@@ -22,7 +22,7 @@ from .operators import Mutant, mutants
 ROOT = Path(__file__).resolve().parent.parent.parent
 ACCEPTED = Path(__file__).with_name("accepted.toml")
 STORE = ".mutate"
-WITNESS_SECONDS = 20.0
+WITNESS_SECONDS = 30.0
 """CPU seconds of tests that a mutant is held against, the quickest first: who needs more is found by no one."""
 
 
@@ -77,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = _cases(root, files, coverage, options)
     state_path = store / f"state-{options.part or 'files'}.json"
     state: dict[str, Any] = json.loads(state_path.read_text()) if state_path.exists() else {}
-    known = {case.key: _known(root, case, state) for case in cases}
+    known = {case.key: str(state.get(_signature(root, case), "")) for case in cases}
     todo = [case for case in cases if not (options.survivors and known[case.key])]
-    tell(f"{len(cases)} mutants of {len(files)} files, {len(todo)} to judge, by {len(coverage)} tests; {options.jobs} at a time")
+    tell(f"{len(cases)} mutants of {len(files)} files, {len(todo)} to judge, {options.jobs} at a time")
     done = 0
 
     def heard(case: runner.Case, verdict: runner.Verdict) -> None:
@@ -90,17 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell(f"{time.monotonic() - start:6.0f} s  {case.file}:{case.mutant}\n    {fate}")
 
     verdicts = runner.judge(root, todo, coverage, options.jobs, heard)
-    for case in cases:
-        killer = verdicts[case.key].killer if case.key in verdicts else known[case.key]
-        state[f"{runner.digest([root / case.file])}:{case.key}"] = killer
+    known |= {key: verdict.killer for key, verdict in verdicts.items()}
     store.mkdir(exist_ok=True)
-    state_path.write_text(json.dumps(state))
-    return _report(cases, {case.key: state[f"{runner.digest([root / case.file])}:{case.key}"] for case in cases}, verdicts,
-                   time.monotonic() - start, options)  # fmt: skip
+    state_path.write_text(json.dumps({**state, **{_signature(root, case): known[case.key] for case in cases}}))
+    return _report(cases, known, verdicts, time.monotonic() - start, options)
 
 
-def _known(root: Path, case: runner.Case, state: dict[str, Any]) -> str:
-    return str(state.get(f"{runner.digest([root / case.file])}:{case.key}", ""))
+def _signature(root: Path, case: runner.Case) -> str:
+    """A mutant's name in the store: it changes with the file."""
+    return f"{runner.digest([root / case.file])} {case.mutant}"
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,12 +2,14 @@
 
 What is left out, and why:
 
-- docstrings, annotations, `assert` statements (bugs of ours, unreachable by design), the arguments of `raise` and the
+- docstrings, annotations, `assert` and ``raise AssertionError`` (bugs of ours, unreachable by
+  design), the arguments of `raise` and the
   text of f-strings (wording; which error is raised, and when, is not left out), `__repr__`, `__str__`, `describe`
   (for the reader's eye), and the ``name=`` of a tensor expression;
 - strings elsewhere: a changed name fails at import or is a text for people, and comparisons are negated anyway;
 - ``frozen=`` of dataclasses and ``strict=`` of zip: declarations that guard against bugs of ours, as assertions do;
-- arguments that are swapped where their order cannot matter (`max`, `min`, `gcd`, `array_equal`).
+- arguments that are swapped where their order cannot matter (`max`, `min`, `gcd`, `array_equal`, the first
+  two of `clip`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from math import isfinite
 
 COSMETIC = {"__repr__", "__str__", "describe"}
 UNSEEN_KEYWORDS = {"name", "frozen", "strict"}
-SYMMETRIC = {"max", "min", "maximum", "minimum", "array_equal", "gcd"}
+SYMMETRIC = {"max", "min", "maximum", "minimum", "clip", "array_equal", "gcd"}
 
 ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult,
@@ -51,7 +53,8 @@ class Mutant:
 
     Attributes:
         number: its place among the faults of its file.
-        function: the qualified name of what it lies in, empty for a module's own lines.
+        function: the qualified name of the function or class it lies in, empty for a module's own lines.
+        runs: whether it lies in a function: a module's, a class's and a default's lines run once, at import.
         lines: of the statement's own part: of a compound one its head.
         operator: the kind of fault.
         before: the statement as it is, without the body of a compound one.
@@ -60,13 +63,16 @@ class Mutant:
 
     number: int
     function: str
+    runs: bool
     lines: range
     operator: str
     before: str
     after: str
 
     def __str__(self) -> str:
-        return f"{self.lines.start} {self.function or 'module'} [{self.operator}]\n    - {self.before}\n    + {self.after}"
+        return (
+            f"{self.lines.start} {self.function or 'module'} [{self.operator}]\n    - {self.before}\n    + {self.after}"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class _Place:
 
     function: str = ""
     statement: ast.stmt | None = None
+    runs: bool = False
     bound: frozenset[str] = frozenset()
     returns_bool: bool = False
 
@@ -113,7 +120,8 @@ def mutants(source: str) -> list[Mutant]:
         fault.put(fault.new)
         after = _head(fault.new if old is statement and isinstance(fault.new, ast.stmt) else statement)
         fault.put(old)
-        found.append(Mutant(number, fault.place.function, _own_lines(statement), fault.operator, before, after))
+        place = fault.place
+        found.append(Mutant(number, place.function, place.runs, _own_lines(statement), fault.operator, before, after))
     return found
 
 
@@ -152,7 +160,9 @@ def _faults(node: ast.AST, place: _Place = _Place()) -> Iterator[_Fault]:
         for position, child in children:
             if not isinstance(child, ast.AST) or _is_unseen(child):
                 continue
-            inner = _enter(child, place, node)
+            inner = _enter(child, place)
+            if isinstance(node, ast.FunctionDef):
+                inner = replace(inner, runs=field == "body" and not isinstance(child, ast.ClassDef))
             for operator, new in _instead(child, field, inner):
                 if inner.statement is not None:
                     yield _Fault(operator, inner, node, field, position, ast.copy_location(new, child))
@@ -164,12 +174,16 @@ def _faults(node: ast.AST, place: _Place = _Place()) -> Iterator[_Fault]:
 
 
 def _is_left_out(node: ast.AST, field: str) -> bool:
-    return field in ("annotation", "returns") or (isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal")
+    return field in ("annotation", "returns") or (
+        isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"
+    )
 
 
 def _is_unseen(node: ast.AST) -> bool:
     if isinstance(node, ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return True
+    if isinstance(node, ast.Raise):
+        return node.exc is not None and ast.unparse(node.exc).startswith("AssertionError")
     if isinstance(node, ast.FunctionDef):
         return node.name in COSMETIC
     if isinstance(node, ast.If):
@@ -177,7 +191,7 @@ def _is_unseen(node: ast.AST) -> bool:
     return isinstance(node, ast.keyword) and node.arg in UNSEEN_KEYWORDS
 
 
-def _enter(child: ast.AST, place: _Place, parent: ast.AST) -> _Place:
+def _enter(child: ast.AST, place: _Place) -> _Place:
     if isinstance(child, ast.stmt):
         place = replace(place, statement=child)
     if isinstance(child, ast.FunctionDef | ast.ClassDef):
@@ -236,7 +250,9 @@ def _other_constants(value: object) -> Iterator[object]:
 
 def _calls(call: ast.Call) -> Iterator[tuple[str, ast.AST]]:
     function, arguments = call.func, call.args
-    name = function.id if isinstance(function, ast.Name) else function.attr if isinstance(function, ast.Attribute) else ""
+    name = (
+        function.id if isinstance(function, ast.Name) else function.attr if isinstance(function, ast.Attribute) else ""
+    )
     if name in FUNCTIONS:
         other: ast.expr = ast.Name(FUNCTIONS[name], ast.Load())
         if isinstance(function, ast.Attribute):

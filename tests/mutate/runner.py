@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import types
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
@@ -32,7 +32,19 @@ from _pytest.runner import runtestprotocol
 from .forks import Answer, Task, limit_cpu, run_tasks
 from .operators import Mutant, mutated
 
-PRELOAD = ("numpy", "torch", "tvm", "onnx", "onnxruntime", "pulp", "highspy", "hypothesis", "safetensors", "typer", "rich")
+PRELOAD = (
+    "numpy",
+    "torch",
+    "tvm",
+    "onnx",
+    "onnxruntime",
+    "pulp",
+    "highspy",
+    "hypothesis",
+    "safetensors",
+    "typer",
+    "rich",
+)
 CPU_FACTOR, CPU_SPARE = 10, 5.0
 """A test may use so many times its own CPU seconds, and so many more, before it counts as hanging."""
 
@@ -79,7 +91,9 @@ def preload() -> None:
 
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1)).eval()
-    torch.export.export(network, (torch.zeros(2, 1, 2, 2),), dynamic_shapes=({0: torch.export.Dim("n")},)).run_decompositions({})
+    torch.export.export(
+        network, (torch.zeros(2, 1, 2, 2),), dynamic_shapes=({0: torch.export.Dim("n")},)
+    ).run_decompositions({})
 
 
 def _settle() -> None:
@@ -233,16 +247,24 @@ def _listed(seen: dict[str, set[int]]) -> dict[str, list[int]]:
 
 
 def witnesses(mutant: Mutant, file: str, coverage: dict[str, Coverage], seconds: float) -> list[str]:
-    """The tests that run a mutant's lines, the quickest first, as many as `seconds` hold.
+    """The tests that run a mutant's lines, as many as `seconds` hold.
 
-    A module's or a class's own lines are run by whoever runs any line of the file.
+    The quickest come first, the further instances of a parametrised test later, as they see much the same. What runs at
+    import may be seen by any test, most likely by one that runs the file.
     """
-    found = []
-    for name, test in coverage.items():
-        lines = test.lines.get(file, ())
-        if test.passed and lines and (not mutant.function or any(line in mutant.lines for line in lines)):
-            found.append(name)
+    found = [
+        name
+        for name, test in coverage.items()
+        if test.passed and (not mutant.runs or not set(mutant.lines).isdisjoint(test.lines.get(file, ())))
+    ]
     found.sort(key=lambda name: coverage[name].seconds)
+    instances: Counter[str] = Counter()
+    late: dict[str, float] = {}
+    for name in found:
+        function = name.partition("[")[0]
+        instances[function] += 1
+        late[name] = coverage[name].seconds * instances[function]
+    found.sort(key=lambda name: (file not in coverage[name].lines, late[name]))
     total, kept = 0.0, []
     for name in found:
         total += coverage[name].seconds
@@ -288,7 +310,8 @@ def judge(
     if left:
         tests = sorted({test for case in left for test in case.tests})
         verdicts |= _in_a_fork(
-            lambda: _with_tests(root, tests, lambda items: _judge_warm(root, left, items, coverage, jobs, tell)), Verdict
+            lambda: _with_tests(root, tests, lambda items: _judge_warm(root, left, items, coverage, jobs, tell)),
+            Verdict,
         )
     left = [case for case in left if case.key not in verdicts]
     tasks = ((case.key, lambda case=case: _judge_cold(root, case, coverage), _clock(case, coverage)) for case in left)
@@ -434,7 +457,9 @@ def measured(root: Path, tests: Sequence[str], files: Sequence[Path], jobs: int,
     if stale:
         fresh = measure(root, stale, files, jobs)
         for test in stale:
-            rows = {name: vars(c) for name, c in fresh.items() if name == test or name.startswith((f"{test}::", f"{test}["))}
+            rows = {
+                name: vars(c) for name, c in fresh.items() if name == test or name.startswith((f"{test}::", f"{test}["))
+            }
             known[test] = {"key": keys[test], "rows": {**rows, COLLECTING: vars(fresh[COLLECTING])}}
         store.parent.mkdir(exist_ok=True)
         store.write_text(json.dumps(known))
