@@ -1,7 +1,7 @@
 # hawq_tvm: `make demo` and `make test` set up all they need, in .venv, and run.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit lint typecheck format clean
+.PHONY: help setup demo test unit fuzz lint typecheck format clean
 
 # The first interpreter that is Python 3.11 or newer; `make PYTHON=...` names another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Where pip finds PyTorch's CPU build, if not where it finds the rest (README, Installation).
 TORCH_INDEX ?=
+# What `make fuzz` draws its inputs from, and how many.
+SEED ?= 0
+COUNT ?= 100000
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +38,9 @@ test: lint typecheck unit  ## Lint, type check and all tests: what CI runs
 
 unit: setup
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --quiet
+
+fuzz: setup  ## Damage every file of a run, again and again, and read it (SEED, COUNT; some minutes)
+	@$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
 
 lint: setup  ## Style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

@@ -6,18 +6,17 @@ from pathlib import Path
 
 from hawq_tvm.cli import console
 from hawq_tvm.runs.artifacts import Artifacts
-from hawq_tvm.runs.rundir import open_run
+from hawq_tvm.runs.rundir import read_run
 from hawq_tvm.runs.summary import summarize
 
 
 def inspect(path: Path, graph: bool, as_json: bool) -> int:
     """Print a run's layers and totals, or its integer graph, for which the ONNX file is read."""
-    run = open_run(path)
     if graph:
-        text = str(Artifacts(run).graph)
+        text = read_run(path, lambda run: str(Artifacts(run).graph))
         console.print_json(text.splitlines()) if as_json else console.out.print(text, markup=False)
         return 0
-    summary = summarize(run)
+    summary = read_run(path, summarize)
     if as_json:
         console.print_json(summary.to_json())
     else:

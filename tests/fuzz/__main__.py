@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from .engine import fuzz
-from .formats import Bench, formats, make_run
+from .formats import NAMES, Bench, formats, make_run
 
 ROOM = 4 << 30  # bytes that inputs may make the process take, so that a bomb is seen
 
@@ -26,12 +26,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100_000, help="inputs over all formats")
-    parser.add_argument("--format", choices=sorted(formats(())), action="append", help="only this one; may be repeated")
+    parser.add_argument("--format", choices=NAMES, action="append", help="only this one; may be repeated")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="where failing inputs are kept")
     options = parser.parse_args()
     faulthandler.enable()
     known = formats()
-    chosen = options.format or list(known)
+    chosen = options.format or NAMES
     failures = 0
     with tempfile.TemporaryDirectory(prefix="hawq_tvm-fuzz-") as folder:
         make_run(Path(folder) / "run")

@@ -38,11 +38,17 @@ class TooLong(BaseException):
 
 def fuzz(bench: Bench, form: Format, *, seed: int, count: int) -> Iterator[Outcome]:
     """Judge `count` inputs of a format; the same for the same seed."""
+    for number, (base, data) in enumerate(inputs(bench, form, seed=seed, count=count)):
+        yield judge(bench, form, number, base, data)
+
+
+def inputs(bench: Bench, form: Format, *, seed: int, count: int) -> Iterator[tuple[bytes, bytes]]:
+    """Undamaged bytes and what becomes of them, again and again."""
     random = Random(f"{seed} {form.file}")
-    own = (bench.path / form.file).read_bytes()
-    for number in range(count):
-        base = random.choice((own, *form.bases))
-        yield judge(bench, form, number, base, form.mutate(random, base))
+    bases = (bench.path / form.file).read_bytes(), *form.bases
+    for _ in range(count):
+        base = random.choice(bases)
+        yield base, form.mutate(random, base)
 
 
 def judge(bench: Bench, form: Format, number: int, base: bytes, data: bytes) -> Outcome:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +21,7 @@ from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.core.errors import HawqError
 from hawq_tvm.core.integerize import integerize
+from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.specs import BitConfig, Bits, Budget
 from hawq_tvm.core.targets import find_target
 from hawq_tvm.ilp import formulate
@@ -73,14 +77,14 @@ class Format:
 
 
 def _bits(run: Run) -> Any:
-    bits = Artifacts(run).bits
-    _quietly(lambda: integerize(captured(NETWORK), ranges_of(NETWORK), bits))
-    return bits
+    found = Artifacts(run).bits
+    _quietly(lambda: integerize(captured(NETWORK), ranges_of(NETWORK), found))
+    return found
 
 
 def _ranges(run: Run) -> Any:
     ranges = Artifacts(run).ranges
-    _quietly(lambda: integerize(captured(NETWORK), ranges, BITS))
+    _quietly(lambda: integerize(captured(NETWORK), ranges, bits()))
     return ranges
 
 
@@ -97,7 +101,7 @@ def _sensitivity(run: Run) -> Any:
 
 
 def _latencies(run: Run) -> Any:
-    table = read_latency_table(run.path / LATENCIES, tuple(BITS.layers))
+    table = read_latency_table(run.path / LATENCIES, tuple(bits().layers))
     _quietly(lambda: cost_table(captured(NETWORK), PAIRS, sensitivity=None, latency=table))
     return table.to_json()
 
@@ -138,7 +142,7 @@ def _layers(run: Run) -> Any:
 
 
 def _golden(run: Run) -> Any:
-    check_golden(run, GRAPH)
+    check_golden(run, integer_graph())
 
 
 def _report(name: str, get: Callable[[Artifacts], Any]) -> Format:
@@ -200,9 +204,22 @@ def mutate_onnx(random: Random, data: bytes) -> bytes:
 
 # the run
 
-GRAPH = integers_of(NETWORK)
 PAIRS = (Bits(4, 4), Bits(8, 8))
-BITS = BitConfig({layer.name: Bits(8, 8) for layer in captured(NETWORK).layers})
+NAMES = (
+    "manifest", "bits", "costs", "ranges", "sensitivity", "allocation", "latency", "layers", "golden", "golden-index",
+    "float", "onnx", "library", "library-json", "accuracy", "verify", "bench",
+)  # fmt: skip
+"""Every format."""
+
+
+@cache
+def integer_graph() -> Graph:
+    return integers_of(NETWORK)
+
+
+@cache
+def bits() -> BitConfig:
+    return BitConfig({layer.name: Bits(8, 8) for layer in captured(NETWORK).layers})
 
 
 def formats(other: Sequence[str] = OTHER_NETWORKS) -> dict[str, Format]:
@@ -230,8 +247,6 @@ def formats(other: Sequence[str] = OTHER_NETWORKS) -> dict[str, Format]:
 
 
 def _saved(name: str) -> bytes:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         save_float_graph(captured(name), Path(folder) / "x")
         return (Path(folder) / "x").read_bytes()
@@ -241,22 +256,22 @@ def make_run(path: Path) -> None:
     """Write a run that holds every format, its library compiled."""
     sensitivity = {
         "method": "counted",
-        "layers": {name: {"mean_trace": 0.5, "omega": {"4": 0.25, "8": 0.125}} for name in BITS.layers},
+        "layers": {name: {"mean_trace": 0.5, "omega": {"4": 0.25, "8": 0.125}} for name in bits().layers},
     }
     costs = cost_table(captured(NETWORK), PAIRS, sensitivity=sensitivity, latency=None)
     mismatch = Mismatch("fc", "linear", 1, 5, (0, 1), {"numpy": -1, "tvm": None}, "tvm")
     latency = Latency("hawq_tvm", 10.5, 9.0, 12.0, 100)
     tables: Mapping[str, Any] = {
-        files.BITS: BITS.to_json(),
+        files.BITS: bits().to_json(),
         files.COSTS: costs.to_json(),
         files.RANGES: {"origin": "max", "ranges": {name: [r.lo, r.hi] for name, r in ranges_of(NETWORK).items()}},
         files.SENSITIVITY: sensitivity,
-        files.LAYERS: describe_layers(GRAPH),
+        files.LAYERS: describe_layers(integer_graph()),
         files.ALLOCATION: {"sensitivity": 1.5, "costs": {"bops": 3}, "limits": {"bops": 4.0}, "solver": "cbc"},
         files.ACCURACY: Accuracy(10, 0.5, 0.4, -0.1, 0.05, 0.9).to_json(),
         files.verify_file(TARGET): VerifyReport(("numpy", "tvm"), 4, 9, 1000, (mismatch,)).to_json(),
         files.bench_file(TARGET): BenchReport("cpu", "llvm", 1, 1, 3, (latency,), {"fc": 1.5}, {"fc": "x"}).to_json(),
-        LATENCIES: {name: {"w4a4": 1.5, "w8a8": 2} for name in BITS.layers},
+        LATENCIES: {name: {"w4a4": 1.5, "w8a8": 2} for name in bits().layers},
     }
     with edit_run(path, identity={"model": "m", "weights": "w", "data": "d"}) as run:
 
@@ -264,9 +279,9 @@ def make_run(path: Path) -> None:
             for name, table in tables.items():
                 run.write_json(name, table)
             run.write(files.FLOAT_GRAPH, lambda path: save_float_graph(captured(NETWORK), path))
-            run.write(files.MODEL, lambda path: onnx.save(to_onnx(GRAPH), path))
-            write_golden(run, GRAPH, integer_samples(GRAPH, 1))
-            compiled(GRAPH, run.path)
+            run.write(files.MODEL, lambda path: onnx.save(to_onnx(integer_graph()), path))
+            write_golden(run, integer_graph(), integer_samples(integer_graph(), 1))
+            compiled(integer_graph(), run.path)
 
         written = [*tables, files.FLOAT_GRAPH, files.MODEL, GOLDEN, LIBRARY, LIBRARY_JSON]
         run.manifest["settings"] = Settings(pins={"fc": Bits(8, 8)}, budget=Budget(size="50%")).to_json()
@@ -304,8 +319,6 @@ class Bench:
             file.write_bytes(before)
 
     def _knowing(self, name: str, data: bytes) -> dict[str, Any]:
-        import hashlib
-
         manifest = copy.deepcopy(self.manifest)
         if name != MANIFEST:
             manifest["stages"]["all"]["files"][name] = hashlib.sha256(data).hexdigest()
