@@ -40,7 +40,7 @@ from hawq_tvm.runs.rundir import Run, edit_run, open_run, refuse_full_disk
 from hawq_tvm.runs.summary import describe, summarize
 from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
 from hawq_tvm.sources.data import as_data, limited, load_data
-from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint
+from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, versions_of
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
 from hawq_tvm.stages.work import Work
@@ -69,7 +69,7 @@ def quantize(
             network, ``torchvision:NAME``, ``timm:NAME``, ``file.py:factory``.
         data: ``digits``, ``imagefolder:PATH``, ``random``, ``file.py:factory``; a tensor or array [N, ...], a tuple
             (images, labels), a PyTorch dataset, an iterable of batches; or ``{"calibration": ..., "evaluation": ...}``
-            of those. One alone serves for both.
+            of those, or a pair of them. Of one alone, a part is held out.
         budget: limits on bytes, BOPS and microseconds; without one every layer gets the bits that lose least.
         bits: candidate pairs, as ``"w4a8"`` or ``4`` for w4a4; or one for all.
         pins: layers held at a pair, by name.
@@ -120,7 +120,9 @@ def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedMod
     check_module(model)
     if weights is not None:
         raise ModelError("weights are for a model given by name; load them into the module instead")
-    return LoadedModel(model, type(model).__name__.lower(), "as given", None, module_fingerprint(model))
+    return LoadedModel(
+        model, type(model).__name__.lower(), "as given", None, module_fingerprint(model), versions_of(model)
+    )
 
 
 class QuantizedNetwork:

@@ -31,6 +31,7 @@ def describe_run(run: Run, settings: Settings, spec: str, options: DataOptions, 
         "spec": normal_spec(spec),
         "options": asdict(replace(options, input_shape=data.sample_shape)),
         "settings": dict(data.settings),
+        "note": data.note,
         "key": data.key,
     }
     run.save_manifest()

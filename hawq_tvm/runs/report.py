@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from html import escape
@@ -13,6 +12,7 @@ from hawq_tvm.core.specs import LAYER_TIMES
 from hawq_tvm.runs.artifacts import REPORT
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.runs.summary import LayerSummary, RunSummary, summarize
+from hawq_tvm.sources.names import shown
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -29,7 +29,7 @@ small { color: #666; }
 
 def write_report(run: Run, path: Path) -> None:
     """Write the page into a run; it names `path`, where the run will lie."""
-    page = render_report(replace(summarize(run), path=os.fspath(path)))
+    page = render_report(replace(summarize(run), path=shown(path)))
     run.write(REPORT, lambda file: file.write_text(page))
 
 

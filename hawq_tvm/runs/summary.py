@@ -249,11 +249,9 @@ def _notes(run: Run) -> tuple[str, ...]:
 
 def _data_notes(run: Run) -> tuple[str, ...]:
     """What the source of the samples has to say of them, such as what was held out."""
-    try:
-        notes = run.manifest["data"]["settings"]["note"]
-    except (KeyError, TypeError):
-        return ()
-    return tuple(map(str, [notes] if isinstance(notes, str) else notes)) if isinstance(notes, str | list) else ()
+    stored = run.manifest.get("data")
+    note = stored.get("note") if isinstance(stored, dict) else None
+    return (note,) if isinstance(note, str) and note else ()
 
 
 def _sensitivity_notes(found: Artifacts, costs: CostTable) -> tuple[str, ...]:

@@ -107,8 +107,10 @@ class DataOptions:
     )
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     seed: int = 0
-    max_image_bytes: int = 2**28
-    max_image_pixels: int = 89_478_485  # a quarter of a gigabyte of RGB: from here Pillow warns
+    max_image_bytes: int = option(2**28, "largest image file that is read, in bytes", panel=IMAGES, least=1)
+    max_image_pixels: int = option(  # a quarter of a gigabyte of RGB: from here Pillow warns
+        89_478_485, "most pixels of an image, before and after resizing", panel=IMAGES, least=1
+    )
 
     def __post_init__(self) -> None:
         for name in ("calibration_samples", "max_image_bytes", "max_image_pixels"):

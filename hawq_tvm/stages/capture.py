@@ -28,7 +28,11 @@ def capture(work: Work) -> Stage:
         graph = capture_graph(model.module, example, name=model.name)
         work.run.write(FLOAT_GRAPH, lambda path: save_float_graph(graph, path))
 
-    options = {"model": model.fingerprint, "shape": work.data.sample_shape}
+    options = {
+        "model": model.fingerprint,
+        "versions": dict(model.versions),
+        "shape": work.data.sample_shape,
+    }
     return Stage("capture", "capturing the network", make, options, writes=(FLOAT_GRAPH,), always=True)
 
 
