@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from hawq_tvm.core.errors import CompileError
-from hawq_tvm.kernels.generic import concat, conv2d, elementwise, linear, pooling
+from hawq_tvm.kernels.generic import (
+    concat,
+    conv2d,
+    convert,
+    elementwise,
+    linear,
+    nhwc_conv2d,
+    nhwc_elementwise,
+    nhwc_pooling,
+    pooling,
+)
 from hawq_tvm.kernels.interface import (
     BuiltKernel,
     Converter,
@@ -16,19 +26,27 @@ from hawq_tvm.kernels.interface import (
 
 KERNELS: tuple[Kernel, ...] = (
     conv2d.CONV2D_W4_GENERIC,
+    nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,
+    nhwc_conv2d.CONV2D_W8_NHWC,
     linear.LINEAR_W4_GENERIC,
     linear.LINEAR_W8_GENERIC,
     elementwise.ADD_GENERIC,
+    nhwc_elementwise.ADD_NHWC,
     elementwise.REQUANTIZE_GENERIC,
+    nhwc_elementwise.REQUANTIZE_NHWC,
     concat.CONCAT_GENERIC,
+    nhwc_elementwise.CONCAT_NHWC,
     pooling.MAX_POOL2D_GENERIC,
+    nhwc_pooling.MAX_POOL2D_NHWC,
     pooling.AVG_POOL2D_GENERIC,
+    nhwc_pooling.AVG_POOL2D_NHWC,
     pooling.GLOBAL_AVG_POOL2D_GENERIC,
+    nhwc_pooling.GLOBAL_AVG_POOL2D_NHWC,
 )
 """Every kernel; of offers that cost the same, the earlier row's is taken. To add one, see `docs/adding.md`."""
 
-CONVERTERS: tuple[Converter, ...] = ()
+CONVERTERS: tuple[Converter, ...] = (convert.CONVERT_GENERIC,)
 """Every way to copy a value into another storage, best first."""
 
 

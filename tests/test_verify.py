@@ -24,7 +24,16 @@ from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ir import Array, Graph, Rescale
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels.generic import conv2d, elementwise, expressions, linear, pooling
+from hawq_tvm.kernels.generic import (
+    conv2d,
+    elementwise,
+    expressions,
+    linear,
+    nhwc_conv2d,
+    nhwc_elementwise,
+    nhwc_pooling,
+    pooling,
+)
 from hawq_tvm.measure.verify import Executor, Mismatch, VerifyReport, stronger, verify
 
 from .builders import compiled, integer_samples, integers_of
@@ -227,7 +236,7 @@ def test_floor_instead_of_half_up_in_the_kernels(
         half = expressions.int64(1 << (parameters.shift - 1))  # type: ignore[attr-defined]
         return expressions.rescale(total - half, parameters, dtype)  # type: ignore[operator, arg-type]
 
-    for kernels in (conv2d, linear, elementwise, pooling):
+    for kernels in (conv2d, linear, elementwise, pooling, nhwc_conv2d, nhwc_elementwise, nhwc_pooling):
         monkeypatch.setattr(kernels, "rescale", floor)
     broken = compiled(graph, tmp_path)
     fault_is_found(graph, inputs, {**executors, "tvm": broken.values}, "tvm", layer="stem")

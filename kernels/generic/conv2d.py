@@ -16,7 +16,7 @@ from tvm import s_tir, te
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, canonical
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, PerChannel
-from hawq_tvm.kernels.generic.costs import Work, cost, padded_copy
+from hawq_tvm.kernels.generic.costs import Work, cost, empty_lanes, padded_copy
 from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_MACS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -113,12 +113,11 @@ def _cost(request: Request) -> float:
     blocking = Blocking.choose(channels // op.groups, width, request.vector_bits, groups=op.groups)
     lanes = op.groups * -(-channels // op.groups // blocking.block) * blocking.block
     pixels = request.batch * height * -(-width // blocking.tile) * blocking.tile
-    work = Work(
-        lanes * pixels * prod(op.weight.shape[1:]),
-        request.batch * channels * height * width,
-        padded_copy(request, op.window),
-    )
-    return cost("conv2d nchw" if blocking.vector == "channels" else "conv2d nchw pixels", request, work)
+    macs = lanes * pixels * prod(op.weight.shape[1:])
+    outputs, copied = request.batch * channels * height * width, padded_copy(request, op.window)
+    if blocking.vector == "pixels":
+        return cost("conv2d nchw pixels", request, Work(macs, outputs, copied))
+    return cost("conv2d nchw", request, Work(macs * empty_lanes(blocking.lanes, request), outputs, copied))
 
 
 CONV2D_W4_GENERIC = Kernel(

@@ -24,7 +24,7 @@ class Work:
     """What a kernel does in a call.
 
     Attributes:
-        macs: multiply-accumulates, or elements that a window or a sum looks at.
+        macs: multiply-accumulates, or elements that a window or a sum looks at; a vector's empty lanes count too.
         outputs: elements written, frames and channels that fill up counted.
         copied: elements of an input that are copied before they are read.
     """
@@ -49,13 +49,22 @@ class Rates:
 
 
 RATES: dict[str, Rates] = {
-    "conv2d nchw": Rates(0.0082, 0.3, 0.2),
-    "conv2d nchw pixels": Rates(0.03, 0.3, 0.2),
-    "linear": Rates(0.01, 1.0),
-    "pool nchw": Rates(0.3, 0.3, 0.2),
-    "global pool nchw": Rates(0.1, 1.0),
-    "elementwise nchw": Rates(0.1, 0.1),
-    "concat nchw": Rates(0.3, 0.3),
+    "conv2d nchw": Rates(0.0083, 0.2708, 0.3122),
+    "conv2d nchw pixels": Rates(0.0269, 0.0, 0.4723),
+    "linear": Rates(0.029, 0.0),
+    "pool nchw": Rates(0.0, 0.218, 0.1876),
+    "global pool nchw": Rates(0.0371, 0.0),
+    "elementwise nchw": Rates(0.0278, 0.0127),
+    "concat nchw": Rates(0.0428, 0.0),
+    "conv2d nhwc": Rates(0.0081, 0.0469),
+    "conv2d nhwc depthwise": Rates(0.0192, 0.0),
+    "max pool nhwc": Rates(0.0004, 0.0038),
+    "avg pool nhwc": Rates(0.0107, 0.0439),
+    "elementwise nhwc": Rates(0.0268, 0.0171),
+    "concat nhwc": Rates(0.0409, 0.0),
+    "global pool nhwc": Rates(0.0094, 0.0),
+    "convert to nhwc": Rates(0.0, 0.1309),
+    "convert to nchw": Rates(0.0, 0.1599),
 }
 """By kernel and storage; `pixels` are convolutions whose groups have too few channels to fill a vector."""
 
@@ -83,6 +92,11 @@ def elementwise_work(request: Request) -> Work:
 def cost(rates: str, request: Request, work: Work) -> float:
     """Estimated microseconds of some work at the rates of that name."""
     return RATES[rates].microseconds(work, request.vector_bits)
+
+
+def empty_lanes(lanes: int, request: Request) -> int:
+    """How many times as long arithmetic takes on vectors of so many lanes as on full ones."""
+    return max(1, request.vector_bits // 32 // lanes)
 
 
 def weighted_macs(request: Request) -> int:
