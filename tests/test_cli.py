@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -421,3 +422,18 @@ def test_version_and_no_arguments(cli: Run) -> None:
     assert status == 2
     assert "verify" in out
     assert err == ""
+
+
+def test_llvm_that_gives_up_does_not_choose_the_exit_status(scratch: Path, cli: Run) -> None:
+    """Where a file cannot be written LLVM ends its process with 1, which from us means "difference found"."""
+    before = {path: path.stat().st_mtime_ns for path in scratch.rglob("*")}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 2**10, limit[1]))  # of one file, as if the disk were full
+    try:
+        status, _, err = cli("compile", scratch, "--target", "llvm/portable")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert status == 2
+    assert "compiling model.llvm-portable.so failed: " in err
+    assert {path: path.stat().st_mtime_ns for path in scratch.rglob("*")} == before
+    assert [path.name for path in scratch.parent.iterdir()] == [scratch.name]

@@ -42,6 +42,7 @@ LIBRARIES = {
     "ilp": {"numpy", "pulp"},
     "kernels": {"numpy", "tvm"},
     "backends/tvm/runtime": {"numpy", "tvm", "tvm_ffi"},
+    "backends/tvm/codegen": {"tvm_ffi"},
     "backends/tvm/host": set(),
     "sources/options": set(),
 }

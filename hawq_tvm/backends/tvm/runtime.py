@@ -194,7 +194,7 @@ class CompiledModule:
     """
 
     def __init__(self, library: Path) -> None:
-        """Load a library that `hawq_tvm.backends.tvm.lower.build_library` wrote.
+        """Load a library that `hawq_tvm.backends.tvm.build.build_library` wrote.
 
         Args:
             library: path of the ``.so``; its JSON lies beside it.
