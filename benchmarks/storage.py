@@ -25,8 +25,9 @@ import torch
 
 from benchmarks.runs import markdown, write_results
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.host import cpu_name, usable_cores
-from hawq_tvm.backends.tvm.lower import build_library, lower
+from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
 from hawq_tvm.calibration import make_observer, observe_ranges
 from hawq_tvm.core import interpreter

@@ -92,7 +92,8 @@ def compiled(
     graph: Graph, folder: Path, *, target: str = "llvm", batch: int = 1, storages: str = "all"
 ) -> CompiledModule:
     """The graph compiled and loaded."""
-    from hawq_tvm.backends.tvm.lower import build_library, lower
+    from hawq_tvm.backends.tvm.build import build_library
+    from hawq_tvm.backends.tvm.lower import lower
 
     path = folder / TARGETS[target].library_name
     build_library(lower(graph, TARGETS[target], batch=batch, storages=storages), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from hawq_tvm.backends.tvm.lower import build_library, lower
+from hawq_tvm.backends.tvm.build import build_library
+from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
@@ -419,3 +421,18 @@ def test_version_and_no_arguments(cli: Run) -> None:
     assert status == 2
     assert "verify" in out
     assert err == ""
+
+
+def test_llvm_that_gives_up_does_not_choose_the_exit_status(scratch: Path, cli: Run) -> None:
+    """Where a file cannot be written LLVM ends its process with 1, which from us means "difference found"."""
+    before = {path: path.stat().st_mtime_ns for path in scratch.rglob("*")}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 2**10, limit[1]))  # of one file, as if the disk were full
+    try:
+        status, _, err = cli("compile", scratch, "--target", "llvm/portable")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert status == 2
+    assert "compiling model.llvm-portable.so failed: " in err
+    assert {path: path.stat().st_mtime_ns for path in scratch.rglob("*")} == before
+    assert [path.name for path in scratch.parent.iterdir()] == [scratch.name]

@@ -43,6 +43,7 @@ LIBRARIES = {
     "ilp": {"numpy", "pulp"},
     "kernels": {"numpy", "tvm"},
     "backends/tvm/runtime": {"numpy", "tvm", "tvm_ffi"},
+    "backends/tvm/codegen": {"tvm_ffi"},
     "backends/tvm/host": set(),
     "backends/tvm/info": {"numpy"},
     "sources/options": set(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.host import cpu_name
-from hawq_tvm.backends.tvm.lower import build_library, lower
+from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.runs.artifacts import MODEL, library_files
 from hawq_tvm.stages.stage import Stage

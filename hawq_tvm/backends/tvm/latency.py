@@ -8,19 +8,21 @@ shapes, storages and signs) are timed once.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
 
+from hawq_tvm.backends.tvm.build import compile_library
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
-from hawq_tvm.backends.tvm.runtime import configure_threads
+from hawq_tvm.backends.tvm.runtime import configure_threads, load_library
 from hawq_tvm.backends.tvm.storage import plan_storages
-from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Array, TensorType
@@ -134,12 +136,11 @@ def _time_all(
         built = build_kernel(layer, timed.kernel, timed.offer.build, machine.target)
         functions[f"kernel_{index}"] = built.function.with_attr("global_symbol", f"kernel_{index}")
         arguments.append(_arguments(timed, built, generator))
-    try:
-        library = tvm.compile(tvm.IRModule(functions), target=machine.tvm_target)
-    except Exception as error:  # TVM raises many unrelated kinds
-        raise CompileError(
-            f"a kernel does not compile for target '{machine.target.name}': {first_line(error)}"
-        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.so"
+        failure = f"a kernel does not compile for target '{machine.target.name}'"
+        compile_library(tvm.IRModule(functions), machine.tvm_target, path, failure=failure)
+        library = load_library(path)
     configure_threads(threads)
     calls = [library[name] for name in functions]
     repeats = [_repeats(call, given) for call, given in zip(calls, arguments, strict=True)]

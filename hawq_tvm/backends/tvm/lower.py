@@ -9,25 +9,18 @@ one layer, which is what lets `verify` tap a deployed library.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import relax
 
-from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
-from hawq_tvm.backends.tvm.info import ConversionInfo, LibraryInfo, ValueInfo
+from hawq_tvm.backends.tvm.info import ConversionInfo
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
-from hawq_tvm.core.aside import ASIDE
 from hawq_tvm.core.errors import CompileError, first_line
-from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ir import Graph, Node
 from hawq_tvm.core.ops import Flatten
 from hawq_tvm.core.storage import Storage
@@ -245,94 +238,3 @@ def _planned_bytes(module: Any) -> int:
         if isinstance(function, relax.Function):
             relax.analysis.post_order_visit(function, visit)
     return total
-
-
-def build_library(lowered: Lowered, path: Path) -> LibraryInfo:
-    """Compile to a shared library and write `LibraryInfo` beside it.
-
-    Args:
-        lowered: from `lower`.
-        path: of the library, which appears whole or not at all.
-
-    Returns:
-        What the library holds; also written as JSON under the same name.
-
-    Raises:
-        CompileError: no C compiler, too little room on the disk, or TVM or the linker failed.
-    """
-    compiler = find_c_compiler()
-    if compiler is None:
-        raise CompileError(
-            f"no C compiler found ({', '.join(C_COMPILERS)}), and linking {path.name} needs one; "
-            "install one, as with apt install g++, or name it in the environment variable CXX"
-        )
-    _check_room(lowered, path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compile-", suffix=ASIDE) as scratch:
-        library = Path(scratch) / path.name
-        try:
-            executable = relax.build(
-                lowered.module, lowered.machine.tvm_target, relax_pipeline=tvm.transform.Sequential([])
-            )
-            executable.export_library(str(library), cc=compiler)
-        except Exception as error:  # TVM raises many unrelated kinds
-            raise CompileError(f"compiling {path.name} failed: {_reason(error)}") from error
-        info = _library_info(lowered, library)
-        info.write(library)
-        os.replace(LibraryInfo.path_beside(library), LibraryInfo.path_beside(path))
-        os.replace(library, path)
-    return info
-
-
-def _check_room(lowered: Lowered, path: Path) -> None:
-    """Refuse to start where the disk would fill up: LLVM ends the whole process when it cannot write."""
-    needed = 2 * lowered.constant_bytes + _CODE_BYTES
-    for folder in (tempfile.gettempdir(), str(path.parent)):
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise CompileError(
-                f"compiling {path.name} needs about {needed / 2**20:.0f} MiB in {folder}, which has {free / 2**20:.1f} "
-                "MiB left (No space left on device); make room there, or for temporary files set TMPDIR"
-            )
-
-
-_CODE_BYTES = 4 * 2**20  # a ResNet-50's machine code, with room to spare
-
-_FRAMES = ("collect2:", "Compilation error:", "Command line:")  # lines around the linker's own reason
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(_FRAMES)]
-    full = [line for line in lines if "No space left on device" in line]
-    telling = [line for line in lines if "error:" in line.lower()]
-    return (full or telling or lines or [type(error).__name__])[-1]
-
-
-def _library_info(lowered: Lowered, library: Path) -> LibraryInfo:
-    graph, machine = lowered.graph, lowered.machine
-    views = {node.name: node.inputs[0] for node in graph if isinstance(node.op, Flatten)}
-    return LibraryInfo(
-        target=machine.target.name,
-        cpu=machine.cpu,
-        instruction_sets=tuple(instruction_sets()) if machine.cpu else (),
-        batch=lowered.batch,
-        input_name=graph.input_name,
-        output_name=graph.output,
-        values={
-            name: ValueInfo(repr(type.dtype), type.shape, type.scale, lowered.plan.storages[name])
-            for name, type in graph.types.items()
-        },
-        calls=tuple(lowered.calls),
-        conversions={name: conversion for name, conversion in lowered.calls.items() if conversion is not None},
-        views=views,
-        kernels=dict(lowered.plan.kernels),
-        declines={
-            name: tuple(f"{decline.kernel}: {decline.reason}" for decline in declines)
-            for name, declines in lowered.plan.declines.items()
-        },
-        exact_storages=lowered.plan.exact,
-        planned_bytes=lowered.planned_bytes,
-        fingerprint=graph.fingerprint(),
-        tvm=str(tvm.__version__),
-        sha256=file_sha256(library),
-    )

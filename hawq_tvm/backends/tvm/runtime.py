@@ -1,5 +1,8 @@
 """A compiled library, loaded and run with the TVM runtime alone: no compiler, no PyTorch, no ONNX.
 
+One module may be called from many threads. Each call has a virtual machine to itself, of those that the module keeps;
+the library, its constants and its code are there once.
+
 TVM reads the number of its threads when its pool starts, and counts half of the cores where it suspects hyper-threads;
 importing this module sets TVM_NUM_THREADS to all usable cores, unless the environment says otherwise.
 """
@@ -9,9 +12,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,38 +32,86 @@ os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
 
 import tvm_ffi
 from tvm import cpu
-from tvm.runtime import load_module, tensor
+from tvm.runtime import tensor
 from tvm.runtime.vm import VirtualMachine
 
 
-def _load(library: Path) -> Any:
-    """Load a copy with a name of its own.
+def load_library(library: Path) -> Any:
+    """Load a copy with a name of its own; it is unloaded with the last of its functions.
 
     For a path that it knows, the system's loader would hand out the library that lay there before.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return load_module(shutil.copy(library, folder))
+        return tvm_ffi.load_module(shutil.copy(library, folder), keep_module_alive=False)
+
+
+class _Threads:
+    """TVM's worker threads: every thread that calls a library has some of its own, from its first call to its end.
+
+    TVM keeps the number of threads of a call for each calling thread, so each takes over the one that is wanted before
+    it calls. The workers do not survive a fork, and a call that waits for one would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._count: int | None = None  # None: as many as TVM gives
+        self._taken_over = threading.local()
+        self._started = False
+        self._lost = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._lost = self._lost or self._started
+
+    def enter(self) -> None:
+        """Called before every call of a library, in the thread that makes it.
+
+        Raises:
+            RuntimeModuleError: this process was forked from one in which a library had run.
+        """
+        if self._lost:
+            raise RuntimeModuleError(
+                "this process was forked from one in which a compiled library had run, whose threads stayed behind; "
+                'start processes with multiprocessing.get_context("spawn"), or fork before the first call'
+            )
+        self._started = True
+        count = self._count
+        if count is not None and getattr(self._taken_over, "count", None) != count:
+            tvm_ffi.get_global_func("runtime.config_threadpool")(1, count)
+            self._taken_over.count = count
+
+    def configure(self, count: int) -> None:
+        before, self._count = self._count, count
+        self.enter()
+        granted = int(tvm_ffi.get_global_func("runtime.NumThreads")())
+        if granted != count:
+            self._count = before
+            raise RuntimeModuleError(
+                f"TVM grants {granted} threads instead of {count}; set TVM_NUM_THREADS={count} before Python starts"
+            )
+
+
+_THREADS = _Threads()
 
 
 def configure_threads(count: int) -> None:
-    """Let compiled libraries use `count` threads from now on.
+    """Let compiled libraries use `count` threads a call from now on, whichever thread calls.
 
     Raises:
-        RuntimeModuleError: more than TVM_NUM_THREADS, which bounds the pool since it started.
+        RuntimeModuleError: more than TVM_NUM_THREADS, which bounds the pools; or as `CompiledModule.run` after a fork.
     """
-    tvm_ffi.get_global_func("runtime.config_threadpool")(1, count)
-    granted = int(tvm_ffi.get_global_func("runtime.NumThreads")())
-    if granted != count:
-        raise RuntimeModuleError(
-            f"TVM grants {granted} threads instead of {count}; set TVM_NUM_THREADS={count} before Python starts"
-        )
+    _THREADS.configure(count)
 
 
 class CompiledModule:
-    """A library in memory, ready to run on batches of any size."""
+    """A library in memory, ready to run on batches of any size, from any number of threads at once.
+
+    It can be pickled: what unpickles it loads the same library from the same place. A process that is forked after a
+    library has run refuses to run one; processes are to be started by ``spawn``.
+    """
 
     def __init__(self, library: Path) -> None:
-        """Load a library that `hawq_tvm.backends.tvm.lower.build_library` wrote.
+        """Load a library that `hawq_tvm.backends.tvm.build.build_library` wrote.
 
         Args:
             library: path of the ``.so``; its JSON lies beside it.
@@ -81,12 +132,16 @@ class CompiledModule:
                 f"{library} was compiled for a CPU ({self.info.cpu}) with {', '.join(lacking)}, which this one lacks; "
                 "compile it here, or for --target llvm/portable"
             )
+        self.path = library.absolute()
         try:
-            self._vm = VirtualMachine(_load(library), cpu())
+            self._library = load_library(library)
+            self._idle = [self._machine()["main"]]  # of virtual machines that no call is using
         except Exception as error:  # TVM raises many unrelated kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise RuntimeModuleError(f"{library} cannot be loaded: {reason}") from error
-        self._main = self._vm["main"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_again, (self.path, self.info.sha256)
 
     @property
     def input_type(self) -> TensorType:
@@ -107,8 +162,9 @@ class CompiledModule:
 
         Raises:
             DataError: a wrong shape or dtype, no sample at all, or integers out of the input type's range.
+            RuntimeModuleError: this process was forked from one in which a library had run.
         """
-        return np.concatenate([self._main(tensor(part)).numpy()[:count] for part, count in self._batches(x)])
+        return np.concatenate([self._call(tensor(part)).numpy()[:count] for part, count in self._batches(x)])
 
     def values(self, x: Array) -> dict[str, Array]:
         """Every value's integers, tapped from the running library call by call, whatever its storage.
@@ -145,10 +201,10 @@ class CompiledModule:
         def keep(output: Any) -> None:
             parts[next(calls)].append(output.numpy()[:count].copy())
 
-        with self._instrument(after=keep):
-            for part, size in self._batches(x):
-                calls, count = iter(self.info.calls), size
-                self._main(tensor(part))
+        main = self._tapped(after=keep)
+        for part, size in self._batches(x):
+            calls, count = iter(self.info.calls), size
+            main(tensor(part))
         return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
     def call_times(self, x: Array) -> dict[str, float]:
@@ -165,10 +221,10 @@ class CompiledModule:
             elapsed = time.perf_counter() - started
             times[next(calls)] += elapsed
 
-        with self._instrument(before=start, after=stop):
-            for part, _ in self._batches(x):
-                calls = iter(self.info.calls)
-                self._main(tensor(part))
+        main = self._tapped(before=start, after=stop)
+        for part, _ in self._batches(x):
+            calls = iter(self.info.calls)
+            main(tensor(part))
         return times
 
     def prepare(self, x: Array) -> Callable[[], None]:
@@ -184,7 +240,11 @@ class CompiledModule:
         if len(x) != self.info.batch:
             raise DataError(f"the input holds {len(x)} samples, expected the library's batch of {self.info.batch}")
         resident = tensor(x)
-        return lambda: self._main(resident)
+
+        def call() -> None:
+            self._call(resident)
+
+        return call
 
     def _batches(self, x: Array) -> Iterator[tuple[Array, int]]:
         """The batches that `x` is cut into, the last filled up, each with the number of its samples."""
@@ -199,11 +259,29 @@ class CompiledModule:
                 part = np.concatenate([part, np.zeros((size - count, *part.shape[1:]), part.dtype)])
             yield np.ascontiguousarray(part), count
 
-    @contextmanager
-    def _instrument(
+    def _machine(self) -> Any:
+        """A virtual machine over the library, with registers of its own; the constants are shared."""
+        return VirtualMachine(self._library, cpu())
+
+    def _call(self, x: Any) -> Any:
+        """One call on a machine that no other thread is using; as many are made as calls ever overlap."""
+        _THREADS.enter()
+        try:
+            main = self._idle.pop()
+        except IndexError:
+            main = self._machine()["main"]
+        try:
+            return main(x)
+        finally:
+            self._idle.append(main)
+
+    def _tapped(
         self, *, before: Callable[[], None] | None = None, after: Callable[[Any], None] | None = None
-    ) -> Iterator[None]:
-        """Call back around every kernel; builtins of the virtual machine are passed over."""
+    ) -> Callable[[Any], Any]:
+        """The main function of a new machine that calls back around every kernel; its builtins are passed over.
+
+        No other call sees the machine: taps would slow it down for good, since TVM knows no way to take them off.
+        """
 
         def callback(_function: Any, name: str, before_run: bool, _result: Any, *arguments: Any) -> int:
             if not name.startswith("vm.builtin"):
@@ -213,8 +291,20 @@ class CompiledModule:
                     after(arguments[-1])
             return 0
 
-        self._vm.set_instrument(callback)
-        try:
-            yield
-        finally:
-            self._vm.set_instrument(lambda *_: 0)
+        _THREADS.enter()
+        machine = self._machine()
+        machine.set_instrument(callback)
+        main: Callable[[Any], Any] = machine["main"]
+        return main
+
+
+def _load_again(path: Path, sha256: str) -> CompiledModule:
+    """Unpickle.
+
+    Raises:
+        RuntimeModuleError: as `CompiledModule`, or another library lies there now.
+    """
+    module = CompiledModule(path)
+    if module.info.sha256 != sha256:
+        raise RuntimeModuleError(f"{path} was compiled anew since this module was pickled; load it and pickle it again")
+    return module
