@@ -146,7 +146,7 @@ def test_bit_configurations_survive_json_and_hands() -> None:
     for plain in ({"bits": {"a": 8}}, {"a": 8}):
         assert BitConfig.from_json(plain).origin == BitConfig({}).origin == "given"
     assert BitConfig.uniform(("a", "b"), Bits(4, 8)) == BitConfig(dict.fromkeys("ab", Bits(4, 8)), "uniform w4a8")
-    for bad in ([], {}, {"bits": {}}, {"bits": {"a": "w99"}}, "w4a4", None):
+    for bad in ([], {}, {"bits": {}}, {"bits": {"a": "w99"}}, {"bits": "w4a4"}, {"bits": [4]}, "w4a4", None):
         with pytest.raises(AllocationError):
             BitConfig.from_json(bad)
 
