@@ -1,7 +1,31 @@
-"""Kernels: one TIR function a graph node, chosen from an ordered table. Imported as `hawq_tvm.kernels`."""
+"""Kernels: one TIR function a graph node, offered from an ordered table. Imported as `hawq_tvm.kernels`."""
 
 from __future__ import annotations
 
-from hawq_tvm.kernels.registry import KERNELS, BuiltKernel, Decline, Kernel, Request, select_kernel
+from hawq_tvm.kernels.registry import (
+    CONVERTERS,
+    KERNELS,
+    BuiltKernel,
+    Converter,
+    ConvertRequest,
+    Decline,
+    Kernel,
+    Offer,
+    Request,
+    collect_offers,
+    offer_conversion,
+)
 
-__all__ = ["KERNELS", "BuiltKernel", "Decline", "Kernel", "Request", "select_kernel"]
+__all__ = [
+    "CONVERTERS",
+    "KERNELS",
+    "BuiltKernel",
+    "ConvertRequest",
+    "Converter",
+    "Decline",
+    "Kernel",
+    "Offer",
+    "Request",
+    "collect_offers",
+    "offer_conversion",
+]

@@ -1,12 +1,21 @@
-"""What a kernel is asked and what it answers."""
+"""What a kernel is asked and what it answers.
+
+A kernel *offers* to compute a node: it names the storage that it reads for each input, the one that it writes, and what
+that costs; or it declines with a sentence. Which offers are taken, and thereby how every value is stored, is decided
+over the whole network (`hawq_tvm.backends.tvm.storage`).
+
+Costs are estimated microseconds of one thread with warm caches, so that offers of different kernels, and conversions
+between them, can be added up and compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hawq_tvm.core.ir import Array, Node, TensorType
+from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
 
 
@@ -20,10 +29,25 @@ class Request:
         batch: how many samples a call takes.
         target: the machine.
         vector_bits: how wide its vector registers are.
+        alternatives: the storage that is in play beside the canonical one, by name of the value; none where a value is
+            stored canonically in any case.
     """
 
     node: Node
     inputs: tuple[TensorType, ...]
+    batch: int
+    target: Target
+    vector_bits: int
+    alternatives: Mapping[str, Storage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ConvertRequest:
+    """One value to copy from one storage into another; attributes as those of `Request`."""
+
+    type: TensorType
+    source: Storage
+    to: Storage
     batch: int
     target: Target
     vector_bits: int
@@ -42,24 +66,47 @@ class BuiltKernel:
     constants: tuple[Array, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """How a kernel would compute a request.
+
+    Attributes:
+        reads: the storage of each input, in order.
+        writes: the storage of the result, every element of it: frame and channels that fill up too, in every call.
+        cost: estimated microseconds of one thread.
+        build: makes the function.
+    """
+
+    reads: tuple[Storage, ...]
+    writes: Storage
+    cost: float
+    build: Callable[[], BuiltKernel]
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A way to compute nodes.
 
     Attributes:
         name: says what it does, in the field's spirit: operator, operand types, technique.
-        decline: a sentence that says why it does not take a request, or None where it does.
-        build: makes the function.
+        offer: what it offers for a request, or a sentence that says why it declines.
     """
 
     name: str
-    decline: Callable[[Request], str | None]
-    build: Callable[[Request], BuiltKernel]
+    offer: Callable[[Request], Offer | str]
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A way to copy values from one storage into another; as `Kernel`."""
+
+    name: str
+    offer: Callable[[ConvertRequest], Offer | str]
 
 
 @dataclass(frozen=True)
 class Decline:
-    """Why a kernel that stands earlier in the table was not taken."""
+    """Why a kernel was not taken that stands earlier in the table than the one that was."""
 
     kernel: str
     reason: str

@@ -1,43 +1,90 @@
-"""The table of kernels, best first, and the choice from it."""
+"""The table of kernels and what they offer."""
 
 from __future__ import annotations
 
 from hawq_tvm.core.errors import CompileError
-from hawq_tvm.kernels.generic import concat, conv2d, elementwise, linear, pooling
-from hawq_tvm.kernels.interface import BuiltKernel, Decline, Kernel, Request
+from hawq_tvm.kernels.generic import (
+    concat,
+    conv2d,
+    convert,
+    elementwise,
+    linear,
+    nhwc_conv2d,
+    nhwc_elementwise,
+    nhwc_pooling,
+    pooling,
+)
+from hawq_tvm.kernels.interface import (
+    BuiltKernel,
+    Converter,
+    ConvertRequest,
+    Decline,
+    Kernel,
+    Offer,
+    Request,
+)
 
 KERNELS: tuple[Kernel, ...] = (
     conv2d.CONV2D_W4_GENERIC,
+    nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,
+    nhwc_conv2d.CONV2D_W8_NHWC,
     linear.LINEAR_W4_GENERIC,
     linear.LINEAR_W8_GENERIC,
     elementwise.ADD_GENERIC,
+    nhwc_elementwise.ADD_NHWC,
     elementwise.REQUANTIZE_GENERIC,
+    nhwc_elementwise.REQUANTIZE_NHWC,
     concat.CONCAT_GENERIC,
+    nhwc_elementwise.CONCAT_NHWC,
     pooling.MAX_POOL2D_GENERIC,
+    nhwc_pooling.MAX_POOL2D_NHWC,
     pooling.AVG_POOL2D_GENERIC,
+    nhwc_pooling.AVG_POOL2D_NHWC,
     pooling.GLOBAL_AVG_POOL2D_GENERIC,
+    nhwc_pooling.GLOBAL_AVG_POOL2D_NHWC,
 )
-"""Every kernel; the first that does not decline a request is taken. To add one, see `docs/adding.md`."""
+"""Every kernel; of offers that cost the same, the earlier row's is taken. To add one, see `docs/adding.md`."""
+
+CONVERTERS: tuple[Converter, ...] = (convert.CONVERT_GENERIC,)
+"""Every way to copy a value into another storage, best first."""
 
 
-def select_kernel(request: Request) -> tuple[Kernel, tuple[Decline, ...]]:
-    """The kernel for a request, and why those before it declined.
+def collect_offers(request: Request) -> dict[str, Offer | str]:
+    """Every kernel's answer to a request, by name in the order of the table: its offer, or why it declines.
 
     Raises:
         CompileError: all declined; the message is the table of their reasons.
     """
-    declines: list[Decline] = []
-    for kernel in KERNELS:
-        reason = kernel.decline(request)
-        if reason is None:
-            return kernel, tuple(declines)
-        declines.append(Decline(kernel.name, reason))
-    lines = "\n".join(f"  {decline.kernel}: {decline.reason}" for decline in declines)
+    answers = {kernel.name: kernel.offer(request) for kernel in KERNELS}
+    if any(isinstance(answer, Offer) for answer in answers.values()):
+        return answers
+    lines = "\n".join(f"  {name}: {reason}" for name, reason in answers.items())
     raise CompileError(
         f"no kernel takes layer '{request.node.name}' ({request.node.op.kind}) "
         f"on target '{request.target.name}':\n{lines}"
     )
 
 
-__all__ = ["KERNELS", "BuiltKernel", "Decline", "Kernel", "Request", "select_kernel"]
+def offer_conversion(request: ConvertRequest) -> tuple[str, Offer] | None:
+    """The first converter that takes a request, by name, with its offer; None where all decline."""
+    for converter in CONVERTERS:
+        answer = converter.offer(request)
+        if not isinstance(answer, str):
+            return converter.name, answer
+    return None
+
+
+__all__ = [
+    "CONVERTERS",
+    "KERNELS",
+    "BuiltKernel",
+    "ConvertRequest",
+    "Converter",
+    "Decline",
+    "Kernel",
+    "Offer",
+    "Request",
+    "collect_offers",
+    "offer_conversion",
+]

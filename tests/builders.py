@@ -19,6 +19,7 @@ from hawq_tvm.core.interpreter import quantize_input
 from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, TensorType
 from hawq_tvm.core.quantizer import Range
 from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.core.storage import pack
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.frontend.capture import capture
 
@@ -87,12 +88,14 @@ def _identity(dtype: IntType) -> Any:
     return Rescale(np.array([2**30]), 30, dtype.lo, dtype.hi)
 
 
-def compiled(graph: Graph, folder: Path, *, target: str = "llvm", batch: int = 1) -> CompiledModule:
+def compiled(
+    graph: Graph, folder: Path, *, target: str = "llvm", batch: int = 1, storages: str = "all"
+) -> CompiledModule:
     """The graph compiled and loaded."""
     from hawq_tvm.backends.tvm.lower import build_library, lower
 
     path = folder / TARGETS[target].library_name
-    build_library(lower(graph, TARGETS[target], batch=batch), path)
+    build_library(lower(graph, TARGETS[target], batch=batch, storages=storages), path)
     return CompiledModule(path)
 
 
@@ -103,3 +106,17 @@ def same(expected: Mapping[str, Array], got: Mapping[str, Array]) -> list[str]:
         for name, value in expected.items()
         if name not in got or got[name].dtype != value.dtype or not np.array_equal(value, got[name])
     ]
+
+
+def stored_wrongly(expected: Mapping[str, Array], module: CompiledModule, x: Array) -> list[str]:
+    """Names of the calls whose memory, padding included, is not what `pack` makes of the value."""
+    info, wrong = module.info, []
+    for call, stored in module.stored(x).items():
+        conversion = info.conversions.get(call)
+        value, storage = (
+            (call, info.values[call].storage) if conversion is None else (conversion.value, conversion.storage)
+        )
+        packed = pack(expected[value], info.values[value].type, storage)
+        if stored.dtype != packed.dtype or not np.array_equal(stored, packed):
+            wrong.append(call)
+    return wrong

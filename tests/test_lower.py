@@ -43,8 +43,9 @@ from hawq_tvm.core.ops import (
     WeightedOperator,
 )
 from hawq_tvm.core.specs import Bits
+from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels import BuiltKernel, Kernel, Request, registry
+from hawq_tvm.kernels import BuiltKernel, Kernel, Offer, Request, registry
 
 from . import networks
 from .builders import captured, compiled, integer_samples, integers_of, one_node_graph, random_integers, ranges_of, same
@@ -303,12 +304,16 @@ def weighted(graph: Graph) -> list[WeightedOperator]:
     return [node.op for node in graph if isinstance(node.op, WeightedOperator)]
 
 
-def failing_kernel(request: Request) -> BuiltKernel:
+def failing_kernel() -> BuiltKernel:
     raise RuntimeError("ScheduleError: no such block\nand forty lines of details")
 
 
 def test_a_kernel_that_cannot_be_built_is_an_error_that_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Kernel("broken", lambda request: None if request.node.name == "conv2" else "not mine", failing_kernel)
+    def offer(request: Request) -> Offer | str:
+        reads = tuple(Storage() for _ in request.inputs)
+        return Offer(reads, Storage(), 0.0, failing_kernel) if request.node.name == "conv2" else "not mine"
+
+    broken = Kernel("broken", offer)
     monkeypatch.setattr(registry, "KERNELS", (broken, *registry.KERNELS))
     message = (
         r"^layer 'conv2' \(conv2d\): kernel 'broken' cannot be built for target 'llvm': ScheduleError: no such block$"

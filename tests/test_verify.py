@@ -15,7 +15,7 @@ from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
 from hawq_tvm.backends.pytorch import integer_module as torch_integer
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
-from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import DataError
@@ -23,8 +23,16 @@ from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ir import Array, Graph, Rescale
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels import Request, select_kernel
-from hawq_tvm.kernels.generic import conv2d, elementwise, expressions, linear, pooling
+from hawq_tvm.kernels.generic import (
+    conv2d,
+    elementwise,
+    expressions,
+    linear,
+    nhwc_conv2d,
+    nhwc_elementwise,
+    nhwc_pooling,
+    pooling,
+)
 from hawq_tvm.measure.verify import Executor, VerifyReport, verify
 
 from .builders import compiled, integer_samples, integers_of
@@ -200,10 +208,7 @@ def test_a_flipped_nibble_in_the_packed_bytes_of_the_library(
     """One bit of the file itself: of a weight that lies packed with another in a byte."""
     compiled(graph, tmp_path)
     path = tmp_path / TARGETS["llvm"].library_name
-    machine, node = Machine.resolve(TARGETS["llvm"]), graph.node(LAYER)
-    types = tuple(graph.types[name] for name in node.inputs)
-    request = Request(node, types, 1, machine.target, machine.vector_bits)
-    packed = select_kernel(request)[0].build(request).constants[0]
+    packed = lower(graph, TARGETS["llvm"]).plan.offers[LAYER].build().constants[0]
     assert packed.dtype == np.uint8
     data = path.read_bytes()
     assert data.count(packed.tobytes()) == 1
@@ -230,7 +235,7 @@ def test_floor_instead_of_half_up_in_the_kernels(
         half = expressions.int64(1 << (parameters.shift - 1))  # type: ignore[attr-defined]
         return expressions.rescale(total - half, parameters, dtype)  # type: ignore[operator, arg-type]
 
-    for kernels in (conv2d, linear, elementwise, pooling):
+    for kernels in (conv2d, linear, elementwise, pooling, nhwc_conv2d, nhwc_elementwise, nhwc_pooling):
         monkeypatch.setattr(kernels, "rescale", floor)
     broken = compiled(graph, tmp_path)
     fault_is_found(graph, inputs, {**executors, "tvm": broken.values}, "tvm", layer="stem")

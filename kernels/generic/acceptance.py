@@ -1,4 +1,4 @@
-"""What the generic kernels take: one operator each, on any CPU."""
+"""What the generic kernels take: one operator each, on any CPU; and what they offer where they take it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,43 @@ from collections.abc import Callable
 
 from hawq_tvm.core.ir import Operator
 from hawq_tvm.core.ops import WeightedOperator
-from hawq_tvm.kernels.interface import Request
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.interface import BuiltKernel, Offer, Request
+
+ANY_WEIGHT = range(2, 9)
+PACKED_WEIGHT = range(2, 5)
+BYTE_WEIGHT = range(5, 9)
+"""Bits of weights: those that lie two a byte, those that lie one a byte."""
 
 
-def takes(operator: type[Operator], *, weight_bits: int = 8) -> Callable[[Request], str | None]:
-    """The `decline` of a kernel that takes every node of one operator whose weights fit `weight_bits` bits."""
+def decline(request: Request, operator: type[Operator], weight_bits: range = ANY_WEIGHT) -> str | None:
+    """Why a generic kernel of one operator, for weights of some bits, does not take a request; None where it does."""
+    op = request.node.op
+    if request.target.kind != "llvm":
+        return f"written for CPUs through LLVM, not for '{request.target.kind}'"
+    if not isinstance(op, operator):
+        return f"computes {operator.kind}, not {op.kind}"
+    if isinstance(op, WeightedOperator) and op.weight_bits not in weight_bits:
+        if op.weight_bits > weight_bits[-1]:
+            return f"stores weights in {weight_bits[-1]} bits, these have {op.weight_bits}"
+        return f"stores weights in {weight_bits[-1]} bits, these have {op.weight_bits} and stay packed"
+    return None
 
-    def decline(request: Request) -> str | None:
-        op = request.node.op
-        if request.target.kind != "llvm":
-            return f"written for CPUs through LLVM, not for '{request.target.kind}'"
-        if not isinstance(op, operator):
-            return f"computes {operator.kind}, not {op.kind}"
-        if isinstance(op, WeightedOperator) and op.weight_bits > weight_bits:
-            return f"stores weights in {weight_bits} bits, these have {op.weight_bits}"
-        return None
 
-    return decline
+def canonical(
+    operator: type[Operator],
+    cost: Callable[[Request], float],
+    build: Callable[[Request], BuiltKernel],
+    *,
+    weight_bits: range = ANY_WEIGHT,
+) -> Callable[[Request], Offer | str]:
+    """The `offer` of a kernel that takes every node of one operator and reads and writes NCHW."""
+
+    def offer(request: Request) -> Offer | str:
+        reason = decline(request, operator, weight_bits)
+        if reason is not None:
+            return reason
+        reads = tuple(Storage.canonical(x) for x in request.inputs)
+        return Offer(reads, Storage.canonical(request.node.type), cost(request), lambda: build(request))
+
+    return offer

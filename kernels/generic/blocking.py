@@ -75,12 +75,11 @@ class PackedWeight:
 
     Attributes:
         array: what is stored: int8 [groups, blocks, ..., halves, lanes], or uint8 with two 4-bit weights a byte.
-        placeholder: the TE tensor of that shape.
-        read: the weight at (group, block, reduction indices, half, lane) as an int32 expression.
+        read: the weight at (group, block, reduction indices, half, lane) as an int32 expression; takes the tensor or
+            buffer that holds `array` first.
     """
 
     array: Array
-    placeholder: Any
     read: Callable[..., Expr]
 
     @classmethod
@@ -88,30 +87,27 @@ class PackedWeight:
         """Pack int8 weights, the output channel first; `nibbles` asks for 4-bit storage."""
         blocks = pack_channel_blocks(weight, groups, blocking.halves, blocking.lanes)
         if not nibbles:
-            placeholder = te.placeholder(blocks.shape, "int8", name="weight")
-            return cls(blocks, placeholder, lambda *index: placeholder(*index).astype("int32"))
+            return cls(blocks, lambda source, *index: source[index].astype("int32"))
         if blocking.halves == 2:
             array = pack_nibbles(*(np.ascontiguousarray(blocks[..., half, :]) for half in (0, 1)))
-            placeholder = te.placeholder(array.shape, "uint8", name="weight")
 
-            def read_half(*index: Expr) -> Expr:
+            def read_half(source: Any, *index: Expr) -> Expr:
                 *outer, half, lane = index
-                return nibble(placeholder(*outer, lane), half)
+                return nibble(source[(*outer, lane)], half)
 
-            return cls(array, placeholder, read_half)
+            return cls(array, read_half)
         sizes = weight.shape[1:]
         taps = blocks.reshape(*blocks.shape[:2], prod(sizes), blocking.lanes)
         taps = np.pad(taps, ((0, 0), (0, 0), (0, taps.shape[2] % 2), (0, 0)))
         array = pack_nibbles(*(np.ascontiguousarray(taps[:, :, half::2]) for half in (0, 1)))
-        placeholder = te.placeholder(array.shape, "uint8", name="weight")
 
-        def read_tap(group: Expr, block: Expr, *index: Expr) -> Expr:
+        def read_tap(source: Any, group: Expr, block: Expr, *index: Expr) -> Expr:
             tap: Expr = 0
             for position, size in zip(index[:-2], sizes, strict=True):
                 tap = tap * size + position
-            return nibble(placeholder(group, block, tap // 2, index[-1]), tap % 2)
+            return nibble(source[group, block, tap // 2, index[-1]], tap % 2)
 
-        return cls(array, placeholder, read_tap)
+        return cls(array, read_tap)
 
 
 class PerChannel:

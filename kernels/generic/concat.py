@@ -7,7 +7,8 @@ from math import prod
 from tvm import te, tirx
 
 from hawq_tvm.core.ops import Concat
-from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.acceptance import canonical
+from hawq_tvm.kernels.generic.costs import cost, elementwise_work
 from hawq_tvm.kernels.generic.elementwise import over_channels
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -38,4 +39,8 @@ def _term(value: Expr, op: Concat, branch: int) -> Expr:
     return int64(value) * int64(int(op.rescale.multiplier[branch]))
 
 
-CONCAT_GENERIC = Kernel("concat_generic", takes(Concat), _build)
+def _cost(request: Request) -> float:
+    return cost("concat nchw", request, elementwise_work(request))
+
+
+CONCAT_GENERIC = Kernel("concat_generic", canonical(Concat, _cost, _build))

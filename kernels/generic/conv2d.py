@@ -7,14 +7,16 @@ its own, so that the inner loops hold no condition.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 from tvm import s_tir, te
 
 from hawq_tvm.core.ops import Conv2d
-from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, canonical
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, PerChannel
+from hawq_tvm.kernels.generic.costs import Work, cost, empty_lanes, padded_copy
 from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_MACS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -32,7 +34,8 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
     (sy, sx), (dy, dx), (kh, kw) = op.window.strides, op.window.dilations, op.window.kernel
 
     x = te.placeholder((request.batch, *request.inputs[0].shape), request.inputs[0].dtype.carrier, name="x")
-    weight = PackedWeight.pack(op.weight, op.groups, blocking, nibbles)
+    packed = PackedWeight.pack(op.weight, op.groups, blocking, nibbles)
+    weight = te.placeholder(packed.array.shape, str(packed.array.dtype), name="weight")
     per_channel = PerChannel(op.groups, blocking)
     bias = per_channel.add("bias", op.bias)
     multiplier = per_channel.add("multiplier", op.rescale.multiplier)
@@ -43,7 +46,7 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
 
     def product(n: Expr, g: Expr, b: Expr, h: Expr, w: Expr, hf: Expr, ln: Expr) -> Expr:
         pixel = source[n, g * per_group_in + rc, h * sy + ry * dy, w * sx + rx * dx].astype("int32")
-        return te.sum(pixel * weight.read(g, b, rc, ry, rx, hf, ln), axis=[rc, ry, rx])
+        return te.sum(pixel * packed.read(weight, g, b, rc, ry, rx, hf, ln), axis=[rc, ry, rx])
 
     shape = (request.batch, op.groups, blocks, height, tiled_width, half, lane)
     accumulator = te.compute(shape, product, name="accumulator")
@@ -65,10 +68,10 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
 
     y = te.compute((request.batch, *output.shape), result, name="y")
     inputs = [x] if residual is None else [x, residual]
-    function = te.create_prim_func([*inputs, weight.placeholder, *per_channel.placeholders, y])
+    function = te.create_prim_func([*inputs, weight, *per_channel.placeholders, y])
     threads = op.macs(output) * request.batch >= MIN_MACS
     scheduled = _schedule(function, blocking, copies=source is not x, threads=threads)
-    return BuiltKernel(scheduled, (weight.array, *per_channel.arrays))
+    return BuiltKernel(scheduled, (packed.array, *per_channel.arrays))
 
 
 def _source(x: Any, op: Conv2d, tiled_width: int, shape: tuple[int, ...]) -> Any:
@@ -103,7 +106,25 @@ def _schedule(function: Any, blocking: Blocking, *, copies: bool, threads: bool)
     return schedule.mod["main"]
 
 
+def _cost(request: Request) -> float:
+    """Of the work with its blocks and tiles filled up."""
+    op, (channels, height, width) = request.node.op, request.node.type.shape
+    assert isinstance(op, Conv2d)
+    blocking = Blocking.choose(channels // op.groups, width, request.vector_bits, groups=op.groups)
+    lanes = op.groups * -(-channels // op.groups // blocking.block) * blocking.block
+    pixels = request.batch * height * -(-width // blocking.tile) * blocking.tile
+    macs = lanes * pixels * prod(op.weight.shape[1:])
+    outputs, copied = request.batch * channels * height * width, padded_copy(request, op.window)
+    if blocking.vector == "pixels":
+        return cost("conv2d nchw pixels", request, Work(macs, outputs, copied))
+    return cost("conv2d nchw", request, Work(macs * empty_lanes(blocking.lanes, request), outputs, copied))
+
+
 CONV2D_W4_GENERIC = Kernel(
-    "conv2d_x8w4s32_generic", takes(Conv2d, weight_bits=4), lambda request: _build(request, True)
+    "conv2d_x8w4s32_generic",
+    canonical(Conv2d, _cost, lambda request: _build(request, True), weight_bits=PACKED_WEIGHT),
 )
-CONV2D_W8_GENERIC = Kernel("conv2d_x8w8s32_generic", takes(Conv2d), lambda request: _build(request, False))
+CONV2D_W8_GENERIC = Kernel(
+    "conv2d_x8w8s32_generic",
+    canonical(Conv2d, _cost, lambda request: _build(request, False), weight_bits=BYTE_WEIGHT),
+)

@@ -8,7 +8,8 @@ from typing import Any
 from tvm import s_tir, te
 
 from hawq_tvm.core.ops import Add, Requantize
-from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.acceptance import canonical
+from hawq_tvm.kernels.generic.costs import cost, elementwise_work
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -36,5 +37,9 @@ def _build(request: Request) -> BuiltKernel:
     return BuiltKernel(over_channels(te.create_prim_func([*inputs, y]), prod(shape)), ())
 
 
-ADD_GENERIC = Kernel("add_generic", takes(Add), _build)
-REQUANTIZE_GENERIC = Kernel("requantize_generic", takes(Requantize), _build)
+def _cost(request: Request) -> float:
+    return cost("elementwise nchw", request, elementwise_work(request))
+
+
+ADD_GENERIC = Kernel("add_generic", canonical(Add, _cost, _build))
+REQUANTIZE_GENERIC = Kernel("requantize_generic", canonical(Requantize, _cost, _build))

@@ -8,8 +8,9 @@ import numpy as np
 from tvm import s_tir, te
 
 from hawq_tvm.core.ops import Linear
-from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, canonical
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, PerChannel
+from hawq_tvm.kernels.generic.costs import Work, cost, weighted_macs
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_MACS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -22,14 +23,15 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
     blocking = Blocking.choose(channels, 1, request.vector_bits)
     half, lane, block = blocking.halves, blocking.lanes, blocking.block
     x = te.placeholder((request.batch, features), request.inputs[0].dtype.carrier, name="x")
-    weight = PackedWeight.pack(op.weight, 1, blocking, nibbles)
+    packed = PackedWeight.pack(op.weight, 1, blocking, nibbles)
+    weight = te.placeholder(packed.array.shape, str(packed.array.dtype), name="weight")
     per_channel = PerChannel(1, blocking)
     bias = per_channel.add("bias", op.bias)
     multiplier = per_channel.add("multiplier", op.rescale.multiplier)
     k = te.reduce_axis((0, features), "k")
 
     def product(n: Expr, b: Expr, hf: Expr, ln: Expr) -> Expr:
-        return te.sum(x[n, k].astype("int32") * weight.read(0, b, k, hf, ln), axis=k)
+        return te.sum(x[n, k].astype("int32") * packed.read(weight, 0, b, k, hf, ln), axis=k)
 
     accumulator = te.compute((request.batch, -(-channels // block), half, lane), product, name="accumulator")
     inputs = [x]
@@ -46,9 +48,9 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
         return rescale(total, op.rescale, output.dtype)
 
     y = te.compute((request.batch, channels), result, name="y")
-    function = te.create_prim_func([*inputs, weight.placeholder, *per_channel.placeholders, y])
+    function = te.create_prim_func([*inputs, weight, *per_channel.placeholders, y])
     threads = op.macs(output) * request.batch >= MIN_MACS
-    return BuiltKernel(_schedule(function, threads), (weight.array, *per_channel.arrays))
+    return BuiltKernel(_schedule(function, threads), (packed.array, *per_channel.arrays))
 
 
 def _schedule(function: Any, threads: bool) -> Any:
@@ -64,7 +66,16 @@ def _schedule(function: Any, threads: bool) -> Any:
     return schedule.mod["main"]
 
 
+def _cost(request: Request) -> float:
+    outputs = request.batch * request.node.type.shape[0]
+    return cost("linear", request, Work(weighted_macs(request), outputs))
+
+
 LINEAR_W4_GENERIC = Kernel(
-    "linear_x8w4s32_generic", takes(Linear, weight_bits=4), lambda request: _build(request, True)
+    "linear_x8w4s32_generic",
+    canonical(Linear, _cost, lambda request: _build(request, True), weight_bits=PACKED_WEIGHT),
 )
-LINEAR_W8_GENERIC = Kernel("linear_x8w8s32_generic", takes(Linear), lambda request: _build(request, False))
+LINEAR_W8_GENERIC = Kernel(
+    "linear_x8w8s32_generic",
+    canonical(Linear, _cost, lambda request: _build(request, False), weight_bits=BYTE_WEIGHT),
+)

@@ -10,7 +10,8 @@ from tvm import s_tir, te
 
 from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
-from hawq_tvm.kernels.generic.acceptance import takes
+from hawq_tvm.kernels.generic.acceptance import canonical
+from hawq_tvm.kernels.generic.costs import Work, cost, window_work
 from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -100,6 +101,17 @@ def _over_channels(request: Request, function: Any, name: str, copies: bool) -> 
     return schedule.mod["main"]
 
 
-MAX_POOL2D_GENERIC = Kernel("max_pool2d_generic", takes(MaxPool2d), _build_max)
-AVG_POOL2D_GENERIC = Kernel("avg_pool2d_generic", takes(AvgPool2d), _build_average)
-GLOBAL_AVG_POOL2D_GENERIC = Kernel("global_avg_pool2d_generic", takes(GlobalAvgPool2d), _build_global)
+def _window_cost(request: Request) -> float:
+    op = request.node.op
+    assert isinstance(op, MaxPool2d | AvgPool2d)
+    return cost("pool nchw", request, window_work(request, op.window))
+
+
+def _global_cost(request: Request) -> float:
+    inputs, outputs = (request.batch * prod(x.shape) for x in (request.inputs[0], request.node.type))
+    return cost("global pool nchw", request, Work(inputs, outputs))
+
+
+MAX_POOL2D_GENERIC = Kernel("max_pool2d_generic", canonical(MaxPool2d, _window_cost, _build_max))
+AVG_POOL2D_GENERIC = Kernel("avg_pool2d_generic", canonical(AvgPool2d, _window_cost, _build_average))
+GLOBAL_AVG_POOL2D_GENERIC = Kernel("global_avg_pool2d_generic", canonical(GlobalAvgPool2d, _global_cost, _build_global))

@@ -1,7 +1,9 @@
 """Microseconds of every layer's kernel at every candidate bit pair, on this machine.
 
-The network is integerised once per pair, so that each kernel is the one that would be deployed, its residual and clip
-fused. Layers and pairs that come to the same machine code (the same shapes, storage and signs) are timed once.
+The network is integerised once per pair and its storages are chosen as for deployment, so that each kernel is the one
+that would be deployed, in the storages that it would read and write, its residual and clip fused. Conversions between
+storages belong to no layer and are not in its number. Layers and pairs that come to the same machine code (the same
+shapes, storages and signs) are timed once.
 """
 
 from __future__ import annotations
@@ -17,20 +19,31 @@ import tvm
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
 from hawq_tvm.backends.tvm.runtime import configure_threads
+from hawq_tvm.backends.tvm.storage import plan_storages
 from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.integerize import integerize
-from hawq_tvm.core.ir import Array, Graph, Node, TensorType
+from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.quantizer import Range
 from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import Target
-from hawq_tvm.kernels import BuiltKernel, Request, select_kernel
+from hawq_tvm.kernels import BuiltKernel, Offer, Request
 
 ROUNDS = 15
 """How often every kernel is timed, all kernels taking turns."""
 
 _ROUND_SECONDS = 2e-3  # a kernel is called as often in a round as fills this
+
+
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """A kernel to time: what was asked, and what was chosen."""
+
+    request: Request
+    kernel: str
+    offer: Offer
 
 
 @dataclass(frozen=True)
@@ -77,15 +90,16 @@ def measure_latency(
     machine = Machine.resolve(target)
     names = tuple(layer.name for layer in graph.layers)
     keys: dict[tuple[str, Bits], Any] = {}
-    requests: dict[Any, Request] = {}
+    kernels: dict[Any, _Timed] = {}
     for pair in pairs:
         integers = integerize(graph, ranges, BitConfig.uniform(names, pair))
+        plan = plan_storages(integers, target, machine.vector_bits, batch=batch)
         for name in names:
-            request = _request(integers, integers.node(name), machine, batch)
-            key = _machine_code_key(request)
+            timed = _Timed(plan.requests[name], plan.kernels[name], plan.offers[name])
+            key = _machine_code_key(timed)
             keys[name, pair] = key
-            requests.setdefault(key, request)
-    medians = _time_all(requests, machine, threads, progress)
+            kernels.setdefault(key, timed)
+    medians = _time_all(kernels, machine, threads, progress)
     table = {name: {pair: medians[keys[name, pair]] * 1e6 for pair in pairs} for name in names}
     cpu = f" ({machine.cpu})" if machine.cpu else ""
     source = (
@@ -95,23 +109,17 @@ def measure_latency(
     return LatencyTable(table, source)
 
 
-def _request(graph: Graph, node: Node, machine: Machine, batch: int) -> Request:
-    types = graph.types
-    inputs = tuple(types[name] for name in node.inputs)
-    return Request(node, inputs, batch, machine.target, machine.vector_bits)
-
-
-def _machine_code_key(request: Request) -> Any:
-    """What two requests must share to be timed as one: everything but the numbers in the constants."""
-    op = request.node.op
+def _machine_code_key(timed: _Timed) -> Any:
+    """What two kernels must share to be timed as one: everything but the numbers in the constants."""
+    request, op = timed.request, timed.request.node.op
     assert isinstance(op, WeightedOperator)
     window = (op.window, op.groups) if isinstance(op, Conv2d) else None
     values = [(x.shape, x.dtype.carrier) for x in (*request.inputs, request.node.type)]
-    return op.kind, op.weight.shape, window, tuple(values), select_kernel(request)[0].name
+    return op.kind, op.weight.shape, window, tuple(values), timed.kernel, timed.offer.reads, timed.offer.writes
 
 
 def _time_all(
-    requests: Mapping[Any, Request],
+    kernels: Mapping[Any, _Timed],
     machine: Machine,
     threads: int,
     progress: Callable[[int, int], None] | None,
@@ -120,10 +128,12 @@ def _time_all(
     generator = np.random.default_rng(0)
     functions: dict[str, Any] = {}
     arguments: list[list[Any]] = []
-    for index, request in enumerate(requests.values()):
-        built = build_kernel(select_kernel(request)[0], request)
+    for index, timed in enumerate(kernels.values()):
+        node = timed.request.node
+        layer = f"layer '{node.name}' ({node.op.kind})"
+        built = build_kernel(layer, timed.kernel, timed.offer.build, machine.target)
         functions[f"kernel_{index}"] = built.function.with_attr("global_symbol", f"kernel_{index}")
-        arguments.append(_arguments(request, built, generator))
+        arguments.append(_arguments(timed, built, generator))
     try:
         library = tvm.compile(tvm.IRModule(functions), target=machine.tvm_target)
     except Exception as error:  # TVM raises many unrelated kinds
@@ -139,18 +149,21 @@ def _time_all(
             taken.append(_seconds(call, given, count))
         if progress is not None:
             progress(done + 1, ROUNDS)
-    return {key: float(np.median(taken)) for key, taken in zip(requests, times, strict=True)}
+    return {key: float(np.median(taken)) for key, taken in zip(kernels, times, strict=True)}
 
 
-def _arguments(request: Request, built: BuiltKernel, generator: np.random.Generator) -> list[Any]:
-    inputs = [_random(x, request.batch, generator) for x in request.inputs]
-    output = np.zeros((request.batch, *request.node.type.shape), request.node.type.dtype.carrier)
+def _arguments(timed: _Timed, built: BuiltKernel, generator: np.random.Generator) -> list[Any]:
+    request, writes = timed.request, timed.offer.writes
+    inputs = [
+        _random(x, storage, request.batch, generator)
+        for x, storage in zip(request.inputs, timed.offer.reads, strict=True)
+    ]
+    output = np.zeros(writes.shape(request.node.type, request.batch), writes.dtype(request.node.type))
     return [tvm.runtime.tensor(array) for array in (*inputs, *built.constants, output)]
 
 
-def _random(type: TensorType, batch: int, generator: np.random.Generator) -> Array:
-    values = generator.integers(type.dtype.lo, type.dtype.hi + 1, (batch, *type.shape))
-    return values.astype(type.dtype.carrier)
+def _random(type: TensorType, storage: Storage, batch: int, generator: np.random.Generator) -> Array:
+    return pack(generator.integers(type.dtype.lo, type.dtype.hi + 1, (batch, *type.shape)), type, storage)
 
 
 def _repeats(call: Any, arguments: Sequence[Any]) -> int:

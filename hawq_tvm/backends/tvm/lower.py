@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ import tvm_ffi
 from tvm import relax
 
 from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
-from hawq_tvm.backends.tvm.runtime import LibraryInfo, ValueInfo
+from hawq_tvm.backends.tvm.runtime import ConversionInfo, LibraryInfo, ValueInfo
+from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.core.aside import ASIDE
 from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ir import Graph, Node
 from hawq_tvm.core.ops import Flatten
+from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
-from hawq_tvm.kernels import BuiltKernel, Decline, Kernel, Request, select_kernel
+from hawq_tvm.kernels import BuiltKernel, Offer
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Lowered:
 
     Attributes:
         module: the Relax function ``main`` and one PrimFunc a distinct kernel.
-        kernels: the kernel of each node, by name; a flatten has none.
-        declines: why kernels that stand earlier in the table were not taken, by node.
+        plan: how each value is stored, and which kernel makes it.
+        calls: what the function calls, in order: a node by its name, or a conversion.
         planned_bytes: activation memory after planning.
         constant_bytes: weights, biases and multipliers as the kernels pack them.
     """
@@ -77,19 +79,20 @@ class Lowered:
     graph: Graph
     machine: Machine
     batch: int
-    kernels: dict[str, str]
-    declines: dict[str, tuple[Decline, ...]]
+    plan: Plan
+    calls: dict[str, ConversionInfo | None]
     planned_bytes: int
     constant_bytes: int
 
 
-def lower(graph: Graph, target: Target, *, batch: int = 1) -> Lowered:
-    """Choose kernels and plan memory.
+def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all") -> Lowered:
+    """Choose kernels and storages, and plan memory.
 
     Args:
         graph: as read from the ONNX file.
         target: the machine.
         batch: samples a call; fixed, so that memory can be planned.
+        storages: what may be chosen from, of `hawq_tvm.backends.tvm.storage.PALETTES`.
 
     Raises:
         CompileError: no kernel takes a node, a kernel that takes one cannot be built, or a batch under 1.
@@ -97,7 +100,8 @@ def lower(graph: Graph, target: Target, *, batch: int = 1) -> Lowered:
     if batch < 1:
         raise CompileError(f"a batch holds at least one sample, got {batch}")
     machine = Machine.resolve(target)
-    builder = _RelaxBuilder(graph, machine, batch)
+    plan = plan_storages(graph, target, machine.vector_bits, batch=batch, palette=storages)
+    builder = _RelaxBuilder(graph, machine, batch, plan)
     module = builder.build()
     relax.analysis.well_formed(module)
     with machine.tvm_target:
@@ -107,8 +111,8 @@ def lower(graph: Graph, target: Target, *, batch: int = 1) -> Lowered:
         graph,
         machine,
         batch,
-        builder.kernels,
-        builder.declines,
+        plan,
+        builder.calls,
         _planned_bytes(planned),
         builder.constant_bytes,
     )
@@ -132,70 +136,86 @@ _PIPELINE = tvm.transform.Sequential(
 """What stands between Relax and machine code; TVM's own default would also fuse kernels into one another."""
 
 
-def build_kernel(kernel: Kernel, request: Request) -> BuiltKernel:
-    """The kernel made for a request.
+def build_kernel(layer: str, kernel: str, build: Callable[[], BuiltKernel], target: Target) -> BuiltKernel:
+    """The kernel of an offer.
+
+    Args:
+        layer: how a message names what is computed.
+        kernel: the kernel's name.
+        build: the offer's.
+        target: the machine.
 
     Raises:
         CompileError: TVM refuses what the kernel asks for; the message names the layer.
     """
     try:
-        return kernel.build(request)
+        return build()
     except Exception as error:  # TVM raises many unrelated kinds
         raise CompileError(
-            f"layer '{request.node.name}' ({request.node.op.kind}): kernel '{kernel.name}' cannot be built for target "
-            f"'{request.target.name}': {first_line(error)}"
+            f"{layer}: kernel '{kernel}' cannot be built for target '{target.name}': {first_line(error)}"
         ) from error
 
 
 class _RelaxBuilder:
-    """Builds the Relax function, one call a node."""
+    """Builds the Relax function: one call a node, and one a conversion, before the first node that reads it."""
 
-    def __init__(self, graph: Graph, machine: Machine, batch: int) -> None:
+    def __init__(self, graph: Graph, machine: Machine, batch: int, plan: Plan) -> None:
         self.graph = graph
         self.machine = machine
         self.batch = batch
-        self.kernels: dict[str, str] = {}
-        self.declines: dict[str, tuple[Decline, ...]] = {}
+        self.plan = plan
+        self.types = graph.types
+        self.calls: dict[str, ConversionInfo | None] = {}
         self.constant_bytes = 0
         self._builder = relax.BlockBuilder()
         self._functions: dict[int, list[tuple[Any, Any]]] = {}
 
     def build(self) -> Any:
         builder = self._builder
-        x = relax.Var(self.graph.input_name, self._tensor_type(self.graph.input_name))
-        values = {self.graph.input_name: x}
+        name, output = self.graph.input_name, self.graph.output
+        x = relax.Var(name, self._tensor_type(name, self.plan.storages[name]))
+        self._values: dict[tuple[str, Storage], Any] = {(name, self.plan.storages[name]): x}
         with builder.function("main", [x]):
             with builder.dataflow():
                 for node in self.graph:
-                    values[node.name] = self._emit(node, [values[name] for name in node.inputs])
-                result = builder.emit_output(values[self.graph.output])
+                    self._convert_for(node.name)
+                    self._compute(node)
+                self._convert_for(None)
+                result = builder.emit_output(self._values[output, Storage.canonical(self.types[output])])
             builder.emit_func_output(result)
         return builder.get()
 
-    def _tensor_type(self, name: str) -> Any:
-        type = self.graph.types[name]
-        return relax.TensorType((self.batch, *type.shape), type.dtype.carrier)
+    def _tensor_type(self, name: str, storage: Storage) -> Any:
+        type = self.types[name]
+        return relax.TensorType(storage.shape(type, self.batch), storage.dtype(type))
 
-    def _emit(self, node: Node, inputs: Sequence[Any]) -> Any:
+    def _convert_for(self, reader: str | None) -> None:
+        """The conversions that a node asks for first; None for the output's."""
+        for item, (converter, offer) in zip(self.plan.conversions, self.plan.converters, strict=True):
+            if item.reader == reader:
+                self.calls[f"{item.value} as {item.to}"] = ConversionInfo(item.value, item.to, converter)
+                source = self._values[item.value, item.source]
+                layer = f"'{item.value}' as {item.to}"
+                self._values[item.value, item.to] = self._call(item.value, item.to, layer, converter, offer, [source])
+
+    def _compute(self, node: Node) -> None:
+        offer = self.plan.offers[node.name]
+        inputs = [self._values[name, storage] for name, storage in zip(node.inputs, offer.reads, strict=True)]
         if isinstance(node.op, Flatten):
-            return self._builder.emit(relax.op.reshape(inputs[0], (self.batch, *node.type.shape)))
-        types = self.graph.types
-        request = Request(
-            node,
-            tuple(types[name] for name in node.inputs),
-            self.batch,
-            self.machine.target,
-            self.machine.vector_bits,
-        )
-        kernel, declines = select_kernel(request)
-        self.kernels[node.name] = kernel.name
-        self.declines[node.name] = declines
-        built = build_kernel(kernel, request)
+            result = self._builder.emit(relax.op.reshape(inputs[0], (self.batch, *node.type.shape)))
+        else:
+            self.calls[node.name] = None
+            layer, kernel = f"layer '{node.name}' ({node.op.kind})", self.plan.kernels[node.name]
+            result = self._call(node.name, offer.writes, layer, kernel, offer, inputs)
+        self._values[node.name, offer.writes] = result
+
+    def _call(self, value: str, storage: Storage, layer: str, kernel: str, offer: Offer, inputs: list[Any]) -> Any:
+        built = build_kernel(layer, kernel, offer.build, self.machine.target)
         self.constant_bytes += sum(array.nbytes for array in built.constants)
         constants = [relax.const(array, str(array.dtype)) for array in built.constants]
-        function = self._function(built, f"{kernel.name}__{re.sub(r'[^0-9A-Za-z]+', '_', node.name)}")
+        function = self._function(built, f"{kernel}__{re.sub(r'[^0-9A-Za-z]+', '_', value)}")
         return self._builder.emit(
-            relax.call_tir(function, [*inputs, *constants], self._tensor_type(node.name)), name_hint="value"
+            relax.call_tir(function, [*inputs, *constants], self._tensor_type(value, storage)), name_hint="value"
         )
 
     def _function(self, built: BuiltKernel, name: str) -> Any:
@@ -298,14 +318,19 @@ def _library_info(lowered: Lowered, library: Path) -> LibraryInfo:
         batch=lowered.batch,
         input_name=graph.input_name,
         output_name=graph.output,
-        values={name: ValueInfo(repr(type.dtype), type.shape, type.scale) for name, type in graph.types.items()},
-        calls=tuple(node.name for node in graph if node.name not in views),
+        values={
+            name: ValueInfo(repr(type.dtype), type.shape, type.scale, lowered.plan.storages[name])
+            for name, type in graph.types.items()
+        },
+        calls=tuple(lowered.calls),
+        conversions={name: conversion for name, conversion in lowered.calls.items() if conversion is not None},
         views=views,
-        kernels=lowered.kernels,
+        kernels=dict(lowered.plan.kernels),
         declines={
             name: tuple(f"{decline.kernel}: {decline.reason}" for decline in declines)
-            for name, declines in lowered.declines.items()
+            for name, declines in lowered.plan.declines.items()
         },
+        exact_storages=lowered.plan.exact,
         planned_bytes=lowered.planned_bytes,
         fingerprint=graph.fingerprint(),
         tvm=str(tvm.__version__),

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.backends.tvm.host import instruction_sets, usable_cores
-from hawq_tvm.core.errors import DataError, RuntimeModuleError
+from hawq_tvm.core.errors import DataError, GraphError, RuntimeModuleError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.interpreter import check_integers
 from hawq_tvm.core.ir import Array, IntType, TensorType
+from hawq_tvm.core.storage import Storage, unpack
 
 os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
 
@@ -35,15 +36,25 @@ from tvm.runtime.vm import VirtualMachine
 
 @dataclass(frozen=True)
 class ValueInfo:
-    """One value of the graph: its integer type, the shape of a sample, its scale."""
+    """One value of the graph: its integer type, the shape of a sample, its scale, and how its kernel stores it."""
 
     dtype: str
     shape: tuple[int, ...]
     scale: float
+    storage: Storage
 
     @property
     def type(self) -> TensorType:
         return TensorType(IntType.parse(self.dtype), self.shape, self.scale)
+
+
+@dataclass(frozen=True)
+class ConversionInfo:
+    """A call that copies a value into another storage, and the kernel that does."""
+
+    value: str
+    storage: Storage
+    kernel: str
 
 
 @dataclass(frozen=True)
@@ -58,10 +69,12 @@ class LibraryInfo:
         input_name: the input value.
         output_name: the output value.
         values: every value.
-        calls: the values that kernels make, in the order of the calls.
+        calls: every kernel call in order, by a name: the value that it makes, or a name of `conversions`.
+        conversions: the calls that only copy a value into another storage.
         views: values that are views of another, by name.
-        kernels: the kernel of each call.
+        kernels: the kernel that makes each value.
         declines: why kernels that stand earlier in the table were not taken, by node.
+        exact_storages: whether the choice of storages is proved to cost least.
         planned_bytes: activation memory.
         fingerprint: of the integer graph.
         tvm: the version that compiled it.
@@ -76,9 +89,11 @@ class LibraryInfo:
     output_name: str
     values: Mapping[str, ValueInfo]
     calls: tuple[str, ...]
+    conversions: Mapping[str, ConversionInfo]
     views: Mapping[str, str]
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
+    exact_storages: bool
     planned_bytes: int
     fingerprint: str
     tvm: str
@@ -104,15 +119,21 @@ class LibraryInfo:
         try:
             data = json.loads(path.read_text())
             data["values"] = {
-                name: ValueInfo(value["dtype"], tuple(value["shape"]), value["scale"])
+                name: ValueInfo(
+                    value["dtype"], tuple(value["shape"]), value["scale"], Storage.from_json(value["storage"])
+                )
                 for name, value in data["values"].items()
+            }
+            data["conversions"] = {
+                name: ConversionInfo(item["value"], Storage.from_json(item["storage"]), item["kernel"])
+                for name, item in data["conversions"].items()
             }
             for key in ("instruction_sets", "calls"):
                 data[key] = tuple(data[key])
             return cls(**data)
         except FileNotFoundError:
             raise RuntimeModuleError(f"{path} is missing: a library needs the JSON file it was compiled with") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, GraphError) as error:
             raise RuntimeModuleError(f"{path} is corrupted ({error}); compile the library again") from None
 
 
@@ -194,13 +215,32 @@ class CompiledModule:
         return np.concatenate([self._main(tensor(part)).numpy()[:count] for part, count in self._batches(x)])
 
     def values(self, x: Array) -> dict[str, Array]:
-        """Every value's integers, tapped from the running library call by call.
+        """Every value's integers, tapped from the running library call by call, whatever its storage.
 
         Args:
             x: as `run` takes it.
 
         Returns:
             Arrays [N, ...] in their carrier dtypes, by name, the input's first.
+        """
+        stored = self.stored(x)
+        made = {self.info.input_name: x}
+        for name in self.info.calls:
+            if name not in self.info.conversions:
+                made[name] = unpack(stored[name], self.info.values[name].type, self.info.values[name].storage)
+        for view, source in self.info.views.items():
+            made[view] = made[source].reshape(len(x), *self.info.values[view].shape)
+        return {name: made[name] for name in self.info.values}
+
+    def stored(self, x: Array) -> dict[str, Array]:
+        """What every call of the running library writes, as it lies in memory, padding included.
+
+        Args:
+            x: as `run` takes it.
+
+        Returns:
+            By the names of `LibraryInfo.calls`, arrays [N, ...] as `hawq_tvm.core.storage.pack` makes them of the
+            value that the call makes or copies.
         """
         parts: dict[str, list[Array]] = {name: [] for name in self.info.calls}
         calls: Iterator[str] = iter(())
@@ -213,11 +253,7 @@ class CompiledModule:
             for part, size in self._batches(x):
                 calls, count = iter(self.info.calls), size
                 self._main(tensor(part))
-        made = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-        made[self.info.input_name] = x
-        for view, source in self.info.views.items():
-            made[view] = made[source].reshape(len(x), *self.info.values[view].shape)
-        return {name: made[name] for name in self.info.values}
+        return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
     def call_times(self, x: Array) -> dict[str, float]:
         """Seconds of each kernel call, summed over the batches that `x` is cut into, by name of the value it makes."""

@@ -1,0 +1,157 @@
+"""What the channels-last kernels share: images in memory, loops over framed rows, and when they are offered.
+
+These kernels are explicit loops, not schedules: every index is written down, so that nothing is inferred from channel
+counts that fill a block partly, and no access lies outside its buffer. They write all of their output in every call,
+since planned memory is shared: the frame and the channels that fill up too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from hawq_tvm.core.ir import Operator, Shape, TensorType
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, decline
+from hawq_tvm.kernels.generic.expressions import Expr
+from hawq_tvm.kernels.interface import BuiltKernel, Offer, Request
+
+Parameter = tuple[str, Shape, str]
+"""Name, shape and dtype of a buffer that a function takes."""
+
+
+def channels_last(
+    operator: type[Operator],
+    cost: Callable[[Request], float],
+    build: Callable[[Request], BuiltKernel],
+    *,
+    weight_bits: range = ANY_WEIGHT,
+    refuse: Callable[[Request], str | None] = lambda request: None,
+    writes_canonical: bool = False,
+) -> Callable[[Request], Offer | str]:
+    """The `offer` of a kernel that reads and writes the channels-last storages that are in play.
+
+    Args:
+        operator: what it computes.
+        cost: estimated microseconds.
+        build: makes the function.
+        weight_bits: of the weights that it takes.
+        refuse: a further reason to decline.
+        writes_canonical: for results of one pixel, which have no other storage.
+    """
+
+    def offer(request: Request) -> Offer | str:
+        reason = decline(request, operator, weight_bits)
+        if reason is not None:
+            return reason
+        node = request.node
+        for name in node.inputs if writes_canonical else (*node.inputs, node.name):
+            if name not in request.alternatives:
+                return f"computes on channels last, in which '{name}' is not in play"
+        reason = refuse(request)
+        if reason is not None:
+            return reason
+        reads = tuple(request.alternatives[name] for name in node.inputs)
+        writes = Storage.canonical(node.type) if writes_canonical else request.alternatives[node.name]
+        return Offer(reads, writes, cost(request), lambda: build(request))
+
+    return offer
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A value that lies channels last, in a function's buffer."""
+
+    buffer: Any
+    type: TensorType
+    storage: Storage
+
+    @classmethod
+    def parameter(cls, name: str, type: TensorType, storage: Storage, batch: int) -> Parameter:
+        return name, storage.shape(type, batch), storage.dtype(type)
+
+    def __getitem__(self, index: tuple[Expr, Expr, Expr, Expr]) -> Expr:
+        """The value at (sample, channel, row, column); rows and columns may lie in the frame, as -1 does."""
+        n, c, h, w = index
+        top, left, _, _ = self.storage.frame
+        return self.buffer[n, h + top, w + left, c]
+
+    def store(self, value: Expr, n: Expr, c: Expr, h: Expr, w: Expr) -> None:
+        """Write a value that already has the buffer's dtype."""
+        top, left, _, _ = self.storage.frame
+        T.buffer_store(self.buffer, value, [n, h + top, w + left, c])
+
+    @property
+    def channels(self) -> int:
+        """The stored channels, those that fill up counted."""
+        return self.storage.channels(self.type)
+
+    @property
+    def filled_up(self) -> int:
+        """How many stored channels are none of the value's."""
+        return self.channels - self.type.shape[0]
+
+    def zero(self, n: Expr, row: Expr, columns: tuple[int, int], channels: tuple[Expr, int]) -> None:
+        """Zeros in stored columns and channels (start, count) of a stored row."""
+        if columns[1] and channels[1]:
+            with T.serial(columns[1]) as column, T.serial(channels[1]) as channel:
+                zero = tirx.const(0, self.buffer.dtype)
+                T.buffer_store(self.buffer, zero, [n, row, columns[0] + column, channels[0] + channel])
+
+
+def function(parameters: Sequence[Parameter], body: Callable[..., None]) -> Any:
+    """A PrimFunc of explicit loops.
+
+    Args:
+        parameters: in the order of the arguments.
+        body: emits the loops; gets the buffers.
+    """
+    with IRBuilder() as builder, T.prim_func():
+        T.func_attr({"tirx.noalias": True})
+        buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in parameters]
+        with T.sblock("root"):
+            body(*buffers)
+    return builder.get()
+
+
+def framed_rows(
+    image: Image, row: Callable[[Expr, Expr, Expr], None], *, batch: int, blocks: int = 1, threads: bool
+) -> None:
+    """Loop over samples, channel blocks and stored rows of an output; writes the frame itself.
+
+    Args:
+        image: the output.
+        row: emits the loops that write a block of channels of an inner row; gets the sample, the block and the row.
+        batch: samples.
+        blocks: what the stored channels are cut into; a task writes one block of one row.
+        threads: whether tasks are spread over threads.
+    """
+    top, left, bottom, right = image.storage.frame
+    _, height, width = image.type.shape
+    rows, block = top + height + bottom, image.channels // blocks
+    with (T.parallel if threads else T.serial)(batch * blocks * rows) as task:
+        n, b, r = task // (blocks * rows), task // rows % blocks, task % rows
+        channels = (b * block, block)
+        if not any((top, left, bottom, right)):
+            row(n, b, r)
+            return
+        with T.If(tirx.all(r >= top, r < top + height)):
+            with T.Then():
+                image.zero(n, r, (0, left), channels)
+                image.zero(n, r, (left + width, right), channels)
+                row(n, b, r - top)
+            with T.Else():
+                image.zero(n, r, (0, left + width + right), channels)
+
+
+def lanes_of(channels: int, widest: int) -> int:
+    """The largest power of two, up to `widest`, that divides a number of channels."""
+    lanes = 1
+    while lanes < widest and channels % (2 * lanes) == 0:
+        lanes *= 2
+    return lanes

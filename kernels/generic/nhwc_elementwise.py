@@ -1,0 +1,82 @@
+"""Requantize, the free-standing sum and concatenation, channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from hawq_tvm.core.ops import Add, Concat, Requantize
+from hawq_tvm.kernels.generic.costs import cost, elementwise_work
+from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function
+from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+
+
+def _by_channels(
+    request: Request, pieces: Callable[[Sequence[Image]], Sequence[tuple[int, Callable[..., Expr]]]]
+) -> BuiltKernel:
+    """Pixel by pixel, `pieces` of the channels side by side: how many each, and the value at (n, c, h, w) in it."""
+    node, batch = request.node, request.batch
+    types = (*request.inputs, node.type)
+    storages = [request.alternatives[name] for name in (*node.inputs, node.name)]
+    parameters = [
+        Image.parameter(f"image{i}", type, storage, batch)
+        for i, (type, storage) in enumerate(zip(types, storages, strict=True))
+    ]
+
+    def body(*buffers: Any) -> None:
+        *inputs, y = (Image(*given) for given in zip(buffers, types, storages, strict=True))
+        top, left, _, _ = y.storage.frame
+
+        def row(n: Expr, _block: Expr, h: Expr) -> None:
+            with T.serial(node.type.shape[2]) as w:
+                start = 0
+                for count, value in pieces(inputs):
+                    with T.serial(count) as c:
+                        y.store(value(n, c, h, w), n, start + c, h, w)
+                    start += count
+            y.zero(n, h + top, (left, node.type.shape[2]), (start, y.filled_up))
+
+        framed_rows(y, row, batch=batch, threads=batch * prod(node.type.shape) >= MIN_ELEMENTS)
+
+    return BuiltKernel(function(parameters, body), ())
+
+
+def _build_sum(request: Request) -> BuiltKernel:
+    op = request.node.op
+    assert isinstance(op, Add | Requantize)
+
+    def pieces(inputs: Sequence[Image]) -> list[tuple[int, Callable[..., Expr]]]:
+        def value(*index: Expr) -> Expr:
+            terms = [int64(x[index]) * int64(int(m)) for x, m in zip(inputs, op.rescale.multiplier, strict=True)]
+            return rescale(sum(terms[1:], terms[0]), op.rescale, request.node.type.dtype)
+
+        return [(request.node.type.shape[0], value)]
+
+    return _by_channels(request, pieces)
+
+
+def _build_concat(request: Request) -> BuiltKernel:
+    op = request.node.op
+    assert isinstance(op, Concat)
+
+    def pieces(inputs: Sequence[Image]) -> list[tuple[int, Callable[..., Expr]]]:
+        return [(x.type.shape[0], _branch(x, int(m))) for x, m in zip(inputs, op.rescale.multiplier, strict=True)]
+
+    def _branch(x: Image, multiplier: int) -> Callable[..., Expr]:
+        return lambda *index: rescale(int64(x[index]) * int64(multiplier), op.rescale, request.node.type.dtype)
+
+    return _by_channels(request, pieces)
+
+
+def _cost(rates: str) -> Callable[[Request], float]:
+    return lambda request: cost(rates, request, elementwise_work(request))
+
+
+ADD_NHWC = Kernel("add_generic_nhwc", channels_last(Add, _cost("elementwise nhwc"), _build_sum))
+REQUANTIZE_NHWC = Kernel("requantize_generic_nhwc", channels_last(Requantize, _cost("elementwise nhwc"), _build_sum))
+CONCAT_NHWC = Kernel("concat_generic_nhwc", channels_last(Concat, _cost("concat nhwc"), _build_concat))
