@@ -42,7 +42,7 @@ PARTS = {
             *EXAMPLES,
         ),
     ),
-    "kernels": Part(("kernels/*.py", "kernels/generic/*.py"), ("tests/test_kernels.py",)),
+    "kernels": Part(("kernels/*.py", "kernels/generic/*.py"), ("tests/test_kernels_alone.py", "tests/test_kernels.py")),
     "ilp": Part(("ilp/*.py",), ("tests/test_ilp.py",)),
     "backends": Part(
         ("hawq_tvm/backends/onnx/*.py", "hawq_tvm/backends/pytorch/*.py"),
