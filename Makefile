@@ -1,7 +1,7 @@
 # hawq_tvm: `make demo` and `make test` set up all they need, in .venv, and run.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit fuzz lint typecheck format clean
+.PHONY: help setup demo test unit fuzz mutate lint typecheck format clean
 
 # The first interpreter that is Python 3.11 or newer; `make PYTHON=...` names another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -51,5 +51,9 @@ typecheck: setup  ## mypy, strict
 format: setup  ## Put the code into its format
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
+mutate: setup  ## Put faults into the heart and the kernels: does a test notice each? (about an hour; not in CI)
+	@status=0; for part in core kernels; do \
+		$(BIN)/python -m tests.mutate --part $$part --output benchmarks/results/mutation.json || status=1; done; exit $$status
+
 clean:  ## Remove the virtual environment and all runs
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build .mutate *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -123,9 +123,10 @@ def test_a_normalisation_of_the_input_is_a_part_of_its_layer() -> None:
         conv("norm", "x", groups=4, window=Window((3, 1), pads=(1, 0, 1, 0))),
         conv("norm", "x", groups=4, window=Window((1, 3), pads=(0, 1, 0, 1))),
         conv("norm", "x", "x", groups=4),
+        node("norm", "conv2d", "x", window=POINT),
         node("norm", "linear", "x", weight=np.ones((1, 1, 1, 1), np.float32), window=POINT),
     ],
-    ids=["dense", "grouped", "strided", "tall", "broad", "residual", "linear"],
+    ids=["dense", "grouped", "strided", "tall", "broad", "residual", "empty", "linear"],
 )
 def test_other_layers_are_tied_to_nothing(other: FloatNode) -> None:
     assert ties(other, conv("first", "norm")) == ()

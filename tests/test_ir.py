@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hawq_tvm.core.errors import GraphError, OverflowRefused
 from hawq_tvm.core.ir import Bounds, Graph, IntType, Rescale, TensorType, Window, frozen_array
@@ -97,9 +99,35 @@ def test_windows_count_like_pytorch() -> None:
     assert window.output_size(11, 9) == tuple(expected)
 
 
-def test_a_window_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(GraphError, match="does not fit"):
-        Window((5, 5)).output_size(3, 3)
+@pytest.mark.parametrize(("kernel", "size"), [((5, 5), (3, 3)), ((3, 1), (2, 9)), ((1, 3), (9, 2))])
+def test_a_window_larger_than_the_image_is_refused(kernel: tuple[int, int], size: tuple[int, int]) -> None:
+    with pytest.raises(GraphError, match="does not fit an input of {}x{}".format(*size)):
+        Window(kernel).output_size(*size)
+    assert Window(kernel).output_size(*kernel) == (1, 1)
+
+
+@settings(max_examples=300)
+@given(
+    kernel=st.tuples(*[st.integers(1, 3)] * 2), strides=st.tuples(*[st.integers(1, 3)] * 2),
+    pads=st.tuples(*[st.integers(0, 4)] * 4), dilations=st.tuples(*[st.integers(1, 4)] * 2),
+    size=st.tuples(*[st.integers(1, 5)] * 2),
+)  # fmt: skip
+def test_a_window_sees_the_input_where_a_tap_of_each_lies_inside(
+    kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int], dilations: tuple[int, int],
+    size: tuple[int, int],
+) -> None:  # fmt: skip
+    window = Window(kernel, strides, pads, dilations)
+    spans = [dilations[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
+    padded = [size[axis] + pads[axis] + pads[axis + 2] for axis in (0, 1)]
+    if any(span > room for span, room in zip(spans, padded, strict=True)):
+        return
+    assert window.reach == tuple(spans)
+    seen = []
+    for axis in (0, 1):
+        starts = range(-pads[axis], size[axis] + pads[axis + 2] - spans[axis] + 1, strides[axis])
+        seen.append([any(0 <= s + t * dilations[axis] < size[axis] for t in range(kernel[axis])) for s in starts])
+    assert window.output_size(*size) == (len(seen[0]), len(seen[1]))
+    assert window.sees_input(*size) == (all(seen[0]) and all(seen[1]))
 
 
 def test_arrays_in_a_graph_cannot_be_written() -> None:
@@ -136,6 +164,22 @@ def test_a_graph_knows_its_nodes_by_name() -> None:
     for ask in (made.node, made.replace_node):
         with pytest.raises(GraphError, match="graph 'Residual' has no node 'conv9'"):
             ask("conv9")
+
+
+@pytest.mark.parametrize("values", [[0, 2**31], [-1, 0], [2**31, 2**31], [-1, -1]])
+def test_one_multiplier_out_of_range_is_enough(values: list[int]) -> None:
+    output, fine = TensorType(U8, (2,), 1.0), Rescale([0, 2**31 - 1], 35, 0, 255, [2**31 - 1, 0])
+    for shift in (1, 62):
+        replace(fine, shift=shift).check(output)
+    span = rf"must lie in \[0, 2\^31\), got {min(values)} to {max(values)}"
+    with pytest.raises(GraphError, match=f"a multiplier {span}"):
+        replace(fine, multiplier=values).check(output)
+    with pytest.raises(GraphError, match=f"a residual multiplier {span}"):
+        replace(fine, residual=values).check(output)
+    for lo, hi in ((-1, 255), (0, 256), (200, 100)):
+        with pytest.raises(GraphError, match=f"clip bounds {lo}..{hi} do not fit"):
+            replace(fine, lo=lo, hi=hi).check(output)
+    replace(fine, lo=7, hi=7).check(output)
 
 
 def test_check_names_the_node() -> None:

@@ -206,6 +206,7 @@ POOLS = (MaxPool2d(Window((2, 2))), AvgPool2d(Window((2, 2)), replace(ONE, multi
         (CONV, [IMAGE, IMAGE], "takes 1 inputs, got 2"),
         (CONV, [replace(IMAGE, shape=(5, 5, 6))], "does not fit 5 channels"),
         (replace(CONV, weight=np.ones((1, 4, 2))), [IMAGE], "does not fit its window"),
+        (replace(CONV, weight=np.ones((1, 4, 2, 1))), [IMAGE], "does not fit its window"),
         (replace(CONV, weight=np.ones((3, 2, 2, 2)), groups=2), [IMAGE], "in 2 groups does not fit 4 channels"),
         (replace(CONV, rescale=RESIDUAL), [IMAGE], "takes 2 inputs, got 1"),
         (
@@ -262,6 +263,8 @@ THREE = Rescale([1, 1, 1], 31, -128, 127)
         (Requantize(replace(ONE, hi=128)), [VECTOR], (4,), "clip bounds"),
         (Add(replace(TWO, hi=128)), [VECTOR, VECTOR], (4,), "clip bounds"),
         (Concat(replace(TWO, hi=128)), [VECTOR, VECTOR], (8,), "clip bounds"),
+        (Linear(np.zeros((0, 4)), 2, [], replace(ONE, multiplier=[1])), [VECTOR], (0,), "weights leave the range"),
+        (Linear([[1]], 2, [0], ONE), [replace(VECTOR, shape=(1,))], (1,), ""),
         (LINEAR, [VECTOR], (1,), ""),
         (replace(LINEAR, weight=[[-2, 1, 0, 0]]), [VECTOR], (1,), ""),
         (replace(LINEAR, weight_bits=8, weight=[[-128, 127, 0, 0]]), [VECTOR], (1,), ""),
@@ -329,13 +332,14 @@ def test_bounds_hold_and_are_reached(seed: int) -> None:
     weight, bias = rng.integers(-4, 4, (2, 3)), rng.integers(-9, 9, 2)
     op = Linear(weight, 3, bias, Rescale([3, 5], 4, -128, 127))
     bounds = op.bounds([TensorType(type, (3,), 1.0)])
-    reached = 0
+    each = [0, 0]
     for x in itertools.product(range(type.lo, type.hi + 1), repeat=3):
         for o in range(2):
             terms = [*(int(w) * v for w, v in zip(weight[o], x, strict=True)), int(bias[o])]
             sums = [sum(part) for size in range(5) for part in itertools.combinations(terms, size)]
-            reached = max(reached, *(abs(value) for value in sums))
-    assert bounds.accumulator == reached
+            each[o] = max(each[o], *(abs(value) for value in sums))
+    assert bounds.accumulator == max(each)
+    assert bounds.dyadic_sum == max(each[0] * 3, each[1] * 5) + 8
     assert bounds.rounded == bounds.dyadic_sum >> 4
 
 
@@ -370,7 +374,7 @@ def test_bounds_of_operators_without_weights_hold_and_are_reached(
     first: int, second: int, shift: int, types: tuple[IntType, IntType]
 ) -> None:
     """Over all inputs; a sum adds its branches, a concatenation takes the larger, an average all of its window."""
-    a, b = (TensorType(dtype, (1, 2, 1), 1.0) for dtype in types)
+    a, b = (TensorType(dtype, (3, 2, 1), 1.0) for dtype in types)
     largest = [max(abs(dtype.lo), dtype.hi) for dtype in types]
     half = 1 << (shift - 1)
     pair, one = Rescale([first, second], shift, 0, 0), Rescale([first], shift, 0, 0)

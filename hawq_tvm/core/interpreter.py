@@ -18,7 +18,7 @@ def check_batch(x: Array, expected: TensorType, what: str = "the input") -> None
         expected: the type of one sample.
         what: how the message names `x`.
     """
-    if x.ndim != len(expected.shape) + 1 or x.shape[1:] != expected.shape:
+    if x.shape[1:] != expected.shape:
         wanted = ", ".join(map(str, expected.shape))
         raise DataError(f"{what} has the shape {tuple(x.shape)}, expected [N, {wanted}]")
 

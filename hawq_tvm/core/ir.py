@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -419,9 +419,7 @@ def _canonical(value: Any) -> Iterator[bytes]:
     if isinstance(value, np.ndarray):
         yield f"array {value.dtype} {value.shape};".encode()
         yield np.ascontiguousarray(value).tobytes()
-    elif isinstance(value, Operator | Node | Graph | Rescale | Window | TensorType | IntType) or (
-        hasattr(value, "__dataclass_fields__")
-    ):
+    elif is_dataclass(value):
         yield f"{type(value).__name__}(".encode()
         for field in fields(value):
             yield f"{field.name}=".encode()

@@ -101,9 +101,9 @@ class WeightedOperator(Operator):
         """
         weight = self.weight.reshape(self.out_channels, -1).astype(np.int64)
         bias = self.bias.astype(np.int64)
-        at_lo, at_hi = weight * inputs[0].dtype.lo, weight * inputs[0].dtype.hi
-        upper = np.maximum(at_lo, at_hi).clip(min=0).sum(axis=1) + bias.clip(min=0)
-        lower = np.minimum(at_lo, at_hi).clip(max=0).sum(axis=1) + bias.clip(max=0)
+        at_lo, at_hi = weight * inputs[0].dtype.lo, weight * inputs[0].dtype.hi  # of either sign: every type holds 0
+        upper = np.maximum(at_lo, at_hi).sum(axis=1) + bias.clip(min=0)
+        lower = np.minimum(at_lo, at_hi).sum(axis=1) + bias.clip(max=0)
         accumulators = [int(value) for value in np.maximum(upper, -lower)]
         residual = [0] * len(accumulators)
         if self.rescale.residual is not None:
@@ -139,7 +139,7 @@ class Conv2d(WeightedOperator):
         if not inputs or len(inputs[0].shape) != 3:
             raise GraphError("takes an input of shape [C, H, W]")
         channels, height, width = inputs[0].shape
-        if self.weight.ndim != 4 or self.weight.shape[2:] != self.window.kernel:
+        if self.weight.shape[2:] != self.window.kernel:
             raise GraphError(f"its weight {self.weight.shape} does not fit its window {self.window}")
         if channels != self.weight.shape[1] * self.groups or self.out_channels % self.groups:
             raise GraphError(f"its weight {self.weight.shape} in {self.groups} groups does not fit {channels} channels")

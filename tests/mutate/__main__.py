@@ -10,11 +10,11 @@ import random
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from . import judges, runner
 from .operators import Mutant, mutants
@@ -75,9 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not test.passed and name != runner.COLLECTING:
             tell(f"left out, since it fails without a fault: {name}")
     cases = _cases(root, files, coverage, options)
-    state_path = store / f"state-{options.part or 'files'}.json"
-    state: dict[str, Any] = json.loads(state_path.read_text()) if state_path.exists() else {}
-    known = {case.key: str(state.get(_signature(root, case), "")) for case in cases}
+    log = store / f"verdicts-{options.part or 'files'}.jsonl"
+    store.mkdir(exist_ok=True)
+    past = dict(map(json.loads, log.read_text().splitlines())) if log.exists() else {}
+    names = _names(cases)
+    known = {key: str(past.get(name, "")) for key, name in names.items()}
     todo = [case for case in cases if not (options.survivors and known[case.key])]
     tell(f"{len(cases)} mutants of {len(files)} files, {len(todo)} to judge, {options.jobs} at a time")
     done = 0
@@ -85,20 +87,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def heard(case: runner.Case, verdict: runner.Verdict) -> None:
         nonlocal done
         done += 1
+        with log.open("a") as stream:
+            stream.write(json.dumps([names[case.key], verdict.killer]) + "\n")
         if not verdict.killer or done % 100 == 0:
             fate = verdict.killer or "SURVIVED" + ("" if verdict.tests else " (no test runs it)")
             tell(f"{time.monotonic() - start:6.0f} s  {case.file}:{case.mutant}\n    {fate}")
 
     verdicts = runner.judge(root, todo, coverage, options.jobs, heard)
     known |= {key: verdict.killer for key, verdict in verdicts.items()}
-    store.mkdir(exist_ok=True)
-    state_path.write_text(json.dumps({**state, **{_signature(root, case): known[case.key] for case in cases}}))
     return _report(cases, known, verdicts, time.monotonic() - start, options)
 
 
-def _signature(root: Path, case: runner.Case) -> str:
-    """A mutant's name in the store: it changes with the file."""
-    return f"{runner.digest([root / case.file])} {case.mutant}"
+def _names(cases: Sequence[runner.Case]) -> dict[str, str]:
+    """What each case is called from run to run, by its key: lines may move, and one change may stand twice."""
+    seen: Counter[str] = Counter()
+    names = {}
+    for case in cases:
+        name = f"{case.file} {case.mutant.function} {change_of(case.mutant)}"
+        seen[name] += 1
+        names[case.key] = f"{name} #{seen[name]}"
+    return names
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -110,7 +118,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="forks at a time")
     parser.add_argument("--seconds", type=float, default=WITNESS_SECONDS, help="of tests, for one mutant")
-    parser.add_argument("--survivors", action="store_true", help="judge those alone that survived last time")
+    parser.add_argument("--survivors", action="store_true", help="judge those alone that were not killed before")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file, beside those of other parts")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

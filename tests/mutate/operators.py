@@ -8,6 +8,7 @@ What is left out, and why:
   (for the reader's eye), and the ``name=`` of a tensor expression;
 - strings elsewhere: a changed name fails at import or is a text for people, and comparisons are negated anyway;
 - ``frozen=`` of dataclasses and ``strict=`` of zip: declarations that guard against bugs of ours, as assertions do;
+- the ``-1`` of a `reshape`, for which numpy takes any negative number;
 - arguments that are swapped where their order cannot matter (`max`, `min`, `gcd`, `array_equal`, the first
   two of `clip`).
 """
@@ -158,7 +159,7 @@ def _faults(node: ast.AST, place: _Place = _Place()) -> Iterator[_Fault]:
             continue
         children = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
         for position, child in children:
-            if not isinstance(child, ast.AST) or _is_unseen(child):
+            if not isinstance(child, ast.AST) or _is_unseen(child) or _is_rest(child, node):
                 continue
             inner = _enter(child, place)
             if isinstance(node, ast.FunctionDef):
@@ -189,6 +190,11 @@ def _is_unseen(node: ast.AST) -> bool:
     if isinstance(node, ast.If):
         return "TYPE_CHECKING" in ast.unparse(node.test)
     return isinstance(node, ast.keyword) and node.arg in UNSEEN_KEYWORDS
+
+
+def _is_rest(child: ast.AST, parent: ast.AST) -> bool:
+    function = parent.func if isinstance(parent, ast.Call) else None
+    return isinstance(function, ast.Attribute) and function.attr == "reshape" and ast.unparse(child) == "-1"
 
 
 def _enter(child: ast.AST, place: _Place) -> _Place:

@@ -1,0 +1,468 @@
+"""Each kernel by itself, without graph, planner or library: every byte that it writes, its loops, its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given
+from hypothesis import strategies as st
+from tvm import tirx
+
+from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.core.ir import Array, IntType, Node, Operator, Rescale, TensorType, Window
+from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
+from hawq_tvm.core.storage import Storage, pack
+from hawq_tvm.core.targets import TARGETS, Target
+from hawq_tvm.kernels import CONVERTERS, KERNELS, BuiltKernel, ConvertRequest, Offer, Request
+from hawq_tvm.kernels.generic.blocking import Blocking
+from hawq_tvm.kernels.generic.costs import CALL_US, RATES, Rates, Work
+from hawq_tvm.kernels.generic.nhwc import lanes_of
+
+from .builders import random_integers
+
+S8, U8, S4, S32 = (IntType.parse(text) for text in ("s8", "u8", "s4", "s32"))
+LLVM = TARGETS["llvm"]
+
+
+def channels_last(type: TensorType, frame: tuple[int, int, int, int]) -> Storage:
+    return Storage("NHWC", multiple=4 if type.shape[0] < 16 else 16, frame=frame)
+
+
+def request_of(
+    op: Operator, inputs: Sequence[TensorType], output: IntType, *, batch: int = 1, vector_bits: int = 512
+) -> Request:
+    """A request in which every image may lie channels last, in frames that hold the padding and more."""
+    names = tuple(f"x{i}" for i in range(len(inputs)))
+    type = TensorType(output, op.output_shape(inputs), 1.0)
+    node = Node("y", op, names, type)
+    op.check_parameters(inputs, type)
+    frames = [(2, 3, 2, 3), (1, 0, 2, 1), (0, 1, 1, 0)]
+    images = {
+        name: channels_last(x, frames[i])
+        for i, (name, x) in enumerate(zip(names, inputs, strict=True))
+        if len(x.shape) == 3
+    }
+    if len(type.shape) == 3:
+        images["y"] = channels_last(type, (0, 2, 1, 0) if batch == 1 else (0, 0, 0, 0))
+    return Request(node, tuple(inputs), batch, LLVM, vector_bits, images)
+
+
+def offers_of(request: Request) -> dict[str, Offer]:
+    answers = {kernel.name: kernel.offer(request) for kernel in KERNELS}
+    return {name: answer for name, answer in answers.items() if isinstance(answer, Offer)}
+
+
+def written(
+    built: Mapping[str, BuiltKernel],
+    given: Mapping[str, list[Array]],
+    writes: Mapping[str, tuple[TensorType, Storage]],
+    batch: int,
+) -> dict[str, Array]:
+    """What each kernel leaves in memory that held something else before."""
+    functions = {name: kernel.function.with_attr("global_symbol", name) for name, kernel in built.items()}
+    library = tvm.compile(tvm.IRModule(functions), target=Machine.resolve(LLVM).tvm_target)
+    found = {}
+    for name, kernel in built.items():
+        type, storage = writes[name]
+        output = tvm.runtime.tensor(np.full(storage.shape(type, batch), 0x55, storage.dtype(type)))
+        library[name](*map(tvm.runtime.tensor, (*given[name], *kernel.constants)), output)
+        found[name] = output.numpy()
+    return found
+
+
+def conv(
+    channels: int,
+    out: int,
+    window: Window,
+    bits: int,
+    *,
+    groups: int = 1,
+    residual: int = 0,
+    lo: int = -90,
+    seed: int = 0,
+) -> Conv2d:
+    rng = np.random.default_rng(seed)
+    limit = 1 << (bits - 1)
+    factors = rng.integers(0, 2**31, residual) if residual else None
+    rescale = Rescale(rng.integers(0, 2**31, out), 40, lo, 110, factors)
+    weight = rng.integers(-limit, limit, (out, channels // groups, *window.kernel))
+    return Conv2d(weight, bits, rng.integers(-3000, 3000, out), rescale, window, groups)
+
+
+def image(channels: int, height: int, width: int, dtype: IntType = U8) -> TensorType:
+    return TensorType(dtype, (channels, height, width), 1.0)
+
+
+def linear(features: int, outputs: int, bits: int, residual: int = 0) -> Linear:
+    rng = np.random.default_rng(features)
+    limit = 1 << (bits - 1)
+    factors = rng.integers(0, 2**31, residual) if residual else None
+    weight = rng.integers(-limit, limit, (outputs, features))
+    return Linear(
+        weight, bits, rng.integers(-999, 999, outputs), Rescale(rng.integers(0, 2**31, outputs), 36, -128, 127, factors)
+    )
+
+
+STRIDED = Window((3, 2), (2, 3), (1, 0, 2, 1), (1, 2))
+SAME = Window((3, 3), pads=(1, 1, 1, 1))
+VALID = Window((2, 3))
+CASES: dict[str, tuple[Operator, list[TensorType], IntType, dict[str, int]]] = {
+    "convolution": (conv(5, 33, STRIDED, 8), [image(5, 9, 19, S8)], S8, {}),
+    "convolution of 4 bits": (conv(5, 33, STRIDED, 4), [image(5, 9, 19)], S8, {}),
+    "convolution without padding": (conv(4, 64, VALID, 8, lo=0), [image(4, 6, 17)], U8, {"vector_bits": 256}),
+    "a narrow one": (conv(3, 3, SAME, 4), [image(3, 6, 7)], S8, {"vector_bits": 128}),
+    "one vector": (conv(6, 16, SAME, 3), [image(6, 5, 9)], S8, {}),
+    "with a residual": (conv(4, 20, SAME, 8, residual=20), [image(4, 6, 6), image(20, 6, 6, S8)], S8, {"batch": 2}),
+    "with one residual factor": (conv(4, 20, SAME, 4, residual=1), [image(4, 6, 6), image(20, 6, 6, S8)], S8, {}),
+    "pointwise": (conv(20, 32, Window((1, 1), (2, 2)), 8), [image(20, 7, 7)], S8, {"batch": 2}),
+    "grouped": (conv(8, 48, SAME, 8, groups=2), [image(8, 5, 6)], S8, {"vector_bits": 256}),
+    "grouped of 4 bits": (conv(6, 18, SAME, 4, groups=3), [image(6, 5, 6)], S8, {}),
+    "groups of one": (conv(6, 12, SAME, 8, groups=6), [image(6, 5, 21)], S8, {}),
+    "depthwise": (conv(20, 20, STRIDED, 8, groups=20), [image(20, 9, 19)], S8, {}),
+    "depthwise of 4 bits": (conv(32, 32, SAME, 4, groups=32), [image(32, 5, 5, S8)], S8, {"batch": 2}),
+    "a clip without zero": (conv(3, 5, SAME, 8, lo=7), [image(3, 5, 5)], S8, {}),
+    "linear": (linear(7, 10, 8), [TensorType(U8, (7,), 1.0)], S8, {"batch": 2}),
+    "linear of 4 bits": (linear(9, 37, 4), [TensorType(U8, (9,), 1.0)], S8, {}),
+    "linear with a residual": (
+        linear(9, 33, 8, residual=33), [TensorType(S8, (9,), 1.0), TensorType(U8, (33,), 1.0)], S8, {"batch": 2},
+    ),
+    "sum": (
+        Add(Rescale([2**31 - 1, 3 * 2**28], 32, -128, 100)), [image(5, 4, 6, S8), image(5, 4, 6)], S8, {},
+    ),
+    "requantize": (Requantize(Rescale([2**31 - 1], 33, -8, 7)), [image(5, 3, 7, S8)], S4, {"batch": 2}),
+    "requantize a vector": (Requantize(Rescale([3], 2, -128, 127)), [TensorType(S8, (9,), 1.0)], S8, {}),
+    "concatenation": (
+        Concat(Rescale([2**30, 2**29, 2**30 + 3], 30, -128, 127)),
+        [image(3, 4, 5, S8), image(6, 4, 5), image(2, 4, 5, S8)], S8, {},
+    ),
+    "max pool": (MaxPool2d(Window((3, 2), (2, 2), (1, 0, 1, 1))), [image(5, 9, 8)], U8, {}),
+    "max pool of signed": (MaxPool2d(Window((3, 2), (1, 2), (2, 1, 0, 1), (2, 1))), [image(5, 9, 8, S8)], S8, {}),
+    "max pool, unpadded": (MaxPool2d(Window((2, 3), (2, 1))), [image(20, 6, 5, S8)], S8, {"batch": 2}),
+    "average pool": (
+        AvgPool2d(Window((3, 3), (2, 1), (1, 1, 1, 1)), Rescale([[2**27]], 30, -100, 100)),
+        [image(5, 7, 6, S8)], S8, {},
+    ),
+    "average pool by position": (
+        AvgPool2d(
+            Window((2, 2), (2, 2), (1, 1, 0, 0)),
+            Rescale(np.random.default_rng(0).integers(0, 2**30, (4, 3)), 30, 0, 255),
+        ),
+        [image(4, 7, 6)], U8, {"batch": 2},
+    ),
+    "average pool, unpadded": (AvgPool2d(Window((2, 3)), Rescale([[2**28]], 31, 3, 99)), [image(3, 4, 5)], U8, {}),
+    "global average pool": (GlobalAvgPool2d(Rescale([2**30], 35, 0, 255)), [image(19, 7, 5)], U8, {"batch": 2}),
+    "global average pool of signed": (GlobalAvgPool2d(Rescale([2**30], 35, -99, 99)), [image(32, 3, 4, S8)], S8, {}),
+}  # fmt: skip
+DECLINED = {"a clip without zero", "max pool of signed", "average pool, unpadded", "grouped of 4 bits", "groups of one"}
+"""Images that no channels-last kernel takes, though they could lie so."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kernel_that_offers_writes_every_byte_as_the_storage_has_it(case: str) -> None:
+    op, inputs, output, how = CASES[case]
+    request = request_of(op, inputs, output, **how)
+    offers = offers_of(request)
+    orders = [offer.reads[0].order for offer in offers.values()]
+    vector = len(inputs[0].shape) == 1
+    assert orders == (["NCHW"] if vector or case in DECLINED else ["NCHW", "NHWC"])
+    values = [random_integers(x, request.batch, seed) for seed, x in enumerate(inputs)]
+    expected = op.evaluate(values)
+    assert len(np.unique(expected)) > 4, "the case tells something"
+    given = {
+        name: [pack(v, x, storage) for v, x, storage in zip(values, inputs, offer.reads, strict=True)]
+        for name, offer in offers.items()
+    }
+    type = request.node.type
+    found = written(
+        {name: offer.build() for name, offer in offers.items()}, given,
+        {name: (type, offer.writes) for name, offer in offers.items()}, request.batch,
+    )  # fmt: skip
+    for name, offer in offers.items():
+        wanted = pack(expected.astype(type.dtype.carrier), type, offer.writes)
+        assert found[name].dtype == wanted.dtype
+        assert np.array_equal(found[name], wanted), name
+
+
+LAST, OTHER = Storage("NHWC", multiple=4, frame=(1, 0, 2, 1)), Storage("NHWC", multiple=16, frame=(0, 2, 0, 0))
+PLAIN = Storage()
+
+
+@pytest.mark.parametrize(("source", "to"), [(PLAIN, LAST), (LAST, PLAIN), (LAST, OTHER), (OTHER, LAST)])
+@pytest.mark.parametrize("dtype", [U8, S8])
+def test_conversions_write_every_byte_as_the_storage_has_it(source: Storage, to: Storage, dtype: IntType) -> None:
+    type, batch = image(7, 5, 6, dtype), 2
+    offers = [converter.offer(ConvertRequest(type, source, to, batch, LLVM, 512)) for converter in CONVERTERS]
+    (offer,) = (offer for offer in offers if isinstance(offer, Offer))
+    assert (offer.reads, offer.writes) == ((source,), to)
+    value = random_integers(type, batch)
+    found = written(
+        {"convert": offer.build()}, {"convert": [pack(value, type, source)]}, {"convert": (type, to)}, batch
+    )
+    assert np.array_equal(found["convert"], pack(value, type, to))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": Target("moon", "hexagon", "")}, "not for 'hexagon'"),
+        ({"to": Storage("NCHW", 4, 4)}, "not NCHW to NCHW4c/4"),
+        ({"source": Storage("NHWC", offset=128)}, r"not NHWC \+128 to NCHW"),
+        ({"type": TensorType(U8, (9,), 1.0)}, "copies images of bytes"),
+    ],
+)
+def test_other_conversions_are_declined(changes: dict[str, Any], message: str) -> None:
+    request = replace(ConvertRequest(image(7, 5, 6), PLAIN, PLAIN, 1, LLVM, 512), **changes)
+    answers = [converter.offer(request) for converter in CONVERTERS]
+    assert all(isinstance(answer, str) for answer in answers)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(answers)
+
+
+# loops
+
+
+def loops(function: Any) -> list[str]:
+    """The loop nests of a function, outermost first, one line a nest of its own; kinds beside the plain ones named."""
+    kinds = {
+        int(tirx.ForKind.PARALLEL): "parallel ",
+        int(tirx.ForKind.VECTORIZED): "vector ",
+        int(tirx.ForKind.UNROLLED): "unroll ",
+    }
+    found: list[str] = []
+
+    def walk(node: Any, outer: list[str]) -> None:
+        if isinstance(node, tirx.For):
+            walk(node.body, [*outer, f"{kinds.get(int(node.kind), '')}{node.extent}"])
+            return
+        children = [getattr(node, name, None) for name in ("block", "body", "then_case", "else_case")]
+        parts = list(node.seq) if isinstance(node, tirx.SeqStmt) else [child for child in children if child is not None]
+        for part in parts:
+            walk(part, outer)
+        if isinstance(node, tirx.BufferStore):
+            found.append(" > ".join(outer))
+
+    walk(function.body, [])
+    return found
+
+
+def counted(lines: Sequence[str]) -> list[str]:
+    """The same, neighbours that are alike told once, with their number."""
+    return [line if (n := len(list(group))) == 1 else f"{n} x {line}" for line, group in groupby(lines)]
+
+
+NESTS: list[tuple[Operator, list[TensorType], dict[str, int], str, list[str]]] = [
+    (
+        conv(32, 48, SAME, 8), [image(32, 15, 15)], {}, "NCHW",
+        [
+            "parallel 32 > 17 > 18", "parallel 30 > 2 > unroll 8 > unroll 2 > vector 16",
+            "parallel 30 > 2 > 32 > 3 > 3 > unroll 8 > unroll 2 > vector 16", "parallel 30 > 2 > 32 > 8",
+        ],
+    ),
+    (
+        conv(32, 48, SAME, 8), [image(32, 15, 15)], {}, "NHWC",
+        [
+            "parallel 16 > 2 > 48", "24 x parallel 16 > 2 > vector 16", "24 x parallel 16 > 2 > 3 > 3 > 32 > vector 16",
+            "24 x parallel 16 > 2 > vector 16", "parallel 16 > 17 > 48",
+        ],
+    ),
+    (
+        conv(6, 12, SAME, 8, groups=6), [image(6, 5, 21)], {"vector_bits": 256}, "NCHW",
+        [
+            "6 > 7 > 26", "30 > 3 > unroll 2 > unroll 1 > vector 8",
+            "30 > 3 > 1 > 3 > 3 > unroll 2 > unroll 1 > vector 8", "30 > 3 > 2 > 8",
+        ],
+    ),
+    (
+        conv(32, 32, SAME, 4, groups=32), [image(32, 5, 5)], {"vector_bits": 256}, "NHWC",
+        ["12 > 2 > 16", "10 x 12 > 1 > vector 8"],
+    ),
+    (
+        linear(2000, 1008, 8), [TensorType(U8, (2000,), 1.0)], {}, "NCHW",
+        ["parallel 32 > unroll 2 > vector 16", "parallel 32 > 2000 > unroll 2 > vector 16", "parallel 32 > 32"],
+    ),
+    (
+        linear(7, 10, 8), [TensorType(U8, (7,), 1.0)], {"batch": 2}, "NCHW",
+        ["2 > unroll 1 > vector 16", "2 > 7 > unroll 1 > vector 16", "2 > 10"],
+    ),
+    (
+        MaxPool2d(Window((3, 3), (2, 2), (1, 1, 1, 1))), [image(40, 60, 60)], {}, "NCHW",
+        ["parallel 40 > 61 > 61", "parallel 40 > 30 > 30 > 3 > 3"],
+    ),
+    (
+        MaxPool2d(Window((3, 3), (2, 2), (1, 1, 1, 1))), [image(40, 60, 60)], {}, "NHWC",
+        [
+            "parallel 31 > 2 > 48", "parallel 31 > 30 > 3 > vector 16", "parallel 31 > 30 > 3 > 3 > 3 > vector 16",
+            "parallel 31 > 30 > 3 > vector 16", "parallel 31 > 32 > 48",
+        ],
+    ),
+    (
+        AvgPool2d(Window((2, 2), (2, 2)), Rescale([[1]], 2, 0, 255)), [image(40, 60, 60)], {}, "NCHW",
+        ["parallel 40 > 30 > 30 > 2 > 2", "parallel 40 > 30 > 30"],
+    ),
+    (
+        GlobalAvgPool2d(Rescale([2**30], 41, 0, 255)), [image(40, 60, 60)], {}, "NCHW",
+        ["parallel 40 > 60 > 60", "parallel 40"],
+    ),
+    (
+        GlobalAvgPool2d(Rescale([2**30], 41, 0, 255)), [image(40, 60, 60)], {}, "NHWC",
+        ["parallel 3 > vector 16", "parallel 3 > 60 > 60 > vector 16", "parallel 3 > 16"],
+    ),
+    (Requantize(Rescale([1], 2, 0, 15)), [image(40, 60, 60)], {}, "NCHW", ["parallel 40 > 60 > 60"]),
+    (
+        Add(Rescale([1, 1], 2, 0, 15)), [image(40, 60, 60)] * 2, {}, "NHWC",
+        ["parallel 61 > 2 > 48", "parallel 61 > 60 > 40", "parallel 61 > 60 > 8", "parallel 61 > 62 > 48"],
+    ),
+    (Concat(Rescale([1, 1], 2, 0, 15)), [image(20, 60, 60)] * 2, {}, "NCHW", ["parallel 40 > 60 > 60"]),
+]  # fmt: skip
+
+
+def result_type(op: Operator) -> IntType:
+    return S8 if op.rescale_or_none is not None and op.rescale_or_none.lo < 0 else U8
+
+
+@pytest.mark.parametrize(("op", "inputs", "how", "order", "expected"), NESTS)
+def test_loops_are_nested_cut_and_spread_as_the_kernel_says(
+    op: Operator, inputs: list[TensorType], how: dict[str, int], order: str, expected: list[str]
+) -> None:
+    """Blocks, tiles and vectors change no integer; threads where there is enough to do, and only there."""
+    offers = offers_of(request_of(op, inputs, result_type(op), **how))
+    (offer,) = (offer for offer in offers.values() if offer.reads[0].order == order)
+    nests = counted(loops(offer.build().function))
+    assert nests[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "few"),
+    [
+        (conv(16, 16, Window((1, 1)), 8), [image(16, 62, 126)], image(16, 62, 125)),
+        (Requantize(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
+        (MaxPool2d(Window((1, 1))), [image(10, 100, 100)], image(10, 100, 99)),
+        (GlobalAvgPool2d(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
+        (AvgPool2d(Window((1, 1)), Rescale([[1]], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
+        (Concat(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
+    ],
+)
+def test_threads_from_two_million_products_or_a_hundred_thousand_elements(
+    op: Operator, inputs: list[TensorType], few: TensorType
+) -> None:
+    """The batch counts too."""
+    if isinstance(op, Conv2d):
+        assert op.macs(inputs[0]) == 1_999_872
+        enough, less = [replace(few, shape=(16, 125, 64))], inputs
+        assert op.macs(enough[0]) == 2_048_000
+    else:
+        enough, less = inputs, [few]
+    half = [replace(x, shape=(x.shape[0], x.shape[1] // 2 + 1, x.shape[2])) for x in enough]
+    for types, batch, spread in ((enough, 1, True), (less, 1, False), (half, 2, True), (half, 1, False)):
+        for offer in offers_of(request_of(op, types, result_type(op), batch=batch)).values():
+            assert any("parallel" in nest for nest in loops(offer.build().function)) == spread
+
+
+def test_conversions_are_spread_over_rows() -> None:
+    for channels, kind in ((10, "parallel "), (9, "")):
+        type = image(channels, 100, 100)
+        (converter,) = CONVERTERS
+        back, there = (
+            converter.offer(ConvertRequest(type, *way, 1, LLVM, 512)) for way in ((LAST, PLAIN), (PLAIN, LAST))
+        )
+        assert isinstance(back, Offer)
+        assert isinstance(there, Offer)
+        assert loops(back.build().function) == [f"{kind}100 > {channels} > 100"]
+        assert f"{kind}103 > 100 > {channels}" in loops(there.build().function)
+
+
+# cuts
+
+
+@given(
+    channels=st.integers(1, 100), width=st.integers(1, 70), bits=st.sampled_from([64, 128, 256, 512]),
+    groups=st.integers(1, 3),
+)  # fmt: skip
+def test_a_blocking_fills_vectors_and_registers(channels: int, width: int, bits: int, groups: int) -> None:
+    blocking = Blocking.choose(channels, width, bits, groups=groups)
+    vector = max(bits // 32, 4)
+    if groups > 1:
+        assert blocking.halves == 2 - channels % 2
+        per_half = channels // blocking.halves
+        assert blocking.lanes == max(lanes for lanes in range(1, vector + 1) if per_half % lanes == 0)
+    elif channels > vector:
+        assert (blocking.halves, blocking.lanes) == (2, vector)
+    else:
+        assert (blocking.halves, blocking.lanes) == (1, min(lanes for lanes in (4, 8, 16) if lanes >= channels))
+    assert blocking.block == blocking.halves * blocking.lanes
+    if blocking.lanes < 4:
+        assert (blocking.vector, blocking.tile) == ("pixels", min(vector, width))
+        return
+    most = (16 if bits == 512 else 12) // blocking.halves
+    costs = {tile: ceil(width / tile) * (tile + 1) for tile in range(1, min(most, width) + 1)}
+    best = max(tile for tile, cost in costs.items() if cost == min(costs.values()))
+    assert (blocking.vector, blocking.tile) == ("channels", best)
+
+
+@pytest.mark.parametrize(
+    ("channels", "widest", "expected"), [(1, 16, 1), (6, 16, 2), (8, 16, 8), (48, 16, 16), (48, 64, 16), (64, 8, 8)]
+)
+def test_lanes_divide_the_channels(channels: int, widest: int, expected: int) -> None:
+    assert lanes_of(channels, widest) == expected
+
+
+# costs
+
+
+WORK: list[tuple[str, str, tuple[int, int, int]]] = [
+    ("convolution", "NCHW", (2 * 32 * 5 * 6 * 5 * 6, 33 * 5 * 6, 5 * 12 * 20)),
+    ("convolution", "NHWC", (48 * 5 * 6 * 5 * 6, 6 * 8 * 48, 0)),
+    ("convolution without padding", "NCHW", (64 * 5 * 16 * 4 * 6, 64 * 5 * 15, 0)),
+    ("a narrow one", "NCHW", (4 * 2 * 6 * 7 * 3 * 9 * 2, 3 * 6 * 7, 3 * 8 * 9)),
+    ("with a residual", "NCHW", (2 * 32 * 6 * 6 * 4 * 9, 2 * 20 * 6 * 6, 2 * 4 * 8 * 8)),
+    ("with a residual", "NHWC", (2 * 32 * 6 * 6 * 4 * 9, 2 * 6 * 6 * 32, 0)),
+    ("grouped", "NCHW", (48 * 5 * 6 * 4 * 9 * 2, 48 * 5 * 6, 8 * 7 * 8)),
+    ("grouped", "NHWC", (48 * 5 * 6 * 4 * 9 * 2, 6 * 8 * 48, 0)),
+    ("groups of one", "NCHW", (12 * 5 * 32 * 9, 12 * 5 * 21, 6 * 7 * 23)),
+    ("depthwise", "NHWC", (32 * 5 * 6 * 6, 6 * 8 * 32, 0)),
+    ("linear", "NCHW", (2 * 7 * 10, 2 * 10, 0)),
+    ("sum", "NCHW", (2 * 5 * 4 * 6, 5 * 4 * 6, 0)),
+    ("sum", "NHWC", (2 * 5 * 4 * 6, 5 * 4 * 6, 0)),
+    ("requantize", "NHWC", (2 * 5 * 3 * 7, 2 * 5 * 3 * 7, 0)),
+    ("concatenation", "NHWC", (11 * 4 * 5, 11 * 4 * 5, 0)),
+    ("concatenation", "NCHW", (11 * 4 * 5, 11 * 4 * 5, 0)),
+    ("max pool", "NCHW", (5 * 5 * 4 * 6, 5 * 5 * 4, 5 * 11 * 9)),
+    ("max pool", "NHWC", (8 * 5 * 4 * 6, 6 * 6 * 8, 0)),
+    ("average pool by position", "NCHW", (2 * 4 * 4 * 3 * 4, 2 * 4 * 4 * 3, 2 * 4 * 8 * 7)),
+    ("average pool by position", "NHWC", (2 * 4 * 4 * 3 * 4, 2 * 4 * 4 * 3, 0)),
+    ("global average pool", "NCHW", (2 * 19 * 7 * 5, 2 * 19, 0)),
+    ("global average pool", "NHWC", (2 * 32 * 11 * 11, 2 * 19, 0)),
+]
+
+
+@pytest.mark.parametrize(("case", "order", "expected"), WORK)
+def test_costs_count_the_work_with_what_fills_up(
+    case: str, order: str, expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op, inputs, output, how = CASES[case]
+    request = request_of(op, inputs, output, **how)
+    macs_ns = 1000 * request.vector_bits / 512 if "vector_bits" in how else 1000
+    counts = []
+    for rates in (Rates(macs_ns, 0), Rates(0, 1000), Rates(0, 0, 1000)):
+        for name in RATES:
+            monkeypatch.setitem(RATES, name, rates)
+        (cost,) = (offer.cost for offer in offers_of(request).values() if offer.reads[0].order == order)
+        counts.append(round(cost - CALL_US, 6))
+    lanes = 512 // request.vector_bits
+    assert (counts[0] * (lanes if case in ("a narrow one", "grouped") else 1), *counts[1:]) == expected or lanes > 1
+
+
+def test_costs_add_up_and_wider_vectors_are_faster() -> None:
+    work, rates = Work(10, 100, 1000), Rates(2.0, 3.0, 5.0)
+    assert rates.microseconds(work, 512) == pytest.approx(0.02 + 0.3 + 5.0 + CALL_US)
+    assert rates.microseconds(work, 1024) == rates.microseconds(work, 512)
+    assert rates.microseconds(work, 128) == pytest.approx(0.08 + 0.3 + 5.0 + CALL_US)
+    assert (Work(1, 2).copied, Rates(1.0, 2.0).copied_ns) == (0, 0)
+    assert CALL_US > 0, "a conversion is never free"
