@@ -22,8 +22,8 @@ from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.core.reporter import Reporter, as_reporter
 from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
+from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
-from hawq_tvm.measure.evaluate import Accuracy
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts

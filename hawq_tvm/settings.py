@@ -56,6 +56,7 @@ class HessianSettings:
         batch: samples differentiated at once; None chooses by the size of a sample.
         target_error: relative standard error at which probing stops.
         max_probes: double backwards at which it stops anyway, shared evenly among the batches, at least 2 for each.
+            None for as many as are cheap (`hawq_tvm.measure.costing.probe_limit`).
     """
 
     samples: int = option(
@@ -65,9 +66,9 @@ class HessianSettings:
     target_error: float = option(
         0.1, "relative standard error at which probing stops", flag="--hessian-error", panel=CHOICE, least=0
     )
-    max_probes: int = option(
-        64,
-        "double backwards at which it stops, at least 2 for each batch",
+    max_probes: int | None = option(
+        None,
+        "double backwards at which it stops, at least 2 for each batch; default: as many as are cheap",
         flag="--hessian-probes",
         panel=CHOICE,
         least=2,

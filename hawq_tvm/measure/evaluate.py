@@ -12,8 +12,6 @@ from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.sources.data import check_labels
 from hawq_tvm.sources.samples import Batch
 
-__all__ = ["Accuracy", "measure_accuracy"]
-
 
 def measure_accuracy(
     float_network: Callable[[Tensor], Tensor],

@@ -147,6 +147,13 @@ class Artifacts:
         self.run.fresh(name)
         return BenchReport.from_json(self.run.json(name), self.run.reader(name).name)
 
+    def last_benchmark(self, target: Target) -> BenchReport | None:
+        """The latencies that were measured last, of this library or an older one; None where there are none."""
+        name = bench_file(target)
+        if not self.run.is_intact(name):
+            return None
+        return BenchReport.from_json(self.run.json(name), self.run.reader(name).name)
+
 
 class _RangesFile(TypedDict):
     """The JSON of the ranges; its origin is for the reader."""

@@ -23,7 +23,7 @@ def benchmark(work: Work) -> Stage:
             threads=work.threads,
             seconds=seconds,
             seed=work.settings.seed,
-            previous=work.artifacts.benchmark(target) if work.run.is_fresh(bench_file(target)) else None,
+            previous=work.artifacts.last_benchmark(target),
             progress=advance,
         )
         work.run.write_json(bench_file(target), report.to_json())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.measure.costing import profile_sensitivity
+from hawq_tvm.measure.costing import probe_limit, profile_sensitivity
 from hawq_tvm.runs.artifacts import FLOAT_GRAPH, SENSITIVITY
 from hawq_tvm.sources.data import batches
 from hawq_tvm.stages.stage import Stage
@@ -19,13 +19,15 @@ def profile(work: Work) -> Stage | None:
 
     def make(advance: Advance) -> None:
         size = hessian.batch or work.batch_size(hessian.samples)
+        macs = sum(layer.macs for layer in work.artifacts.float_graph.layers)
+        most = probe_limit(hessian, macs, min(size, hessian.samples))
         table = profile_sensitivity(
             work.float_module,
             batches(work.data.calibration, size, limit=hessian.samples),
             widths,
             hessian,
             seed=settings.seed,
-            progress=lambda done: advance(done, hessian.max_probes),
+            progress=lambda done: advance(done, most),
         )
         work.run.write_json(SENSITIVITY, table)
 
