@@ -197,11 +197,9 @@ def stored_values(info: LibraryInfo) -> tuple[StoredValue, ...]:
         conversion = info.conversions.get(call)
         name = call if conversion is None else conversion.value
         value = info.values[name]
-        storage, kernel = (
-            (value.storage, info.kernels[name]) if conversion is None else (conversion.storage, conversion.kernel)
-        )
+        storage = value.storage if conversion is None else conversion.storage
         size = storage.size_bytes(value.type, info.batch)
-        calls.append(StoredValue(name, kernel, str(storage), size, conversion is not None))
+        calls.append(StoredValue(name, info.call_kernels[call], str(storage), size, conversion is not None))
     return tuple(calls)
 
 
