@@ -109,7 +109,24 @@ def print_layers(summary: RunSummary) -> None:
     print_table(("layer", "operator", "bits", "output", *numbers), rows, texts=4)
     if targets and any(layer.latency_us is not None for layer in summary.layers):
         out.print(Text(LAYER_TIMES))
+    print_storages(summary)
     print_totals(summary)
+
+
+def print_storages(summary: RunSummary) -> None:
+    """How each compiled library stores every value, conversions marked, and what activations take in all."""
+    for target, calls in summary.storages.items():
+        rows = [
+            (
+                f"{call.value} (converted)" if call.conversion else call.value,
+                call.storage,
+                call.kernel,
+                f"{call.size_bytes:,}",
+            )
+            for call in calls
+        ]
+        print_table((f"value on {target}", "storage", "kernel", "bytes"), rows, texts=3)
+        out.print(Text(f"activations on {target}: {summary.activation_bytes[target]:,} bytes after planning"))
 
 
 def _number(value: float | None, form: str) -> str:

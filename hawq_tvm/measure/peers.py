@@ -78,6 +78,6 @@ def benchmark_library(
         torch.set_num_threads(before)
         configure_threads(default_threads())
     info = library.info
-    kernels = dict(info.kernels)
+    kernels = info.call_kernels
     report = BenchReport(cpu_name(), info.target, threads, info.batch, _WARMUP, latencies, layers, kernels)
     return report.doubted(previous)
