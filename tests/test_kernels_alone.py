@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given
-from hypothesis import strategies as st
 from tvm import tirx
 
 from hawq_tvm.backends.tvm.lower import Machine
@@ -381,11 +379,15 @@ def test_conversions_are_spread_over_rows() -> None:
 # cuts
 
 
-@given(
-    channels=st.integers(1, 100), width=st.integers(1, 70), bits=st.sampled_from([64, 128, 256, 512]),
-    groups=st.integers(1, 3),
-)  # fmt: skip
-def test_a_blocking_fills_vectors_and_registers(channels: int, width: int, bits: int, groups: int) -> None:
+@pytest.mark.parametrize("bits", [64, 128, 256, 512])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("channels", range(1, 41))
+def test_a_blocking_fills_vectors_and_registers(channels: int, groups: int, bits: int) -> None:
+    for width in (1, 2, 7, 13, 16, 17, 56):
+        check_blocking(channels, width, bits, groups)
+
+
+def check_blocking(channels: int, width: int, bits: int, groups: int) -> None:
     blocking = Blocking.choose(channels, width, bits, groups=groups)
     vector = max(bits // 32, 4)
     if groups > 1:
