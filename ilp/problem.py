@@ -60,7 +60,7 @@ class Problem:
 
         Uniform is one pair for all; a group that may not have it, as a pinned one, takes its own next lower.
         """
-        pairs = sorted({choice.bits for group in self.groups for choice in group.choices})
+        pairs = {choice.bits for group in self.groups for choice in group.choices}
         totals = [fsum(_at_most(group, pair).cost(cost) for group in self.groups) for pair in pairs]
         return min(totals), max(totals)
 

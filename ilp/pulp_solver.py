@@ -75,7 +75,6 @@ def _spend_slack(problem: Problem, picks: list[int]) -> list[int]:
     Omega knows weight bits alone, so pairs such as w4a4 and w4a8 are equal to the program and the solver's pick between
     them is arbitrary.
     """
-    picks = list(picks)
     for g, group in enumerate(problem.groups):
         for k in range(len(group.choices) - 1, picks[g], -1):
             if group.choices[k].sensitivity == group.choices[picks[g]].sensitivity:

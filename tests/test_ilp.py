@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pulp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.optimality import best, judge, realistic, wild
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
 from hawq_tvm.core.specs import Bits, Budget, Cost, CostTable, LayerCosts, Limit
-from hawq_tvm.ilp import SOLVERS, Problem, formulate, solve_ilp
+from hawq_tvm.ilp import SOLVERS, Problem, find_allocator, formulate, pulp_solver, solve_ilp
 
 W4, W8 = Bits(4, 4), Bits(8, 8)
 FACTS = json.loads((Path(__file__).parent / "facts" / "hawqv3_resnet18_ilp.json").read_text())
@@ -146,12 +148,14 @@ def test_tied_layers_agree_and_ties_chain() -> None:
 def test_pins_hold_and_pin_their_ties() -> None:
     costs = table([(1, 0), (9, 0), (9, 0)], ties=[("a", "b")])
     assert chosen(solve_ilp(formulate(costs, Budget(), pins={"a": W4}))) == "448"
-    with pytest.raises(AllocationError, match="pinned to different ones"):
+    with pytest.raises(AllocationError, match=r"a, b must have the same bits .* different ones \(a=w4a4, b=w8a8\)"):
         formulate(costs, Budget(), pins={"a": W4, "b": W8})
     with pytest.raises(AllocationError, match="pin for unknown layer 'z'"):
         formulate(costs, Budget(), pins={"z": W4})
-    with pytest.raises(AllocationError, match="no entry for layer 'a' at"):
+    with pytest.raises(AllocationError, match=r"no entry for layer 'a' at \[w2a2\]"):
         formulate(costs, Budget(), pins={"a": Bits(2, 2)})
+    with pytest.raises(AllocationError, match=r"no entry for layer 'a' at \[w2a2, w2a3, w3a3\]"):
+        formulate(costs, Budget(), candidates=[Bits(3, 3), W4, Bits(2, 3), Bits(2, 2)])
 
 
 def test_candidates_may_differ_by_layer() -> None:
@@ -182,6 +186,20 @@ def test_equal_sensitivity_goes_to_more_bits() -> None:
     assert sorted(tight.bits.layers.values()) == [W4, Bits(4, 8)]
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(None, 3), (40, 2), (25, 1), (16, 0)])
+def test_slack_is_spent_on_the_most_bits_that_it_buys(limit: int | None, expected: int) -> None:
+    pairs = ("w4a4", "w4a6", "w4a8", "w5a8")
+    costs = rows_of({pair: Cost(1.0, 4.0, bops) for pair, bops in zip(pairs, (16, 24, 32, 48), strict=True)})
+    problem = formulate(costs, Budget(bops=limit))
+    assert pulp_solver._spend_slack(problem, [0]) == [expected]
+
+
+def test_costs_that_some_layer_has_no_number_for_are_not_summed() -> None:
+    costs = rows_of({"w4a4": Cost(1, 4, 16, 1.0)}, {"w4a4": Cost(1, 4, 16), "w8a8": Cost(0, 8, 64, 2.0)})
+    result = solve_ilp(formulate(costs, Budget(size=8)))
+    assert dict(result.costs) == {"size_bytes": 8.0, "bops": 32.0}
+
+
 def test_an_infeasible_budget_names_what_binds_and_the_nearest_value() -> None:
     costs = table([(9, 1), (2, 1)])
     with pytest.raises(InfeasibleBudget, match="budget of 7 bytes: the nearest is 8 bytes; raise the budget") as caught:
@@ -204,6 +222,50 @@ def test_unknown_solvers_and_ties() -> None:
         solve_ilp(formulate(table([(1, 0)]), Budget()), solver="gurobi")
     with pytest.raises(AllocationError, match="a tie names the unknown layer 'z'"):
         formulate(table([(1, 0)], ties=[("a", "z")]), Budget())
+
+
+def test_allocators_have_names() -> None:
+    problem = formulate(table([(9, 1), (2, 1)]), Budget(size=12))
+    for name in SOLVERS:
+        start = time.perf_counter()
+        result = find_allocator(name)(problem)
+        assert 0 < result.seconds <= time.perf_counter() - start
+        assert (chosen(result), result.solver, result.bits.origin) == ("84", name, f"ilp ({name})")
+        assert dict(result.limits) == {"size_bytes": 12}
+        assert dict(result.costs) == {"size_bytes": 12, "bops": 512 + 128, "latency_us": 3.0}
+    with pytest.raises(AllocationError, match="unknown solver 'gurobi'; known: cbc, highs"):
+        find_allocator("gurobi")
+
+
+def test_what_a_solver_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = formulate(table([(9, 1), (2, 1)]), Budget(size=12))
+
+    def refuses(message: str, solver: str = "cbc") -> None:
+        with pytest.raises(AllocationError) as caught:
+            solve_ilp(problem, solver=solver)
+        assert str(caught.value) == message
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pulp.HiGHS, "available", lambda self: False)
+        refuses("the solver 'highs' is not installed; pip install highspy", "highs")
+        patch.setattr(pulp.PULP_CBC_CMD, "available", lambda self: False)
+        refuses("the solver 'cbc' is not installed")
+
+    def fail(program: object, solver: object) -> int:
+        raise pulp.PulpError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pulp.LpProblem, "solve", fail)
+        refuses("the solver 'cbc' failed (out of memory); try the other solver")
+        patch.setattr(pulp.LpProblem, "solve", lambda program, solver: pulp.LpStatusUndefined)
+        refuses("cbc ended with the status 'Undefined'; try the other solver")
+    with monkeypatch.context() as patch:
+        patch.setattr(pulp_solver, "_MOST_CUTS", 0)
+        refuses("cbc returned 0 answers that leave a budget by rounding errors; raise the budget slightly")
+    true = pulp_solver._minimise
+    answers = iter([lambda *given: None])  # the first answer is wrong, what looks for the reason is not
+    monkeypatch.setattr(pulp_solver, "_minimise", lambda *given: next(answers, true)(*given))
+    refuses("cbc found no configuration where there is one; try the other solver")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -191,6 +191,16 @@ def test_other_operators_carry_the_ratio_of_scales() -> None:
     assert even.window == POOL
 
 
+@pytest.mark.parametrize("size", [(1, 3), (3, 1), (1, 1)])
+def test_windows_that_all_count_alike_share_a_multiplier(size: tuple[int, int]) -> None:
+    window = Window((6 // size[0], 6 // size[1]), (6 // size[0], 6 // size[1]))
+    counts = np.full(size, 36 // (size[0] * size[1]), np.float32)
+    pool = node("pool", "avg_pool2d", "a", shape=(4, *size), window=window, counts=counts)
+    op = integers(graph(conv("a", "x"), pool, conv("b", "pool", shape=(4, *size)))).node("pool").op
+    assert isinstance(op, AvgPool2d)
+    assert op.rescale.multiplier.shape == (1, 1)
+
+
 def test_a_narrower_copy_is_made_once_and_carries_the_ratio_of_scales() -> None:
     net = graph(
         conv("a", "x"), conv("b", "a"), conv("c", "a"), conv("d", "a"), node("s", "add", "b", "c"), conv("e", "s", "d")

@@ -42,7 +42,25 @@ PARTS = {
             *EXAMPLES,
         ),
     ),
-    "kernels": Part(("kernels/*.py", "kernels/generic/*.py"), ("tests/test_kernels_alone.py", "tests/test_kernels.py")),
+    "kernels": Part(
+        ("kernels/*.py", "kernels/generic/*.py"),
+        (
+            "tests/test_kernels_alone.py",
+            "tests/test_kernel_costs.py",
+            *(
+                f"tests/test_kernels.py::{name}"
+                for name in (
+                    "test_nibbles_unpack_to_what_was_packed",
+                    "test_channel_blocks_hold_every_channel_once",
+                    "test_blockings_are_sound",
+                    "test_four_bit_weights_take_the_packed_kernel_and_stay_packed",
+                    "test_declines_are_sentences_and_their_table_is_the_error",
+                    "test_operators_without_weights",
+                    "test_what_a_compiler_could_fold_away_still_compiles",
+                )
+            ),
+        ),
+    ),
     "ilp": Part(("ilp/*.py",), ("tests/test_ilp.py",)),
     "backends": Part(
         ("hawq_tvm/backends/onnx/*.py", "hawq_tvm/backends/pytorch/*.py"),

@@ -9,8 +9,8 @@ What is left out, and why:
 - strings elsewhere: a changed name fails at import or is a text for people, and comparisons are negated anyway;
 - ``frozen=`` of dataclasses and ``strict=`` of zip: declarations that guard against bugs of ours, as assertions do;
 - the ``-1`` of a `reshape`, for which numpy takes any negative number;
-- arguments that are swapped where their order cannot matter (`max`, `min`, `gcd`, `array_equal`, the first
-  two of `clip`).
+- arguments that are swapped where their order cannot matter (`max`, `min`, `gcd`, `array_equal`, TVM's
+  `all`, the first two of `clip`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from math import isfinite
 
 COSMETIC = {"__repr__", "__str__", "describe"}
 UNSEEN_KEYWORDS = {"name", "frozen", "strict"}
-SYMMETRIC = {"max", "min", "maximum", "minimum", "clip", "array_equal", "gcd"}
+SYMMETRIC = {"max", "min", "maximum", "minimum", "clip", "array_equal", "gcd", "all", "any"}
 
 ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult,
