@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: PyTorch's threads would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hawq_tvm.cli.app import main
 
