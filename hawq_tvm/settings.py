@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hawq_tvm.core.errors import AllocationError, RunError, SettingsError
 from hawq_tvm.core.option import option
-from hawq_tvm.core.specs import CHOICE, Bits, Budget, is_number
+from hawq_tvm.core.specs import CHOICE, Bits, Budget, is_number, parsed_bits
+from hawq_tvm.core.strict_json import JsonReader
 
 DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
 DEFAULT_OBSERVER = "percentile:99.999"
@@ -174,20 +175,37 @@ class Settings:
         Raises:
             RunError: anything else.
         """
-        try:
-            table = data["latency_table"]
-            return cls(
-                **{
-                    **data,
-                    "bits": tuple(Bits.parse(bits) for bits in data["bits"]),
-                    "budget": Budget.from_json(data["budget"]),
-                    "pins": {name: Bits.parse(bits) for name, bits in data["pins"].items()},
-                    "hessian": HessianSettings(**data["hessian"]),
-                    "latency_table": None if table is None else Path(table),
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"the manifest's settings are damaged ({error!r}); start the run again elsewhere") from error
+        reader = JsonReader("the manifest's settings are damaged", RunError, "start the run again elsewhere")
+        found = reader.take(data, _SettingsFile)
+        table = found["latency_table"]
+        return cls(
+            **{
+                **found,
+                "bits": tuple(parsed_bits(reader, "bits", bits) for bits in found["bits"]),
+                "budget": Budget.from_json(found["budget"]),
+                "pins": {name: parsed_bits(reader, name, bits) for name, bits in found["pins"].items()},
+                "latency_table": None if table is None else Path(table),
+            }
+        )
+
+
+class _SettingsFile(TypedDict):
+    """The JSON of `Settings`."""
+
+    bits: tuple[str, ...]
+    budget: Any
+    pins: Mapping[str, str]
+    pin_ends: bool
+    observer: str
+    hessian: HessianSettings
+    latency: bool
+    latency_table: str | None
+    solver: str
+    batch: int
+    threads: int | None
+    verify_samples: int
+    bench_seconds: float
+    seed: int
 
 
 def _at_least(what: str, value: object, least: int) -> None:

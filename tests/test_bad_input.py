@@ -18,15 +18,19 @@ from hawq_tvm.runs.rundir import MANIFEST
 from .conftest import NETWORKS, QUICK, Run
 
 
+def the_error(err: str) -> str:
+    """The only line on standard error beside those of finished stages, which are set in."""
+    (line,) = [line for line in err.splitlines() if not line.startswith("  ")]
+    assert line.startswith("error: ")
+    return line
+
+
 def fails(cli: Run, folder: Path, *arguments: object, message: str) -> None:
     before = sorted(str(item) for item in folder.rglob("*"))
     status, out, err = cli(*arguments)
     assert status == 2
     assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1, "one line"
-    assert "Traceback" not in err
-    assert message in err
+    assert message in the_error(err)
     assert sorted(str(item) for item in folder.rglob("*")) == before
 
 
@@ -66,7 +70,7 @@ BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "no latency table": (
         ("resnet20", "--latency-table", "l.json"),
-        "the latency table l.json: cannot be read (No such file",
+        "the latency table l.json does not exist",
     ),
     "too many threads": (("resnet20", "--threads", "4096"), "set TVM_NUM_THREADS=4096"),
     "no run directory's name": (("N:residual", "--data", "N:samples", "-o", "/"), "cannot be a run directory"),
@@ -85,9 +89,7 @@ def test_bad_runs(name: str, tmp_path: Path, cli: Run, monkeypatch: pytest.Monke
     status, out, err = cli("run", *named, *extra)
     assert status == 2
     assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    assert message in the_error(err)
     left = {path for path in set(work.rglob("*")) - before if path.name != "runs"}
     assert all(".partial" in str(path) for path in left), "nothing but finished stages, kept for the next start"
 
@@ -140,9 +142,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
     )  # fmt: skip
     assert result.returncode == 2
-    assert result.stderr.startswith("error: no room to write")
+    assert the_error(result.stderr).startswith("error: no room to write")
     assert "free some space" in result.stderr
-    assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -193,7 +193,9 @@ def test_a_library_of_another_network_is_not_used(scratch: Path, cli: Run) -> No
 
 def test_options_of_one_call_do_not_stick(scratch: Path, cli: Run) -> None:
     settings = json.loads((scratch / MANIFEST).read_text())["settings"]
-    assert "4 samples" in cli("verify", scratch, "--samples", "4")[1]
+    _, out, err = cli("verify", scratch, "--samples", "4")
+    assert "256 samples" in out, "the stronger proof is kept"
+    assert "compared 4 samples now, and the run keeps its report over 256 samples" in err
     assert cli("bench", scratch, "--seconds", "0.1", "--threads", "1")[0] == 0
     assert cli("allocate", scratch, "--bits", "4", "--solver", "highs")[0] == 0
     assert json.loads((scratch / MANIFEST).read_text())["settings"] == settings

@@ -202,7 +202,9 @@ def test_costs_that_some_layer_has_no_number_for_are_not_summed() -> None:
 
 def test_an_infeasible_budget_names_what_binds_and_the_nearest_value() -> None:
     costs = table([(9, 1), (2, 1)])
-    with pytest.raises(InfeasibleBudget, match="budget of 7 bytes: the nearest is 8 bytes; raise the budget") as caught:
+    with pytest.raises(
+        InfeasibleBudget, match=r"budget of 7 bytes \(did you mean 7kB\?\): the nearest is 8 bytes; raise the budget"
+    ) as caught:
         solve_ilp(formulate(costs, Budget(size=7)))
     assert (caught.value.budget, caught.value.limit, caught.value.nearest) == ("size_bytes", 7.0, 8.0)
     rows = tuple(LayerCosts(n, 1, 1, {W4: Cost(5, 4, 16, 3.0), W8: Cost(1, 8, 64, 2.0)}) for n in "ab")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -104,13 +104,17 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _check_early(model: str, weights: str | None, data: str, target: str, *files: Path | None) -> None:
+def _table(settings: Settings) -> dict[str, Path | None]:
+    return {"latency table": settings.latency_table}
+
+
+def _check_early(model: str, weights: str | None, data: str, target: str, files: Mapping[str, Path | None]) -> None:
     """Refuse wrong names and missing files before PyTorch and TVM are loaded, which takes seconds."""
     check_names(model, weights, data)
     find_target(target)
-    for file in files:
+    for what, file in files.items():
         if file is not None and not file.is_file():
-            raise SettingsError(f"{file} does not exist; check the path")
+            raise SettingsError(f"the {what} {file} does not exist; check the path")
 
 
 @app.callback()
@@ -139,7 +143,9 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Everything: capture, calibrate, profile, allocate, integerise, export, compile, verify, benchmark, report."""
-    _check_early(model, weights, data, target, bits_file, settings.latency_table)
+    if bits_file is not None and settings.budget:
+        raise SettingsError("--bits-file takes bits as they are and budgets choose them; give one or the other")
+    _check_early(model, weights, data, target, {"bit configuration": bits_file, **_table(settings)})
     from hawq_tvm.cli import commands
 
     names = commands.Sources(model, weights, data, samples)
@@ -159,7 +165,7 @@ def profile(
     as_json: AsJson = False,
 ) -> int:
     """Capture, calibrate and measure every layer's sensitivity and costs; `allocate` goes on from there."""
-    _check_early(model, weights, data, target, settings.latency_table)
+    _check_early(model, weights, data, target, _table(settings))
     from hawq_tvm.cli import commands
 
     names = commands.Sources(model, weights, data, samples)

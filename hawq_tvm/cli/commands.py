@@ -14,7 +14,7 @@ from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.calibration import make_observer
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes
-from hawq_tvm.core.errors import AllocationError, CompileError, RunError, SettingsError
+from hawq_tvm.core.errors import AllocationError, CompileError, RunError
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, Target, find_target
@@ -80,8 +80,6 @@ def _new_work(
 
 def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file: Path | None, as_json: bool) -> int:
     """`hawq-tvm run`."""
-    if bits_file is not None and settings.budget:
-        raise SettingsError("--bits-file takes bits as they are and budgets choose them; give one or the other")
     given = None if bits_file is None else read_bits(bits_file)
     _check_early(settings)
     if find_c_compiler() is None:

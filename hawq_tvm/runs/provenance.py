@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hawq_tvm.core.errors import HawqError, RunError
+from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.settings import Settings
 from hawq_tvm.sources.data import load_data
 from hawq_tvm.sources.models import LoadedModel, normal_spec
 from hawq_tvm.sources.names import file_of
-from hawq_tvm.sources.options import DataOptions, Preprocessing
+from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
 
 PYTHON_OBJECT = "python object"
@@ -52,14 +53,9 @@ def stored_options(run: Run) -> DataOptions:
     Raises:
         RunError: the manifest does not say.
     """
-    try:
-        options = dict(_stored(run)["options"])
-        how = options.pop("preprocessing")
-        shape = options.pop("input_shape")
-        how = {**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])}
-        return DataOptions(**options, preprocessing=Preprocessing(**how), input_shape=tuple(shape) if shape else None)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"the manifest's data is damaged ({error!r}); start the run again elsewhere") from error
+    reader = JsonReader("the manifest's data is damaged", RunError, "start the run again elsewhere")
+    options: DataOptions = reader.take(_stored(run).get("options"), DataOptions, where="options", signed=("mean",))
+    return options
 
 
 def code_of_samples(run: Run) -> str | None:
