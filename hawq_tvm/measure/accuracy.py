@@ -45,6 +45,9 @@ class Accuracy:
         """
         reader = JsonReader(name, RunError, "make it again with hawq-tvm compile")
         found: Accuracy = reader.take(data, cls, signed=("difference",))
+        of_labels = (found.float_top1, found.integer_top1, found.difference, found.standard_error)
+        if 0 < of_labels.count(None) < len(of_labels):
+            raise reader.fault("of its figures for labelled samples some are null and some are not")
         return found
 
     def __str__(self) -> str:
