@@ -1,13 +1,53 @@
-"""What the generic kernels say they cost, counted by hand on the cases that `test_kernels_alone` runs."""
+"""How the channels-last convolution cuts its work, and what kernels say they cost, counted by hand."""
 
 from __future__ import annotations
+
+from math import ceil
 
 import pytest
 
 from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer
 from hawq_tvm.kernels.generic.costs import CALL_US, RATES, Rates, Work, empty_lanes
+from hawq_tvm.kernels.generic.nhwc_conv2d import _pixels, _Shape
 
-from .test_kernels_alone import CASES, LAST, LLVM, PLAIN, image, offers_of, request_of
+from .test_kernels_alone import CASES, LAST, LLVM, PLAIN, S8, SAME, conv, image, offers_of, request_of
+
+
+@pytest.mark.parametrize("bits", [128, 256, 512])
+@pytest.mark.parametrize("halves", [1, 2, 3])
+def test_tiles_of_channels_last_leave_registers_and_repeat_least(halves: int, bits: int) -> None:
+    most = (28 if bits == 512 else 12) // halves
+    for width in range(1, 61):
+        work = {tile: ceil(width / tile) * (tile + 1) for tile in range(1, min(most, width) + 1)}
+        assert _pixels(width, halves, bits) == max(tile for tile in work if work[tile] == min(work.values()))
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "groups", "weight_bits", "vector_bits", "expected"),
+    [
+        (3, 64, 1, 8, 512, (2, 16, 2, False)),
+        (3, 48, 1, 8, 512, (3, 16, 1, False)),
+        (3, 48, 1, 4, 512, (1, 16, 3, False)),
+        (3, 16, 1, 8, 512, (1, 16, 1, False)),
+        (3, 33, 1, 8, 512, (3, 16, 1, False)),
+        (3, 80, 1, 8, 256, (2, 8, 5, False)),
+        (3, 8, 1, 8, 128, (2, 4, 1, False)),
+        (3, 5, 1, 8, 64, (2, 4, 1, False)),
+        (8, 48, 2, 8, 512, (3, 8, 1, False)),
+        (32, 32, 32, 8, 512, (2, 16, 1, True)),
+        (2, 2, 2, 8, 512, (1, 4, 1, True)),
+        (32, 64, 32, 8, 512, (1, 2, 1, False)),
+    ],
+)
+def test_blocks_of_channels_last_divide_the_stored_channels(
+    channels: int, out: int, groups: int, weight_bits: int, vector_bits: int, expected: tuple[int, int, int, bool]
+) -> None:
+    op = conv(channels, out, SAME, weight_bits, groups=groups)
+    shape = _Shape.of(request_of(op, [image(channels, 6, 6)], S8, vector_bits=vector_bits))
+    assert (shape.blocking.halves, shape.blocking.lanes, shape.blocks, shape.depthwise) == expected
+    assert shape.groups == (1 if shape.depthwise else groups)
+    assert shape.blocking.tile == _pixels(6, shape.blocking.halves, vector_bits)
+
 
 WORK: list[tuple[str, str, tuple[int, int, int]]] = [
     ("convolution", "NCHW", (2 * 32 * 5 * 6 * 5 * 6, 33 * 5 * 6, 5 * 12 * 20)),

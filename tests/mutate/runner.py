@@ -250,7 +250,7 @@ def witnesses(mutant: Mutant, file: str, coverage: dict[str, Coverage], seconds:
     """The tests that run a mutant's lines, as many as `seconds` hold.
 
     The quickest come first, the further instances of a parametrised test later, as they see much the same. What runs at
-    import may be seen by any test, most likely by one that runs the file.
+    import may be seen by any test.
     """
     found = [
         name
@@ -264,7 +264,7 @@ def witnesses(mutant: Mutant, file: str, coverage: dict[str, Coverage], seconds:
         function = name.partition("[")[0]
         instances[function] += 1
         late[name] = coverage[name].seconds * instances[function]
-    found.sort(key=lambda name: (file not in coverage[name].lines, late[name]))
+    found.sort(key=late.__getitem__)
     total, kept = 0.0, []
     for name in found:
         total += coverage[name].seconds
