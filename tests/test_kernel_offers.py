@@ -1,16 +1,21 @@
-"""How the channels-last convolution cuts its work, and what kernels say they cost, counted by hand."""
+"""What kernels offer: what they decline and why, how channels last is cut, and costs counted by hand."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
+import numpy as np
 import pytest
 
+from hawq_tvm.core.ir import Rescale, Window
+from hawq_tvm.core.ops import AvgPool2d
+from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer
 from hawq_tvm.kernels.generic.costs import CALL_US, RATES, Rates, Work, empty_lanes
 from hawq_tvm.kernels.generic.nhwc_conv2d import _pixels, _Shape
 
-from .test_kernels_alone import CASES, LAST, LLVM, PLAIN, S8, SAME, conv, image, offers_of, request_of
+from .test_kernels_alone import CASES, LAST, LLVM, PLAIN, S8, SAME, conv, declines_of, image, offers_of, request_of
 
 
 @pytest.mark.parametrize("bits", [128, 256, 512])
@@ -47,6 +52,77 @@ def test_blocks_of_channels_last_divide_the_stored_channels(
     assert (shape.blocking.halves, shape.blocking.lanes, shape.blocks, shape.depthwise) == expected
     assert shape.groups == (1 if shape.depthwise else groups)
     assert shape.blocking.tile == _pixels(6, shape.blocking.halves, vector_bits)
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "taken"), [(0, 9, True), (-9, 0, True), (0, 0, True), (1, 9, False), (-9, -1, False)]
+)
+def test_channels_that_fill_up_hold_zero_so_clips_must(lo: int, hi: int, taken: bool) -> None:
+    """Where nothing fills up, any clip will do."""
+    for channels in (5, 8):
+        rescale = Rescale(np.ones(channels), 9, lo, hi)
+        layer = replace(conv(3, channels, SAME, 8), rescale=rescale)
+        pool = AvgPool2d(Window((2, 2)), replace(rescale, multiplier=[[1]]))
+        for op, inputs in ((layer, image(3, 5, 5)), (pool, image(channels, 5, 5))):
+            orders = [offer.reads[0].order for offer in offers_of(request_of(op, [inputs], S8)).values()]
+            assert orders == (["NCHW", "NHWC"] if taken or channels == 8 else ["NCHW"])
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "groups", "taken"), [(8, 48, 2, True), (6, 24, 3, False), (8, 24, 2, False), (4, 32, 2, True)]
+)
+def test_groups_fill_half_a_vector_each_and_leave_nothing_to_fill(
+    channels: int, out: int, groups: int, taken: bool
+) -> None:
+    """Of 24, 8, 12 and 16 channels a group, in vectors of 16: 8 leaves 8 of 32 unfilled, 12 fills a quarter."""
+    op = conv(channels, out, SAME, 8, groups=groups)
+    orders = [offer.reads[0].order for offer in offers_of(request_of(op, [image(channels, 5, 5)], S8)).values()]
+    assert orders == (["NCHW", "NHWC"] if taken else ["NCHW"])
+
+
+def test_channels_last_is_declined_with_a_sentence() -> None:
+    op, inputs, output, _ = CASES["with a residual"]
+    request = request_of(op, inputs, output)
+    name = "conv2d_x8w8s32_generic_nhwc"
+    for missing in ("x0", "x1", "y"):
+        found = {value: storage for value, storage in request.alternatives.items() if value != missing}
+        answer = declines_of(replace(request, alternatives=found), name)
+        assert answer == [f"computes on channels last, in which '{missing}' is not in play"]
+    moon = replace(request, target=Target("moon", "hexagon", ""))
+    assert declines_of(moon, name, "add_generic") == ["written for CPUs through LLVM, not for 'hexagon'"] * 2
+    assert declines_of(request, "add_generic_nhwc", "linear_x8w8s32_generic") == [
+        "computes linear, not conv2d", "computes add, not conv2d",
+    ]  # fmt: skip
+    assert declines_of(request, "conv2d_x8w4s32_generic_nhwc") == ["stores weights in 4 bits, these have 8"]
+    op, inputs, output, _ = CASES["convolution of 4 bits"]
+    packed = "stores weights in 8 bits, these have 4 and stay packed"
+    assert declines_of(request_of(op, inputs, output), name) == [packed]
+    op, inputs, output, _ = CASES["global average pool"]
+    request = request_of(op, inputs, output)
+    pool = "global_avg_pool2d_generic_nhwc"
+    alone = {"x0": request.alternatives["x0"]}
+    assert isinstance(declines_of(replace(request, alternatives=alone), pool)[0], Offer), (
+        "one pixel is NCHW in any case"
+    )
+    refused = declines_of(replace(request, alternatives={}), pool)
+    assert refused == ["computes on channels last, in which 'x0' is not in play"]
+
+
+@pytest.mark.parametrize(
+    ("case", "kernel", "message"),
+    [
+        ("a clip without zero", "conv2d_x8w8s32_generic_nhwc", "its clip 7..110 leaves out"),
+        ("average pool, unpadded", "avg_pool2d_generic_nhwc", "its clip 3..99 leaves out"),
+        ("max pool of signed", "max_pool2d_generic_nhwc", "not the least values of s8"),
+        ("grouped of 4 bits", "conv2d_x8w4s32_generic_nhwc", "groups of 6 channels of 18 do not fill"),
+        ("groups of one", "conv2d_x8w8s32_generic_nhwc", "groups of 2 channels of 12 do not fill"),
+    ],
+)
+def test_what_channels_last_cannot_hold_is_said(case: str, kernel: str, message: str) -> None:
+    op, inputs, output, how = CASES[case]
+    (answer,) = declines_of(request_of(op, inputs, output, **how), kernel)
+    assert isinstance(answer, str)
+    assert message in answer
 
 
 WORK: list[tuple[str, str, tuple[int, int, int]]] = [
