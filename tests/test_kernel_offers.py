@@ -129,6 +129,7 @@ WORK: list[tuple[str, str, tuple[int, int, int]]] = [
     ("convolution", "NCHW", (2 * 32 * 5 * 6 * 5 * 6, 33 * 5 * 6, 5 * 12 * 20)),
     ("convolution", "NHWC", (48 * 5 * 6 * 5 * 6, 6 * 8 * 48, 0)),
     ("convolution without padding", "NCHW", (64 * 5 * 15 * 4 * 6, 64 * 5 * 15, 0)),
+    ("two tiles a row", "NHWC", (32 * 2 * 16 * 4 * 9, 3 * 17 * 32, 0)),
     ("a narrow one", "NCHW", (4 * 6 * 7 * 3 * 9, 3 * 6 * 7, 3 * 8 * 9)),
     ("with a residual", "NCHW", (2 * 32 * 6 * 6 * 4 * 9, 2 * 20 * 6 * 6, 2 * 4 * 8 * 8)),
     ("with a residual", "NHWC", (2 * 32 * 6 * 6 * 4 * 9, 2 * 6 * 6 * 32, 0)),
@@ -173,6 +174,26 @@ def test_costs_count_the_work_with_what_fills_up(
 def test_lanes_that_stay_empty_cost_as_full_ones(lanes: int, bits: int, expected: int) -> None:
     op, inputs, output, _ = CASES["convolution"]
     assert empty_lanes(lanes, request_of(op, inputs, output, vector_bits=bits)) == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "order", "rates"),
+    [
+        ("convolution", "NCHW", "conv2d nchw"), ("groups of one", "NCHW", "conv2d nchw pixels"),
+        ("convolution", "NHWC", "conv2d nhwc"), ("depthwise", "NHWC", "conv2d nhwc depthwise"),
+        ("linear", "NCHW", "linear"), ("max pool", "NCHW", "pool nchw"), ("max pool", "NHWC", "max pool nhwc"),
+        ("average pool", "NHWC", "avg pool nhwc"), ("global average pool", "NCHW", "global pool nchw"),
+        ("global average pool", "NHWC", "global pool nhwc"), ("sum", "NCHW", "elementwise nchw"),
+        ("sum", "NHWC", "elementwise nhwc"), ("concatenation", "NCHW", "concat nchw"),
+        ("concatenation", "NHWC", "concat nhwc"),
+    ],
+)  # fmt: skip
+def test_kernels_have_rates_of_their_own(case: str, order: str, rates: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RATES:
+        monkeypatch.setitem(RATES, name, Rates(0, 1000 if name == rates else 0))
+    op, inputs, output, how = CASES[case]
+    offers = offers_of(request_of(op, inputs, output, **how)).values()
+    assert [offer.cost > CALL_US for offer in offers if offer.reads[0].order == order] == [True]
 
 
 def test_a_conversion_costs_what_the_larger_side_holds(monkeypatch: pytest.MonkeyPatch) -> None:

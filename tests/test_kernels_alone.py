@@ -47,7 +47,7 @@ def request_of(
         if len(x.shape) == 3
     }
     if len(type.shape) == 3:
-        images["y"] = channels_last(type, (0, 2, 1, 0) if batch == 1 else (0, 0, 0, 0))
+        images["y"] = channels_last(type, (1, 2, 0, 0) if batch == 1 else (0, 0, 0, 0))
     return Request(node, tuple(inputs), batch, LLVM, vector_bits, images)
 
 
@@ -115,6 +115,7 @@ CASES: dict[str, tuple[Operator, list[TensorType], IntType, dict[str, int]]] = {
     "convolution": (conv(5, 33, STRIDED, 8), [image(5, 9, 19, S8)], S8, {}),
     "convolution of 4 bits": (conv(5, 33, STRIDED, 4), [image(5, 9, 19)], S8, {}),
     "convolution without padding": (conv(4, 64, VALID, 8, lo=0), [image(4, 6, 17)], U8, {"vector_bits": 256}),
+    "two tiles a row": (conv(4, 32, SAME, 8), [image(4, 2, 15)], S8, {}),
     "a narrow one": (conv(3, 3, SAME, 4), [image(3, 6, 7)], S8, {"vector_bits": 128}),
     "one vector": (conv(6, 16, SAME, 3), [image(6, 5, 9)], S8, {}),
     "with a residual": (conv(4, 20, SAME, 8, residual=20), [image(4, 6, 6), image(20, 6, 6, S8)], S8, {"batch": 2}),
@@ -326,6 +327,14 @@ NESTS: list[tuple[Operator, list[TensorType], dict[str, int], str, list[str]]] =
     (
         MaxPool2d(Window((2, 2))), [image(20, 6, 5)], {"batch": 2}, "NHWC",
         ["10 > 4 > 1 > vector 32", "10 > 4 > 1 > 2 > 2 > vector 32", "10 > 4 > 1 > vector 32"],
+    ),
+    (
+        MaxPool2d(Window((1, 1))), [image(128, 3, 3)], {"batch": 2}, "NHWC",
+        ["6 > 3 > 2 > vector 64", "6 > 3 > 2 > 1 > 1 > vector 64", "6 > 3 > 2 > vector 64"],
+    ),
+    (
+        AvgPool2d(Window((1, 1)), Rescale([[1]], 2, 0, 9)), [image(8, 3, 3)], {"batch": 2, "vector_bits": 128}, "NHWC",
+        ["6 > 3 > 2 > vector 4", "6 > 3 > 2 > 1 > 1 > vector 4", "6 > 3 > 2 > vector 4"],
     ),
     (
         AvgPool2d(Window((2, 2), (2, 2)), Rescale([[1]], 2, 0, 255)), [image(40, 60, 60)], {}, "NCHW",

@@ -80,7 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     past = dict(map(json.loads, log.read_text().splitlines())) if log.exists() else {}
     names = _names(cases)
     known = {key: str(past.get(name, "")) for key, name in names.items()}
-    todo = [case for case in cases if not (options.survivors and known[case.key])]
+    excused = accepted()
+    todo = [
+        case
+        for case in cases
+        if not options.survivors or not (known[case.key] or any(e.covers(case.file, case.mutant) for e in excused))
+    ]
     tell(f"{len(cases)} mutants of {len(files)} files, {len(todo)} to judge, {options.jobs} at a time")
     done = 0
 
@@ -118,7 +123,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="forks at a time")
     parser.add_argument("--seconds", type=float, default=WITNESS_SECONDS, help="of tests, for one mutant")
-    parser.add_argument("--survivors", action="store_true", help="judge those alone that were not killed before")
+    parser.add_argument(
+        "--survivors", action="store_true", help="judge those alone that were neither killed before nor are accepted"
+    )
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file, beside those of other parts")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
