@@ -33,7 +33,8 @@ class Accepted:
     Attributes:
         file: where.
         function: the qualified name; empty for a module's own lines.
-        changes: each the statement as it is and with the fault, joined by `` => ``.
+        changes: each the statement as it is and with the fault, joined by `` => ``; one that ends in `` ...`` stands for
+            all that begin so.
         reason: why the program does the same.
     """
 
@@ -43,7 +44,11 @@ class Accepted:
     reason: str
 
     def covers(self, file: str, mutant: Mutant) -> bool:
-        return (file, mutant.function) == (self.file, self.function) and change_of(mutant) in self.changes
+        here, change = (file, mutant.function) == (self.file, self.function), change_of(mutant)
+        return here and any(
+            change.startswith(given.removesuffix(" ...")) if given.endswith(" ...") else change == given
+            for given in self.changes
+        )
 
 
 def change_of(mutant: Mutant) -> str:
