@@ -33,8 +33,8 @@ class Accepted:
     Attributes:
         file: where.
         function: the qualified name; empty for a module's own lines.
-        changes: each the statement as it is and with the fault, joined by `` => ``; one that ends in `` ...`` stands for
-            all that begin so.
+        changes: each the statement as it is and with the fault, joined by `` => ``; one that ends in `` ...`` stands
+            for all that begin so.
         reason: why the program does the same.
     """
 
