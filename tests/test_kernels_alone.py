@@ -143,6 +143,9 @@ CASES: dict[str, tuple[Operator, list[TensorType], IntType, dict[str, int]]] = {
         Add(Rescale([2**31 - 1, 3 * 2**28], 32, -128, 100)), [image(5, 4, 6, S8), image(5, 4, 6)], S8, {},
     ),
     "requantize": (Requantize(Rescale([2**31 - 1], 33, -8, 7)), [image(5, 3, 7, S8)], S4, {"batch": 2}),
+    "requantize, nothing to fill up": (
+        Requantize(Rescale([2**31 - 1], 32, -60, 60)), [image(16, 3, 4, S8)], S8, {},
+    ),
     "requantize a vector": (Requantize(Rescale([3], 2, -128, 127)), [TensorType(S8, (9,), 1.0)], S8, {}),
     "concatenation": (
         Concat(Rescale([2**30, 2**29, 2**30 + 3], 30, -128, 127)),

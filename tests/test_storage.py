@@ -342,7 +342,10 @@ def test_blocks_of_two_are_blocks() -> None:
 
 def test_what_is_left_out_of_json_has_its_default() -> None:
     assert Storage.from_json({}) == Storage() == Storage("NCHW", 1, 1, (0, 0, 0, 0), 8, 0)
-    assert Storage.from_json({"order": "NHWC", "frame": [1, 2, 3, 4]}) == Storage("NHWC", frame=(1, 2, 3, 4))
+    given = Storage.from_json({"order": "NHWC", "frame": [1, 2, 3, 4]})
+    assert given == Storage("NHWC", frame=(1, 2, 3, 4))
+    listed = Storage("NHWC", frame=[1, 2, 3, 4])  # type: ignore[arg-type]
+    assert len({given, listed}) == 1
 
 
 def test_unpacking_checks_the_type_first() -> None:

@@ -145,10 +145,11 @@ def _cases(
     cases = []
     for path in files:
         file = str(path.relative_to(root))
-        early = set(coverage[runner.COLLECTING].lines.get(file, ()))
+        collecting = set(coverage[runner.COLLECTING].lines.get(file, ()))
         for mutant in mutants(path.read_text()):
-            tests = tuple(runner.witnesses(mutant, file, coverage, options.seconds))
-            cases.append(runner.Case(file, mutant, tests, not early.isdisjoint(mutant.lines)))
+            early = not mutant.runs or not collecting.isdisjoint(mutant.lines)
+            tests = runner.witnesses(mutant, file, early, coverage, options.seconds)
+            cases.append(runner.Case(file, mutant, tuple(tests), early))
     if options.sample is not None and options.sample < len(cases):
         cases = sorted(random.Random(options.seed).sample(cases, options.sample), key=cases.index)
     return cases

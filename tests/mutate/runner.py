@@ -246,8 +246,8 @@ def _listed(seen: dict[str, set[int]]) -> dict[str, list[int]]:
     return {name: sorted(lines) for name, lines in seen.items()}
 
 
-def witnesses(mutant: Mutant, file: str, coverage: dict[str, Coverage], seconds: float) -> list[str]:
-    """The tests that run a mutant's lines, as many as `seconds` hold.
+def witnesses(mutant: Mutant, file: str, early: bool, coverage: dict[str, Coverage], seconds: float) -> list[str]:
+    """The tests that run a mutant's lines, as many as `seconds` hold; all tests where these run `early`, at import.
 
     The quickest come first, the further instances of a parametrised test later, as they see much the same. What runs at
     import may be seen by any test.
@@ -255,7 +255,7 @@ def witnesses(mutant: Mutant, file: str, coverage: dict[str, Coverage], seconds:
     found = [
         name
         for name, test in coverage.items()
-        if test.passed and (not mutant.runs or not set(mutant.lines).isdisjoint(test.lines.get(file, ())))
+        if test.passed and (early or not set(mutant.lines).isdisjoint(test.lines.get(file, ())))
     ]
     found.sort(key=lambda name: coverage[name].seconds)
     instances: Counter[str] = Counter()
