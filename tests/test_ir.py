@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_int_types(type: str, lo: int, hi: int, carrier: str) -> None:
     assert (parsed.lo, parsed.hi, parsed.carrier, repr(parsed)) == (lo, hi, carrier, type)
 
 
-@pytest.mark.parametrize("text", ["u1", "s9", "u32", "x8", "8", "", "u"])
+@pytest.mark.parametrize("text", ["u1", "s9", "u32", "x8", "8", "", "u", "ux", "s-8", "u8x"])
 def test_other_int_types_are_refused(text: str) -> None:
     with pytest.raises(GraphError):
         IntType.parse(text)
@@ -268,6 +269,12 @@ def test_a_window_of_nothing_is_refused(changes: dict[str, Any]) -> None:
 def test_arrays_hold_what_they_are_given_or_refuse_it(values: Any, dtype: str) -> None:
     with pytest.raises(GraphError, match=dtype):
         frozen_array(values, dtype)
+
+
+def test_refusing_a_nan_warns_of_nothing() -> None:
+    with warnings.catch_warnings(), pytest.raises(GraphError, match="int8 holds whole numbers"):
+        warnings.simplefilter("error")
+        frozen_array([np.nan], "int8")
 
 
 def test_arrays_are_copied_unless_they_cannot_change() -> None:

@@ -47,12 +47,13 @@ def request_of(
         if len(x.shape) == 3
     }
     if len(type.shape) == 3:
-        images["y"] = channels_last(type, (0, 2, 1, 0) if batch == 1 else (0, 0, 0, 0))
+        images["y"] = channels_last(type, (1, 2, 0, 0) if batch == 1 else (0, 0, 0, 0))
     return Request(node, tuple(inputs), batch, LLVM, vector_bits, images)
 
 
 def offers_of(request: Request) -> dict[str, Offer]:
     answers = {kernel.name: kernel.offer(request) for kernel in KERNELS}
+    assert all(isinstance(answer, Offer) or (isinstance(answer, str) and answer) for answer in answers.values())
     return {name: answer for name, answer in answers.items() if isinstance(answer, Offer)}
 
 
@@ -62,15 +63,20 @@ def written(
     writes: Mapping[str, tuple[TensorType, Storage]],
     batch: int,
 ) -> dict[str, Array]:
-    """What each kernel leaves in memory that held something else before."""
+    """What each kernel leaves in memory that held something else before; beside it, nothing is touched."""
     functions = {name: kernel.function.with_attr("global_symbol", name) for name, kernel in built.items()}
     library = tvm.compile(tvm.IRModule(functions), target=Machine.resolve(LLVM).tvm_target)
     found = {}
     for name, kernel in built.items():
         type, storage = writes[name]
-        output = tvm.runtime.tensor(np.full(storage.shape(type, batch), 0x55, storage.dtype(type)))
-        library[name](*map(tvm.runtime.tensor, (*given[name], *kernel.constants)), output)
-        found[name] = output.numpy()
+        size, memory = storage.size_bytes(type, batch), np.full(storage.size_bytes(type, batch) + 512, 0x55, np.uint8)
+        start = 128 + -(memory.ctypes.data + 128) % 64  # TVM wants tensors aligned
+        output = memory[start : start + size].view(storage.dtype(type)).reshape(storage.shape(type, batch))
+        arguments = [tvm.runtime.tensor(array) for array in (*given[name], *kernel.constants)]
+        library[name](*arguments, tvm.runtime.from_dlpack(output))
+        assert (memory[:start] == 0x55).all(), name
+        assert (memory[start + size :] == 0x55).all(), name
+        found[name] = output
     return found
 
 
@@ -114,12 +120,15 @@ CASES: dict[str, tuple[Operator, list[TensorType], IntType, dict[str, int]]] = {
     "convolution": (conv(5, 33, STRIDED, 8), [image(5, 9, 19, S8)], S8, {}),
     "convolution of 4 bits": (conv(5, 33, STRIDED, 4), [image(5, 9, 19)], S8, {}),
     "convolution without padding": (conv(4, 64, VALID, 8, lo=0), [image(4, 6, 17)], U8, {"vector_bits": 256}),
+    "two tiles a row": (conv(4, 32, SAME, 8), [image(4, 2, 15)], S8, {}),
     "a narrow one": (conv(3, 3, SAME, 4), [image(3, 6, 7)], S8, {"vector_bits": 128}),
     "one vector": (conv(6, 16, SAME, 3), [image(6, 5, 9)], S8, {}),
     "with a residual": (conv(4, 20, SAME, 8, residual=20), [image(4, 6, 6), image(20, 6, 6, S8)], S8, {"batch": 2}),
     "with one residual factor": (conv(4, 20, SAME, 4, residual=1), [image(4, 6, 6), image(20, 6, 6, S8)], S8, {}),
     "pointwise": (conv(20, 32, Window((1, 1), (2, 2)), 8), [image(20, 7, 7)], S8, {"batch": 2}),
     "grouped": (conv(8, 48, SAME, 8, groups=2), [image(8, 5, 6)], S8, {"vector_bits": 256}),
+    "grouped, half a vector each": (conv(8, 48, SAME, 8, groups=2), [image(8, 5, 6)], S8, {}),
+    "depthwise of two": (conv(2, 2, SAME, 8, groups=2), [image(2, 5, 6)], S8, {}),
     "grouped of 4 bits": (conv(6, 18, SAME, 4, groups=3), [image(6, 5, 6)], S8, {}),
     "groups of one": (conv(6, 12, SAME, 8, groups=6), [image(6, 5, 21)], S8, {}),
     "depthwise": (conv(20, 20, STRIDED, 8, groups=20), [image(20, 9, 19)], S8, {}),
@@ -134,6 +143,9 @@ CASES: dict[str, tuple[Operator, list[TensorType], IntType, dict[str, int]]] = {
         Add(Rescale([2**31 - 1, 3 * 2**28], 32, -128, 100)), [image(5, 4, 6, S8), image(5, 4, 6)], S8, {},
     ),
     "requantize": (Requantize(Rescale([2**31 - 1], 33, -8, 7)), [image(5, 3, 7, S8)], S4, {"batch": 2}),
+    "requantize, nothing to fill up": (
+        Requantize(Rescale([2**31 - 1], 32, -60, 60)), [image(16, 3, 4, S8)], S8, {},
+    ),
     "requantize a vector": (Requantize(Rescale([3], 2, -128, 127)), [TensorType(S8, (9,), 1.0)], S8, {}),
     "concatenation": (
         Concat(Rescale([2**30, 2**29, 2**30 + 3], 30, -128, 127)),
@@ -185,6 +197,24 @@ def test_every_kernel_that_offers_writes_every_byte_as_the_storage_has_it(case: 
         wanted = pack(expected.astype(type.dtype.carrier), type, offer.writes)
         assert found[name].dtype == wanted.dtype
         assert np.array_equal(found[name], wanted), name
+
+
+@pytest.mark.parametrize("width", [13, 15, 17])
+def test_the_last_tile_of_a_row_does_not_reach_past_it(width: int) -> None:
+    """Into the frame at the right, which is written before the row is."""
+    op, x = conv(4, 32, SAME, 8), image(4, 2, width)
+    request = request_of(op, [x], S8)
+    framed = Storage("NHWC", multiple=16, frame=(0, 0, 0, 9))
+    request = replace(request, alternatives={**request.alternatives, "y": framed})
+    (offer,) = declines_of(request, "conv2d_x8w8s32_generic_nhwc")
+    assert isinstance(offer, Offer)
+    value, type = random_integers(x, 1), request.node.type
+    found = written({"y": offer.build()}, {"y": [pack(value, x, offer.reads[0])]}, {"y": (type, framed)}, 1)
+    assert np.array_equal(found["y"], pack(op.evaluate([value]).astype(np.int8), type, framed))
+
+
+def declines_of(request: Request, *names: str) -> list[Offer | str]:
+    return [kernel.offer(request) for kernel in KERNELS if kernel.name in names]
 
 
 LAST, OTHER = Storage("NHWC", multiple=4, frame=(1, 0, 2, 1)), Storage("NHWC", multiple=16, frame=(0, 2, 0, 0))
@@ -278,7 +308,10 @@ NESTS: list[tuple[Operator, list[TensorType], dict[str, int], str, list[str]]] =
     ),
     (
         conv(32, 32, SAME, 4, groups=32), [image(32, 5, 5)], {"vector_bits": 256}, "NHWC",
-        ["12 > 2 > 16", "10 x 12 > 1 > vector 8"],
+        [
+            "12 > 2 > 16", "10 x 12 > 1 > vector 8", "10 x 12 > 1 > 3 > 3 > 1 > vector 8", "10 x 12 > 1 > vector 8",
+            "12 > 7 > 16",
+        ],
     ),
     (
         linear(2000, 1008, 8), [TensorType(U8, (2000,), 1.0)], {}, "NCHW",
@@ -300,6 +333,18 @@ NESTS: list[tuple[Operator, list[TensorType], dict[str, int], str, list[str]]] =
         ],
     ),
     (
+        MaxPool2d(Window((2, 2))), [image(20, 6, 5)], {"batch": 2}, "NHWC",
+        ["10 > 4 > 1 > vector 32", "10 > 4 > 1 > 2 > 2 > vector 32", "10 > 4 > 1 > vector 32"],
+    ),
+    (
+        MaxPool2d(Window((1, 1))), [image(128, 3, 3)], {"batch": 2}, "NHWC",
+        ["6 > 3 > 2 > vector 64", "6 > 3 > 2 > 1 > 1 > vector 64", "6 > 3 > 2 > vector 64"],
+    ),
+    (
+        AvgPool2d(Window((1, 1)), Rescale([[1]], 2, 0, 9)), [image(8, 3, 3)], {"batch": 2, "vector_bits": 128}, "NHWC",
+        ["6 > 3 > 2 > vector 4", "6 > 3 > 2 > 1 > 1 > vector 4", "6 > 3 > 2 > vector 4"],
+    ),
+    (
         AvgPool2d(Window((2, 2), (2, 2)), Rescale([[1]], 2, 0, 255)), [image(40, 60, 60)], {}, "NCHW",
         ["parallel 40 > 30 > 30 > 2 > 2", "parallel 40 > 30 > 30"],
     ),
@@ -310,6 +355,10 @@ NESTS: list[tuple[Operator, list[TensorType], dict[str, int], str, list[str]]] =
     (
         GlobalAvgPool2d(Rescale([2**30], 41, 0, 255)), [image(40, 60, 60)], {}, "NHWC",
         ["parallel 3 > vector 16", "parallel 3 > 60 > 60 > vector 16", "parallel 3 > 16"],
+    ),
+    (
+        GlobalAvgPool2d(Rescale([1], 2, 0, 15)), [image(8, 3, 3)], {"vector_bits": 128}, "NHWC",
+        ["2 > vector 4", "2 > 3 > 3 > vector 4", "2 > 4"],
     ),
     (Requantize(Rescale([1], 2, 0, 15)), [image(40, 60, 60)], {}, "NCHW", ["parallel 40 > 60 > 60"]),
     (
@@ -331,8 +380,7 @@ def test_loops_are_nested_cut_and_spread_as_the_kernel_says(
     """Blocks, tiles and vectors change no integer; threads where there is enough to do, and only there."""
     offers = offers_of(request_of(op, inputs, result_type(op), **how))
     (offer,) = (offer for offer in offers.values() if offer.reads[0].order == order)
-    nests = counted(loops(offer.build().function))
-    assert nests[: len(expected)] == expected
+    assert counted(loops(offer.build().function)) == expected
 
 
 @pytest.mark.parametrize(

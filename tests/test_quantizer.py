@@ -64,3 +64,10 @@ def test_weights_are_divided_in_float64() -> None:
     weight, scale = np.array([[1.05]], np.float32), 0.7
     assert weight[0, 0].astype(np.float64) / scale < 1.5 <= weight[0, 0] / np.float32(scale)
     assert quantize_weight(weight, np.array([scale]), 8).tolist() == [[1]]
+
+
+def test_a_channel_of_zeros_is_zero_whatever_lay_in_memory() -> None:
+    for _ in range(20):
+        junk = [np.full((1, 8), 9.0) for _ in range(20)]
+        del junk  # numpy hands such memory out again
+        assert not quantize_weight(np.zeros((1, 8)), np.zeros(1), 8).any()

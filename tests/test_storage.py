@@ -330,3 +330,24 @@ def test_a_narrow_dense_block_is_exact(layers: int) -> None:
         choice = problem.choose()
         assert choice.exact
         assert choice.cost == brute_force(problem)
+
+
+def test_blocks_of_two_are_blocks() -> None:
+    type, storage = TensorType(U8, (3, 1, 2), 1.0), Storage(block=2, multiple=2)
+    x = np.arange(6, dtype=np.uint8).reshape(1, 3, 1, 2)
+    stored = pack(x, type, storage)
+    assert stored.tolist() == [[[[[0, 2], [1, 3]]], [[[4, 0], [5, 0]]]]]
+    assert np.array_equal(unpack(stored, type, storage), x)
+
+
+def test_what_is_left_out_of_json_has_its_default() -> None:
+    assert Storage.from_json({}) == Storage() == Storage("NCHW", 1, 1, (0, 0, 0, 0), 8, 0)
+    given = Storage.from_json({"order": "NHWC", "frame": [1, 2, 3, 4]})
+    assert given == Storage("NHWC", frame=(1, 2, 3, 4))
+    listed = Storage("NHWC", frame=[1, 2, 3, 4])  # type: ignore[arg-type]
+    assert len({given, listed}) == 1
+
+
+def test_unpacking_checks_the_type_first() -> None:
+    with pytest.raises(GraphError, match="would store"):
+        unpack(np.zeros((1, 1, 2, 1), np.uint8), TensorType(U8, (1, 2, 2), 1.0), Storage(bits=4))

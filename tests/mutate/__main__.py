@@ -33,7 +33,8 @@ class Accepted:
     Attributes:
         file: where.
         function: the qualified name; empty for a module's own lines.
-        changes: each the statement as it is and with the fault, joined by `` => ``.
+        changes: each the statement as it is and with the fault, joined by `` => ``; one that ends in `` ...`` stands
+            for all that begin so.
         reason: why the program does the same.
     """
 
@@ -43,7 +44,11 @@ class Accepted:
     reason: str
 
     def covers(self, file: str, mutant: Mutant) -> bool:
-        return (file, mutant.function) == (self.file, self.function) and change_of(mutant) in self.changes
+        here, change = (file, mutant.function) == (self.file, self.function), change_of(mutant)
+        return here and any(
+            change.startswith(given.removesuffix(" ...")) if given.endswith(" ...") else change == given
+            for given in self.changes
+        )
 
 
 def change_of(mutant: Mutant) -> str:
@@ -80,7 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     past = dict(map(json.loads, log.read_text().splitlines())) if log.exists() else {}
     names = _names(cases)
     known = {key: str(past.get(name, "")) for key, name in names.items()}
-    todo = [case for case in cases if not (options.survivors and known[case.key])]
+    excused = accepted()
+    todo = [
+        case
+        for case in cases
+        if not options.survivors or not (known[case.key] or any(e.covers(case.file, case.mutant) for e in excused))
+    ]
     tell(f"{len(cases)} mutants of {len(files)} files, {len(todo)} to judge, {options.jobs} at a time")
     done = 0
 
@@ -118,7 +128,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="forks at a time")
     parser.add_argument("--seconds", type=float, default=WITNESS_SECONDS, help="of tests, for one mutant")
-    parser.add_argument("--survivors", action="store_true", help="judge those alone that were not killed before")
+    parser.add_argument(
+        "--survivors", action="store_true", help="judge those alone that were neither killed before nor are accepted"
+    )
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file, beside those of other parts")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -133,10 +145,11 @@ def _cases(
     cases = []
     for path in files:
         file = str(path.relative_to(root))
-        early = set(coverage[runner.COLLECTING].lines.get(file, ()))
+        collecting = set(coverage[runner.COLLECTING].lines.get(file, ()))
         for mutant in mutants(path.read_text()):
-            tests = tuple(runner.witnesses(mutant, file, coverage, options.seconds))
-            cases.append(runner.Case(file, mutant, tests, not early.isdisjoint(mutant.lines)))
+            early = not mutant.runs or not collecting.isdisjoint(mutant.lines)
+            tests = runner.witnesses(mutant, file, early, coverage, options.seconds)
+            cases.append(runner.Case(file, mutant, tuple(tests), early))
     if options.sample is not None and options.sample < len(cases):
         cases = sorted(random.Random(options.seed).sample(cases, options.sample), key=cases.index)
     return cases

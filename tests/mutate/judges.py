@@ -46,7 +46,7 @@ PARTS = {
         ("kernels/*.py", "kernels/generic/*.py"),
         (
             "tests/test_kernels_alone.py",
-            "tests/test_kernel_costs.py",
+            "tests/test_kernel_offers.py",
             *(
                 f"tests/test_kernels.py::{name}"
                 for name in (

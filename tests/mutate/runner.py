@@ -246,16 +246,16 @@ def _listed(seen: dict[str, set[int]]) -> dict[str, list[int]]:
     return {name: sorted(lines) for name, lines in seen.items()}
 
 
-def witnesses(mutant: Mutant, file: str, coverage: dict[str, Coverage], seconds: float) -> list[str]:
-    """The tests that run a mutant's lines, as many as `seconds` hold.
+def witnesses(mutant: Mutant, file: str, early: bool, coverage: dict[str, Coverage], seconds: float) -> list[str]:
+    """The tests that run a mutant's lines, as many as `seconds` hold; all tests where these run `early`, at import.
 
     The quickest come first, the further instances of a parametrised test later, as they see much the same. What runs at
-    import may be seen by any test, most likely by one that runs the file.
+    import may be seen by any test.
     """
     found = [
         name
         for name, test in coverage.items()
-        if test.passed and (not mutant.runs or not set(mutant.lines).isdisjoint(test.lines.get(file, ())))
+        if test.passed and (early or not set(mutant.lines).isdisjoint(test.lines.get(file, ())))
     ]
     found.sort(key=lambda name: coverage[name].seconds)
     instances: Counter[str] = Counter()
@@ -264,7 +264,7 @@ def witnesses(mutant: Mutant, file: str, coverage: dict[str, Coverage], seconds:
         function = name.partition("[")[0]
         instances[function] += 1
         late[name] = coverage[name].seconds * instances[function]
-    found.sort(key=lambda name: (file not in coverage[name].lines, late[name]))
+    found.sort(key=late.__getitem__)
     total, kept = 0.0, []
     for name in found:
         total += coverage[name].seconds
