@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from hawq_tvm.runs.provenance import (
     stored_settings,
 )
 from hawq_tvm.runs.report import render_card, write_report
-from hawq_tvm.runs.rundir import Run, edit_run, open_run, refuse_full_disk
+from hawq_tvm.runs.rundir import Run, edit_run, open_run, read_run, refuse_full_disk
 from hawq_tvm.runs.summary import describe, summarize
 from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
 from hawq_tvm.sources.data import as_data, limited, load_data
@@ -44,6 +44,8 @@ from hawq_tvm.sources.models import LoadedModel, check_module, load_model, modul
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
 from hawq_tvm.stages.work import Work
+
+T = TypeVar("T")
 
 
 def quantize(
@@ -145,35 +147,35 @@ class QuantizedNetwork:
         self._modules: dict[str, CompiledModule] = {}
 
     def __repr__(self) -> str:
-        return f"<QuantizedNetwork {describe(summarize(open_run(self.path)))}>"
+        return f"<QuantizedNetwork {describe(read_run(self.path, summarize))}>"
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
-        return render_card(summarize(open_run(self.path)))
+        return render_card(read_run(self.path, summarize))
 
-    @property
-    def _artifacts(self) -> Artifacts:
-        return Artifacts(open_run(self.path))
+    def _look(self, look: Callable[[Artifacts], T]) -> T:
+        """Something of the run's files, all of one moment."""
+        return read_run(self.path, lambda run: look(Artifacts(run)))
 
     @property
     def graph(self) -> Graph:
         """The integer graph."""
-        return self._artifacts.graph
+        return self._look(lambda found: found.graph)
 
     @property
     def bits(self) -> BitConfig:
         """The bits of every layer."""
-        return self._artifacts.bits
+        return self._look(lambda found: found.bits)
 
     @property
     def costs(self) -> CostTable:
         """What every layer costs at every candidate pair."""
-        return self._artifacts.costs
+        return self._look(lambda found: found.costs)
 
     @property
     def accuracy(self) -> Accuracy:
         """Accuracy of the float and the integer network on the evaluation samples."""
-        return self._artifacts.accuracy
+        return self._look(lambda found: found.accuracy)
 
     def compile(self, target: str = DEFAULT_TARGET, *, batch: int | None = None) -> CompiledModule:
         """Compile for a target.
@@ -189,7 +191,7 @@ class QuantizedNetwork:
         with edit_run(self.path) as run:
             batch = Artifacts(run).batch(chosen) if batch is None else batch  # that of the library that is there
             pipeline.perform(self._work(run, chosen, batch=batch), pipeline.COMPILE)
-        self._modules[target] = self._artifacts.library(chosen)
+        self._modules[target] = self._look(lambda found: found.library(chosen))
         return self._modules[target]
 
     def verify(self, target: str = DEFAULT_TARGET, *, samples: int | None = None) -> VerifyReport:
@@ -204,7 +206,7 @@ class QuantizedNetwork:
         with edit_run(self.path) as run:
             work = self._compiled_work(run, target, verify_samples=samples)
             pipeline.perform(work, pipeline.VERIFY)
-        return self._artifacts.verification(find_target(target))
+        return self._look(lambda found: found.verification(find_target(target)))
 
     def benchmark(
         self, target: str = DEFAULT_TARGET, *, seconds: float | None = None, threads: int | None = None
@@ -219,7 +221,7 @@ class QuantizedNetwork:
         with edit_run(self.path) as run:
             work = self._compiled_work(run, target, bench_seconds=seconds, threads=threads)
             pipeline.perform(work, pipeline.BENCHMARK, force=True)
-        return self._artifacts.benchmark(find_target(target))
+        return self._look(lambda found: found.benchmark(find_target(target)))
 
     def __call__(self, x: Any, *, target: str = DEFAULT_TARGET) -> FloatArray:
         """Logits of real inputs, through the compiled library.
@@ -244,9 +246,9 @@ class QuantizedNetwork:
     def _compiled(self, target: str) -> CompiledModule:
         """The library that is there, compiled where there is none of this network."""
         chosen = find_target(target)
-        if not self._artifacts.run.is_fresh(chosen.library_name):
+        if not open_run(self.path).is_fresh(chosen.library_name):
             return self.compile(target)
-        self._modules[target] = self._artifacts.library(chosen)
+        self._modules[target] = self._look(lambda found: found.library(chosen))
         return self._modules[target]
 
     def save(self, path: str | Path) -> Path:

@@ -130,7 +130,7 @@ def test_runs_that_are_none(mixed: Path, scratch: Path, tmp_path: Path, cli: Run
     (scratch / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
     fails(cli, tmp_path, "inspect", scratch, message=f"was made by hawq_tvm {hawq_tvm.__version__} in format 99")
     (tmp_path / "costs.json").write_text("{}")
-    fails(cli, tmp_path, "allocate", tmp_path / "costs.json", message="the cost table: layers is missing")
+    fails(cli, tmp_path, "allocate", tmp_path / "costs.json", message="costs.json: layers is missing")
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

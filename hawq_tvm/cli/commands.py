@@ -30,7 +30,7 @@ from hawq_tvm.runs.provenance import (
     stored_settings,
 )
 from hawq_tvm.runs.report import write_report
-from hawq_tvm.runs.rundir import Run, borrow_run, edit_run, is_writable, open_run
+from hawq_tvm.runs.rundir import Run, borrow_run, edit_run, is_writable, read_run
 from hawq_tvm.runs.summary import summarize
 from hawq_tvm.settings import Settings
 from hawq_tvm.sources.data import load_data
@@ -87,7 +87,7 @@ def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file
     with _new_work(path, sources, settings, target, given) as work:
         pipeline.perform(work, pipeline.RUN)
         write_report(work.run, path)
-    summary = summarize(open_run(path))
+    summary = read_run(path, summarize)
     if as_json:
         console.print_json(summary.to_json())
     else:
@@ -149,7 +149,7 @@ def compile(path: Path, target: str, batch: int | None, data: str | None, trust_
             work.reporter.note(f"{path}/{files.BITS} was edited by hand; compiling it as it stands")
         pipeline.perform(work, (*pipeline.INTEGERIZE, *pipeline.COMPILE))
         write_report(run, path)
-    info = Artifacts(open_run(path)).library_info(chosen)
+    info = read_run(path, lambda made: Artifacts(made).library_info(chosen))
     library = path / chosen.library_name
     if as_json:
         console.print_json(

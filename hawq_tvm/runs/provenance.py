@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from hawq_tvm.core.errors import HawqError, RunError
@@ -54,7 +54,11 @@ def stored_options(run: Run) -> DataOptions:
         RunError: the manifest does not say.
     """
     reader = JsonReader("the manifest's data is damaged", RunError, "start the run again elsewhere")
-    options: DataOptions = reader.take(_stored(run).get("options"), DataOptions, where="options", signed=("mean",))
+    stored: Any = _stored(run).get("options")
+    options: DataOptions = reader.take(stored, DataOptions, where="options", signed=("mean",))
+    missing = [item.name for item in fields(DataOptions) if item.name not in stored]
+    if missing:
+        raise reader.fault(f"options.{missing[0]} is missing")
     return options
 
 
