@@ -150,12 +150,12 @@ def framed_rows(
 
 
 def local(shape: Shape, dtype: str) -> Any:
-    """Accumulators in the registers or on the stack of one thread.
+    """Accumulators of one thread, which LLVM keeps in registers.
 
     To be called inside the loop over tasks: TVM leaves the buffer where it stands, and one that stands outside would be
-    shared by all threads. The annotation keeps TVM from asking its allocator for 1 KiB and more.
+    shared by all threads.
     """
-    return T.alloc_buffer(shape, dtype, scope="local", annotations={"disable_lower_builtin": True})
+    return T.alloc_buffer(shape, dtype, scope="local")
 
 
 def lanes_of(channels: int, widest: int) -> int:
