@@ -1,4 +1,4 @@
-"""Proof that a PrimFunc stays inside its buffers, by interval arithmetic over its loops."""
+"""Proofs about a PrimFunc: no access leaves its buffer, and no thread writes what another one keeps."""
 
 from __future__ import annotations
 
@@ -47,6 +47,28 @@ def accesses_outside(function: Any) -> list[str]:
             check(node.source, node.indices)
         elif isinstance(node, tirx.stmt.BufferStore):
             check(node.buffer, node.indices)
+        return visitor.default_visit(node)
+
+    structural_visit(function.body, visit)
+    return found
+
+
+def shared_between_threads(function: Any) -> list[str]:
+    """Names of buffers that a parallel loop writes though an allocation outside it made them: one for all threads."""
+    outside: list[list[Any]] = [[]]
+    found: list[str] = []
+
+    def visit(node: Any, visitor: Any) -> Any:
+        if isinstance(node, tirx.stmt.AllocBuffer):
+            outside[-1].append(node.buffer)
+        elif isinstance(node, tirx.stmt.BufferStore):
+            shared = (buffer for allocations in outside[:-1] for buffer in allocations)
+            found.extend(str(buffer.name) for buffer in shared if buffer.same_as(node.buffer))
+        elif isinstance(node, tirx.For) and node.kind == tirx.ForKind.PARALLEL:
+            outside.append([])
+            result = visitor.default_visit(node)
+            outside.pop()
+            return result
         return visitor.default_visit(node)
 
     structural_visit(function.body, visit)

@@ -23,7 +23,7 @@ from hawq_tvm.kernels.generic import conv2d
 from hawq_tvm.kernels.generic.blocking import Blocking
 from hawq_tvm.kernels.packing import pack_channel_blocks, pack_nibbles, unpack_nibbles
 
-from .accesses import accesses_outside
+from .accesses import accesses_outside, shared_between_threads
 from .builders import compiled, one_node_graph, random_integers, same, stored_wrongly
 
 S8, U8, U4, S32 = (IntType.parse(text) for text in ("s8", "u8", "u4", "s32"))
@@ -151,9 +151,32 @@ def test_convolutions_stay_inside_their_buffers(
 
 def functions_outside(graph: Graph, vector_bits: int, storages: str) -> list[str]:
     """What the kernels and conversions of a network access outside their buffers."""
+    return [found for function in functions_of(graph, vector_bits, storages) for found in accesses_outside(function)]
+
+
+def functions_of(graph: Graph, vector_bits: int, storages: str) -> list[Any]:
+    """Every PrimFunc of a network."""
     plan = plan_storages(graph, TARGETS["llvm"], vector_bits, batch=2, palette=storages)
     offers = [*(plan.offers[name] for name in plan.kernels), *(offer for _, offer in plan.converters)]
-    return [found for offer in offers for found in accesses_outside(offer.build().function)]
+    return [offer.build().function for offer in offers]
+
+
+@pytest.mark.parametrize(
+    ("op", "channels"),
+    [
+        (GlobalAvgPool2d(Rescale([2**30], 41, 0, 255)), 40),
+        (MaxPool2d(Window((3, 3), (2, 2), (1, 1, 1, 1))), 40),
+        (AvgPool2d(Window((2, 2)), Rescale([[2**27]], 30, 0, 255)), 40),
+        (Conv2d(np.ones((32, 40, 3, 3)), 8, np.ones(32), Rescale([2**29] * 32, 40, 0, 255), Window((3, 3))), 40),
+    ],
+    ids=["global", "max", "average", "convolution"],
+)
+def test_threads_share_no_accumulators(op: Operator, channels: int) -> None:
+    """A race that the results need not show: each thread must have accumulators of its own."""
+    graph = one_node_graph(op, [TensorType(U8, (channels, 60, 60), 1.0)], U8)
+    functions = functions_of(graph, 512, "channels_last")
+    assert any("T.parallel" in function.script() for function in functions)
+    assert [shared_between_threads(function) for function in functions] == [[]] * len(functions)
 
 
 def test_the_proof_sees_a_read_past_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
