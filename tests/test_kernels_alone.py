@@ -189,10 +189,14 @@ def test_every_kernel_that_offers_writes_every_byte_as_the_storage_has_it(case: 
         for name, offer in offers.items()
     }
     type = request.node.type
-    found = written(
-        {name: offer.build() for name, offer in offers.items()}, given,
-        {name: (type, offer.writes) for name, offer in offers.items()}, request.batch,
-    )  # fmt: skip
+    built = {name: offer.build() for name, offer in offers.items()}
+    for name, kernel in built.items():
+        assert kernel.function.attrs["tirx.noalias"], "or LLVM cannot vectorise what it reads"
+        assert not any(extent.endswith(" 0") for nest in loops(kernel.function) for extent in nest.split(" >"))
+        if "x8w" in name:
+            assert kernel.constants[0].dtype == ("uint8" if "x8w4" in name else "int8"), "four bits stay packed"
+    writes = {name: (type, offer.writes) for name, offer in offers.items()}
+    found = written(built, given, writes, request.batch)
     for name, offer in offers.items():
         wanted = pack(expected.astype(type.dtype.carrier), type, offer.writes)
         assert found[name].dtype == wanted.dtype
