@@ -25,6 +25,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@for c in "$$CXX" "$$CC" g++ gcc clang++ clang c++ cc; do command -v "$$c" >/dev/null 2>&1 && exit 0; done; \
 		echo "error: a C compiler is needed to link compiled networks; install one, as with apt install g++" >&2; exit 1
 	@echo "setting up $(VENV) (once; a few minutes)"
+	@for room in calibration ilp kernels; do [ -e hawq_tvm/$$room ] || ln -s ../$$room hawq_tvm/$$room; done  # not in an sdist
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	@$(PIP) --constraint constraints.txt --editable '.[dev]'

@@ -78,6 +78,14 @@ def test_calling_a_saved_network_leaves_it_as_it_is(network: QuantizedNetwork, t
         back("hello")
 
 
+def test_a_network_is_shown_in_words_and_in_a_notebook(network: QuantizedNetwork, tmp_path: Path) -> None:
+    assert "residual on python object: 5 layers" in repr(network)
+    assert network._repr_html_().startswith("<")
+    assert "residual" in network._repr_html_()
+    saved = network.save(tmp_path / "kept")
+    assert "<title>hawq_tvm: python object residual</title>" in (saved / "report.html").read_text(), "saved too"
+
+
 def test_an_option_that_is_refused_is_forgotten(network: QuantizedNetwork) -> None:
     with pytest.raises(HawqError, match="batch: a whole number of at least 1, got -1"):
         network.compile(batch=-1)

@@ -415,6 +415,43 @@ def test_the_script_is_installed_and_quiet_without_a_terminal(tmp_path: Path) ->
     assert json.loads(result.stdout)["layers"][0]["name"] == "stem"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("verfy",), "No such command 'verfy'. Did you mean 'verify'?"),
+        (("run", "resnet20", "--budget-sise", "3"), "--budget-size"),
+        (("run", "resnet19"), "unknown network 'resnet19'; did you mean resnet18?"),
+        (("run", "resnet20", "--data", "digit"), "unknown data 'digit'; did you mean digits?"),
+        (("run", f"{NETWORKS}"), "networks.py names no factory; add :factory"),
+        (("run", "resnet20", "--weights", "nowhere.pt"), "the checkpoint nowhere.pt does not exist"),
+        (("run", "resnet20", "--latency-table", "nowhere.json"), "the latency table nowhere.json does not exist"),
+        (("verify", "runs/nowhere"), "runs/nowhere does not exist; make one with hawq-tvm run"),
+    ],
+)
+def test_a_slip_is_answered_before_anything_heavy_is_loaded(arguments: tuple[str, ...], message: str) -> None:
+    script = (
+        "import sys; from hawq_tvm.cli.app import main\n"
+        f"status = main({list(arguments)!r})\n"
+        "assert not {'torch', 'tvm', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
+        "sys.exit(status)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+
+
+def test_the_shell_completes_verbs_and_options() -> None:
+    for words, expected in (("hawq-tvm ver", ["verify"]), ("hawq-tvm run --budget-s", ["--budget-size"])):
+        environment = {
+            **os.environ, "_HAWQ_TVM_COMPLETE": "complete_bash",
+            "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
+        }  # fmt: skip
+        script = Path(sys.executable).parent / "hawq-tvm"
+        result = subprocess.run([script], env=environment, capture_output=True, text=True, check=True)
+        assert result.stdout.split() == expected
+    assert "-h" in subprocess.run([script, "-h"], capture_output=True, text=True, check=True).stdout
+
+
 def test_version_and_no_arguments(cli: Run) -> None:
     import hawq_tvm
 

@@ -8,6 +8,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tarfile
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -193,6 +194,21 @@ def test_the_rooms_are_linked_into_the_package() -> None:
         assert importlib.import_module(f"hawq_tvm.{room}").__name__ == f"hawq_tvm.{room}"
 
 
+def test_the_source_distribution_holds_what_is_tracked(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout, so what is tracked is not known")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    script = f"import setuptools.build_meta as backend; print(backend.build_sdist({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as sdist:
+        held = {name.partition("/")[2] for name in sdist.getnames()}
+    links = {f"hawq_tvm/{room}" for room in ROOMS}  # which `make setup` makes again
+    assert set(filter(None, tracked)) - held == {".gitignore", *links}
+
+
 def test_every_package_is_installed() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     for path in python_files():
@@ -245,7 +261,14 @@ def test_the_readme_names_real_verbs_and_options() -> None:
 
 def test_every_decision_names_its_files() -> None:
     """Paths that the documents name are there."""
-    for document in ("README.md", "docs/design.md", "docs/adding.md", "docs/arithmetic.md"):
+    for document in (
+        "README.md",
+        "docs/design.md",
+        "docs/adding.md",
+        "docs/arithmetic.md",
+        "docs/factories.md",
+        "SECURITY.md",
+    ):
         for path in re.findall(r"`((?:hawq_tvm|kernels|ilp|calibration|benchmarks|tests|docs)/[\w./]+)`",
                                (ROOT / document).read_text()):  # fmt: skip
             assert (ROOT / path).exists(), f"{document} names {path}"
