@@ -391,11 +391,11 @@ def test_loops_are_nested_cut_and_spread_as_the_kernel_says(
     ("op", "inputs", "few"),
     [
         (conv(10, 10, Window((1, 1)), 8), [image(10, 100, 200)], image(10, 100, 199)),
-        (Requantize(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
-        (MaxPool2d(Window((1, 1))), [image(10, 100, 100)], image(10, 100, 99)),
-        (GlobalAvgPool2d(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
-        (AvgPool2d(Window((1, 1)), Rescale([[1]], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
-        (Concat(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
+        (Requantize(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
+        (MaxPool2d(Window((1, 1))), [image(10, 100, 100)], image(9, 41, 271)),
+        (GlobalAvgPool2d(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
+        (AvgPool2d(Window((1, 1)), Rescale([[1]], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
+        (Concat(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
     ],
 )
 def test_threads_from_two_million_products_or_a_hundred_thousand_elements(
@@ -410,9 +410,14 @@ def test_threads_from_two_million_products_or_a_hundred_thousand_elements(
             assert any("parallel" in nest for nest in loops(offer.build().function)) == spread
 
 
-@pytest.mark.parametrize(("features", "batch", "spread"), [(1000, 2, True), (1000, 1, False), (999, 2, False)])
-def test_a_linear_layer_is_spread_from_two_million_products(features: int, batch: int, spread: bool) -> None:
-    op = Linear(np.ones((1000, features)), 2, np.zeros(1000), Rescale(np.ones(1000), 20, -9, 9))
+@pytest.mark.parametrize(
+    ("features", "outputs", "batch", "spread"), [(1000, 1000, 2, True), (1000, 1000, 1, False), (28169, 71, 1, False)]
+)
+def test_a_linear_layer_is_spread_from_two_million_products(
+    features: int, outputs: int, batch: int, spread: bool
+) -> None:
+    """The last has 1,999,999."""
+    op = Linear(np.ones((outputs, features)), 2, np.zeros(outputs), Rescale(np.ones(outputs), 30, -9, 9))
     for offer in offers_of(request_of(op, [TensorType(U8, (features,), 1.0)], S8, batch=batch)).values():
         assert any("parallel" in nest for nest in loops(offer.build().function)) == spread
 
