@@ -87,7 +87,7 @@ def measure(modules: Mapping[str, CompiledModule], x: Array, rounds: int) -> dic
         form: {
             "wall": quartiles(wall[form]),
             "cpu": quartiles(cpu[form]),
-            "layers_us": {name: float(np.median(times)) * 1e6 for name, times in layers[form].items()},
+            "layers": {name: quartiles(times) for name, times in layers[form].items()},
         }
         for form in modules
     }
@@ -163,15 +163,18 @@ def row(name: str, form: str, result: Mapping[str, Any]) -> list[str]:
 
 
 def layer_table(graph: Graph, result: Mapping[str, Any]) -> str:
-    """Microseconds and stored bytes of each call in both libraries; conversions stand where they are called."""
+    """The least microseconds and the stored bytes of each call in both libraries, conversions first.
+
+    The least, since a call that other work interrupts takes many times as long, whichever library it is of.
+    """
     lines = []
     types = graph.types
     names = [
         *result["chosen"]["conversions"],
-        *(node.name for node in graph if node.name in result["nchw"]["layers_us"]),
+        *(node.name for node in graph if node.name in result["nchw"]["layers"]),
     ]
     for name in names:
-        times = [result[form]["layers_us"].get(name) for form in FORMS]
+        times = [result[form]["layers"].get(name, {}).get("least_us") for form in FORMS]
         sizes = [result[form]["value_bytes"].get(name) for form in FORMS]
         cells = ["" if value is None else f"{value:,.0f}" for value in (*times, *sizes)]
         ratio = "" if None in times else f"{times[0] / times[1]:.2f}"

@@ -12,15 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hawq_tvm.backends.tvm.runtime import CompiledModule
+from hawq_tvm.backends.tvm.storage import channels_last, plan_storages
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.ir import Graph, IntType, Node, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
 from hawq_tvm.core.targets import TARGETS, Target
 from hawq_tvm.kernels import KERNELS, Offer, Request, collect_offers
+from hawq_tvm.kernels.generic import conv2d
 from hawq_tvm.kernels.generic.blocking import Blocking
 from hawq_tvm.kernels.packing import pack_channel_blocks, pack_nibbles, unpack_nibbles
 
+from .accesses import accesses_outside, shared_between_threads
 from .builders import compiled, one_node_graph, random_integers, same, stored_wrongly
 
 S8, U8, U4, S32 = (IntType.parse(text) for text in ("s8", "u8", "u4", "s32"))
@@ -124,6 +127,73 @@ def test_grouped_and_depthwise_conv2d(
     graph_agrees(conv_graph(op, x, U8), tmp_path, target=target, storages=storages)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    channels=st.integers(1, 9),
+    out_channels=st.sampled_from([1, 3, 16, 17, 33, 48, 65]),
+    size=st.tuples(st.integers(5, 12), st.integers(5, 40)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    vector_bits=st.sampled_from([128, 256, 512]),
+    storages=st.sampled_from(STORAGES),
+)
+def test_convolutions_stay_inside_their_buffers(
+    channels: int, out_channels: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int],
+    pads: tuple[int, int, int, int], dilations: tuple[int, int], vector_bits: int, storages: str,
+) -> None:  # fmt: skip
+    """Tiles read more columns than the window asks for: each of them must be there, whatever memory holds behind."""
+    op = random_conv(channels, out_channels, 1, Window(kernel, strides, pads, dilations), 8, "one", 0)
+    graph = conv_graph(op, TensorType(U8, (channels, *size), 1.0), U8)
+    assert functions_outside(graph, vector_bits, storages) == []
+
+
+def functions_outside(graph: Graph, vector_bits: int, storages: str) -> list[str]:
+    """What the kernels and conversions of a network access outside their buffers."""
+    return [found for function in functions_of(graph, vector_bits, storages) for found in accesses_outside(function)]
+
+
+def functions_of(graph: Graph, vector_bits: int, storages: str) -> list[Any]:
+    """Every PrimFunc of a network."""
+    plan = plan_storages(graph, TARGETS["llvm"], vector_bits, batch=2, palette=storages)
+    offers = [*(plan.offers[name] for name in plan.kernels), *(offer for _, offer in plan.converters)]
+    return [offer.build().function for offer in offers]
+
+
+@pytest.mark.parametrize(
+    ("op", "channels"),
+    [
+        (GlobalAvgPool2d(Rescale([2**30], 41, 0, 255)), 40),
+        (MaxPool2d(Window((3, 3), (2, 2), (1, 1, 1, 1))), 40),
+        (AvgPool2d(Window((2, 2)), Rescale([[2**27]], 30, 0, 255)), 40),
+        (Conv2d(np.ones((32, 40, 3, 3)), 8, np.ones(32), Rescale([2**29] * 32, 40, 0, 255), Window((3, 3))), 40),
+    ],
+    ids=["global", "max", "average", "convolution"],
+)
+def test_threads_share_no_accumulators(op: Operator, channels: int) -> None:
+    """A race that the results need not show: each thread must have accumulators of its own."""
+    graph = one_node_graph(op, [TensorType(U8, (channels, 60, 60), 1.0)], U8)
+    functions = functions_of(graph, 512, "channels_last")
+    assert any("T.parallel" in function.script() for function in functions)
+    assert [shared_between_threads(function) for function in functions] == [[]] * len(functions)
+
+
+def test_the_proof_sees_a_read_past_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its dilation the padded input is too narrow for the last tile: memory behind it happens to be there."""
+    window = Window((1, 3), pads=(0, 2, 0, 2), dilations=(1, 2))
+    graph = conv_graph(random_conv(4, 16, 1, window, 8, None, 0), TensorType(U8, (4, 3, 17), 1.0), U8)
+    assert functions_outside(graph, 512, "canonical") == []
+    real = conv2d._source
+
+    def without_dilation(x: Any, op: Conv2d, tiled_width: int, shape: tuple[int, ...]) -> Any:
+        return real(x, replace(op, window=replace(op.window, dilations=(1, 1))), tiled_width, shape)
+
+    monkeypatch.setattr(conv2d, "_source", without_dilation)
+    (found,) = functions_outside(graph, 512, "canonical")
+    assert "of 21" in found
+
+
 def random_conv(
     channels: int, out: int, groups: int, window: Window, bits: int, residual: str | None, seed: int
 ) -> Conv2d:
@@ -201,6 +271,7 @@ OTHERS: dict[str, tuple[Operator, list[TensorType], IntType]] = {
 def test_operators_without_weights(name: str, target: str, storages: str, tmp_path: Path) -> None:
     op, inputs, output = OTHERS[name]
     agrees(op, inputs, output, tmp_path, target=target, batch=2, storages=storages)
+    assert functions_outside(one_node_graph(op, inputs, output), 256, storages) == []
 
 
 @pytest.mark.parametrize("storages", STORAGES)
@@ -209,6 +280,112 @@ def test_add_and_concat(target: str, storages: str, tmp_path: Path) -> None:
     a, b, how = TensorType(S8, (3, 4, 5), 1.0), TensorType(U8, (3, 4, 5), 1.0), {"target": target, "storages": storages}
     agrees(Add(Rescale([2**31 - 1, 3 * 2**28], 31, -128, 127)), [a, b], S8, tmp_path, **how)
     agrees(Concat(Rescale([2**30, 2**29, 2**30], 30, -128, 127)), [a, b, a], S8, tmp_path, **how)
+
+
+def answers_for(op: Operator, inputs: list[TensorType], output: IntType, target: Target = TARGETS["llvm"]) -> Any:
+    """Every kernel's answer to one operator, channels last in play."""
+    graph = one_node_graph(op, inputs, output)
+    node = graph.node("layer")
+    return collect_offers(Request(node, tuple(inputs), 1, target, 512, channels_last(graph, 512)))
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "output", "kernel", "reason"),
+    [
+        (
+            MaxPool2d(Window((3, 3), pads=(1, 1, 1, 1))), [TensorType(S8, (4, 6, 6), 1.0)], S8,
+            "max_pool2d_generic_nhwc", "its padding is the frame's zeros, which are not the least values of s8",
+        ),
+        (
+            Conv2d(np.ones((10, 4, 1, 1)), 8, np.ones(10), Rescale([1] * 10, 1, 5, 9), Window((1, 1))),
+            [TensorType(U8, (4, 6, 6), 1.0)], U8,
+            "conv2d_x8w8s32_generic_nhwc", "channels that fill up hold zero, which its clip 5..9 leaves out",
+        ),
+        (
+            AvgPool2d(Window((2, 2)), Rescale([[1]], 1, 5, 9)), [TensorType(U8, (3, 6, 6), 1.0)], U8,
+            "avg_pool2d_generic_nhwc", "channels that fill up hold zero, which its clip 5..9 leaves out",
+        ),
+        (
+            Conv2d(np.ones((32, 4, 1, 1)), 8, np.ones(32), Rescale([1] * 32, 1, 0, 9), Window((1, 1)), 8),
+            [TensorType(U8, (32, 6, 6), 1.0)], U8,
+            "conv2d_x8w8s32_generic_nhwc", "groups of 4 channels of 32 do not fill half a vector each",
+        ),
+        (
+            Conv2d(np.ones((8, 4, 6, 6)), 8, np.ones(8), Rescale([1] * 8, 1, 0, 9), Window((6, 6))),
+            [TensorType(U8, (4, 6, 6), 1.0)], U8,
+            "conv2d_x8w8s32_generic_nhwc", "computes on channels last, in which 'layer' is not in play",
+        ),
+    ],
+)  # fmt: skip
+def test_channels_last_declines_with_a_sentence(
+    op: Operator, inputs: list[TensorType], output: IntType, kernel: str, reason: str, tmp_path: Path
+) -> None:
+    assert answers_for(op, inputs, output)[kernel] == reason
+    agrees(op, inputs, output, tmp_path, storages="channels_last")
+
+
+@pytest.mark.parametrize("weight_bits", [4, 8])
+@pytest.mark.parametrize(
+    ("groups", "channels", "out"),
+    [(1, 5, 48), (1, 16, 20), (12, 12, 12), (35, 35, 35), (2, 32, 32), (4, 12, 64)],
+    ids=["three halves", "filled up", "depthwise", "depthwise, ragged", "grouped", "grouped, other inputs"],
+)
+def test_channels_last_convolutions_of_every_kind(
+    groups: int, channels: int, out: int, weight_bits: int, tmp_path: Path
+) -> None:
+    window = Window((3, 2), (1, 2), (1, 1, 2, 0), (2, 1))
+    graph = conv_graph(
+        random_conv(channels, out, groups, window, weight_bits, "each", groups),
+        TensorType(S8, (channels, 9, 31), 1.0),
+        S8,
+    )
+    module = graph_agrees(graph, tmp_path, storages="channels_last")
+    assert set(module.info.kernels.values()) == {f"conv2d_x8w{weight_bits}s32_generic_nhwc"}
+    assert functions_outside(graph, 512, "channels_last") == []
+
+
+def test_a_frame_is_as_wide_as_its_widest_reader_and_all_readers_share_it(tmp_path: Path) -> None:
+    x = TensorType(U8, (5, 8, 8), 1.0)
+    stem = one_node_graph(random_conv(5, 16, 1, Window((1, 1)), 8, None, 1), [x], U8, name="stem").node("stem")
+    left, right = Window((3, 3), pads=(1, 0, 1, 2)), Window((5, 5), (2, 2), pads=(2, 1, 0, 1))
+    nodes = [stem]
+    for name, window in (("left", left), ("right", right)):
+        op = random_conv(16, 24, 1, window, 8, None, 2)
+        nodes.append(Node(name, op, ("stem",), TensorType(U8, op.output_shape([stem.type]), 1.0)))
+    nodes.append(
+        Node("end", GlobalAvgPool2d(Rescale([2**30], 34, 0, 255)), ("right",), TensorType(U8, (24, 1, 1), 1.0))
+    )
+    graph = Graph("two readers", "x", x, tuple(nodes), "end")
+    graph.check()
+    module = graph_agrees(graph, tmp_path, storages="channels_last")
+    assert str(module.info.values["stem"].storage) == "NHWC/16 frame 2,1,1,2"
+    assert str(module.info.values["left"].storage) == "NHWC/16"
+
+
+def test_channels_last_is_chosen_where_it_costs_less_and_the_other_kernel_says_what_it_offered() -> None:
+    """Three convolutions of one pixel share one conversion; one of few pixels would not pay for it."""
+    x = TensorType(U8, (32, 28, 28), 1.0)
+    nodes: list[Node] = []
+    for index in range(3):
+        op = random_conv(32, 32, 1, Window((1, 1)), 8, None, index)
+        nodes.append(Node(f"conv{index}", op, (nodes[-1].name if nodes else "x",), TensorType(U8, (32, 28, 28), 1.0)))
+    nodes.append(
+        Node("pool", GlobalAvgPool2d(Rescale([2**30], 40, 0, 255)), ("conv2",), TensorType(U8, (32, 1, 1), 1.0))
+    )
+    graph = Graph("chain", "x", x, tuple(nodes), "pool")
+    graph.check()
+    plan = plan_storages(graph, TARGETS["llvm"], 512, batch=1)
+    assert plan.kernels["conv1"] == "conv2d_x8w8s32_generic_nhwc"
+    assert len(plan.conversions) == 1
+    canonical, nhwc = plan_storages(graph, TARGETS["llvm"], 512, batch=1, palette="canonical"), plan.offers["conv1"]
+    (other,) = (item.reason for item in plan.declines["conv1"] if item.kernel == "conv2d_x8w8s32_generic")
+    assert other == (
+        f"offers NCHW at {canonical.offers['conv1'].cost:.1f} us; NHWC/16 at {nhwc.cost:.1f} us was chosen for the "
+        "whole network, conversions counted"
+    )
+    assert plan.cost < canonical.cost
+    small = one_node_graph(random_conv(32, 8, 1, Window((1, 1)), 8, None, 0), [replace(x, shape=(32, 4, 4))], U8)
+    assert set(plan_storages(small, TARGETS["llvm"], 512, batch=1).kernels.values()) == {"conv2d_x8w8s32_generic"}
 
 
 def still(multipliers: int | tuple[int, int]) -> Rescale:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from hawq_tvm.backends.tvm import runtime
 from hawq_tvm.backends.tvm.latency import measure_latency
 from hawq_tvm.backends.tvm.lower import build_library, lower
 from hawq_tvm.backends.tvm.runtime import CompiledModule, LibraryInfo
+from hawq_tvm.backends.tvm.storage import PALETTES
 from hawq_tvm.cli.doctor import examine
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError, DataError, RuntimeModuleError
@@ -46,21 +48,34 @@ from hawq_tvm.core.specs import Bits
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import BuiltKernel, Kernel, Offer, Request, registry
+from hawq_tvm.runs.summary import stored_values
 
 from . import networks
-from .builders import captured, compiled, integer_samples, integers_of, one_node_graph, random_integers, ranges_of, same
+from .builders import (
+    captured,
+    compiled,
+    integer_samples,
+    integers_of,
+    one_node_graph,
+    random_integers,
+    ranges_of,
+    same,
+    stored_wrongly,
+)
 
 MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
-@pytest.mark.parametrize("pairs", [("w8a8",), MIXED])
-def test_every_value_is_exact(name: str, pairs: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pairs", "storages"), [(("w8a8",), "all"), (MIXED, "channels_last"), (MIXED, "canonical")])
+def test_every_value_is_exact(name: str, pairs: tuple[str, ...], storages: str, tmp_path: Path) -> None:
+    """Every byte of every storage too: planned memory is shared, so frames are written in each call."""
     graph = integers_of(name, pairs)
     x = integer_samples(graph, 5)
     expected = interpreter.run(graph, x)
-    module = compiled(graph, tmp_path, batch=2)
+    module = compiled(graph, tmp_path, batch=2, storages=storages)
     assert same(expected, module.values(x)) == []
+    assert stored_wrongly(expected, module, x) == []
     assert np.array_equal(module.run(x), expected[graph.output])
 
 
@@ -124,6 +139,55 @@ def test_activation_memory_is_planned_and_reused() -> None:
     lowered = lower(graph, TARGETS["llvm"])
     needed = sum(int(np.prod(node.type.shape)) * (4 if node.type.dtype.bits == 32 else 1) for node in graph)
     assert 0 < lowered.planned_bytes < needed
+
+
+def test_planned_memory_follows_what_is_stored() -> None:
+    graph = integers_of("Residual")
+    lowered = {storages: lower(graph, TARGETS["llvm"], storages=storages) for storages in PALETTES}
+    for found in lowered.values():
+        sizes = [found.plan.storages[name].size_bytes(type, 1) for name, type in graph.types.items()]
+        assert max(sizes) <= found.planned_bytes < sum(sizes)
+    assert lowered["channels_last"].planned_bytes > lowered["canonical"].planned_bytes
+    assert lowered["all"].plan.cost <= min(found.plan.cost for found in lowered.values())
+    assert all(found.plan.exact for found in lowered.values())
+
+
+def test_an_unknown_palette() -> None:
+    with pytest.raises(CompileError, match="unknown palette of storages 'nhwc'; known: all, canonical, channels_last"):
+        lower(integers_of("Residual"), TARGETS["llvm"], storages="nhwc")
+
+
+def test_the_library_describes_its_storages_and_conversions(tmp_path: Path) -> None:
+    """Flatten reads canonical bytes, so what a channels-last pool makes for it is copied first."""
+    graph = integers_of("Ends")
+    module = compiled(graph, tmp_path, storages="channels_last")
+    info = LibraryInfo.read(tmp_path / "model.llvm.so")
+    assert info == module.info
+    assert set(info.conversions) <= set(info.calls)
+    (back,) = (item for item in info.conversions.values() if item.storage == Storage())
+    assert info.values[back.value].storage.order == "NHWC"
+    assert back.kernel == "convert_generic"
+    for call, item in info.conversions.items():
+        readers = [node.name for node in graph if item.value in node.inputs]
+        if item.value in info.calls:
+            assert info.calls.index(item.value) < info.calls.index(call), "made before it is copied"
+        assert all(info.calls.index(call) < info.calls.index(name) for name in readers if name in info.calls)
+    assert list(module.call_times(integer_samples(graph, 1))) == list(info.calls)
+    calls = stored_values(info)
+    assert [call.value for call in calls if call.conversion] == [item.value for item in info.conversions.values()]
+    assert {call.value: call.storage for call in calls if not call.conversion} == {
+        name: str(info.values[name].storage) for name in info.kernels
+    }
+
+
+@pytest.mark.parametrize("damage", [{"order": "CWHN"}, {"frame": 3}, {"blocks": 1}])
+def test_a_description_with_a_storage_that_is_none(damage: dict[str, Any], library: Path) -> None:
+    beside = LibraryInfo.path_beside(library)
+    data = json.loads(beside.read_text())
+    data["values"]["stem"]["storage"] |= damage
+    beside.write_text(json.dumps(data))
+    with pytest.raises(RuntimeModuleError, match="is corrupted"):
+        CompiledModule(library)
 
 
 def test_the_host_cpu_is_detected_and_named() -> None:

@@ -95,7 +95,21 @@ def print_layers(summary: RunSummary) -> None:
             f"2^{max(layer.accumulator_bound, 1).bit_length()}",
         )
     out.print(table)
+    print_storages(summary)
     print_totals(summary)
+
+
+def print_storages(summary: RunSummary) -> None:
+    """How each compiled library stores every value, conversions marked, and what activations take in all."""
+    for target, calls in summary.storages.items():
+        table = Table(box=None, header_style="bold")
+        for name in ("value", "storage", "bytes", "kernel"):
+            table.add_column(name, justify="right" if name == "bytes" else "left")
+        for call in calls:
+            name = f"{call.value} (converted)" if call.conversion else call.value
+            table.add_row(name, call.storage, f"{call.size_bytes:,}", call.kernel)
+        out.print(table)
+        out.print(Text(f"activations on {target}: {summary.activation_bytes[target]:,} bytes after planning"))
 
 
 def print_totals(summary: RunSummary) -> None:

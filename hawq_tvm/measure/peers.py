@@ -71,4 +71,4 @@ def benchmark_library(
         torch.set_num_threads(before)
         configure_threads(default_threads())
     info = library.info
-    return BenchReport(cpu_name(), info.target, threads, info.batch, _WARMUP, latencies, layers, dict(info.kernels))
+    return BenchReport(cpu_name(), info.target, threads, info.batch, _WARMUP, latencies, layers, info.call_kernels)

@@ -62,6 +62,25 @@ class LayerSummary:
 
 
 @dataclass(frozen=True)
+class StoredValue:
+    """One call of a compiled library and how it stores what it writes.
+
+    Attributes:
+        value: the value that is made, or copied.
+        kernel: what does it.
+        storage: as `hawq_tvm.core.storage.Storage` prints.
+        size_bytes: of the stored value, its padding counted, a call.
+        conversion: whether the value is only copied into another storage.
+    """
+
+    value: str
+    kernel: str
+    storage: str
+    size_bytes: int
+    conversion: bool
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over the layers; limits are those that the allocator was held to."""
 
@@ -87,6 +106,7 @@ class RunSummary:
         layers: one a layer with weights.
         totals: over the layers.
         activation_bytes: planned memory, by target.
+        storages: every kernel call's storage in order, conversions too, by target.
         accuracy: None where it was not measured.
         verification: by target.
         benchmark: by target.
@@ -102,6 +122,7 @@ class RunSummary:
     layers: tuple[LayerSummary, ...]
     totals: Totals
     activation_bytes: Mapping[str, int]
+    storages: Mapping[str, tuple[StoredValue, ...]]
     accuracy: Accuracy | None
     verification: Mapping[str, VerifyReport]
     benchmark: Mapping[str, BenchReport]
@@ -115,6 +136,7 @@ class RunSummary:
             "layers": [asdict(layer) for layer in self.layers],
             "totals": asdict(self.totals),
             "activation_bytes": dict(self.activation_bytes),
+            "storages": {target: [asdict(call) for call in calls] for target, calls in self.storages.items()},
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
             "verification": {target: report.to_json() for target, report in self.verification.items()},
             "benchmark": {target: report.to_json() for target, report in self.benchmark.items()},
@@ -152,6 +174,7 @@ def summarize(run: Run) -> RunSummary:
         layers=layers,
         totals=_totals(layers, _limits(run)),
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
+        storages={name: stored_values(info) for name, info in libraries.items()},
         accuracy=found.accuracy if run.is_fresh(files.ACCURACY) else None,
         verification={
             name: found.verification(target)
@@ -165,6 +188,19 @@ def summarize(run: Run) -> RunSummary:
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
     )
+
+
+def stored_values(info: LibraryInfo) -> tuple[StoredValue, ...]:
+    """What each call of a library writes and how, in order."""
+    calls = []
+    for call in info.calls:
+        conversion = info.conversions.get(call)
+        name = call if conversion is None else conversion.value
+        value = info.values[name]
+        storage = value.storage if conversion is None else conversion.storage
+        size = storage.size_bytes(value.type, info.batch)
+        calls.append(StoredValue(name, info.call_kernels[call], str(storage), size, conversion is not None))
+    return tuple(calls)
 
 
 def _layer(

@@ -149,6 +149,15 @@ def framed_rows(
                 image.zero(n, r, (0, left + width + right), channels)
 
 
+def local(shape: Shape, dtype: str) -> Any:
+    """Accumulators of one thread, which LLVM keeps in registers.
+
+    To be called inside the loop over tasks: TVM leaves the buffer where it stands, and one that stands outside would be
+    shared by all threads.
+    """
+    return T.alloc_buffer(shape, dtype, scope="local")
+
+
 def lanes_of(channels: int, widest: int) -> int:
     """The largest power of two, up to `widest`, that divides a number of channels."""
     lanes = 1

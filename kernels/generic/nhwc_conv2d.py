@@ -22,7 +22,7 @@ from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight
 from hawq_tvm.kernels.generic.costs import Work, cost, empty_lanes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
-from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function, lanes_of
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function, lanes_of, local
 from hawq_tvm.kernels.generic.parallel import MIN_MACS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 from hawq_tvm.kernels.packing import pack_channel_blocks
@@ -98,11 +98,11 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
             for buffer, type, storage in zip((*buffers[: len(types) - 1], buffers[-1]), types, storages, strict=True)
         )
         weight, bias, multiplier, *rest = buffers[len(types) - 1 : -1]
-        accumulator = T.alloc_buffer((blocking.tile, blocking.halves, blocking.lanes), "int32", scope="local")
         residual = (inputs[1], rest[0]) if rest else None
 
         def row(n: Expr, b: Expr, h: Expr) -> None:
             width = node.type.shape[2]
+            accumulator = local((blocking.tile, blocking.halves, blocking.lanes), "int32")
             with T.serial(-(-width // blocking.tile)) as tile:
                 start = tirx.min(tile * blocking.tile, width - blocking.tile)
                 _accumulate(accumulator, inputs[0], (weight, packed), bias, op, shape, (n, b, h, start))

@@ -14,7 +14,7 @@ from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
-from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function, lanes_of
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function, lanes_of, local
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -44,9 +44,9 @@ def _over_windows(
     (x, y), (dtype, start) = images, accumulator
     (sy, sx), (dy, dx), (kh, kw), (top, left, _, _) = window.strides, window.dilations, window.kernel, window.pads
     lanes = lanes_of(y.channels, max(request.vector_bits // (32 if dtype == "int32" else 8), 4))
-    taken = T.alloc_buffer((lanes,), dtype, scope="local")
 
     def row(n: Expr, _block: Expr, h: Expr) -> None:
+        taken = local((lanes,), dtype)
         with T.serial(y.type.shape[2]) as w, T.serial(y.channels // lanes) as part:
             with T.vectorized(lanes) as lane:
                 T.buffer_store(taken, tirx.const(start, dtype), [lane])
@@ -120,10 +120,9 @@ def _build_global(request: Request) -> BuiltKernel:
         image = Image(x, x_type, storage)
         lanes = lanes_of(image.channels, max(request.vector_bits // 32, 4))
         parts = image.channels // lanes
-        sums = T.alloc_buffer((lanes,), "int32", scope="local")
         threads = batch * prod(x_type.shape) >= MIN_ELEMENTS
         with (T.parallel if threads else T.serial)(batch * parts) as task:
-            n, part = task // parts, task % parts
+            n, part, sums = task // parts, task % parts, local((lanes,), "int32")
             with T.vectorized(lanes) as lane:
                 T.buffer_store(sums, tirx.const(0, "int32"), [lane])
             with T.serial(height) as h, T.serial(width) as w, T.vectorized(lanes) as lane:

@@ -167,6 +167,7 @@ class _RelaxBuilder:
         self.types = graph.types
         self.calls: dict[str, ConversionInfo | None] = {}
         self.constant_bytes = 0
+        self._values: dict[tuple[str, Storage], Any] = {}
         self._builder = relax.BlockBuilder()
         self._functions: dict[int, list[tuple[Any, Any]]] = {}
 
@@ -174,7 +175,7 @@ class _RelaxBuilder:
         builder = self._builder
         name, output = self.graph.input_name, self.graph.output
         x = relax.Var(name, self._tensor_type(name, self.plan.storages[name]))
-        self._values: dict[tuple[str, Storage], Any] = {(name, self.plan.storages[name]): x}
+        self._values[name, self.plan.storages[name]] = x
         with builder.function("main", [x]):
             with builder.dataflow():
                 for node in self.graph:

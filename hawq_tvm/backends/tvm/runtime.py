@@ -99,6 +99,12 @@ class LibraryInfo:
     tvm: str
     sha256: str
 
+    @property
+    def call_kernels(self) -> dict[str, str]:
+        """The kernel of each call, by the names in `calls`."""
+        conversions = {name: conversion.kernel for name, conversion in self.conversions.items()}
+        return {name: conversions.get(name) or self.kernels[name] for name in self.calls}
+
     @staticmethod
     def path_beside(library: Path) -> Path:
         """Where the JSON of a library lies."""

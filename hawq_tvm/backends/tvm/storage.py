@@ -345,8 +345,8 @@ def _earlier(chosen: str, answers: Mapping[str, Offer | str]) -> tuple[Decline, 
             break
         if isinstance(answer, Offer):
             answer = (
-                f"offers {answer.writes} at {answer.cost:.1f} us; {taken.writes} at {taken.cost:.1f} us costs the "
-                "whole network less, conversions counted"
+                f"offers {answer.writes} at {answer.cost:.1f} us; {taken.writes} at {taken.cost:.1f} us was chosen for "
+                "the whole network, conversions counted"
             )
         found.append(Decline(kernel, answer))
     return tuple(found)
