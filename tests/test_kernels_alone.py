@@ -22,6 +22,7 @@ from hawq_tvm.kernels import CONVERTERS, KERNELS, BuiltKernel, ConvertRequest, O
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight
 from hawq_tvm.kernels.generic.nhwc import lanes_of
 
+from .accesses import accesses_outside
 from .builders import random_integers
 
 S8, U8, S4, S32 = (IntType.parse(text) for text in ("s8", "u8", "s4", "s32"))
@@ -120,6 +121,9 @@ CASES: dict[str, tuple[Operator, list[TensorType], IntType, dict[str, int]]] = {
     "convolution": (conv(5, 33, STRIDED, 8), [image(5, 9, 19, S8)], S8, {}),
     "convolution of 4 bits": (conv(5, 33, STRIDED, 4), [image(5, 9, 19)], S8, {}),
     "convolution without padding": (conv(4, 64, VALID, 8, lo=0), [image(4, 6, 17)], U8, {"vector_bits": 256}),
+    "dilated in one direction": (
+        conv(4, 16, Window((1, 3), pads=(0, 2, 0, 2), dilations=(1, 2)), 8), [image(4, 3, 17)], S8, {},
+    ),
     "two tiles a row": (conv(4, 32, SAME, 8), [image(4, 2, 15)], S8, {}),
     "a narrow one": (conv(3, 3, SAME, 4), [image(3, 6, 7)], S8, {"vector_bits": 128}),
     "one vector": (conv(6, 16, SAME, 3), [image(6, 5, 9)], S8, {}),
@@ -191,6 +195,7 @@ def test_every_kernel_that_offers_writes_every_byte_as_the_storage_has_it(case: 
     type = request.node.type
     built = {name: offer.build() for name, offer in offers.items()}
     for name, kernel in built.items():
+        assert accesses_outside(kernel.function) == []
         assert kernel.function.attrs["tirx.noalias"], "or LLVM cannot vectorise what it reads"
         assert not any(extent.endswith(" 0") for nest in loops(kernel.function) for extent in nest.split(" >"))
         if "x8w" in name:
