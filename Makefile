@@ -52,7 +52,7 @@ typecheck: setup  ## mypy, strict
 format: setup  ## Put the code into its format
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
-mutate: setup  ## Put faults into the heart and the kernels: does a test notice each? (about an hour; not in CI)
+mutate: setup  ## Put faults into the heart and the kernels: does a test notice each? (half an hour of two idle cores; not in CI)
 	@status=0; for part in core kernels; do \
 		$(BIN)/python -m tests.mutate --part $$part --output benchmarks/results/mutation.json || status=1; done; exit $$status
 

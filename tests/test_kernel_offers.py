@@ -125,6 +125,13 @@ def test_what_channels_last_cannot_hold_is_said(case: str, kernel: str, message:
     assert message in answer
 
 
+def test_requests_are_equal_to_themselves_alone() -> None:
+    """They hold weights, whose equality is an array."""
+    op, inputs, output, _ = CASES["linear"]
+    requests = [request_of(op, inputs, output), ConvertRequest(image(7, 5, 6), PLAIN, LAST, 1, LLVM, 512)]
+    assert len({*requests, *(replace(request) for request in requests)}) == 4
+
+
 WORK: list[tuple[str, str, tuple[int, int, int]]] = [
     ("convolution", "NCHW", (2 * 32 * 5 * 6 * 5 * 6, 33 * 5 * 6, 5 * 12 * 20)),
     ("convolution", "NHWC", (48 * 5 * 6 * 5 * 6, 6 * 8 * 48, 0)),

@@ -22,6 +22,7 @@ from hawq_tvm.kernels import CONVERTERS, KERNELS, BuiltKernel, ConvertRequest, O
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight
 from hawq_tvm.kernels.generic.nhwc import lanes_of
 
+from .accesses import accesses_outside
 from .builders import random_integers
 
 S8, U8, S4, S32 = (IntType.parse(text) for text in ("s8", "u8", "s4", "s32"))
@@ -120,6 +121,9 @@ CASES: dict[str, tuple[Operator, list[TensorType], IntType, dict[str, int]]] = {
     "convolution": (conv(5, 33, STRIDED, 8), [image(5, 9, 19, S8)], S8, {}),
     "convolution of 4 bits": (conv(5, 33, STRIDED, 4), [image(5, 9, 19)], S8, {}),
     "convolution without padding": (conv(4, 64, VALID, 8, lo=0), [image(4, 6, 17)], U8, {"vector_bits": 256}),
+    "dilated in one direction": (
+        conv(4, 16, Window((1, 3), pads=(0, 2, 0, 2), dilations=(1, 2)), 8), [image(4, 3, 17)], S8, {},
+    ),
     "two tiles a row": (conv(4, 32, SAME, 8), [image(4, 2, 15)], S8, {}),
     "a narrow one": (conv(3, 3, SAME, 4), [image(3, 6, 7)], S8, {"vector_bits": 128}),
     "one vector": (conv(6, 16, SAME, 3), [image(6, 5, 9)], S8, {}),
@@ -191,6 +195,7 @@ def test_every_kernel_that_offers_writes_every_byte_as_the_storage_has_it(case: 
     type = request.node.type
     built = {name: offer.build() for name, offer in offers.items()}
     for name, kernel in built.items():
+        assert accesses_outside(kernel.function) == []
         assert kernel.function.attrs["tirx.noalias"], "or LLVM cannot vectorise what it reads"
         assert not any(extent.endswith(" 0") for nest in loops(kernel.function) for extent in nest.split(" >"))
         if "x8w" in name:
@@ -391,11 +396,11 @@ def test_loops_are_nested_cut_and_spread_as_the_kernel_says(
     ("op", "inputs", "few"),
     [
         (conv(10, 10, Window((1, 1)), 8), [image(10, 100, 200)], image(10, 100, 199)),
-        (Requantize(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
-        (MaxPool2d(Window((1, 1))), [image(10, 100, 100)], image(10, 100, 99)),
-        (GlobalAvgPool2d(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
-        (AvgPool2d(Window((1, 1)), Rescale([[1]], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
-        (Concat(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(10, 100, 99)),
+        (Requantize(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
+        (MaxPool2d(Window((1, 1))), [image(10, 100, 100)], image(9, 41, 271)),
+        (GlobalAvgPool2d(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
+        (AvgPool2d(Window((1, 1)), Rescale([[1]], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
+        (Concat(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
     ],
 )
 def test_threads_from_two_million_products_or_a_hundred_thousand_elements(
@@ -410,9 +415,14 @@ def test_threads_from_two_million_products_or_a_hundred_thousand_elements(
             assert any("parallel" in nest for nest in loops(offer.build().function)) == spread
 
 
-@pytest.mark.parametrize(("features", "batch", "spread"), [(1000, 2, True), (1000, 1, False), (999, 2, False)])
-def test_a_linear_layer_is_spread_from_two_million_products(features: int, batch: int, spread: bool) -> None:
-    op = Linear(np.ones((1000, features)), 2, np.zeros(1000), Rescale(np.ones(1000), 20, -9, 9))
+@pytest.mark.parametrize(
+    ("features", "outputs", "batch", "spread"), [(1000, 1000, 2, True), (1000, 1000, 1, False), (28169, 71, 1, False)]
+)
+def test_a_linear_layer_is_spread_from_two_million_products(
+    features: int, outputs: int, batch: int, spread: bool
+) -> None:
+    """The last has 1,999,999."""
+    op = Linear(np.ones((outputs, features)), 2, np.zeros(outputs), Rescale(np.ones(outputs), 30, -9, 9))
     for offer in offers_of(request_of(op, [TensorType(U8, (features,), 1.0)], S8, batch=batch)).values():
         assert any("parallel" in nest for nest in loops(offer.build().function)) == spread
 

@@ -351,3 +351,16 @@ def test_what_is_left_out_of_json_has_its_default() -> None:
 def test_unpacking_checks_the_type_first() -> None:
     with pytest.raises(GraphError, match="would store"):
         unpack(np.zeros((1, 1, 2, 1), np.uint8), TensorType(U8, (1, 2, 2), 1.0), Storage(bits=4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"multiple": 0}, "whole blocks, got block 1 in 0"),
+        ({"multiple": -1}, "whole blocks, got block 1 in -1"),
+        ({"order": "NHWC", "block": 2, "multiple": 2}, "channels last lie together"),
+    ],
+)
+def test_channels_are_filled_up_to_something(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        Storage(**fields)  # type: ignore[arg-type]

@@ -53,6 +53,8 @@ PARTS = {
                     "test_nibbles_unpack_to_what_was_packed",
                     "test_channel_blocks_hold_every_channel_once",
                     "test_blockings_are_sound",
+                    "test_convolutions_stay_inside_their_buffers",
+                    "test_threads_share_no_accumulators",
                     "test_four_bit_weights_take_the_packed_kernel_and_stay_packed",
                     "test_declines_are_sentences_and_their_table_is_the_error",
                     "test_operators_without_weights",
