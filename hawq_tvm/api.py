@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.provenance import (
     PYTHON_OBJECT,
+    code_of_samples,
     describe_run,
     run_identity,
     stored_data,
@@ -145,6 +147,7 @@ class QuantizedNetwork:
         self._reporter = as_reporter(progress)
         self._scratch = scratch  # removes the temporary run when this object goes
         self._modules: dict[str, CompiledModule] = {}
+        self._lock = threading.Lock()  # callers from several threads compile once
 
     def __repr__(self) -> str:
         return f"<QuantizedNetwork {describe(read_run(self.path, summarize))}>"
@@ -215,7 +218,8 @@ class QuantizedNetwork:
 
         Args:
             target: compiled first where it is not; it must run on this machine.
-            seconds: about how long the run takes; None takes 5, or what the run was made with.
+            seconds: how long it takes at most, as far as one call of each contender allows; None takes 5, or what the
+                run was made with.
             threads: of every contender; None takes all cores, or what the run was made with.
         """
         with edit_run(self.path) as run:
@@ -236,7 +240,8 @@ class QuantizedNetwork:
         Raises:
             DataError: `x` is no array of numbers.
         """
-        module = self._modules.get(target) or self._compiled(target)
+        with self._lock:
+            module = self._modules.get(target) or self._compiled(target)
         try:
             images = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, np.float32)
         except (TypeError, ValueError) as error:
@@ -297,7 +302,8 @@ def load(
 
     Args:
         path: of the run directory.
-        data: samples to use instead of those that the run was made with, as `quantize` takes them.
+        data: samples to use instead of those that the run was made with, as `quantize` takes them; one set is used
+            whole.
         trust_code: whether the Python file that the run names for its samples may be executed. A run directory is data:
             without this it executes nothing of its own but, once it is called, its compiled library.
         progress: as `quantize` takes it.
@@ -308,14 +314,20 @@ def load(
     run = open_run(Path(path))
     run.file(files.MODEL)
     if data is not None:
-        samples: Data | None = _samples(data, stored_options(run))
+        samples: Data | None = _samples(data, stored_options(run), calibrates=False)
     else:
         samples = stored_data(run, trust_code=trust_code)
+    code = code_of_samples(run)
+    if samples is None and code is not None and not trust_code:
+        as_reporter(progress).note(
+            f"the samples of {path} come from {code}, which is not executed unasked; if you trust it, pass "
+            "trust_code=True, or give samples as data="
+        )
     return QuantizedNetwork(Path(path), stored_settings(run), data=samples, progress=progress)
 
 
-def _samples(data: Any, options: DataOptions) -> Data:
+def _samples(data: Any, options: DataOptions, *, calibrates: bool = True) -> Data:
     """Samples by name, or from Python objects."""
     if isinstance(data, str):
-        return load_data(data, options)
-    return limited(as_data(data, name=PYTHON_OBJECT, options=options), options)
+        return load_data(data, options, calibrates=calibrates)
+    return limited(as_data(data, name=PYTHON_OBJECT, options=options, calibrates=calibrates), options)

@@ -100,7 +100,7 @@ class Settings:
         batch: samples a call of the compiled library.
         threads: of the compiled library and its peers; None for all cores.
         verify_samples: evaluation samples that `verify` compares.
-        bench_seconds: about how long the benchmark takes.
+        bench_seconds: how long the benchmark takes at most, as far as one call of each contender allows.
         seed: of everything random.
     """
 
@@ -120,7 +120,7 @@ class Settings:
     batch: int = option(1, "samples a call of the compiled library", least=1)
     threads: int | None = option(None, "of the library and its peers; default: all cores", least=1)
     verify_samples: int = option(256, "evaluation samples that verify compares", least=1)
-    bench_seconds: float = option(5.0, "about how long the benchmark takes", least=0.1)
+    bench_seconds: float = option(5.0, "how long the benchmark takes at most", least=0.1)
     seed: int = option(0, "of everything random", least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:

@@ -101,6 +101,7 @@ class Allocation:
         limits: what it was held to.
         solver: which solver proved it optimal.
         seconds: how long that took.
+        sensitivity_error: relative standard error of the objective; None where it is not known.
     """
 
     bits: BitConfig
@@ -109,11 +110,13 @@ class Allocation:
     limits: Mapping[CostName, float]
     solver: str
     seconds: float
+    sensitivity_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the bits, which are a file of their own."""
         return {
             "sensitivity": self.sensitivity,
+            "sensitivity_error": self.sensitivity_error,
             "costs": dict(self.costs),
             "limits": dict(self.limits),
             "solver": self.solver,

@@ -64,8 +64,11 @@ def imports(path: Path) -> set[str]:
     found: set[str] = set()
 
     def walk(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for child in node.orelse:
+                walk(child)
             return
+        assert not isinstance(node, ast.ImportFrom) or node.level == 0 or path.parts[0] == "tests", f"relative: {path}"
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import hawq_tvm
-from hawq_tvm.core.errors import InfeasibleBudget
+from hawq_tvm.core.errors import InfeasibleBudget, RunError
 from hawq_tvm.runs.rundir import MANIFEST
 
 from .conftest import NETWORKS, Run
@@ -105,17 +107,68 @@ def test_a_run_directory_executes_no_python_of_its_own(verb: str, foreign: Path,
         assert marker.exists()
 
 
-def test_load_executes_no_python_of_the_run_unless_it_may(foreign: Path) -> None:
+@pytest.fixture
+def unproven(foreign: Path, tmp_path: Path) -> Path:
+    """A copy of that run without its proof, which a weaker one would not replace."""
+    copy = Path(shutil.copytree(foreign, tmp_path / "run"))
+    (copy / "verify.llvm.json").unlink()
+    return copy
+
+
+def test_load_executes_no_python_of_the_run_unless_it_may(foreign: Path, unproven: Path) -> None:
     marker = foreign.parent / "executed"
     marker.unlink(missing_ok=True)
-    network = hawq_tvm.load(foreign)
+    with pytest.warns(UserWarning, match="data.py, which is not executed unasked; if you trust it, pass trust_code"):
+        network = hawq_tvm.load(unproven)
     assert network.accuracy.samples == 8
-    assert network.verify(samples=2).ok
-    assert not marker.exists()
-    assert hawq_tvm.load(foreign, data=np.zeros((6, 3, 12, 12), np.float32)).verify(samples=2).ok
+    with pytest.warns(UserWarning, match="verifying on its golden input alone"):
+        assert network.verify(samples=4).samples == 1
     assert not marker.exists()
     hawq_tvm.load(foreign, trust_code=True)
     assert marker.exists()
+
+
+def test_samples_given_to_load_are_used_whole(unproven: Path) -> None:
+    network = hawq_tvm.load(unproven, data=np.zeros((6, 3, 12, 12), np.float32))
+    assert network.verify().samples == 6
+    with pytest.warns(UserWarning, match="compared 2 samples now, and the run keeps its report over 6 samples"):
+        assert network.verify(samples=2).samples == 6
+
+
+@pytest.mark.parametrize("spec", [["/x/d.py:make"], {"d.py:make": 1}, 3, True])
+def test_a_spec_that_is_no_text_is_refused(spec: object, unproven: Path, cli: Run) -> None:
+    manifest = json.loads((unproven / MANIFEST).read_text())
+    manifest["data"]["spec"] = spec
+    (unproven / MANIFEST).write_text(json.dumps(manifest))
+    for verb in ("verify", "compile"):
+        status, _, err = cli(verb, unproven)
+        assert status == 2
+        assert "the manifest's data is damaged (spec is a " in err
+    with pytest.raises(RunError, match="the manifest's data is damaged"):
+        hawq_tvm.load(unproven)
+
+
+def test_accuracy_says_which_samples_it_was_measured_on(unproven: Path, cli: Run) -> None:
+    (unproven.parent / "other.py").write_text("import numpy\n\ndef make():\n    return numpy.ones((12, 3, 12, 12))\n")
+    named = f"{unproven.parent}/other.py:make"
+    status, _, err = cli("compile", unproven, "--data", named)
+    assert status == 0
+    assert "one set of samples was named anew, and all of it is evaluated" in err
+    summary = json.loads(cli("inspect", unproven, "--json")[1])
+    assert summary["accuracy"]["data"] == named
+    assert summary["accuracy"]["samples"] == 12, "nothing calibrates, so nothing is held out"
+    assert summary["remarks"] == [summary["accuracy"]["note"]]
+    assert f"of {named}" in (unproven / "report.html").read_text()
+
+
+def test_threads_that_call_a_network_first_compile_it_once(foreign: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(foreign, tmp_path / "run"))
+    (copy / "model.llvm.so").unlink()
+    network = hawq_tvm.load(copy, data=np.zeros((6, 3, 12, 12), np.float32))
+    x = np.ones((2, 3, 12, 12), np.float32)
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: network(x), range(6)))
+    assert all(np.array_equal(result, results[0]) for result in results)
 
 
 def test_compiling_without_the_samples_keeps_what_they_made(foreign: Path, cli: Run) -> None:
@@ -134,6 +187,8 @@ def test_budgets_out_of_reach_are_refused_before_any_work(tmp_path: Path, cli: R
     assert "calibrating" not in err
     stages = json.loads((tmp_path / "run.partial" / MANIFEST).read_text())["stages"]
     assert set(stages) == {"capture"}
+    status, _, err = cli(*arguments, "--bits", "8", "--budget-size", "6.5")
+    assert (status, "calibrating" in err) == (2, False), "nor with one bit pair to choose from"
     with pytest.raises(InfeasibleBudget, match="the nearest is"):
         hawq_tvm.quantize("resnet20", "digits", budget=hawq_tvm.Budget(bops=3))
 

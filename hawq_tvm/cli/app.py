@@ -229,7 +229,7 @@ def verify(
 def bench(
     path: RunPath,
     target: AnyTarget = None,
-    threads: Annotated[int | None, typer.Option(help="default: all cores", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="default: as the run was made", min=1)] = None,
     seconds: Annotated[float, typer.Option(help="how long it takes at most", min=0.1)] = Settings.bench_seconds,
     layers: Annotated[bool, typer.Option("--layers", help="also each layer's time")] = False,
     as_json: AsJson = False,

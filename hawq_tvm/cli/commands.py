@@ -81,7 +81,7 @@ def _new_work(
 def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file: Path | None, as_json: bool) -> int:
     """`hawq-tvm run`."""
     given = None if bits_file is None else read_bits(bits_file)
-    _check_early(settings)
+    _check_settings(settings)
     if find_c_compiler() is None:
         raise CompileError(f"no C compiler found ({', '.join(C_COMPILERS)}); install one, as with apt install g++")
     with _new_work(path, sources, settings, target, given) as work:
@@ -95,7 +95,7 @@ def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file
     return 0 if summary.verification[target].ok else 1
 
 
-def _check_early(settings: Settings) -> None:
+def _check_settings(settings: Settings) -> None:
     """Find what is wrong with the options before anything takes time."""
     find_allocator(settings.solver)
     make_observer(settings.observer)
@@ -107,7 +107,7 @@ def _check_early(settings: Settings) -> None:
 
 def profile(path: Path, sources: Sources, settings: Settings, target: str, as_json: bool) -> int:
     """`hawq-tvm profile`."""
-    _check_early(settings)
+    _check_settings(settings)
     with _new_work(path, sources, settings, target) as work:
         pipeline.perform(work, pipeline.PROFILE)
         table = work.artifacts.costs
@@ -165,7 +165,12 @@ def _resume(run: Run, target: Target, data: str | None, trust_code: bool, **chan
     """Take up a run that is there, with its own settings and samples, or with samples that are named anew."""
     settings = replace(stored_settings(run), **{name: value for name, value in changes.items() if value is not None})
     reporter = console.ConsoleReporter()
-    samples = load_data(data, stored_options(run)) if data else stored_data(run, trust_code=trust_code)
+    if data:
+        samples: Data | None = load_data(data, stored_options(run), calibrates=False)
+    else:
+        samples = stored_data(run, trust_code=trust_code)
+    if data and samples is not None and samples.note:
+        reporter.note(samples.note)
     code = code_of_samples(run)
     if samples is None and code is not None and not trust_code:
         reporter.note(
@@ -212,8 +217,6 @@ def verify(
     with _measuring(path) as run:
         chosen = _compiled_target(run, target)
         work = _resume(run, chosen, data, trust_code, verify_samples=samples)
-        if not work.has_data:
-            work.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
         pipeline.perform(work, pipeline.VERIFY, force=True)
         report = work.artifacts.verification(chosen)
         write_report(run, path)

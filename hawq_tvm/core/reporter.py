@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ Advance = Callable[[int, int | None], None]
 
 
 class Reporter:
-    """Told of stages and their progress; this one is silent."""
+    """Told of stages and their progress; this one is silent, and what is worth reading it gives as a warning."""
 
     @contextmanager
     def stage(self, title: str, *, timing: bool = False) -> Iterator[Advance]:
@@ -29,6 +30,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """A line worth reading."""
+        warnings.warn(text, stacklevel=2)
 
 
 class LineReporter(Reporter):
@@ -48,7 +50,7 @@ class LineReporter(Reporter):
 
 
 def as_reporter(progress: bool | Reporter) -> Reporter:
-    """What ``progress=`` stands for: True for lines on standard error, False for nothing, or a reporter."""
+    """What ``progress=`` stands for: True for lines on standard error, False for warnings alone, or a reporter."""
     if isinstance(progress, Reporter):
         return progress
     return LineReporter() if progress else Reporter()

@@ -203,6 +203,21 @@ class CostTable:
             total += value
         return total
 
+    def sensitivity_error(self, bits: BitConfig) -> float | None:
+        """Relative standard error of the summed sensitivity under a configuration; None where it is not known.
+
+        Errors of layers add up, which bounds it however they depend on each other.
+        """
+        total = self.total(bits, "sensitivity")
+        errors = [
+            None if layer.sensitivity_error is None
+            else layer.sensitivity_error * abs(layer.choices[bits.layers[layer.name]].sensitivity)
+            for layer in self.layers
+        ]  # fmt: skip
+        if None in errors or not total:
+            return None
+        return sum(error for error in errors if error is not None) / abs(total)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "units": {"size_bytes": "byte", "bops": "bit operation a sample", "latency_us": "microsecond"},

@@ -20,6 +20,8 @@ class Accuracy:
         difference: integer minus float.
         standard_error: of that difference, from the paired outcomes.
         agreement: share of samples on which both name the same class, right or wrong.
+        data: the name of the samples.
+        note: what is to be known of them, such as that a part of one set was held out.
     """
 
     samples: int
@@ -28,6 +30,8 @@ class Accuracy:
     difference: float | None
     standard_error: float | None
     agreement: float
+    data: str = ""
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -52,10 +56,13 @@ class Accuracy:
 
     def __str__(self) -> str:
         if self.float_top1 is None or self.integer_top1 is None:
-            return f"same class on {self.agreement:.2%} of {self.samples} samples (no labels)"
+            return f"same class on {self.agreement:.2%} of {self.samples} samples{self._named()} (no labels)"
         assert self.difference is not None and self.standard_error is not None
         return (
             f"top-1 fp32 {self.float_top1:.2%}, integer {self.integer_top1:.2%}, "
             f"difference {100 * self.difference:+.2f} +- {100 * self.standard_error:.2f} points "
-            f"on {self.samples} samples"
+            f"on {self.samples} samples{self._named()}"
         )
+
+    def _named(self) -> str:
+        return f" of {self.data}" if self.data else ""

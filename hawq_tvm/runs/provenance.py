@@ -64,8 +64,8 @@ def stored_options(run: Run) -> DataOptions:
 
 def code_of_samples(run: Run) -> str | None:
     """The Python file that makes a run's samples; None where they come from no code."""
-    spec = _stored(run).get("spec")
-    path = file_of(spec) if isinstance(spec, str) else None
+    spec = _spec(run)
+    path = None if spec is None else file_of(spec)
     return None if path is None else str(path)
 
 
@@ -85,14 +85,22 @@ def stored_data(run: Run, *, trust_code: bool = False) -> Data | None:
     Raises:
         RunError: the manifest does not say how they are found.
     """
-    spec = _stored(run).get("spec")
-    if spec in (None, PYTHON_OBJECT) or (code_of_samples(run) and not trust_code):
+    spec = _spec(run)
+    if spec in (None, PYTHON_OBJECT) or (file_of(spec) is not None and not trust_code):
         return None
     options = stored_options(run)
     try:
-        return load_data(str(spec), options)
+        return load_data(spec, options)
     except HawqError:
         return None
+
+
+def _spec(run: Run) -> str | None:
+    """How the samples were named; a text, so that what is looked at here is what is loaded."""
+    spec = _stored(run).get("spec")
+    if spec is None or isinstance(spec, str):
+        return spec
+    raise RunError(f"the manifest's data is damaged (spec is a {type(spec).__name__}); start the run again elsewhere")
 
 
 def _stored(run: Run) -> Mapping[str, Any]:

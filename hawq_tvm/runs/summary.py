@@ -181,6 +181,7 @@ def summarize(run: Run) -> RunSummary:
     }
     layers = tuple(_layer(layer, costs, profiled, libraries, benchmark) for layer in facts)
     identity = run.manifest["identity"]
+    accuracy = found.accuracy if run.is_fresh(files.ACCURACY) else None
     return RunSummary(
         path=str(run.path),
         model=shown(identity["model"]),
@@ -190,7 +191,7 @@ def summarize(run: Run) -> RunSummary:
         totals=_totals(layers, _limits(run)),
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
         storages={name: stored_values(info) for name, info in libraries.items()},
-        accuracy=found.accuracy if run.is_fresh(files.ACCURACY) else None,
+        accuracy=accuracy,
         verification={
             name: found.verification(target)
             for name, target in compiled.items()
@@ -198,7 +199,7 @@ def summarize(run: Run) -> RunSummary:
         },
         benchmark=benchmark,
         notes=_notes(run),
-        remarks=(*_data_notes(run), *(_sensitivity_notes(found, costs) if profiled else ())),
+        remarks=(*_data_notes(run, accuracy), *(_sensitivity_notes(found, costs) if profiled else ())),
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
     )
@@ -283,10 +284,12 @@ def _notes(run: Run) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _data_notes(run: Run) -> tuple[str, ...]:
-    """What the source of the samples has to say of them, such as what was held out."""
+def _data_notes(run: Run, accuracy: Accuracy | None) -> tuple[str, ...]:
+    """What is to be known of the samples, such as that a part was held out: of those that accuracy was measured on."""
     stored = run.manifest.get("data")
     note = stored.get("note") if isinstance(stored, dict) else None
+    if accuracy is not None and accuracy.data:
+        note = accuracy.note
     return (note,) if isinstance(note, str) and note else ()
 
 

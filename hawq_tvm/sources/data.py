@@ -76,12 +76,13 @@ def check_labels(batch: Batch, classes: int, first: int = 0) -> None:
         )
 
 
-def load_data(spec: str, options: DataOptions) -> Data:
+def load_data(spec: str, options: DataOptions, *, calibrates: bool = True) -> Data:
     """Find samples by name.
 
     Args:
         spec: ``digits``, ``imagefolder:PATH``, ``random`` or ``file.py:factory``.
         options: how many, which and how.
+        calibrates: whether calibration samples are needed; see `as_data`.
 
     Raises:
         DataError: an unknown name, a folder without images, a split without samples.
@@ -98,7 +99,7 @@ def load_data(spec: str, options: DataOptions) -> Data:
         torch.manual_seed(options.seed)  # a factory that draws samples draws the same ones every time
         made, text = call_factory(spec, "data")
         source = hashlib.sha256(text.encode()).hexdigest()
-        data = as_data(made, name=shown(spec), options=options, source=source)
+        data = as_data(made, name=shown(spec), options=options, source=source, calibrates=calibrates)
     return limited(data, options)
 
 
@@ -121,7 +122,7 @@ def limited(data: Data, options: DataOptions) -> Data:
     return replace(data, calibration=calibration, evaluation=evaluation, settings=settings)
 
 
-def as_data(made: Any, *, name: str, options: DataOptions, source: str = "") -> Data:
+def as_data(made: Any, *, name: str, options: DataOptions, source: str = "", calibrates: bool = True) -> Data:
     """What a user's factory or an argument of the API holds.
 
     Args:
@@ -132,6 +133,7 @@ def as_data(made: Any, *, name: str, options: DataOptions, source: str = "") -> 
         name: for messages.
         options: limits how much of an iterable is read; says how many samples calibrate, and the seed that draws them.
         source: see `Data`.
+        calibrates: False where a run that is calibrated already is measured: one set is then evaluated whole.
 
     Raises:
         DataError: none of these, or one set with a single sample.
@@ -148,6 +150,10 @@ def as_data(made: Any, *, name: str, options: DataOptions, source: str = "") -> 
         made = (made["calibration"], made["evaluation"])
     elif not _is_pair_of_sets(made):
         most = options.evaluation_samples
+        if not calibrates:
+            whole = as_split(made, name, most)
+            note = "one set of samples was named anew, and all of it is evaluated; other samples calibrated this run"
+            return Data(name, whole, whole, {"named_anew": True}, note, source)
         limit = None if most is None else most + options.calibration_samples
         return replace(hold_out(as_split(made, name, limit), name, options), source=source)
     calibration, evaluation = made

@@ -46,7 +46,8 @@ def solve(costs: CostTable, settings: Settings) -> Allocation:
     """
     pins = settings.all_pins(costs.names, costs.ties)
     problem = formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
-    return find_allocator(settings.solver)(problem)
+    result = find_allocator(settings.solver)(problem)
+    return replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
 
 
 def within_reach(work: Work) -> None:
@@ -56,7 +57,7 @@ def within_reach(work: Work) -> None:
         InfeasibleBudget: as for `solve`, before any calibration.
     """
     budget = replace(work.settings.budget, latency=None)
-    if work.has_choice and budget:
+    if work.given is None and budget:
         pairs = work.settings.pairs(work.layers)
         costs = cost_table(work.artifacts.float_graph, pairs, sensitivity=None, latency=None)
         solve(costs, replace(work.settings, budget=budget))

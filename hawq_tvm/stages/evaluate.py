@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.measure.evaluate import measure_accuracy
 from hawq_tvm.runs.artifacts import ACCURACY, FLOAT_GRAPH, MODEL
 from hawq_tvm.sources.data import batches
+from hawq_tvm.sources.names import shown
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
@@ -25,7 +28,8 @@ def evaluate(work: Work) -> Stage | None:
             batches(work.data.evaluation, work.batch_size()),
             progress=lambda done: advance(done, total),
         )
-        work.run.write_json(ACCURACY, result.to_json())
+        named = replace(result, data=shown(work.data.name), note=work.data.note)
+        work.run.write_json(ACCURACY, named.to_json())
 
     options = {"data": work.data_key}
     return Stage("evaluate", "measuring accuracy", make, options, reads=(FLOAT_GRAPH, MODEL), writes=(ACCURACY,))

@@ -21,6 +21,8 @@ def verify(work: Work) -> Stage:
     A proof over fewer samples does not take the place of a stronger one of the same library.
     """
     target = work.target
+    if not work.has_data:
+        work.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
     total = min(work.settings.verify_samples, len(work.data.evaluation)) if work.has_data else 1
 
     def make(advance: Advance) -> None:

@@ -39,6 +39,8 @@ PARTS = {
             "tests/test_storage.py",
             "tests/test_specs.py",
             "tests/test_errors.py",
+            "tests/test_strict_json.py",
+            "tests/test_options.py",
             *EXAMPLES,
         ),
     ),
