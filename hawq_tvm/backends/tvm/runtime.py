@@ -4,7 +4,9 @@ One module may be called from many threads. Each call has a virtual machine to i
 the library, its constants and its code are there once.
 
 TVM reads the number of its threads when its pool starts, and counts half of the cores where it suspects hyper-threads;
-importing this module sets TVM_NUM_THREADS to all usable cores, unless the environment says otherwise.
+importing this module sets TVM_NUM_THREADS to all usable cores, unless the environment says otherwise. It also sets
+TVM_THREAD_POOL_SPIN_COUNT, how often a worker looks for work before it sleeps: TVM's 300,000 keep a core busy for 0.1 s
+after every call, and for seconds where threads that called have ended, whose workers then get in one another's way.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.storage import unpack
 
 os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "20000")
 
 import tvm_ffi
 from tvm import cpu
