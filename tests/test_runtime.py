@@ -82,16 +82,14 @@ def test_eight_threads_call_one_module(graph: Graph, module: CompiledModule) -> 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "20000"), ("7", "7")])
 def test_workers_do_not_look_for_work_for_long(given: str | None, expected: str) -> None:
-    """TVM's default keeps a core busy after a call; with it, the workers of ended threads were seen to run for seconds."""
+    """With TVM's own number a core is busy after a call, and workers of threads that ended ran on for seconds."""
     name = "TVM_THREAD_POOL_SPIN_COUNT"
     environment = {key: value for key, value in os.environ.items() if key != name}
     if given is not None:
         environment[name] = given
     script = f"import os, hawq_tvm.backends.tvm.runtime; print(os.environ[{name!r}])"
-    command = [sys.executable, "-c", script]
-    assert (
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip() == expected
-    )
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == expected
 
 
 def test_taps_see_their_own_call_alone(graph: Graph, module: CompiledModule) -> None:
