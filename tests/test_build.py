@@ -170,8 +170,14 @@ def start(body: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         cwd=elsewhere,
+        preexec_fn=heed_interrupts,
         **options,
     )
+
+
+def heed_interrupts() -> None:
+    """Tests that a shell started in the background inherit that SIGINT is ignored, which Python then keeps."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_script_needs_no_guard_and_keeps_its_input(tmp_path: Path) -> None:

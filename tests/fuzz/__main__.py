@@ -42,7 +42,7 @@ def main() -> int:
         for name in chosen:
             started = time.perf_counter()
             outcomes: Counter[str] = Counter()
-            for outcome in fuzz(bench, known[name], seed=options.seed, count=options.count // len(chosen)):
+            for outcome in fuzz(bench, known[name], seed=options.seed, count=-(-options.count // len(chosen))):
                 outcomes[outcome.what] += 1
                 if outcome.what == "failed":
                     options.keep.mkdir(exist_ok=True)
