@@ -14,6 +14,7 @@ from hawq_tvm.cli.app import app as real
 from hawq_tvm.cli.options import Changes, Of, flat
 from hawq_tvm.core.errors import SettingsError
 from hawq_tvm.core.option import option
+from hawq_tvm.core.specs import CHOICE, Budget
 from hawq_tvm.settings import Settings
 from hawq_tvm.sources.options import DataOptions
 
@@ -122,3 +123,14 @@ def test_run_and_profile_agree_on_every_option_they_share() -> None:
     assert run.keys() - profile.keys() == only_run
     for name in profile:
         assert (profile[name].opts, profile[name].help) == (run[name].opts, run[name].help)
+
+
+def test_budgets_are_options_of_the_allocation() -> None:
+    words = {item.name: item.metadata["option"] for item in fields(Budget)}
+    assert {name: option.flag for name, option in words.items()} == {
+        "size": "--budget-size", "bops": "--budget-bops", "latency": "--budget-latency"
+    }  # fmt: skip
+    assert {(option.panel, option.parse) for option in words.values()} == {(CHOICE, str)}
+    assert repr(Budget(size="60%")) == "Budget(size=60%)"
+    with pytest.raises(TypeError):
+        Budget("60%")  # type: ignore[misc]

@@ -279,3 +279,22 @@ def test_targets() -> None:
     assert DEFAULT_TARGET in TARGETS
     with pytest.raises(CompileError, match="unknown target 'x86'; known: llvm"):
         find_target("x86")
+
+
+def test_errors_of_layers_add_up_to_that_of_the_sum() -> None:
+    both = BitConfig(dict.fromkeys("ab", Bits(4, 4)))
+
+    def error(*rows: tuple[float, float | None]) -> float | None:
+        layers = [
+            LayerCosts(name, 1, 1, {Bits(4, 4): Cost(omega, 1, 1)}, uncertain)
+            for name, (omega, uncertain) in zip("ab", rows, strict=True)
+        ]
+        return CostTable(tuple(layers)).sensitivity_error(both)
+
+    assert error((3.0, 0.5), (1.0, 0.1)) == pytest.approx((3 * 0.5 + 1 * 0.1) / 4)
+    assert error((3.0, 0.5), (-1.0, 0.1)) == pytest.approx((3 * 0.5 + 1 * 0.1) / 2), "errors have no sign"
+    assert error((-3.0, 0.5), (1.0, 0.1)) == pytest.approx((3 * 0.5 + 1 * 0.1) / 2)
+    assert error((3.0, 0.5), (1.0, None)) is None
+    assert error((3.0, None), (1.0, 0.1)) is None
+    assert error((1.0, 0.5), (-1.0, 0.5)) is None, "of a sum of zero there is none"
+    assert error((3.0, 0.0), (1.0, 0.0)) == 0.0

@@ -41,6 +41,8 @@ PARTS = {
             "tests/test_errors.py",
             "tests/test_strict_json.py",
             "tests/test_options.py",
+            "tests/test_reporter.py",
+            "tests/test_float_io.py",
             *EXAMPLES,
         ),
     ),
