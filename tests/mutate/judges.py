@@ -43,6 +43,7 @@ PARTS = {
             "tests/test_options.py",
             "tests/test_reporter.py",
             "tests/test_float_io.py",
+            "tests/test_float_graph_check.py",
             *EXAMPLES,
         ),
     ),
