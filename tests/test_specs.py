@@ -298,3 +298,15 @@ def test_errors_of_layers_add_up_to_that_of_the_sum() -> None:
     assert error((3.0, None), (1.0, 0.1)) is None
     assert error((1.0, 0.5), (-1.0, 0.5)) is None, "of a sum of zero there is none"
     assert error((3.0, 0.0), (1.0, 0.0)) == 0.0
+
+
+@pytest.mark.parametrize("text", ["x", "a", "-", "²"])
+def test_a_letter_is_no_bits(text: str) -> None:
+    with pytest.raises(AllocationError, match="bits are written like w4a8"):
+        Bits.parse(text)
+
+
+@pytest.mark.parametrize("error", [-0.1, float("nan"), float("inf"), True, "0.1"])
+def test_errors_of_layers_are_at_least_0(error: Any) -> None:
+    with pytest.raises(AllocationError, match="sensitivity_error must be a finite number of at least 0"):
+        LayerCosts("a", 1, 1, {}, error)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hawq_tvm.core import strict_json
 from hawq_tvm.core.errors import GraphError, RunError
-from hawq_tvm.core.strict_json import MOST_DEPTH, JsonReader
+from hawq_tvm.core.strict_json import MOST_BYTES, MOST_DEPTH, JsonReader
 
 READER = JsonReader("r/x.json", RunError, "make it again")
 
@@ -139,3 +139,40 @@ def test_a_union_of_kinds_names_them() -> None:
     assert READER.take(["w4a4", 4], list[str | int]) == ("w4a4", 4)
     with pytest.raises(RunError, match=r"\[0\] is null, expected text or a whole number of at least 0; make"):
         READER.take([None], list[str | int])
+
+
+def test_the_limits_are_those_that_are_told() -> None:
+    """`SECURITY.md` names them."""
+    assert (MOST_BYTES, MOST_DEPTH) == (64 << 20, 32)
+    reader = JsonReader("f", RunError, "do")
+    assert reader.parse(b" " * (MOST_BYTES - 1) + b"1") == 1
+    with pytest.raises(RunError, match="f: larger than the 64 MiB that are read; do"):
+        reader.parse(b" " * MOST_BYTES + b"1")
+
+
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
+def test_lists_and_objects_count_as_depth(start: str, end: str) -> None:
+    reader = JsonReader("f", RunError, "do")
+    reader.parse((start * MOST_DEPTH + "1" + end * MOST_DEPTH).encode())
+    with pytest.raises(RunError, match="nested deeper than the 32 levels"):
+        reader.parse((start * (MOST_DEPTH + 1) + "1" + end * (MOST_DEPTH + 1)).encode())
+
+
+def test_whole_numbers_end_where_64_bits_do() -> None:
+    reader = JsonReader("f", RunError, "do")
+    for number in (-(2**63), 2**63 - 1):
+        assert reader.parse(str(number).encode()) == number
+    for number in (-(2**63) - 1, 2**63):
+        with pytest.raises(RunError, match="a number that 64 bits do not hold"):
+            reader.parse(str(number).encode())
+
+
+def test_a_union_blames_the_only_kind_that_holds_anything() -> None:
+    reader = JsonReader("f", RunError, "do")
+    assert reader.take(None, int | None) is None
+    with pytest.raises(RunError, match="the whole is 'x', expected a whole number of at least 0;"):
+        reader.take("x", int | None)
+    with pytest.raises(RunError, match="expected text or a whole number of at least 0;"):
+        reader.take([], str | int)
+    with pytest.raises(RunError, match="the whole is null, expected a whole number of at least 0 or text;"):
+        reader.take(None, int | str)
