@@ -125,3 +125,9 @@ def test_sizes_that_are_none(shape: tuple[int, ...]) -> None:
 
 def test_the_largest_size_stands() -> None:
     FloatGraph("g", "x", (MOST_ELEMENTS,), (), "x").check()
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "concat", "flatten"])
+def test_a_node_reads_something(kind: str) -> None:
+    with pytest.raises(GraphError, match=re.escape(f"node 'y' ({kind}): it reads 0 values")):
+        FloatGraph("g", "x", X, (FloatNode("y", kind, (), X),), "y").check()
