@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from hawq_tvm.cli.app import app as real
 from hawq_tvm.cli.options import Changes, Of, flat
 from hawq_tvm.core.errors import SettingsError
-from hawq_tvm.core.option import option
+from hawq_tvm.core.option import Option, option
 from hawq_tvm.core.specs import CHOICE, Budget
 from hawq_tvm.settings import Settings
 from hawq_tvm.sources.options import DataOptions
@@ -134,3 +134,8 @@ def test_budgets_are_options_of_the_allocation() -> None:
     assert repr(Budget(size="60%")) == "Budget(size=60%)"
     with pytest.raises(TypeError):
         Budget("60%")  # type: ignore[misc]
+
+
+def test_a_switch_has_no_other_form_unless_it_says_so() -> None:
+    assert not Option("words").negated
+    assert told("whole", "--no-loud").exit_code == 2

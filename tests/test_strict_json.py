@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -176,3 +177,38 @@ def test_a_union_blames_the_only_kind_that_holds_anything() -> None:
         reader.take([], str | int)
     with pytest.raises(RunError, match="the whole is null, expected a whole number of at least 0 or text;"):
         reader.take(None, int | str)
+
+
+class _Signed(TypedDict):
+    omega: Mapping[str, float]
+    point: NotRequired[_Point]
+
+
+class _Point(TypedDict):
+    x: float
+
+
+@dataclass(frozen=True)
+class _Made:
+    name: str
+    table: Mapping[str, int] = field(default_factory=dict)
+
+
+def test_numbers_below_a_signed_field_may_be_negative() -> None:
+    reader = JsonReader("f", RunError, "do")
+    data = {"omega": {"4": -1.0}, "point": {"x": -2.0}}
+    assert reader.take(data, _Signed, signed=("omega", "point")) == data
+    with pytest.raises(RunError, match="omega.4 is -1.0, expected a number of at least 0;"):
+        reader.take(data, _Signed, signed=("point",))
+    with pytest.raises(RunError, match="omega.4 is 'x', expected a number;"):
+        reader.take({"omega": {"4": "x"}}, _Signed, signed=("omega",))
+
+
+def test_a_field_that_is_made_where_it_is_missing() -> None:
+    assert JsonReader("f", RunError, "do").take({"name": "a"}, _Made) == _Made("a")
+
+
+@pytest.mark.parametrize(("length", "shown"), [(60, "'" + 60 * "a" + "'"), (61, "'" + 60 * "a" + "...'")])
+def test_long_texts_are_cut(length: int, shown: str) -> None:
+    with pytest.raises(RunError, match=re.escape(f"the whole is {shown}, expected")):
+        JsonReader("f", RunError, "do").take("a" * length, int)
