@@ -30,12 +30,12 @@ from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.provenance import (
     PYTHON_OBJECT,
-    code_of_samples,
     describe_run,
     run_identity,
     stored_data,
     stored_options,
     stored_settings,
+    withheld_code,
 )
 from hawq_tvm.runs.report import render_card, write_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run, read_run, refuse_full_disk
@@ -317,8 +317,8 @@ def load(
         samples: Data | None = _samples(data, stored_options(run), calibrates=False)
     else:
         samples = stored_data(run, trust_code=trust_code)
-    code = code_of_samples(run)
-    if samples is None and code is not None and not trust_code:
+    code = withheld_code(run, trust_code=trust_code or data is not None)
+    if code is not None:
         as_reporter(progress).note(
             f"the samples of {path} come from {code}, which is not executed unasked; if you trust it, pass "
             "trust_code=True, or give samples as data="

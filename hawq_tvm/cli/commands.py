@@ -22,12 +22,12 @@ from hawq_tvm.ilp import Allocation, find_allocator
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.provenance import (
-    code_of_samples,
     describe_run,
     run_identity,
     stored_data,
     stored_options,
     stored_settings,
+    withheld_code,
 )
 from hawq_tvm.runs.report import write_report
 from hawq_tvm.runs.rundir import Run, borrow_run, edit_run, is_writable, read_run
@@ -171,8 +171,8 @@ def _resume(run: Run, target: Target, data: str | None, trust_code: bool, **chan
         samples = stored_data(run, trust_code=trust_code)
     if data and samples is not None and samples.note:
         reporter.note(samples.note)
-    code = code_of_samples(run)
-    if samples is None and code is not None and not trust_code:
+    code = withheld_code(run, trust_code=trust_code or bool(data))
+    if code is not None:
         reporter.note(
             f"the run's samples come from {code}, which is not executed unasked; if you trust it, add --trust-code, "
             "or name samples with --data"

@@ -7,7 +7,7 @@ written to the run directory as JSON that a person can read and edit.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal, NotRequired, TypedDict
@@ -168,6 +168,19 @@ class LayerCosts:
             raise AllocationError(f"sensitivity_error must be a finite number of at least 0, got {error!r}")
 
 
+def summed_error(estimates: Iterable[tuple[float, float | None]]) -> float | None:
+    """The relative standard error of a sum of estimates, each with its own; None where one is not known.
+
+    Errors add up, which bounds that of the sum however they depend on each other.
+    """
+    known, total, error = True, 0.0, 0.0
+    for value, relative in estimates:
+        known = known and relative is not None
+        total += value
+        error += abs(value) * (relative or 0.0)
+    return error / abs(total) if known and total else None
+
+
 @dataclass(frozen=True)
 class CostTable:
     """Everything that an allocator may know of a network.
@@ -204,19 +217,11 @@ class CostTable:
         return total
 
     def sensitivity_error(self, bits: BitConfig) -> float | None:
-        """Relative standard error of the summed sensitivity under a configuration; None where it is not known.
-
-        Errors of layers add up, which bounds it however they depend on each other.
-        """
-        total = self.total(bits, "sensitivity")
-        errors = [
-            None if layer.sensitivity_error is None
-            else layer.sensitivity_error * abs(layer.choices[bits.layers[layer.name]].sensitivity)
-            for layer in self.layers
-        ]  # fmt: skip
-        if None in errors or not total:
-            return None
-        return sum(error for error in errors if error is not None) / abs(total)
+        """Relative standard error of the summed sensitivity under a configuration; see `summed_error`."""
+        self.total(bits, "sensitivity")  # AllocationError where a layer or a pair is missing
+        return summed_error(
+            (layer.choices[bits.layers[layer.name]].sensitivity, layer.sensitivity_error) for layer in self.layers
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -62,10 +62,10 @@ def stored_options(run: Run) -> DataOptions:
     return options
 
 
-def code_of_samples(run: Run) -> str | None:
-    """The Python file that makes a run's samples; None where they come from no code."""
+def withheld_code(run: Run, *, trust_code: bool) -> str | None:
+    """The Python file that makes a run's samples and may not be executed; None where nothing stands in the way."""
     spec = _spec(run)
-    path = None if spec is None else file_of(spec)
+    path = None if spec is None or trust_code else file_of(spec)
     return None if path is None else str(path)
 
 
@@ -86,7 +86,7 @@ def stored_data(run: Run, *, trust_code: bool = False) -> Data | None:
         RunError: the manifest does not say how they are found.
     """
     spec = _spec(run)
-    if spec in (None, PYTHON_OBJECT) or (file_of(spec) is not None and not trust_code):
+    if spec in (None, PYTHON_OBJECT) or withheld_code(run, trust_code=trust_code) is not None:
         return None
     options = stored_options(run)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.core.errors import RunError
-from hawq_tvm.core.specs import CostTable
+from hawq_tvm.core.specs import CostTable, summed_error
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
@@ -310,13 +310,7 @@ def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> To
     latencies = [layer.latency_us for layer in layers]
     omegas = [layer.sensitivity for layer in layers]
     omega = None if None in omegas else sum(value for value in omegas if value is not None)
-    errors = [
-        None
-        if layer.sensitivity is None or layer.sensitivity_error is None
-        else layer.sensitivity * layer.sensitivity_error
-        for layer in layers
-    ]
-    uncertain = None if None in errors or not omega else sum(value for value in errors if value is not None) / omega
+    errors = [(layer.sensitivity or 0.0, layer.sensitivity_error) for layer in layers]
     return Totals(
         parameters=sum(layer.parameters for layer in layers),
         macs=sum(layer.macs for layer in layers),
@@ -325,6 +319,6 @@ def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> To
         bops=sum(layer.bops for layer in layers),
         latency_us=None if None in latencies else sum(value for value in latencies if value is not None),
         sensitivity=omega,
-        sensitivity_error=uncertain,
+        sensitivity_error=None if omega is None else summed_error(errors),
         limits=limits,
     )
