@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from hawq_tvm.kernels.registry import (
-    CONVERTERS,
-    KERNELS,
-    BuiltKernel,
-    Converter,
-    ConvertRequest,
-    Decline,
-    Kernel,
-    Offer,
-    Request,
-    collect_offers,
-    offer_conversion,
-)
+from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Decline, Kernel, Offer, Request
+from hawq_tvm.kernels.registry import CONVERTERS, KERNELS, collect_offers, offer_conversion
 
 __all__ = [
     "CONVERTERS",

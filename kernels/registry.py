@@ -15,10 +15,8 @@ from hawq_tvm.kernels.generic import (
     pooling,
 )
 from hawq_tvm.kernels.interface import (
-    BuiltKernel,
     Converter,
     ConvertRequest,
-    Decline,
     Kernel,
     Offer,
     Request,
@@ -73,18 +71,3 @@ def offer_conversion(request: ConvertRequest) -> tuple[str, Offer] | None:
         if not isinstance(answer, str):
             return converter.name, answer
     return None
-
-
-__all__ = [
-    "CONVERTERS",
-    "KERNELS",
-    "BuiltKernel",
-    "ConvertRequest",
-    "Converter",
-    "Decline",
-    "Kernel",
-    "Offer",
-    "Request",
-    "collect_offers",
-    "offer_conversion",
-]
