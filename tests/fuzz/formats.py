@@ -35,7 +35,7 @@ from hawq_tvm.runs.float_io import save_float_graph
 from hawq_tvm.runs.golden import GOLDEN, GOLDEN_INDEX, check_golden, write_golden
 from hawq_tvm.runs.layers import describe_layers
 from hawq_tvm.runs.manifest import EDITABLE, MANIFEST
-from hawq_tvm.runs.provenance import code_of_samples, stored_data, stored_options, stored_settings
+from hawq_tvm.runs.provenance import stored_data, stored_options, stored_settings, withheld_code
 from hawq_tvm.runs.rundir import Run, edit_run, open_run
 from hawq_tvm.runs.summary import summarize
 from hawq_tvm.settings import Settings
@@ -111,8 +111,9 @@ def _manifest(run: Run) -> Any:
     for name in (files.BITS, files.MODEL, GOLDEN_INDEX, *files.library_files(TARGET)):
         _quietly(lambda name=name: (found.is_fresh(name), found.is_intact(name), found.edited(name)))
         _quietly(lambda name=name: found.fresh(name))
-    for look in (stored_settings, stored_options, code_of_samples, stored_data):
+    for look in (stored_settings, stored_options, stored_data):
         _quietly(lambda look=look: look(found))
+    _quietly(lambda: withheld_code(found, trust_code=False))
     return found.manifest
 
 
