@@ -145,7 +145,9 @@ def test_bit_configurations_survive_json_and_hands() -> None:
     config = BitConfig({"a": Bits(4, 8), "b": Bits(8, 8)}, "test")
     assert BitConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert BitConfig.from_json({"a": "w4a8", "b": 8}).layers == config.layers
-    assert config.to_json() == {"origin": "test", "bits": {"a": "w4a8", "b": "w8a8"}}
+    assert config.to_json() == {"origin": "test", "bits": {"a": "w4a8", "b": "w8a8"}, "residual": 8, "stored": {}}
+    stored = BitConfig({"a": Bits(4, 4)}, residual=4, stored={"a": 7})
+    assert BitConfig.from_json(json.loads(json.dumps(stored.to_json()))) == stored
     for plain in ({"bits": {"a": 8}}, {"a": 8}):
         assert BitConfig.from_json(plain).origin == BitConfig({}).origin == "given"
     assert BitConfig.uniform(("a", "b"), Bits(4, 8)) == BitConfig(dict.fromkeys("ab", Bits(4, 8)), "uniform w4a8")
@@ -158,6 +160,8 @@ def test_bit_configurations_survive_json_and_hands() -> None:
         ({"bits": {"a": None}}, "the bit configuration: bits.a is null, expected text or a whole number"),
         ({"bits": {"a": -4}}, "the bit configuration: bits.a is -4"),
         ({"bits": {"a": 4}, "origin": 3}, "the bit configuration: origin is 3, expected text"),
+        ({"bits": {"a": 4}, "residual": 9}, "the bit configuration: a residual is stored at 2 to 8 bits, got 9"),
+        ({"bits": {"a": 4}, "stored": {"b": 1}}, "the bit configuration: 'b' is stored at 2 to 8 bits, got 1"),
     ):
         with pytest.raises(AllocationError, match=re.escape(message)):
             BitConfig.from_json(bad)

@@ -9,66 +9,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 
+from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.dyadic import round_half_up, to_dyadic
 from hawq_tvm.core.errors import AllocationError, CalibrationError, GraphError
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.ir import OUTPUT_TYPE, Graph, Node, Operator, Rescale, TensorType
 from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
-from hawq_tvm.core.quantizer import FloatArray, Range, activation_scale, activation_type, quantize_weight, weight_scales
-from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.core.quantizer import FloatArray, LayerWeights, RangeTable, quantize_weight, weight_scales
+from hawq_tvm.core.specs import BitConfig
 
-RESIDUAL_BITS = 8
-"""The bits of a value that a sum reads: rounding it coarser would cost more accuracy than the memory is worth."""
-
-_WIDENED = (*WEIGHTED, "add", "avg_pool2d", "global_avg_pool2d")
 _BIAS_LIMIT = 2.0**30  # half of what the accumulator holds, the other half is the products'
 _WIDE_SUM_STEPS = 2.0**16  # a sum that is the network's result keeps this many steps to the coarser branch's one
 
 
-def integerize(graph: FloatGraph, ranges: Mapping[str, Range], bits: BitConfig) -> Graph:
+def integerize(
+    graph: FloatGraph, ranges: RangeTable, bits: BitConfig, weights: Mapping[str, LayerWeights] | None = None
+) -> Graph:
     """Quantise a network.
 
     Args:
         graph: from capture.
         ranges: of the input and of every value, by name.
         bits: weight and input-activation bits of every layer.
+        weights: integers, scales and biases of layers, as rounding found them; a layer that is not among them gets
+            max-abs scales and the nearest integers.
 
     Returns:
         The integer graph, checked, its overflow proofs included.
 
     Raises:
-        AllocationError: a layer without bits, or bits for a layer that is not there.
+        AllocationError: a layer without bits, or bits for a layer that is not there; weights of other bits.
         CalibrationError: a dead layer, or a value without a range.
         OverflowRefused: a layer that could overflow, by name.
         GraphError: a scale ratio that no dyadic number carries, by layer.
     """
-    names = [layer.name for layer in graph.layers]
-    missing = [name for name in names if name not in bits.layers]
-    unknown = [name for name in bits.layers if name not in names]
-    if missing or unknown:
-        what = f"no bits for layer '{missing[0]}'" if missing else f"bits for unknown layer '{unknown[0]}'"
-        raise AllocationError(f"the bit configuration has {what}; the layers are {', '.join(names)}")
-    return _Integerizer(graph, ranges, bits.layers).build()
+    return _Integerizer(graph, ActivationTypes(graph, ranges, bits), weights or {}).build()
 
 
 class _Integerizer:
     """One walk over the float graph."""
 
-    def __init__(self, graph: FloatGraph, ranges: Mapping[str, Range], bits: Mapping[str, Bits]) -> None:
+    def __init__(self, graph: FloatGraph, activations: ActivationTypes, weights: Mapping[str, LayerWeights]) -> None:
         self.graph = graph
-        self.ranges = ranges
-        self.bits = bits
-        self.nonnegative = graph.nonnegative()
+        self.activations = activations
+        self.weights = weights
         self.nodes: list[Node] = []
         self.types: dict[str, TensorType] = {}
         self.copies: dict[tuple[str, int], str] = {}
 
     def build(self) -> Graph:
-        self.types[self.graph.input_name] = self._quantizer(self.graph.input_name, self.graph.input_shape)
+        self.types[self.graph.input_name] = self.activations.type(self.graph.input_name)
         for node in self.graph:
             try:
                 self._emit(node.name, *self._convert(node))
@@ -83,76 +76,19 @@ class _Integerizer:
         self.nodes.append(Node(name, op, inputs, type))
         self.types[name] = type
 
-    # which bits and scale a value is stored at
-
-    @cached_property
-    def _wide(self) -> str | None:
-        """The value that becomes the network's result and keeps 32 bits; None where a max-pool stands behind it."""
-        table = self.graph.by_name
-        node = table.get(self.graph.output)
-        while node is not None and node.kind == "flatten":
-            node = table.get(node.inputs[0])
-        return node.name if node is not None and node.kind in _WIDENED else None
-
-    @cached_property
-    def _stored_bits(self) -> dict[str, int]:
-        """The most bits that any reader of a value asks for."""
-        stored: dict[str, int] = {}
-        users = self.graph.users
-        for name in [*(node.name for node in reversed(self.graph.nodes)), self.graph.input_name]:
-            wanted = [self._wanted(user, name, stored) for user in users[name]]
-            stored[name] = max(wanted, default=8)
-        return stored
-
-    def _wanted(self, user: FloatNode, name: str, stored: Mapping[str, int]) -> int:
-        if user.kind in WEIGHTED:
-            residual = len(user.inputs) == 2 and user.inputs[1] == name
-            activation = self.bits[user.name].activation if user.inputs[0] == name else 0
-            return max(activation, RESIDUAL_BITS if residual else 0)
-        if user.kind == "add" or user.name == self._wide:
-            return RESIDUAL_BITS
-        return stored[user.name]
-
-    @cached_property
-    def _owner(self) -> dict[str, str]:
-        """For values that only a concatenation reads, that concatenation: they share its quantiser."""
-        users = self.graph.users
-        owner: dict[str, str] = {}
-        for name in [*(node.name for node in reversed(self.graph.nodes)), self.graph.input_name]:
-            readers, value = users[name], name
-            while len(readers) == 1 and readers[0].kind in PASS_THROUGH:
-                value = readers[0].name
-                readers = users[value]
-            if len(readers) == 1 and readers[0].kind == "concat" and value != self.graph.output:
-                owner[name] = owner.get(readers[0].name, readers[0].name)
-        return owner
-
-    def _quantizer(self, name: str, shape: tuple[int, ...], bits: int | None = None) -> TensorType:
-        """The type of a value stored at `bits`, by default at its own."""
-        owner = self._owner.get(name, name)
-        if owner not in self.ranges:
-            raise CalibrationError(f"no range for '{owner}'; calibrate this network, or add it to the ranges")
-        dtype = activation_type(self._stored_bits[owner] if bits is None else bits, self.nonnegative[owner])
-        scale = activation_scale(self.ranges[owner], dtype)
-        if not scale > 0:
-            raise CalibrationError(
-                f"'{owner}' has the range {self.ranges[owner]}: a dead layer; check weights and data"
-            )
-        return TensorType(dtype, shape, scale)
-
-    def _at_bits(self, name: str, bits: int) -> str:
-        """The value at that many bits: itself, or its requantised copy, made once."""
-        stored = self.types[name]
-        if stored.dtype.bits == bits:
+    def _read(self, layer: FloatNode) -> str:
+        """The value that a layer reads, at its bits: the stored one, or a requantised copy, made once."""
+        name = layer.inputs[0]
+        stored, type = self.types[name], self.activations.reads(layer)
+        if stored == type:
             return name
-        source = self.graph.source(name)
-        type = self._quantizer(source, stored.shape, bits)
-        if (name, bits) not in self.copies:
-            copy = self.copies[name, bits] = self._free_name(f"{name}.{type.dtype}")
+        key = name, type.dtype.bits
+        if key not in self.copies:
+            copy = self.copies[key] = self._free_name(f"{name}.{type.dtype}")
             multiplier, shift = to_dyadic([stored.scale / type.scale])
             rescale = Rescale(multiplier, shift, type.dtype.lo, type.dtype.hi)
             self._emit(copy, Requantize(rescale), (name,), type)
-        return self.copies[name, bits]
+        return self.copies[key]
 
     def _free_name(self, name: str) -> str:
         """The name, with as many underscores behind it as make it no layer's and no other copy's."""
@@ -191,9 +127,9 @@ class _Integerizer:
 
     def _output(self, node: FloatNode, wide_scale: float) -> TensorType:
         """The type of a node's result: its quantiser's, or 32 bits at `wide_scale` for the network's result."""
-        if node.name == self._wide:
+        if node.name == self.activations.wide:
             return TensorType(OUTPUT_TYPE, node.shape, float(wide_scale))
-        return self._quantizer(node.name, node.shape)
+        return self.activations.type(node.name)
 
     def _rescale(
         self, node: FloatNode, type: TensorType, ratios: FloatArray, residual_ratio: float | None = None
@@ -211,13 +147,11 @@ class _Integerizer:
         return Rescale(multiplier, shift, lo, hi, residual)
 
     def _weighted(self, node: FloatNode) -> tuple[Operator, tuple[str, ...], TensorType]:
-        assert node.weight is not None and node.bias is not None
-        bits = self.bits[node.name]
-        source = self._at_bits(node.inputs[0], bits.activation)
+        source = self._read(node)
         x = self.types[source]
-        scales = _safe_scales(node, bits.weight, x.scale)
-        accumulator_scales = scales * x.scale
-        bias = round_half_up(node.bias / accumulator_scales).astype(np.int64)
+        rounded = self._rounded(node, x.scale)
+        accumulator_scales = rounded.scales * x.scale
+        bias = round_half_up(rounded.bias / accumulator_scales).astype(np.int64)
         inputs: tuple[str, ...] = (source,)
         wide_scale, residual_ratio = accumulator_scales.max(), None
         if len(node.inputs) == 2:
@@ -227,22 +161,37 @@ class _Integerizer:
         if len(node.inputs) == 2:
             residual_ratio = self.types[node.inputs[1]].scale / type.scale
         rescale = self._rescale(node, type, accumulator_scales / type.scale, residual_ratio)
-        weight = quantize_weight(node.weight, scales, bits.weight)
         if node.kind == "linear":
-            return Linear(weight, bits.weight, bias, rescale), inputs, type
+            return Linear(rounded.integers, rounded.bits, bias, rescale), inputs, type
         assert node.window is not None
-        return Conv2d(weight, bits.weight, bias, rescale, node.window, node.groups), inputs, type
+        return Conv2d(rounded.integers, rounded.bits, bias, rescale, node.window, node.groups), inputs, type
+
+    def _rounded(self, node: FloatNode, input_scale: float) -> LayerWeights:
+        """A layer's integers, as they are given or the nearest ones."""
+        bits = self.activations.bits.layers[node.name].weight
+        given = self.weights.get(node.name)
+        if given is None:
+            return round_to_nearest(node, bits, input_scale)
+        if given.bits != bits:
+            raise AllocationError(
+                f"layer '{node.name}' was rounded to {given.bits} bits and is to have {bits}; round it again"
+            )
+        return given.with_scales(np.maximum(given.scales, least_scales(given.bias, input_scale)))
 
 
-def _clamped(value: float, lo: int, hi: int) -> int:
-    """Round half up to an integer within lo..hi; infinities allowed."""
-    return int(round_half_up(np.clip(np.float64(value), lo, hi)))
+def least_scales(bias: FloatArray, input_scale: float) -> FloatArray:
+    """The least weight scales, float64 [out], at which biases fit the accumulator beside the products."""
+    return np.asarray(np.abs(bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT))
 
 
-def _safe_scales(node: FloatNode, bits: int, input_scale: float) -> FloatArray:
-    """Max-abs weight scales, raised where a channel's bias would not fit the accumulator.
+def round_to_nearest(node: FloatNode, bits: int, input_scale: float) -> LayerWeights:
+    """Max-abs scales and the integers nearest to the weights.
 
-    A channel of zeros (a batch norm with factor 0) has no scale of its own and takes the layer's largest.
+    Scales are raised where a channel's bias would not fit the accumulator. A channel of zeros (a batch norm with factor
+    0) has no scale of its own and takes the layer's largest.
+
+    Raises:
+        CalibrationError: weights or biases that are not finite; a layer of zeros.
     """
     assert node.weight is not None and node.bias is not None
     if not (np.isfinite(node.weight).all() and np.isfinite(node.bias).all()):
@@ -250,5 +199,10 @@ def _safe_scales(node: FloatNode, bits: int, input_scale: float) -> FloatArray:
     scales = weight_scales(node.weight, bits)
     if not scales.any():
         raise CalibrationError(f"layer '{node.name}' is dead: all its weights are 0; prune it or check the checkpoint")
-    floor = np.abs(node.bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT)
-    return np.maximum(np.where(scales > 0, scales, scales.max()), floor)
+    scales = np.maximum(np.where(scales > 0, scales, scales.max()), least_scales(node.bias, input_scale))
+    return LayerWeights(quantize_weight(node.weight, scales, bits), scales, node.bias, bits)
+
+
+def _clamped(value: float, lo: int, hi: int) -> int:
+    """Round half up to an integer within lo..hi; infinities allowed."""
+    return int(round_half_up(np.clip(np.float64(value), lo, hi)))

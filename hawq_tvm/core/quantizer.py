@@ -6,6 +6,7 @@ they cannot be negative, signed elsewhere, zero-point 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.core.dyadic import round_half_up
+from hawq_tvm.core.errors import CalibrationError
 from hawq_tvm.core.ir import Array, IntType
 
 FloatArray = NDArray[np.floating[Any]]
@@ -33,6 +35,65 @@ class Range:
     @property
     def magnitude(self) -> float:
         return max(self.hi, -self.lo)
+
+
+RangeTable = Mapping[str, Range | Mapping[int, Range]]
+"""Ranges by value: one for all widths, or one for each width, since the range that loses least grows with the bits."""
+
+
+def range_at(ranges: RangeTable, value: str, bits: int) -> Range:
+    """The range of a value that is stored or read at `bits`.
+
+    Raises:
+        CalibrationError: there is none.
+
+    >>> range_at({"conv": {4: Range(0.0, 3.0), 8: Range(0.0, 5.0)}}, "conv", 4).hi
+    3.0
+    """
+    if value not in ranges:
+        raise CalibrationError(f"no range for '{value}'; calibrate this network, or add it to the ranges")
+    found = ranges[value]
+    if isinstance(found, Range):
+        return found
+    if bits not in found:
+        raise CalibrationError(
+            f"no range for '{value}' at {bits} bits, only at {', '.join(map(str, found))}; calibrate this network, or "
+            "add it to the ranges"
+        )
+    return found[bits]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """What a layer is deployed with.
+
+    Attributes:
+        integers: int8 [out, ...], within the narrow range of `bits`.
+        scales: float64 [out], above 0.
+        bias: float32 [out], in reals.
+        bits: 2 to 8.
+    """
+
+    integers: Array
+    scales: FloatArray
+    bias: FloatArray
+    bits: int
+
+    @property
+    def restored(self) -> FloatArray:
+        """The reals that the integers stand for, float64 of their shape."""
+        return np.asarray(self.integers * _per_channel(self.scales, self.integers.ndim))
+
+    def with_scales(self, scales: FloatArray) -> LayerWeights:
+        """The same reals on another grid, as near as it comes."""
+        if np.array_equal(scales, self.scales):
+            return self
+        return LayerWeights(quantize_weight(self.restored, scales, self.bits), scales, self.bias, self.bits)
+
+
+def _per_channel(scales: FloatArray, dimensions: int) -> FloatArray:
+    """Scales [out] as they multiply an array of so many dimensions."""
+    return scales.reshape(-1, *(1,) * (dimensions - 1))
 
 
 def weight_limit(bits: int) -> int:
@@ -66,7 +127,7 @@ def quantize_weight(weight: FloatArray, scales: FloatArray, bits: int) -> Array:
         int8 of the shape of `weight`.
     """
     limit = weight_limit(bits)
-    shaped = scales.reshape(-1, *(1,) * (weight.ndim - 1))
+    shaped = _per_channel(scales, weight.ndim)
     ratio = np.divide(weight.astype(np.float64), shaped, out=np.zeros(weight.shape), where=shaped > 0)
     return np.clip(round_half_up(ratio), -limit, limit).astype(np.int8)
 
@@ -79,7 +140,7 @@ def weight_error(weight: FloatArray, bits: int) -> float:
         bits: 2 to 8.
     """
     scales = weight_scales(weight, bits)
-    restored = quantize_weight(weight, scales, bits) * scales.reshape(-1, *(1,) * (weight.ndim - 1))
+    restored = quantize_weight(weight, scales, bits) * _per_channel(scales, weight.ndim)
     return float(np.square(restored - weight).sum())
 
 

@@ -19,6 +19,9 @@ from hawq_tvm.core.strict_json import JsonReader
 CostName = Literal["size_bytes", "bops", "latency_us"]
 COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
 
+RESIDUAL_BITS = 8
+"""The bits of a value that a sum reads, by default: coarser costs more accuracy than the memory is worth."""
+
 CHOICE = "Allocation"
 """The heading of the options that decide on bits."""
 
@@ -83,13 +86,28 @@ class BitConfig:
     Attributes:
         layers: bits by layer name, in the network's order.
         origin: how they were chosen, for the reader.
+        residual: bits that a value which a sum reads is stored at, at least.
+        stored: values that are stored at other bits than their readers ask for, by name; a layer that asks for more
+            reads what is there.
     """
 
     layers: Mapping[str, Bits]
     origin: str = "given"
+    residual: int = RESIDUAL_BITS
+    stored: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what, bits in (("a residual", self.residual), *((f"'{name}'", bits) for name, bits in self.stored.items())):
+            if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
+                raise AllocationError(f"{what} is stored at 2 to 8 bits, got {bits!r}")
 
     def to_json(self) -> dict[str, Any]:
-        return {"origin": self.origin, "bits": {name: repr(bits) for name, bits in self.layers.items()}}
+        return {
+            "origin": self.origin,
+            "bits": {name: repr(bits) for name, bits in self.layers.items()},
+            "residual": self.residual,
+            "stored": dict(self.stored),
+        }
 
     @classmethod
     def from_json(cls, data: Any, name: str = "the bit configuration") -> BitConfig:
@@ -107,8 +125,15 @@ class BitConfig:
         table = reader.take(data[where] if where else data, Mapping[str, str | int], where=where)
         if not table:
             raise reader.fault("no layer in it")
-        origin = reader.take(data.get("origin", "given"), str, where="origin") if where else "given"
-        return cls({layer: parsed_bits(reader, layer, value) for layer, value in table.items()}, origin)
+        rest = data if where else {}
+        origin = reader.take(rest.get("origin", "given"), str, where="origin")
+        residual = reader.take(rest.get("residual", RESIDUAL_BITS), int, where="residual")
+        stored = reader.take(rest.get("stored", {}), Mapping[str, int], where="stored")
+        layers = {layer: parsed_bits(reader, layer, value) for layer, value in table.items()}
+        try:
+            return cls(layers, origin, residual, stored)
+        except AllocationError as error:
+            raise reader.fault(str(error)) from error
 
     @classmethod
     def uniform(cls, layers: tuple[str, ...], bits: Bits) -> BitConfig:
