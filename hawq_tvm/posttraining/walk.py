@@ -6,19 +6,16 @@ corrected. So errors are made up for where they arise, and do not grow from laye
 
     for each layer:  moments of inputs and wanted outputs -> integers and scales -> slope and bias -> its results
 
-The samples pass in pieces, which run side by side. A piece is as large as it is whatever the number of threads, runs on
-one of them, and sums are taken in the pieces' order: the same samples give the same integers on any number of threads.
 A layer is handed out as soon as it is found, and a walk that is given the layers of an earlier one does not find them
 again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
-from operator import add
 from typing import TypeVar
 
 import numpy as np
@@ -26,15 +23,12 @@ import torch
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, weighted
-from hawq_tvm.backends.pytorch.threads import iterate_pieces, one_thread
-from hawq_tvm.calibration.corrections import ResultSums, corrections
-from hawq_tvm.calibration.moments import ROWS, MomentSums, outputs_at, patches, positions
-from hawq_tvm.calibration.rounding import Rounded
+from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
+from hawq_tvm.posttraining.layer import Found, LayerPiece, LayerSearch, bias_of, weight_of
 from hawq_tvm.posttraining.simulate import SimulatedNetwork
-from hawq_tvm.posttraining.solve import LayerRounding, live_inputs
 from hawq_tvm.settings import RoundingSettings
 
 _T = TypeVar("_T")
@@ -45,74 +39,17 @@ PIECE = 8
 _MOST_BYTES = 4 << 30  # of the values of all samples
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was found for one layer.
-
-    Attributes:
-        integers: int8 [out, ...].
-        scales: float64 [out], before the slope.
-        slope: float64 [out], by which the scales are multiplied.
-        offset: float64 [out], which is added to the bias.
-    """
-
-    integers: Tensor
-    scales: Tensor
-    slope: Tensor
-    offset: Tensor
-
-    @classmethod
-    def of(cls, node: FloatNode, rounded: Rounded) -> Found:
-        """A layer without corrections."""
-        scales = rounded.scales.flatten()
-        integers = rounded.integers.to(torch.int8).reshape(_weight(node).shape)
-        return cls(integers, scales, torch.ones_like(scales), torch.zeros_like(scales))
-
-    @property
-    def weight(self) -> Tensor:
-        """The reals that the integers stand for before the slope, float32 [out, ...]."""
-        return (self.integers * self.scales.reshape(-1, *(1,) * (self.integers.dim() - 1))).float()
-
-    def deployed(self, node: FloatNode, bits: int) -> LayerWeights:
-        """The layer as it goes into the integer graph."""
-        bias = (_bias(node).double() + self.offset).float()
-        return LayerWeights(self.integers.numpy(), (self.scales * self.slope).numpy(), bias.numpy(), bits)
-
-
 @dataclass
 class _Piece:
-    """Some of the samples on their way through the network.
+    """Some of the samples on their way through the network: live values, float32 [N, ...].
 
     Attributes:
-        index: which of the pieces.
-        real: live values of the float network, float32 [N, ...].
-        quantised: the same of the quantised one.
-        wanted: of the layer at hand, its float results before bias, residual and clip.
-        got: the same of its integers on quantised inputs, before the slope.
+        real: of the float network.
+        quantised: of the quantised one.
     """
 
-    index: int
     real: dict[str, Tensor]
     quantised: dict[str, Tensor]
-    wanted: Tensor = field(default_factory=lambda: torch.zeros(0))
-    got: Tensor = field(default_factory=lambda: torch.zeros(0))
-
-    def drift(self, node: FloatNode) -> Tensor | None:
-        """What a layer is to make up for beside its own error: that of its residual; None where it has none."""
-        residual = node.inputs[1:]
-        return self.real[residual[0]] - self.quantised[residual[0]] if residual else None
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a layer is given: bool [C], which channels are not always 0; and sums, where they decide anything."""
-
-    live: Tensor
-    sums: MomentSums | None = None
-
-    def __add__(self, other: _Seen) -> _Seen:
-        sums = None if self.sums is None or other.sums is None else self.sums + other.sums
-        return _Seen(self.live | other.live, sums)
 
 
 class Walk:
@@ -145,7 +82,6 @@ class Walk:
         self._seed = seed
         self._threads = threads
         self._simulated = SimulatedNetwork(graph, types)
-        self._index = {node.name: index for index, node in enumerate(graph)}
 
     @torch.no_grad()
     @one_thread()
@@ -169,24 +105,21 @@ class Walk:
             What each layer is deployed with.
         """
         start = self.graph.input_name
-        pieces = [_Piece(i, {start: x}, {start: self._simulated.start(x)}) for i, x in enumerate(samples)]
+        pieces = [_Piece({start: x}, {start: self._simulated.start(x)}) for x in samples]
         unread = {value: len(users) for value, users in self.graph.users.items()}
         deployed: dict[str, LayerWeights] = {}
         for node in self.graph:
             if node.kind in WEIGHTED:
-                found = (done or {}).get(node.name)
-                if found is None:
-                    found = self._find(node, pieces)
-                    if keep is not None:
-                        keep(node.name, found)
-                else:
-                    _exhaust(self._multiply(node, pieces, found))
-                deployed[node.name] = found.deployed(node, self._bits(node))
-                self._finish(node, pieces, found, deployed[node.name])
+                known = (done or {}).get(node.name)
+                at_layer = self._each(pieces, partial(self._arrive, node))
+                found = self._find(node, at_layer, len(deployed)) if known is None else known
+                if known is None and keep is not None:
+                    keep(node.name, found)
+                deployed[node.name] = self._pass_layer(node, pieces, at_layer, found)
                 if progress is not None:
                     progress(len(deployed))
             else:
-                self._pass(node, pieces)
+                self._each(pieces, partial(self._pass, node))
             for value in node.inputs:
                 unread[value] -= 1
                 if unread[value] == 0 and value != self.graph.output:
@@ -194,85 +127,57 @@ class Walk:
                         del piece.real[value], piece.quantised[value]
         return deployed
 
-    def _bits(self, node: FloatNode) -> int:
-        return self._types.bits.layers[node.name].weight
+    def _each(self, pieces: Iterable[_Piece], work: Callable[[_Piece], _T]) -> list[_T]:
+        return run_pieces(work, pieces, self._threads)
 
-    def _each(self, pieces: Sequence[_Piece], work: Callable[[_Piece], _T]) -> Iterator[_T]:
-        """What `work` makes of each piece, in order."""
-        return iterate_pieces(work, pieces, self._threads)
-
-    def _pass(self, node: FloatNode, pieces: Sequence[_Piece]) -> None:
+    def _pass(self, node: FloatNode, piece: _Piece) -> None:
         """Take the values past a node without weights."""
         counts = None if node.counts is None else torch.from_numpy(node.counts)
+        real = evaluate(node, [piece.real[value] for value in node.inputs], counts=counts)
+        piece.real[node.name] = clipped(real, node.clip)
+        piece.quantised[node.name] = self._simulated.node(node, [piece.quantised[value] for value in node.inputs])
 
-        def work(piece: _Piece) -> None:
-            real = evaluate(node, [piece.real[value] for value in node.inputs], counts=counts)
-            piece.real[node.name] = clipped(real, node.clip)
-            piece.quantised[node.name] = self._simulated.node(node, [piece.quantised[value] for value in node.inputs])
+    def _arrive(self, node: FloatNode, piece: _Piece) -> LayerPiece:
+        """What a layer reads and owes."""
+        source = node.inputs[0]
+        residuals = [piece.real[value] - piece.quantised[value] for value in node.inputs[1:]]
+        return LayerPiece(
+            reads=self._simulated.reads(node, piece.quantised[source]),
+            wanted=weighted(node, piece.real[source], weight_of(node), None),
+            drift=residuals[0] if residuals else None,
+        )
 
-        _exhaust(self._each(pieces, work))
+    def _find(self, node: FloatNode, pieces: Sequence[LayerPiece], index: int) -> Found:
+        search = LayerSearch(node, pieces, self._settings, seed=layer_seed(self._seed, index), threads=self._threads)
+        return search.find(self._types.bits.layers[node.name].weight, self._scales.get(node.name))
 
-    def _find(self, node: FloatNode, pieces: Sequence[_Piece]) -> Found:
-        """Integers and corrections of one layer."""
-        rounding = LayerRounding(node, self._bits(node), self._settings, scales=self._scales.get(node.name))
-        rows = ROWS // sum(len(piece.real[node.inputs[0]]) for piece in pieces) if rounding.needs_moments else None
-        seen = reduce(add, self._each(pieces, lambda piece: self._look(node, piece, rows)))
-        rounded = rounding.solve(live_inputs(node, seen.live), None if seen.sums is None else seen.sums.moments())
-        found = Found.of(node, rounded)
-        sums = reduce(add, self._multiply(node, pieces, found))
-        slope = self._settings.slope and not rounding.keeps_scales
-        factor, offset = corrections(sums, slope=slope, bias=self._settings.bias)
-        return replace(found, slope=factor, offset=offset)
-
-    def _look(self, node: FloatNode, piece: _Piece, rows: int | None) -> _Seen:
-        """Compute what a layer should give, and see what it is given.
-
-        Args:
-            node: the layer.
-            piece: of the samples.
-            rows: positions a sample that moments are taken over; None for no moments.
-        """
-        x = self._read(node, piece)
-        piece.wanted = weighted(node, piece.real[node.inputs[0]], _weight(node), None)
-        live = (x != 0).transpose(0, 1).flatten(1).any(1)
-        if rows is None:
-            return _Seen(live)
-        at = positions(node, rows, np.random.default_rng((self._seed, self._index[node.name], piece.index)))
-        drift = piece.drift(node)
-        wanted = outputs_at(node, piece.wanted if drift is None else piece.wanted + drift, at)
-        return _Seen(live, MomentSums.of(patches(node, x, at), wanted))
-
-    def _read(self, node: FloatNode, piece: _Piece) -> Tensor:
-        return self._simulated.reads(node, piece.quantised[node.inputs[0]])
-
-    def _multiply(self, node: FloatNode, pieces: Sequence[_Piece], found: Found) -> Iterator[ResultSums]:
-        """Compute what a layer gives, in integers and, where that is not done yet, in reals."""
-        weight = found.weight
-
-        def work(piece: _Piece) -> ResultSums:
-            if not piece.wanted.numel():
-                piece.wanted = weighted(node, piece.real[node.inputs[0]], _weight(node), None)
-            piece.got = weighted(node, self._read(node, piece), weight, None)
-            return ResultSums.of(piece.wanted, piece.got, piece.drift(node))
-
-        return self._each(pieces, work)
-
-    def _finish(self, node: FloatNode, pieces: Sequence[_Piece], found: Found, deployed: LayerWeights) -> None:
-        """Both networks' results of a layer."""
-        slope, step = found.slope.float(), deployed.scales * self._types.reads(node).scale
+    def _pass_layer(
+        self, node: FloatNode, pieces: Sequence[_Piece], at_layer: Sequence[LayerPiece], found: Found
+    ) -> LayerWeights:
+        """Take the values past a layer."""
+        deployed = found.deployed(node, self._types.bits.layers[node.name].weight)
+        step = deployed.scales * self._types.reads(node).scale
         bias = torch.from_numpy((np.floor(deployed.bias / step + 0.5) * step).astype(np.float32))
+        slope = found.slope.float()
 
-        def work(piece: _Piece) -> None:
-            real = piece.wanted + _channels(_bias(node), piece.wanted)
-            quantised = piece.got.mul_(_channels(slope, piece.got)).add_(_channels(bias, piece.got))
+        def work(item: tuple[_Piece, LayerPiece]) -> None:
+            piece, layer = item
+            real = layer.wanted + _channels(bias_of(node), layer.wanted)
+            quantised = layer.got(node, found)
+            quantised = quantised.mul_(_channels(slope, quantised)).add_(_channels(bias, quantised))
             for residual in node.inputs[1:]:
                 real += piece.real[residual]
                 quantised += piece.quantised[residual]
             piece.real[node.name] = clipped(real, node.clip)
             piece.quantised[node.name] = self._simulated.settle(node, quantised)
-            piece.wanted = piece.got = torch.zeros(0)
 
-        _exhaust(self._each(pieces, work))
+        run_pieces(work, zip(pieces, at_layer, strict=True), self._threads)
+        return deployed
+
+
+def layer_seed(seed: int, index: int) -> int:
+    """A seed of its own for each layer."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
 
 
 def samples_that_fit(graph: FloatGraph) -> int:
@@ -281,7 +186,7 @@ def samples_that_fit(graph: FloatGraph) -> int:
     live = most = prod(graph.input_shape)
     for node in graph:
         live += prod(node.shape)
-        most = max(most, live + prod(node.shape))  # wanted and got results stand beside those of both networks
+        most = max(most, live + prod(shapes[node.inputs[0]]))  # what a layer reads and owes stands beside
         for value in node.inputs:
             unread[value] -= 1
             if unread[value] == 0 and value != graph.output:
@@ -289,21 +194,6 @@ def samples_that_fit(graph: FloatGraph) -> int:
     return max(1, _MOST_BYTES // (2 * 4 * most))
 
 
-def _weight(node: FloatNode) -> Tensor:
-    assert node.weight is not None
-    return torch.from_numpy(node.weight)
-
-
-def _bias(node: FloatNode) -> Tensor:
-    assert node.bias is not None
-    return torch.from_numpy(node.bias)
-
-
 def _channels(values: Tensor, like: Tensor) -> Tensor:
     """[out] as it stands beside [N, out, ...]."""
     return values.reshape(-1, *(1,) * (like.dim() - 2))
-
-
-def _exhaust(results: Iterator[object]) -> None:
-    for _ in results:
-        pass

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hawq_tvm.posttraining.walk import Found
+from hawq_tvm.posttraining.layer import Found
 from hawq_tvm.runs.rundir import Run
 
 _FOLDER = "rounding"
