@@ -83,6 +83,8 @@ def _squares(
 ) -> dict[str, dict[int, float]]:
     """``(g . d)^2`` of one piece, summed over its samples and draws."""
     logits, inputs = _with_inputs(network, x)
+    if not torch.isfinite(logits).all():
+        raise SensitivityError("the network's result is not finite; check its weights and the samples")
     moves = {
         name: {bits: (grid.nearest(inputs[name].detach()) - inputs[name].detach()) for bits, grid in row.items()}
         for name, row in grids.items()
