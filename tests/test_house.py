@@ -223,7 +223,16 @@ def test_every_package_is_installed() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["core.dyadic", "core.ir", "core.quantizer", "core.specs", "core.storage", "calibration.hessian"],
+    [
+        "core.dyadic",
+        "core.errors",
+        "core.given",
+        "core.ir",
+        "core.quantizer",
+        "core.specs",
+        "core.storage",
+        "calibration.hessian",
+    ],
 )
 def test_examples_in_docstrings_are_true(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"hawq_tvm.{module}"))
