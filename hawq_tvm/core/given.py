@@ -111,11 +111,12 @@ def _filled(table: _Table, reader: JsonReader) -> _Table:
 
 def _table(data: object, keys: Sequence[str], reader: JsonReader) -> Mapping[str, Any]:
     """The table itself: what stands under one of the keys, or all of it."""
-    whole = reader.take(dict(data) if isinstance(data, Mapping) else data, Mapping[str, Any])
-    found = [key for key in keys if isinstance(whole.get(key), Mapping)]
+    if not isinstance(data, Mapping):
+        raise reader.fault(f"the whole is {_shown(data)}, expected a table by layer")
+    found = [key for key in keys if isinstance(data.get(key), Mapping)]
     if len(found) > 1:
         raise reader.fault(f"it holds both {' and '.join(map(repr, found))}; keep one")
-    table: Mapping[str, Any] = whole[found[0]] if found else whole
+    table: Mapping[str, Any] = data[found[0]] if found else data
     odd = [name for name in table if not isinstance(name, str)]
     if odd:
         raise reader.fault(f"the name {odd[0]!r} is no text")
@@ -150,7 +151,7 @@ def _interval(value: object, what: str, reader: JsonReader) -> Interval:
         lo, hi = map(float, value)
         if not lo <= 0 <= hi:
             raise reader.fault(f"{what} is {lo:g} to {hi:g}, expected one that holds 0, as every grid of integers does")
-        _positive(max(-lo, hi), f"the magnitude of {what}", reader)
+        _positive(max(hi, -lo), f"the magnitude of {what}", reader)
         return lo, hi
     if isinstance(value, list | str | bool | None):
         raise reader.fault(f"{what} is {_shown(value)}, expected a number or a pair of them")
@@ -258,9 +259,9 @@ def _as_range(interval: Interval, name: str, nonnegative: bool) -> Range:
     if not isinstance(interval, tuple):
         return Range(0.0 if nonnegative else -interval, interval)
     found = Range(*interval)
-    if nonnegative and found.hi == 0:
+    if nonnegative and found.hi < _LEAST:
         raise SettingsError(
-            f"'{name}' cannot be negative, and its range is {found.lo:g} to 0; give an upper end above 0"
+            f"'{name}' cannot be negative, and its range is {found.lo:g} to {found.hi:g}; give an upper end above 0"
         )
     return found
 
@@ -282,6 +283,18 @@ def override(table: RangeTable, given: GivenRanges, graph: FloatGraph) -> RangeT
             calibrated = dict.fromkeys(WIDTHS, before) if isinstance(before, Range) else before
             result[name] = {**calibrated, **found}
     return result
+
+
+def settled_by(given: GivenRanges, graph: FloatGraph) -> frozenset[str]:
+    """The values that need no calibration: given ranges hold for them at all widths.
+
+    The input is never among them, so that calibration still sees whether the samples are finite.
+
+    Raises:
+        SettingsError: as `ranges_of`.
+    """
+    known = {name for name, found in ranges_of(given, graph).items() if isinstance(found, Range)}
+    return frozenset(known - {graph.input_name})
 
 
 def unused_ranges(given: GivenRanges, graph: FloatGraph) -> str | None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from hawq_tvm.calibration import make_observer, observe_ranges
-from hawq_tvm.core.given import override
+from hawq_tvm.calibration.observers import Tap
+from hawq_tvm.core.given import override, settled_by
 from hawq_tvm.core.quantizer import ranges_to_json
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.runs.artifacts import FLOAT_GRAPH, RANGES
@@ -30,9 +31,14 @@ def calibrate(work: Work) -> Stage:
                 done += len(batch.images)
                 advance(done, total)
 
-        observer = make_observer(work.settings.observer)
-        calibrated = observe_ranges(lambda x, tap: work.float_module(x, tap=tap), samples(), observer)
-        ranges = override(calibrated, given, work.artifacts.float_graph)
+        graph = work.artifacts.float_graph
+        settled = settled_by(given, graph)
+
+        def observed(x: Tensor, tap: Tap) -> None:
+            work.float_module(x, tap=lambda name, value: None if name in settled else tap(name, value))
+
+        calibrated = observe_ranges(observed, samples(), make_observer(work.settings.observer))
+        ranges = override(calibrated, given, graph)
         origin = f"{work.settings.observer} over {total} samples of {work.data.name}"
         origin += f"; {len(given)} given" if given else ""
         work.run.write_json(RANGES, {"origin": origin, "ranges": ranges_to_json(ranges)})
