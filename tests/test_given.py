@@ -175,7 +175,7 @@ def test_a_value_that_is_called_input_is_itself() -> None:
 
 def test_unknown_names_are_told_with_what_was_meant() -> None:
     network = captured("Residual")
-    message = "range for 'cnv1', which this network does not have; did you mean conv1.; it has x, stem, pool"
+    message = "range for 'cnv1', which this network does not have; did you mean conv1. it has x, stem, pool"
     with pytest.raises(SettingsError, match=message):
         ranges_of({"cnv1": 3.0}, network)
     with pytest.raises(

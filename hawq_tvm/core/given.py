@@ -189,7 +189,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> HawqError:
     listed = ", ".join(names[:_MOST_NAMED])
     more = f", ... ({len(names)} in all; ranges.json of a run of this network lists them)"
     return SettingsError(
-        f"{what} '{name}', which this network does not have{did_you_mean(name, names)}; "
+        f"{what} '{name}', which this network does not have{did_you_mean(name, names) or ';'} "
         f"it has {listed}{more if len(names) > _MOST_NAMED else ''}"
     )
 
