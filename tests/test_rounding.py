@@ -130,7 +130,7 @@ def test_descent_ends_where_no_single_integer_does_better(seed: int) -> None:
 
 
 def test_elimination_and_descent_come_near_the_best_of_all_integers() -> None:
-    """Brute force over 7^4 integers a row: never better than it, and less than half of nearest rounding's way from it."""
+    """Brute force over 7^4 integers a row: never better than it, less than half of nearest's way from it."""
     weight, inputs = problem(0, groups=40, rows=5, columns=4)
     scales = max_abs_scales(weight, 3)
     every = torch.tensor(list(product(range(-3, 4), repeat=4)), dtype=torch.float64)
