@@ -24,6 +24,7 @@ from hawq_tvm.core.ops import (
     GlobalAvgPool2d,
     Linear,
     MaxPool2d,
+    PadChannels,
     Requantize,
 )
 
@@ -284,7 +285,7 @@ def test_parameters_that_break_the_contract_are_refused(
         op.check_parameters(inputs, type)
 
 
-@pytest.mark.parametrize("op", [MaxPool2d(Window((1, 1))), Flatten()])
+@pytest.mark.parametrize("op", [MaxPool2d(Window((1, 1))), Flatten(), PadChannels(1, 2)])
 def test_what_moves_integers_keeps_their_type_and_scale(op: Operator) -> None:
     x = TensorType(U8, (2, 1, 1), 0.5)
     output = replace(x, shape=op.output_shape([x]))
@@ -419,5 +420,6 @@ def test_the_table_names_every_operator() -> None:
         "avg_pool2d",
         "global_avg_pool2d",
         "flatten",
+        "pad_channels",
     }
     assert all(OPS[kind].kind == kind for kind in OPS)

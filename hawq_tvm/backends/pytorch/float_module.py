@@ -89,6 +89,9 @@ class FloatModule(nn.Module):
             x = x.mean((2, 3), keepdim=True)
         elif node.kind == "flatten":
             x = x.flatten(1)
+        elif node.kind == "pad_channels":
+            assert node.channel_pads is not None
+            x = F.pad(x, (0, 0, 0, 0, *node.channel_pads))
         else:
             assert node.kind == "clip", f"no float form of {node.kind}"
         if len(inputs) == 2 and node.kind in ("conv2d", "linear"):
