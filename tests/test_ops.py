@@ -402,6 +402,23 @@ def test_only_layers_with_weights_cost_anything() -> None:
     assert [op.macs(IMAGE) for op in (*POOLS, Add(TWO), Requantize(ONE))] == [0] * 5
 
 
+def test_channels_of_zeros() -> None:
+    x = np.random.default_rng(0).integers(-128, 128, (2, 3, 4, 5))
+    op = PadChannels(2, 1)
+    found = op.evaluate([x])
+    assert found.dtype == np.int64
+    assert found.shape == (2, *op.output_shape([TensorType(S8, (3, 4, 5), 1.0)])) == (2, 6, 4, 5)
+    assert np.array_equal(found[:, 2:5], x)
+    assert not found[:, :2].any()
+    assert not found[:, 5:].any()
+    assert op.bounds([TensorType(S8, (3, 4, 5), 1.0)]) is None
+    assert op.describe() == "2 before 1 after"
+    with pytest.raises(GraphError, match="no fewer than 0 channels, got 2 before and -1 after"):
+        PadChannels(2, -1).output_shape([TensorType(S8, (3, 4, 5), 1.0)])
+    with pytest.raises(GraphError, match="samples of rank 3"):
+        PadChannels(2, 1).output_shape([TensorType(S8, (3,), 1.0)])
+
+
 def test_costs_count_multiply_accumulates() -> None:
     op = Conv2d(np.ones((6, 2, 3, 3)), 2, np.zeros(6), Rescale(np.ones(6), 1, 0, 255), Window((3, 3)), groups=2)
     shape = op.output_shape([TensorType(U8, (4, 8, 8), 1.0)])

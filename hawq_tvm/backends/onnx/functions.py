@@ -166,7 +166,7 @@ def _global_avg_pool() -> FunctionProto:
 
 
 def channel_pads(before: int, after: int) -> NDArray[np.int64]:
-    """What ONNX's Pad takes for channels of zeros around those of [N, C, H, W]: where axes start, then where they end."""
+    """What ONNX's Pad takes for channels of zeros around those of [N, C, H, W]: before the axes, then behind."""
     return np.array([0, before, 0, 0, 0, after, 0, 0], np.int64)
 
 
