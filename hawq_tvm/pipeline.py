@@ -22,7 +22,7 @@ from __future__ import annotations
 from hawq_tvm.stages.allocate import allocate, within_reach
 from hawq_tvm.stages.benchmark import benchmark
 from hawq_tvm.stages.calibrate import calibrate
-from hawq_tvm.stages.capture import capture, known_pins
+from hawq_tvm.stages.capture import capture, known_names
 from hawq_tvm.stages.compile import compile
 from hawq_tvm.stages.cost import cost
 from hawq_tvm.stages.evaluate import evaluate
@@ -33,7 +33,7 @@ from hawq_tvm.stages.stage import Stage, Step
 from hawq_tvm.stages.verify import verify
 from hawq_tvm.stages.work import Work
 
-PROFILE: tuple[Step, ...] = (capture, known_pins, within_reach, calibrate, profile, cost)
+PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, profile, cost)
 ALLOCATE: tuple[Step, ...] = (allocate,)
 INTEGERIZE: tuple[Step, ...] = (round, integerize, evaluate)
 QUANTIZE: tuple[Step, ...] = (*PROFILE, *ALLOCATE, *INTEGERIZE)

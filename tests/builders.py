@@ -54,6 +54,11 @@ def rounded(name: str) -> Mapping[str, Mapping[int, LayerWeights]]:
     return round_alone(captured(name), [samples(16)], (4, 8), RoundingSettings())
 
 
+def uniform(name: str, bits: Bits) -> BitConfig:
+    """That network with all its layers at one pair."""
+    return BitConfig.uniform(tuple(layer.name for layer in captured(name).layers), bits)
+
+
 def integers_of(name: str, pairs: Sequence[str] = ("w8a8",)) -> Graph:
     """The integer graph of that network, its layers taking the pairs in turn."""
     graph = captured(name)

@@ -61,7 +61,7 @@ class Walk:
         types: ActivationTypes,
         settings: RoundingSettings,
         *,
-        scales: Mapping[str, FloatArray] | None = None,
+        scales: Mapping[str, FloatArray | None] | None = None,
         seed: int = 0,
         threads: int = 1,
     ) -> None:
@@ -71,7 +71,7 @@ class Walk:
             graph: from capture.
             types: of its values, under the bits that it will have.
             settings: how weights are rounded.
-            scales: of weights, float64 [out] by layer, to be taken as they are.
+            scales: of weights, float64 [out] by layer, to be taken as they are; None where they are to be found.
             seed: of the choice of output positions.
             threads: pieces that run side by side.
         """
