@@ -25,6 +25,11 @@ DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
 DEFAULT_OBSERVER = "percentile:99.999"
 PIN_BITS = Bits(8, 8)
 
+ROUNDING = "Rounding"
+"""The heading of the options that decide how weights are rounded."""
+
+ROUNDING_METHODS = ("least-error", "nearest")
+
 _WIDTHS = {str(bits): bits for bits in range(2, 9)}
 
 SAMPLES = "Samples"
@@ -110,6 +115,40 @@ class HessianSettings:
 
 
 @dataclass(frozen=True)
+class RoundingSettings:
+    """How weights become integers, and what is corrected afterwards.
+
+    Attributes:
+        method: ``least-error`` fits the integers to the layer's outputs on the calibration samples; ``nearest`` takes
+            the integers nearest to the weights.
+        scale_search: whether a channel's scale may be narrower and wider than its largest weight asks for.
+        slope: whether each output channel keeps the spread that it has in the float network.
+        bias: whether it keeps the mean.
+        damping: how far least error is drawn to the trained weights, as a share of the inputs' mean square: more of it
+            fits the samples less closely.
+    """
+
+    method: str = option("least-error", "of weights: least-error or nearest", flag="--rounding", panel=ROUNDING)
+    scale_search: bool = option(True, "search weight scales, narrower and wider", panel=ROUNDING, negated=True)
+    slope: bool = option(True, "match the spread of every output channel", panel=ROUNDING, negated=True)
+    bias: bool = option(True, "match the mean of every output channel", panel=ROUNDING, negated=True)
+    damping: float = option(
+        0.3, "pull of least error to the trained weights", flag="--rounding-damping", panel=ROUNDING, least=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.method not in ROUNDING_METHODS:
+            raise SettingsError(f"rounding is one of {', '.join(ROUNDING_METHODS)}, got {self.method!r}")
+        if not is_number(self.damping) or self.damping < 0:
+            raise SettingsError(f"the damping of rounding is a number of at least 0, got {self.damping!r}")
+
+    @property
+    def is_nearest(self) -> bool:
+        """Whether nothing is asked for but max-abs scales and the nearest integers, which takes no samples."""
+        return self.method == "nearest" and not (self.scale_search or self.slope or self.bias)
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a run is asked to do.
 
@@ -118,6 +157,7 @@ class Settings:
         budget: limits on bytes, BOPS and microseconds.
         pins: layers held at a pair.
         pin_ends: whether the first and the last layer are held at 8 bits unless `pins` says otherwise.
+        rounding: see `RoundingSettings`.
         observer: of activation ranges, as `hawq_tvm.calibration.make_observer` reads it.
         hessian: see `HessianSettings`.
         latency: whether kernels are timed even without a latency budget.
@@ -148,6 +188,7 @@ class Settings:
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
     hessian: HessianSettings = field(default_factory=HessianSettings)
+    rounding: RoundingSettings = field(default_factory=RoundingSettings)
     observer: str = option(DEFAULT_OBSERVER, "of activation ranges: max, percentile or percentile:99.9", panel=SAMPLES)
     ranges: GivenRanges = option(
         {}, 'JSON of ranges to take instead of calibrating: {"layer": 3.0, ...}', panel=SAMPLES, parse=read_ranges
@@ -219,6 +260,7 @@ class Settings:
             "pin_ends": self.pin_ends,
             "observer": self.observer,
             "hessian": vars(self.hessian),
+            "rounding": vars(self.rounding),
             "latency": self.latency,
             "latency_table": None if self.latency_table is None else str(self.latency_table),
             "ranges": dict(self.ranges),
@@ -270,6 +312,7 @@ class _SettingsFile(TypedDict):
     pin_ends: bool
     observer: str
     hessian: HessianSettings
+    rounding: RoundingSettings
     latency: bool
     latency_table: str | None
     ranges: Mapping[str, Any]

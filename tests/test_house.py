@@ -26,6 +26,7 @@ FLOORS = (
     ("stages",),
     ("runs",),
     ("measure",),
+    ("posttraining",),
     ("sources", "frontend"),
     ("backends", *ROOMS),
     ("settings",),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph
-from hawq_tvm.core.quantizer import Range, RangeTable
+from hawq_tvm.core.quantizer import LayerWeights, Range, RangeTable
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
 from hawq_tvm.measure.accuracy import Accuracy
@@ -21,6 +21,7 @@ from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs.float_io import load_float_graph
 from hawq_tvm.runs.layers import LayerFacts, describe_layers, read_layers
 from hawq_tvm.runs.rundir import Run
+from hawq_tvm.runs.weights_io import load_weights
 
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.runtime import CompiledModule
@@ -32,6 +33,7 @@ SENSITIVITY = "sensitivity.json"
 COSTS = "costs.json"
 BITS = "bits.json"
 ALLOCATION = "allocation.json"
+WEIGHTS = "weights.safetensors"
 MODEL = "model.onnx"
 BOUNDS = "bounds.json"
 LAYERS = "layers.json"
@@ -101,6 +103,11 @@ class Artifacts:
     @property
     def bits(self) -> BitConfig:
         return BitConfig.from_json(self.run.json(BITS), self.run.reader(BITS).name)
+
+    @property
+    def weights(self) -> dict[str, LayerWeights]:
+        """What rounding found."""
+        return self.run.read(WEIGHTS, load_weights)
 
     @property
     def limits(self) -> Mapping[str, float]:

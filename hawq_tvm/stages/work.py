@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -81,6 +82,13 @@ class Work:
             key: Mapping[str, Any] | None = self.run.manifest.get("data", {}).get("key")
             return key
         return self._data.key
+
+    @property
+    def can_calibrate(self) -> bool:
+        """Whether the samples at hand are those that the run was made with; others are for measuring."""
+        stored = self.run.manifest.get("data")
+        key = stored.get("key") if isinstance(stored, dict) else None
+        return self._data is not None and bool(json.loads(json.dumps(self._data.key)) == key)
 
     @property
     def threads(self) -> int:
