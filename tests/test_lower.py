@@ -42,6 +42,7 @@ from hawq_tvm.core.ops import (
     GlobalAvgPool2d,
     Linear,
     MaxPool2d,
+    PadChannels,
     Requantize,
     WeightedOperator,
 )
@@ -62,6 +63,7 @@ from .builders import (
     ranges_of,
     same,
     stored_wrongly,
+    uniform,
 )
 
 MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
@@ -386,7 +388,9 @@ def test_a_kernel_that_cannot_be_built_is_an_error_that_names_the_layer(monkeypa
     with pytest.raises(CompileError, match=message):
         lower(integers_of("Residual"), TARGETS["llvm"])
     with pytest.raises(CompileError, match=message):
-        measure_latency(captured("Residual"), ranges_of("Residual"), [Bits(8, 8)], TARGETS["llvm"])
+        measure_latency(
+            captured("Residual"), ranges_of("Residual"), {Bits(8, 8): uniform("Residual", Bits(8, 8))}, TARGETS["llvm"]
+        )
 
 
 def test_the_doctor_takes_a_command_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,6 +417,7 @@ FORMS: dict[str, tuple[Operator, list[TensorType]]] = {
     "max_pool2d": (MaxPool2d(Window((2, 2), (2, 2))), [replace(IMAGE, dtype=VECTOR.dtype)]),
     "avg_pool2d": (AvgPool2d(Window((2, 2)), Rescale([[2**27]], 30, -128, 127)), [IMAGE]),
     "global_avg_pool2d": (GlobalAvgPool2d(Rescale([2**24], 30, -128, 127)), [IMAGE]),
+    "pad_channels": (PadChannels(1, 2), [replace(IMAGE, dtype=VECTOR.dtype)]),
     "flatten": (Flatten(), [replace(IMAGE, dtype=VECTOR.dtype)]),
 }  # fmt: skip
 

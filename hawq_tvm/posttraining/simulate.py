@@ -122,8 +122,13 @@ class SimulatedNetwork:
         if node.kind in WEIGHTED:
             inputs = [self.reads(node, inputs[0]), *inputs[1:]]
         name = node.name
-        result = evaluate(node, inputs, self.weights.get(name), self.biases.get(name), self._counts.get(name))
-        grid = self._grids.get(name)
+        return self.settle(
+            node, evaluate(node, inputs, self.weights.get(name), self.biases.get(name), self._counts.get(name))
+        )
+
+    def settle(self, node: FloatNode, result: Tensor) -> Tensor:
+        """A node's result, before its clip, brought to its grid; that of the network's last sum is only clipped."""
+        grid = self._grids.get(node.name)
         return clipped(result, node.clip) if grid is None else grid.nearest(result)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from math import inf, isinf
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -52,7 +52,7 @@ def load_float_graph(path: Path) -> FloatGraph:
     """
     reader = JsonReader(f"{path} cannot be read", RunError, "start the run again")
     try:
-        header = reader.parse(_header(path))  # safetensors takes one of two equal keys in silence
+        header = reader.parse(safetensors_header(path))  # safetensors takes one of two equal keys in silence
         structure = reader.take(reader.parse(header["__metadata__"][_KEY].encode()), _GraphFile, signed=("clip",))
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -71,7 +71,7 @@ def load_float_graph(path: Path) -> FloatGraph:
     return graph
 
 
-def _header(path: Path) -> bytes:
+def safetensors_header(path: Path) -> bytes:
     """The JSON that a safetensors file begins with, behind 8 bytes that say how long it is."""
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -88,6 +88,7 @@ class _NodeFile(TypedDict):
     window: tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], tuple[int, int]] | None
     groups: int
     clip: tuple[float | None, float | None] | None
+    channel_pads: NotRequired[tuple[int, int]]
 
 
 class _GraphFile(TypedDict):
@@ -110,6 +111,7 @@ def _node_to_json(node: FloatNode) -> dict[str, Any]:
         "window": None if window is None else [window.kernel, window.strides, window.pads, window.dilations],
         "groups": node.groups,
         "clip": None if clip is None else [None if isinf(bound) else bound for bound in (clip.lo, clip.hi)],
+        **({} if node.channel_pads is None else {"channel_pads": node.channel_pads}),
     }
 
 
@@ -124,5 +126,6 @@ def _node_from_json(data: _NodeFile, index: int, arrays: dict[str, Any]) -> Floa
         window=None if data["window"] is None else Window(*data["window"]),
         groups=data["groups"],
         clip=None if clip is None else Clip(-inf if clip[0] is None else clip[0], inf if clip[1] is None else clip[1]),
+        channel_pads=data.get("channel_pads"),
         **{part: arrays.pop(f"{index}.{part}", None) for part in _ARRAYS},
     )
