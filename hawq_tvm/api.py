@@ -85,7 +85,7 @@ def quantize(
         pins: layers held at a pair, by name.
         pin_ends: hold the first and the last layer at 8 bits unless `pins` says otherwise.
         weights: path of a checkpoint for a named model, or ``random``.
-        observer: ``max``, ``percentile`` or ``percentile:99.9``.
+        observer: ``max``, ``percentile:99.9``, ``mse``, ``kl``, or ``auto``, which compares them on the output.
         hessian: how long to probe.
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
         ranges: of activations, in place of calibrated ones: ``{"layer": 3.0}``, ``{"layer": (-1.0, 3.0)}``,
