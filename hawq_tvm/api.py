@@ -86,7 +86,7 @@ def quantize(
         pins: layers held at a pair, by name.
         pin_ends: hold the first and the last layer at 8 bits unless `pins` says otherwise.
         weights: path of a checkpoint for a named model, or ``random``.
-        observer: ``max``, ``percentile`` or ``percentile:99.9``.
+        observer: ``max``, ``percentile:99.9``, ``mse``, ``kl``, or ``auto``, which compares them on the output.
         hessian: how long to probe.
         rounding: how weights become integers; None for least error with every correction.
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.

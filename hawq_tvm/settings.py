@@ -22,7 +22,7 @@ from hawq_tvm.core.specs import CHOICE, RESIDUAL_BITS, Bits, Budget, is_number, 
 from hawq_tvm.core.strict_json import JsonReader
 
 DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
-DEFAULT_OBSERVER = "percentile:99.999"
+DEFAULT_OBSERVER = "auto"
 PIN_BITS = Bits(8, 8)
 
 ROUNDING = "Rounding"
@@ -158,7 +158,7 @@ class Settings:
         pins: layers held at a pair.
         pin_ends: whether the first and the last layer are held at 8 bits unless `pins` says otherwise.
         rounding: see `RoundingSettings`.
-        observer: of activation ranges, as `hawq_tvm.calibration.make_observer` reads it.
+        observer: of activation ranges, as `hawq_tvm.calibration.make_observers` reads it.
         hessian: see `HessianSettings`.
         latency: whether kernels are timed even without a latency budget.
         latency_table: a JSON file of microseconds by layer and pair, instead of timing.
@@ -189,7 +189,11 @@ class Settings:
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
     hessian: HessianSettings = field(default_factory=HessianSettings)
     rounding: RoundingSettings = field(default_factory=RoundingSettings)
-    observer: str = option(DEFAULT_OBSERVER, "of activation ranges: max, percentile or percentile:99.9", panel=SAMPLES)
+    observer: str = option(
+        DEFAULT_OBSERVER,
+        "of activation ranges: max, percentile:99.9, mse, kl, or auto, which compares them on the output",
+        panel=SAMPLES,
+    )
     ranges: GivenRanges = option(
         {}, 'JSON of ranges to take instead of calibrating: {"layer": 3.0, ...}', panel=SAMPLES, parse=read_ranges
     )
