@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,14 +53,24 @@ class FloatModule(nn.Module):
             tap(self.graph.input_name, x)
         for node in self.graph:
             given = weights.get(node.name) if weights is not None else None
-            weight = given if given is not None else self.constant(node.name, "weight")
-            values[node.name] = self._evaluate(node, [values[name] for name in node.inputs], weight)
+            values[node.name] = self.evaluate(node, [values[name] for name in node.inputs], given)
             if tap is not None:
                 tap(node.name, values[node.name])
         return values[self.graph.output]
 
-    def _evaluate(self, node: FloatNode, inputs: list[Tensor], weight: Tensor | None) -> Tensor:
+    def evaluate(self, node: FloatNode, inputs: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
+        """One node of the graph.
+
+        Args:
+            node: the node.
+            inputs: float32 [N, ...] each.
+            weight: other than its own.
+
+        Returns:
+            float32 [N, ...].
+        """
         x = inputs[0]
+        weight = self.constant(node.name, "weight") if weight is None else weight
         if node.kind == "conv2d":
             assert node.window is not None and weight is not None
             window = node.window
@@ -75,7 +85,7 @@ class FloatModule(nn.Module):
         elif node.kind == "add":
             x = inputs[0] + inputs[1]
         elif node.kind == "concat":
-            x = torch.cat(inputs, dim=1)
+            x = torch.cat(list(inputs), dim=1)
         elif node.kind == "max_pool2d":
             assert node.window is not None
             padded = _pad(x, node.window.pads, float("-inf"))
