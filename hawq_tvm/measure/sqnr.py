@@ -170,7 +170,7 @@ class _Walk:
         for index, node in enumerate(self.graph):
             inputs = [values[name] for name in node.inputs]
             made = self.nodes.get(node.name)
-            y = inputs[0].exact if made is None else self.floats.evaluate(made, [value.exact for value in inputs])
+            y = inputs[0].exact if made is None else self.floats.result(made, [value.exact for value in inputs])
             q = self.integers.evaluate(node, [value.deployed for value in inputs])
             value = values[node.name] = _Value.of(y, node.type, q)
             if node.name in self.meters:
@@ -190,10 +190,10 @@ class _Walk:
         alone = self.integers.evaluate(node, [value.rounded for value in inputs])
         views = {
             "alone": _reals(alone, node.type),
-            "inputs": self.floats.evaluate(made, [value.reals for value in inputs]),
+            "inputs": self.floats.result(made, [value.reals for value in inputs]),
         }
         if made.weight is not None:
-            views["weights"] = self.restored.evaluate(made, [value.exact for value in inputs])
+            views["weights"] = self.restored.result(made, [value.exact for value in inputs])
         return views
 
 

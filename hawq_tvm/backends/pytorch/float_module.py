@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hawq_tvm.core.float_ir import FloatGraph, FloatNode
+from hawq_tvm.core.float_ir import WEIGHTED, Clip, FloatGraph, FloatNode
 
 Tap = Callable[[str, Tensor], None]
 """Called with each value's name and its float32 tensor [N, ...], the input's first."""
@@ -52,58 +52,97 @@ class FloatModule(nn.Module):
         if tap is not None:
             tap(self.graph.input_name, x)
         for node in self.graph:
-            given = weights.get(node.name) if weights is not None else None
-            values[node.name] = self.evaluate(node, [values[name] for name in node.inputs], given)
+            inputs = [values[name] for name in node.inputs]
+            result = self.result(node, inputs, None if weights is None else weights.get(node.name))
+            values[node.name] = result
             if tap is not None:
-                tap(node.name, values[node.name])
+                tap(node.name, result)
         return values[self.graph.output]
 
-    def evaluate(self, node: FloatNode, inputs: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
-        """One node of the graph.
+    def result(self, node: FloatNode, inputs: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
+        """What one node makes of given inputs, its clip applied.
 
         Args:
-            node: the node.
-            inputs: float32 [N, ...] each.
+            node: of the graph.
+            inputs: float32 [N, ...] each, a residual last.
             weight: other than its own.
 
         Returns:
-            float32 [N, ...].
+            float32 [N, ...]; may share its memory with an input.
         """
-        x = inputs[0]
-        weight = self.constant(node.name, "weight") if weight is None else weight
-        if node.kind == "conv2d":
-            assert node.window is not None and weight is not None
-            window = node.window
-            symmetric = window.pads[:2] == window.pads[2:]
-            padding: int | tuple[int, int] = (window.pads[0], window.pads[1]) if symmetric else 0
-            x = x if symmetric else _pad(x, window.pads, 0.0)
-            bias = self.constant(node.name, "bias")
-            x = F.conv2d(x, weight, bias, window.strides, padding, window.dilations, node.groups)
-        elif node.kind == "linear":
-            assert weight is not None
-            x = F.linear(x, weight, self.constant(node.name, "bias"))
-        elif node.kind == "add":
-            x = inputs[0] + inputs[1]
-        elif node.kind == "concat":
-            x = torch.cat(list(inputs), dim=1)
-        elif node.kind == "max_pool2d":
-            assert node.window is not None
-            padded = _pad(x, node.window.pads, float("-inf"))
-            x = F.max_pool2d(padded, node.window.kernel, node.window.strides, 0, node.window.dilations)
-        elif node.kind == "avg_pool2d":
-            counts = self.constant(node.name, "counts")
-            assert node.window is not None and counts is not None
-            padded = _pad(x, node.window.pads, 0.0)
-            x = F.avg_pool2d(padded, node.window.kernel, node.window.strides, divisor_override=1) / counts
-        elif node.kind == "global_avg_pool2d":
-            x = x.mean((2, 3), keepdim=True)
-        elif node.kind == "flatten":
-            x = x.flatten(1)
-        else:
-            assert node.kind == "clip", f"no float form of {node.kind}"
-        if len(inputs) == 2 and node.kind in ("conv2d", "linear"):
-            x = x + inputs[1]
-        return x if node.clip is None else x.clamp(node.clip.lo, node.clip.hi)
+        own, bias, counts = (self.constant(node.name, part) for part in ("weight", "bias", "counts"))
+        return clipped(evaluate(node, inputs, own if weight is None else weight, bias, counts), node.clip)
+
+
+def clipped(x: Tensor, clip: Clip | None) -> Tensor:
+    """`x` within the bounds of a clip, where there is one."""
+    return x if clip is None else x.clamp(clip.lo, clip.hi)
+
+
+def weighted(node: FloatNode, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The sum of products of a layer with weights: no residual, no clip.
+
+    Args:
+        node: a ``conv2d`` or ``linear``.
+        x: float [N, ...], its first input.
+        weight: of the dtype of `x`, in the shape of the node's.
+        bias: [out], or None.
+
+    Returns:
+        [N, out, ...].
+    """
+    if node.kind == "linear":
+        return F.linear(x, weight, bias)
+    assert node.kind == "conv2d" and node.window is not None, node.kind
+    window = node.window
+    symmetric = window.pads[:2] == window.pads[2:]
+    padding: int | tuple[int, int] = (window.pads[0], window.pads[1]) if symmetric else 0
+    x = x if symmetric else _pad(x, window.pads, 0.0)
+    return F.conv2d(x, weight, bias, window.strides, padding, window.dilations, node.groups)
+
+
+def evaluate(
+    node: FloatNode,
+    inputs: Sequence[Tensor],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """The result of one node before its clip.
+
+    Args:
+        node: of a captured graph.
+        inputs: float [N, ...] each, a residual last.
+        weight: of a layer with weights.
+        bias: of a layer with weights.
+        counts: of an average pool.
+
+    Returns:
+        float [N, ...]; may share its memory with an input.
+    """
+    x = inputs[0]
+    if node.kind in WEIGHTED:
+        assert weight is not None
+        x = weighted(node, x, weight, bias)
+        return x + inputs[1] if len(inputs) == 2 else x
+    if node.kind == "add":
+        return inputs[0] + inputs[1]
+    if node.kind == "concat":
+        return torch.cat(list(inputs), dim=1)
+    if node.kind == "max_pool2d":
+        assert node.window is not None
+        padded = _pad(x, node.window.pads, float("-inf"))
+        return F.max_pool2d(padded, node.window.kernel, node.window.strides, 0, node.window.dilations)
+    if node.kind == "avg_pool2d":
+        assert node.window is not None and counts is not None
+        padded = _pad(x, node.window.pads, 0.0)
+        return F.avg_pool2d(padded, node.window.kernel, node.window.strides, divisor_override=1) / counts
+    if node.kind == "global_avg_pool2d":
+        return x.mean((2, 3), keepdim=True)
+    if node.kind == "flatten":
+        return x.flatten(1)
+    assert node.kind == "clip", f"no float form of {node.kind}"
+    return x
 
 
 def _pad(x: Tensor, pads: tuple[int, int, int, int], value: float) -> Tensor:
