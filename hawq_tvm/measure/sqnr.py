@@ -14,11 +14,10 @@ The signal-to-quantisation-noise ratio is ``10 log10(sum y^2 / sum (y - y')^2)``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
@@ -27,87 +26,54 @@ from hawq_tvm.core.errors import DataError
 from hawq_tvm.core.float_ir import PASS_THROUGH, FloatGraph, FloatNode
 from hawq_tvm.core.ir import Graph, Node, TensorType
 from hawq_tvm.core.ops import WeightedOperator
-
-VIEWS = ("accumulated", "alone", "inputs", "weights", "output")
-"""The five comparisons with the float value."""
-
-Sums = NDArray[np.float64]
+from hawq_tvm.measure.causes import find_causes
+from hawq_tvm.measure.fidelity import Fidelity, ValueFidelity
+from hawq_tvm.measure.meters import Meter
 
 
-@dataclass(eq=False)
-class Meter:
-    """Sums over the samples of one value, by channel [C], in float64.
+def measure_fidelity(
+    float_graph: FloatGraph,
+    integer_graph: Graph,
+    batches: Iterable[Tensor],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Fidelity:
+    """What is left of every value, and why where that is little.
 
-    Attributes:
-        type: of the value in integers.
-        signal: of the squared float values.
-        noise: of the squared differences, by view.
-        clipped_noise: the part of the output's noise that elements beyond the range make.
-        clipped: how many those are.
-        elements: how many were seen.
-        largest: magnitude.
-        levels: how often each integer was met that the float value quantises to, from the type's least on; zeros of the
-            float value are not counted. Of the 32-bit result, and of no other, it is empty.
+    Args:
+        float_graph: what was integerised.
+        integer_graph: what became of it.
+        batches: float32 [N, ...] each.
+        progress: called with the number of samples done.
+
+    Raises:
+        DataError: no samples.
     """
-
-    type: TensorType
-    signal: Sums
-    noise: dict[str, Sums]
-    clipped_noise: float = 0.0
-    clipped: int = 0
-    elements: int = 0
-    largest: float = 0.0
-    levels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    @classmethod
-    def of(cls, type: TensorType) -> Meter:
-        """A meter that has seen nothing."""
-        channels, dtype = type.shape[0], type.dtype
-        count = dtype.hi - dtype.lo + 1 if dtype.bits <= 8 else 0
-        noise = {view: np.zeros(channels) for view in VIEWS}
-        return cls(type, np.zeros(channels), noise, levels=np.zeros(count, np.int64))
-
-    def add(self, y: Tensor, q: Tensor, views: Mapping[str, Tensor]) -> None:
-        """Take in a batch.
-
-        Args:
-            y: the float value, float32 [N, C, ...].
-            q: the integers that it quantises to.
-            views: what stands in its place, float32, by view; the output's among them.
-        """
-        self.signal += _squares(y)
-        for view, other in views.items():
-            self.noise[view] += _squares(other - y)
-        self.elements += y.numel()
-        lo, hi = float(y.min()), float(y.max())
-        self.largest = max(self.largest, hi, -lo)
-        if not len(self.levels):
-            return
-        dtype, scale = self.type.dtype, self.type.scale
-        bounds = (dtype.lo - 0.5) * scale, (dtype.hi + 0.5) * scale
-        if lo < bounds[0] or hi >= bounds[1]:
-            beyond = (y < bounds[0]) | (y >= bounds[1])
-            self.clipped += int(beyond.sum())
-            self.clipped_noise += float((views["output"] - y)[beyond].double().square().sum())
-        self._count(y, q)
-
-    def _count(self, y: Tensor, q: Tensor) -> None:
-        """Count levels, of at most so many elements, evenly picked."""
-        step = max(1, y.numel() // _MOST_COUNTED)
-        some, integers = y.reshape(-1)[::step], q.reshape(-1)[::step]
-        dtype = self.type.dtype
-        counts = torch.bincount(integers[some != 0].long() - dtype.lo, minlength=len(self.levels))
-        self.levels += counts.numpy()
+    meters, samples = measure(float_graph, integer_graph, batches, progress=progress)
+    nodes = {node.name: node for node in integer_graph}
+    values = tuple(_value(name, nodes.get(name), meter) for name, meter in meters.items())
+    return Fidelity(samples, values, find_causes(float_graph, integer_graph, meters))
 
 
-_MOST_COUNTED = 1 << 17
-"""Elements of a value and a batch whose levels are counted: enough for the last thousandth of them."""
-
-
-def _squares(x: Tensor) -> Sums:
-    """Sums of squares by channel: within a sample in float32, over the samples in float64."""
-    by_sample = x.square().flatten(2).sum(2) if x.ndim > 2 else x.square()
-    return np.asarray(by_sample.double().sum(0).numpy())
+def _value(name: str, node: Node | None, meter: Meter) -> ValueFidelity:
+    op = None if node is None else node.op
+    return ValueFidelity(
+        name=name,
+        kind="input" if op is None else op.kind,
+        bits=meter.type.dtype.bits,
+        weight_bits=op.weight_bits if isinstance(op, WeightedOperator) else None,
+        accumulated_db=meter.db("accumulated"),
+        alone_db=meter.db("alone"),
+        inputs_db=meter.db("inputs"),
+        weights_db=meter.db("weights"),
+        output_db=meter.db("output"),
+        clipped=meter.clipped_share,
+        largest=meter.largest,
+        range_use=meter.range_use,
+        effective_bits=meter.effective_bits,
+        levels=meter.levels_used,
+        channel_spread=meter.channel_spread,
+    )
 
 
 def measure(
@@ -181,9 +147,7 @@ class _Walk:
 
     def _meter(self, name: str, value: _Value, views: Mapping[str, Tensor]) -> None:
         accumulated = _reals(value.deployed, self.types[name])
-        self.meters[name].add(
-            value.exact, value.rounded, {"accumulated": accumulated, "output": value.reals, **views}
-        )
+        self.meters[name].add(value.exact, value.rounded, {"accumulated": accumulated, "output": value.reals, **views})
 
     def _views(self, node: Node, made: FloatNode, inputs: Sequence[_Value]) -> dict[str, Tensor]:
         """What a node makes of its inputs as they are quantised, and with its deployed weights."""
