@@ -26,7 +26,17 @@ from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.backends.tvm.storage import channels_last
 from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, Rescale, TensorType, Window
-from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
+from hawq_tvm.core.ops import (
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    PadChannels,
+    Requantize,
+)
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import find_target
 from hawq_tvm.kernels import ConvertRequest, Offer, Request, collect_offers, offer_conversion
@@ -85,6 +95,7 @@ def operators() -> Iterator[tuple[Operator, list[tuple[int, ...]]]]:
         yield AvgPool2d(halved, rescale(1, (1, 1))), [(channels, size, size)]
         yield GlobalAvgPool2d(rescale(1)), [(channels, size, size)]
         yield Requantize(rescale(1)), [(channels, size, size)]
+        yield PadChannels(channels // 2, channels // 2), [(channels, size, size)]
         yield Add(rescale(2)), [(channels, size, size)] * 2
         yield Concat(rescale(3)), [(channels, size, size), (channels // 2, size, size), (channels // 4, size, size)]
 

@@ -31,34 +31,42 @@ class Moments:
     Attributes:
         inputs: H [g, K, K].
         outputs: C [g, o, K].
-        rows: how many patches they were taken over.
     """
 
     inputs: Tensor
     outputs: Tensor
-    rows: int
 
 
 @dataclass(frozen=True)
 class MomentSums:
-    """Sums over patches, from which `Moments` are made; sums of batches add up."""
+    """Sums over patches, float64, from which `Moments` are made; sums of batches add up."""
 
-    rows: int
+    weight: Tensor
     x: Tensor
     y: Tensor
     xx: Tensor
     yx: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> MomentSums:
+    def of(cls, x: Tensor, y: Tensor, importance: Tensor | None = None) -> MomentSums:
         """Sums over one batch.
 
         Args:
             x: float32 [g, K, rows] patches.
             y: float32 [g, o, rows] wanted outputs.
+            importance: float32 [g, 1, rows], how much each counts, where a group has one output; None for all alike.
         """
+        assert importance is None or y.shape[1] == 1, "outputs of one group share the moments of their inputs"
+        weighed = x if importance is None else x * importance
+        counted = torch.ones(len(x), 1, x.shape[2]) if importance is None else importance
         xt = x.transpose(1, 2)
-        return cls(x.shape[2], x.double().sum(2), y.double().sum(2), (x @ xt).double(), (y @ xt).double())
+        return cls(
+            counted.double().sum(2),
+            weighed.double().sum(2),
+            (y * counted).double().sum(2),
+            (weighed @ xt).double(),
+            (y * counted @ xt).double(),
+        )
 
     def __add__(self, other: MomentSums) -> MomentSums:
         sums = (a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
@@ -66,11 +74,9 @@ class MomentSums:
 
     def moments(self) -> Moments:
         """Centred second moments."""
-        x, y = self.x / self.rows, self.y / self.rows
+        x, y, weight = self.x / self.weight, self.y / self.weight, self.weight[:, :, None]
         return Moments(
-            self.xx / self.rows - x[:, :, None] * x[:, None, :],
-            self.yx / self.rows - y[:, :, None] * x[:, None, :],
-            self.rows,
+            self.xx / weight - x[:, :, None] * x[:, None, :], self.yx / weight - y[:, :, None] * x[:, None, :]
         )
 
 

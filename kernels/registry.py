@@ -35,6 +35,8 @@ KERNELS: tuple[Kernel, ...] = (
     nhwc_elementwise.REQUANTIZE_NHWC,
     concat.CONCAT_GENERIC,
     nhwc_elementwise.CONCAT_NHWC,
+    concat.PAD_CHANNELS_GENERIC,
+    nhwc_elementwise.PAD_CHANNELS_NHWC,
     pooling.MAX_POOL2D_GENERIC,
     nhwc_pooling.MAX_POOL2D_NHWC,
     pooling.AVG_POOL2D_GENERIC,

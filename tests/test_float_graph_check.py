@@ -55,6 +55,7 @@ GOOD: dict[str, tuple[str, tuple[tuple[int, ...], ...], tuple[int, ...], dict[st
     "a clip": ("clip", (X,), X, {"clip": Clip(0, 6)}),
     "a pool": ("max_pool2d", (X,), (4, 3, 6), {"window": Window((3, 2))}),
     "averages": ("avg_pool2d", (X,), (4, 3, 6), {"window": Window((3, 2)), "counts": ones(3, 6) / 2}),
+    "channels of zeros": ("pad_channels", (X,), (9, 5, 7), {"channel_pads": (2, 3)}),
     "one average": ("global_avg_pool2d", (X,), (4, 1, 1), {}),
 }
 
@@ -72,6 +73,8 @@ BAD: dict[str, tuple[str, tuple[tuple[int, ...], ...], dict[str, Any], str]] = {
     "a clip to NaN": ("clip", (X,), {"clip": Clip(0, NAN)}, "it clips to Clip(lo=0, hi=nan)"),
     "no bounds": ("clip", (X,), {}, "it has no bounds"),
     "another kind": ("pad", (X,), {}, "it is of no known kind; known are conv2d, linear, add, concat"),
+    "no channels": ("pad_channels", (X,), {}, "it adds channels None"),
+    "fewer channels": ("pad_channels", (X,), {"channel_pads": (2, -1)}, "it adds channels (2, -1), expected two"),
     "two for one": ("flatten", (X, X), {}, "it reads 2 values"),
     "one for two": ("add", (X,), {}, "it reads 1 values"),
     "three for two": ("add", (X, X, X), {}, "it reads 3 values"),

@@ -26,7 +26,7 @@ def test_a_float_graph_comes_back_whole(name: str, tmp_path: Path) -> None:
     save_float_graph(graph, tmp_path / "graph.safetensors")
     back = load_float_graph(tmp_path / "graph.safetensors")
     for before, after in zip(graph, back, strict=True):
-        for field in ("name", "kind", "inputs", "shape", "window", "groups", "clip"):
+        for field in ("name", "kind", "inputs", "shape", "window", "groups", "clip", "channel_pads"):
             assert getattr(before, field) == getattr(after, field)
         for part in ("weight", "bias", "counts"):
             assert np.array_equal(getattr(before, part), getattr(after, part))

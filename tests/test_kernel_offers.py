@@ -150,6 +150,9 @@ WORK: list[tuple[str, str, tuple[int, int, int]]] = [
     ("requantize", "NHWC", (2 * 5 * 3 * 7, 2 * 5 * 3 * 7, 0)),
     ("concatenation", "NHWC", (11 * 4 * 5, 11 * 4 * 5, 0)),
     ("concatenation", "NCHW", (11 * 4 * 5, 11 * 4 * 5, 0)),
+    ("channels of zeros", "NCHW", (0, 2 * 10 * 4 * 6, 0)),
+    ("channels of zeros", "NHWC", (0, 2 * 12 * 4 * 6, 0)),
+    ("channels of zeros behind", "NHWC", (0, 4 * 7 * 32, 0)),
     ("max pool", "NCHW", (5 * 5 * 4 * 6, 5 * 5 * 4, 5 * 11 * 9)),
     ("max pool", "NHWC", (8 * 5 * 4 * 6, 6 * 6 * 8, 0)),
     ("average pool by position", "NCHW", (2 * 4 * 4 * 3 * 4, 2 * 4 * 4 * 3, 2 * 4 * 8 * 7)),
@@ -192,7 +195,8 @@ def test_lanes_that_stay_empty_cost_as_full_ones(lanes: int, bits: int, expected
         ("average pool", "NHWC", "avg pool nhwc"), ("global average pool", "NCHW", "global pool nchw"),
         ("global average pool", "NHWC", "global pool nhwc"), ("sum", "NCHW", "elementwise nchw"),
         ("sum", "NHWC", "elementwise nhwc"), ("concatenation", "NCHW", "concat nchw"),
-        ("concatenation", "NHWC", "concat nhwc"),
+        ("concatenation", "NHWC", "concat nhwc"), ("channels of zeros", "NCHW", "pad channels nchw"),
+        ("channels of zeros", "NHWC", "pad channels nhwc"),
     ],
 )  # fmt: skip
 def test_kernels_have_rates_of_their_own(case: str, order: str, rates: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,17 @@ from tvm import tirx
 
 from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.ir import Array, IntType, Node, Operator, Rescale, TensorType, Window
-from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
+from hawq_tvm.core.ops import (
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    PadChannels,
+    Requantize,
+)
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS, Target
 from hawq_tvm.kernels import CONVERTERS, KERNELS, BuiltKernel, ConvertRequest, Offer, Request
@@ -155,6 +165,8 @@ CASES: dict[str, tuple[Operator, list[TensorType], IntType, dict[str, int]]] = {
         Concat(Rescale([2**30, 2**29, 2**30 + 3], 30, -128, 127)),
         [image(3, 4, 5, S8), image(6, 4, 5), image(2, 4, 5, S8)], S8, {},
     ),
+    "channels of zeros": (PadChannels(3, 2), [image(5, 4, 6, S8)], S8, {"batch": 2}),
+    "channels of zeros behind": (PadChannels(0, 12), [image(20, 3, 5)], U8, {}),
     "max pool": (MaxPool2d(Window((3, 2), (2, 2), (1, 0, 1, 1))), [image(5, 9, 8)], U8, {}),
     "max pool of signed": (MaxPool2d(Window((3, 2), (1, 2), (2, 1, 0, 1), (2, 1))), [image(5, 9, 8, S8)], S8, {}),
     "max pool, unpadded": (MaxPool2d(Window((2, 3), (2, 1))), [image(20, 6, 5, S8)], S8, {"batch": 2}),

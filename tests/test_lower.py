@@ -42,6 +42,7 @@ from hawq_tvm.core.ops import (
     GlobalAvgPool2d,
     Linear,
     MaxPool2d,
+    PadChannels,
     Requantize,
     WeightedOperator,
 )
@@ -416,6 +417,7 @@ FORMS: dict[str, tuple[Operator, list[TensorType]]] = {
     "max_pool2d": (MaxPool2d(Window((2, 2), (2, 2))), [replace(IMAGE, dtype=VECTOR.dtype)]),
     "avg_pool2d": (AvgPool2d(Window((2, 2)), Rescale([[2**27]], 30, -128, 127)), [IMAGE]),
     "global_avg_pool2d": (GlobalAvgPool2d(Rescale([2**24], 30, -128, 127)), [IMAGE]),
+    "pad_channels": (PadChannels(1, 2), [replace(IMAGE, dtype=VECTOR.dtype)]),
     "flatten": (Flatten(), [replace(IMAGE, dtype=VECTOR.dtype)]),
 }  # fmt: skip
 

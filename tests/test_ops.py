@@ -24,6 +24,7 @@ from hawq_tvm.core.ops import (
     GlobalAvgPool2d,
     Linear,
     MaxPool2d,
+    PadChannels,
     Requantize,
 )
 
@@ -284,7 +285,7 @@ def test_parameters_that_break_the_contract_are_refused(
         op.check_parameters(inputs, type)
 
 
-@pytest.mark.parametrize("op", [MaxPool2d(Window((1, 1))), Flatten()])
+@pytest.mark.parametrize("op", [MaxPool2d(Window((1, 1))), Flatten(), PadChannels(1, 2)])
 def test_what_moves_integers_keeps_their_type_and_scale(op: Operator) -> None:
     x = TensorType(U8, (2, 1, 1), 0.5)
     output = replace(x, shape=op.output_shape([x]))
@@ -401,6 +402,23 @@ def test_only_layers_with_weights_cost_anything() -> None:
     assert [op.macs(IMAGE) for op in (*POOLS, Add(TWO), Requantize(ONE))] == [0] * 5
 
 
+def test_channels_of_zeros() -> None:
+    x = np.random.default_rng(0).integers(-128, 128, (2, 3, 4, 5))
+    op = PadChannels(2, 1)
+    found = op.evaluate([x])
+    assert found.dtype == np.int64
+    assert found.shape == (2, *op.output_shape([TensorType(S8, (3, 4, 5), 1.0)])) == (2, 6, 4, 5)
+    assert np.array_equal(found[:, 2:5], x)
+    assert not found[:, :2].any()
+    assert not found[:, 5:].any()
+    assert op.bounds([TensorType(S8, (3, 4, 5), 1.0)]) is None
+    assert op.describe() == "2 before 1 after"
+    with pytest.raises(GraphError, match="no fewer than 0 channels, got 2 before and -1 after"):
+        PadChannels(2, -1).output_shape([TensorType(S8, (3, 4, 5), 1.0)])
+    with pytest.raises(GraphError, match="samples of rank 3"):
+        PadChannels(2, 1).output_shape([TensorType(S8, (3,), 1.0)])
+
+
 def test_costs_count_multiply_accumulates() -> None:
     op = Conv2d(np.ones((6, 2, 3, 3)), 2, np.zeros(6), Rescale(np.ones(6), 1, 0, 255), Window((3, 3)), groups=2)
     shape = op.output_shape([TensorType(U8, (4, 8, 8), 1.0)])
@@ -419,5 +437,6 @@ def test_the_table_names_every_operator() -> None:
         "avg_pool2d",
         "global_avg_pool2d",
         "flatten",
+        "pad_channels",
     }
     assert all(OPS[kind].kind == kind for kind in OPS)

@@ -103,7 +103,7 @@ class ActivationTypes:
         """The type of a value that has a quantiser.
 
         Args:
-            name: the input or a node that is neither a max-pool nor a flatten, and not the network's result.
+            name: the input or a node that is not in `PASS_THROUGH`, and not the network's result.
             bits: of a copy; None for those that it is stored at.
 
         Raises:

@@ -19,7 +19,7 @@ from hawq_tvm.core.ir import Shape, Window
 WEIGHTED = ("conv2d", "linear")
 """The kinds that carry weights: the layers that are given bits."""
 
-PASS_THROUGH = ("max_pool2d", "flatten")
+PASS_THROUGH = ("max_pool2d", "flatten", "pad_channels")
 """The kinds whose output has the type and scale of their input."""
 
 
@@ -62,6 +62,7 @@ class FloatNode:
         groups: of convolutions.
         counts: float32 [OH, OW], of ``avg_pool2d``: how many elements each window's sum is divided by.
         clip: applied to the result, after a residual.
+        channel_pads: of ``pad_channels``: how many channels of zeros stand before and after those of the input.
     """
 
     name: str
@@ -74,6 +75,7 @@ class FloatNode:
     groups: int = 1
     counts: NDArray[np.float32] | None = None
     clip: Clip | None = None
+    channel_pads: tuple[int, int] | None = None
 
     @property
     def macs(self) -> int:
@@ -145,7 +147,7 @@ class FloatGraph:
         return table
 
     def source(self, value: str) -> str:
-        """The value that `value` is a view of, through max-pools and flattens."""
+        """The value whose integers `value` holds, through max-pools, flattens and channels of zeros."""
         table = self.by_name
         while value in table and table[value].kind in PASS_THROUGH:
             value = table[value].inputs[0]
@@ -227,6 +229,10 @@ def _result_shape(node: FloatNode, inputs: list[Shape]) -> Shape:
     channels, height, width = _image(inputs[0])
     if node.kind == "global_avg_pool2d":
         return channels, 1, 1
+    if node.kind == "pad_channels":
+        if node.channel_pads is None or min(node.channel_pads) < 0:
+            raise GraphError(f"it adds channels {node.channel_pads}, expected two numbers of at least 0")
+        return sum(node.channel_pads) + channels, height, width
     if node.window is None:
         raise GraphError("it has no window")
     sizes = node.window.output_size(height, width)

@@ -17,7 +17,18 @@ from hawq_tvm.core.dyadic import round_half_up, to_dyadic
 from hawq_tvm.core.errors import AllocationError, CalibrationError, GraphError
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.ir import OUTPUT_TYPE, Graph, Node, Operator, Rescale, TensorType
-from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
+from hawq_tvm.core.ops import (
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    PadChannels,
+    Requantize,
+)
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights, RangeTable, quantize_weight, weight_scales
 from hawq_tvm.core.specs import BitConfig
 
@@ -106,6 +117,9 @@ class _Integerizer:
             type = replace(inputs[0], shape=node.shape)
             if node.kind == "flatten":
                 return Flatten(), node.inputs, type
+            if node.kind == "pad_channels":
+                assert node.channel_pads is not None
+                return PadChannels(*node.channel_pads), node.inputs, type
             assert node.window is not None
             return MaxPool2d(node.window), node.inputs, type
         scales = np.array([x.scale for x in inputs])

@@ -39,6 +39,12 @@ def _check_narrow(x: TensorType) -> None:
         raise GraphError(f"takes inputs of up to 8 bits, got {x}; put a requantize before it")
 
 
+def _check_kept(x: TensorType, output: TensorType) -> None:
+    """What moves integers and computes none keeps what they mean."""
+    if x.dtype != output.dtype or x.scale != output.scale:
+        raise GraphError(f"keeps type and scale, got {x} to {output}")
+
+
 def windows(x: Array, window: Window, fill: int) -> Array:
     """All windows of an image: [N, C, H, W] to [N, C, OH, OW, kh, kw], a view; `fill` is what the padding holds."""
     top, left, bottom, right = window.pads
@@ -272,8 +278,7 @@ class MaxPool2d(Operator):
 
     def check_parameters(self, inputs: Sequence[TensorType], output: TensorType) -> None:
         _check_narrow(inputs[0])
-        if inputs[0].dtype != output.dtype or inputs[0].scale != output.scale:
-            raise GraphError(f"keeps type and scale, got {inputs[0]} to {output}")
+        _check_kept(inputs[0], output)
 
     def evaluate(self, inputs: Sequence[Array]) -> Array:
         lowest = int(np.iinfo(inputs[0].dtype).min)
@@ -347,8 +352,7 @@ class Flatten(Operator):
         return (prod(_one_input(inputs).shape),)
 
     def check_parameters(self, inputs: Sequence[TensorType], output: TensorType) -> None:
-        if inputs[0].dtype != output.dtype or inputs[0].scale != output.scale:
-            raise GraphError(f"keeps type and scale, got {inputs[0]} to {output}")
+        _check_kept(inputs[0], output)
 
     def evaluate(self, inputs: Sequence[Array]) -> Array:
         return inputs[0].reshape(len(inputs[0]), prod(inputs[0].shape[1:])).astype(np.int64)
@@ -357,7 +361,50 @@ class Flatten(Operator):
         return None
 
 
+@dataclass(frozen=True, eq=False)
+class PadChannels(Operator):
+    """Channels of zeros before and after those of an image; type and scale stay.
+
+    [N, C, H, W] to [N, before + C + after, H, W]. No type has a zero-point, so the integer 0 is the real 0, and nothing
+    is rounded.
+    """
+
+    kind = "pad_channels"
+    before: int
+    after: int
+
+    def output_shape(self, inputs: Sequence[TensorType]) -> Shape:
+        channels, height, width = _one_input(inputs, rank=3).shape
+        if min(self.before, self.after) < 0:
+            raise GraphError(f"adds no fewer than 0 channels, got {self.before} before and {self.after} after")
+        return self.before + channels + self.after, height, width
+
+    def check_parameters(self, inputs: Sequence[TensorType], output: TensorType) -> None:
+        _check_kept(inputs[0], output)
+
+    def evaluate(self, inputs: Sequence[Array]) -> Array:
+        return np.pad(inputs[0].astype(np.int64), ((0, 0), (self.before, self.after), (0, 0), (0, 0)))
+
+    def bounds(self, inputs: Sequence[TensorType]) -> None:
+        return None
+
+    def describe(self) -> str:
+        return f"{self.before} before {self.after} after"
+
+
 OPS: dict[str, type[Operator]] = {
-    op.kind: op for op in (Conv2d, Linear, Requantize, Add, Concat, MaxPool2d, AvgPool2d, GlobalAvgPool2d, Flatten)
+    op.kind: op
+    for op in (
+        Conv2d,
+        Linear,
+        Requantize,
+        Add,
+        Concat,
+        MaxPool2d,
+        AvgPool2d,
+        GlobalAvgPool2d,
+        Flatten,
+        PadChannels,
+    )
 }
 """Every operator by its name."""

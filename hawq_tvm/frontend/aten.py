@@ -6,149 +6,17 @@ becomes: the name of an activation, a constant tensor, or a plain number. Anythi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor
 
-from hawq_tvm.core.errors import UnsupportedOperator
-from hawq_tvm.core.float_ir import Clip, FloatNode
+from hawq_tvm.core.float_ir import Clip
 from hawq_tvm.core.ir import Shape, Window
-
-Value = Any  # the name of an activation (`Activation`), a constant `Tensor`, a number, or `SYMBOLIC`
-SYMBOLIC = object()
-"""A size that depends on the batch: shapes are read from the exporter's metadata instead."""
-
-_ANYTHING_ELSE = (
-    "rewrite it with convolutions, linear layers, ReLU, sums, concatenation and pooling, or keep it outside"
-)
-_GATE = "a product of two activations (a gate, squeeze-and-excitation) needs a network variant without it"
-_SMOOTH = "replace it by nn.ReLU, nn.ReLU6 or nn.Hardtanh and fine-tune"
-_LOGITS = "return the logits instead: the largest one is the same, and it can be applied outside"
-HINTS: dict[str, str] = {
-    **dict.fromkeys(
-        ("silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "elu", "mish", "softplus"), _SMOOTH
-    ),
-    **dict.fromkeys(("leaky_relu", "prelu", "threshold", "selu"), _SMOOTH),
-    **dict.fromkeys(("softmax", "log_softmax", "argmax", "_softmax", "_log_softmax", "topk"), _LOGITS),
-    "mul": _GATE,
-    "layer_norm": "replace it by nn.BatchNorm2d, which folds into the convolution before it",
-    "group_norm": "replace it by nn.BatchNorm2d, which folds into the convolution before it",
-    "instance_norm": "replace it by nn.BatchNorm2d, which folds into the convolution before it",
-    "batch_norm": "a batch norm on a vector folds only into a linear layer just before it that nothing else reads",
-    **dict.fromkeys(
-        ("convolution", "conv_transpose2d"),
-        "replace a transposed convolution by pooling less, or keep the upsampling part outside",
-    ),
-    "pad": "only a constant zero pad of height and width before a convolution or pooling layer folds in",
-    "conv1d": "write it as nn.Conv2d with a height of 1",
-    "sub": "write x - y as x + w(y) with the sign in the weights of the layer before",
-}
-"""What could replace an operator that has no integer form."""
-
-
-@dataclass(frozen=True)
-class Activation:
-    """A value that depends on the input.
-
-    Attributes:
-        name: of the node that makes it.
-        shape: of one sample.
-        flat: whether the node makes a vector, of which the network still keeps axes of size 1: half a flatten.
-    """
-
-    name: str
-    shape: Shape
-    flat: bool = False
-
-
-@dataclass
-class Translator:
-    """Collects float-graph nodes while the exported graph is walked."""
-
-    nodes: list[FloatNode] = field(default_factory=list)
-    taken: set[str] = field(default_factory=set)
-    current: fx.Node | None = None
-    weight_name: str = ""
-    batch: str = ""  # the exporter's symbol for the batch size
-
-    def emit(
-        self, kind: str, inputs: Sequence[Activation], shape: Shape, *, suffix: str = "", **fields: Any
-    ) -> Activation:
-        """Append a node and return its value; the name is the module path, made unique."""
-        name = self._unique(self._path(kind) + suffix)
-        self.nodes.append(FloatNode(name, kind, tuple(x.name for x in inputs), shape, **fields))
-        return Activation(name, shape)
-
-    def refuse(self, hint: str | None = None) -> UnsupportedOperator:
-        """The error for the operator at hand."""
-        assert self.current is not None
-        target = str(self.current.target)
-        operator = ".".join(target.split(".")[:2])
-        short = operator.removeprefix("aten.").rstrip("_")
-        return UnsupportedOperator(operator, self._module()[0], hint or HINTS.get(short, _ANYTHING_ELSE))
-
-    @property
-    def output_shape(self) -> Shape:
-        """One sample's shape of the exported node's first result."""
-        return self._sample_shape(self._first_result())
-
-    def require_result(self, value: Activation) -> None:
-        """Refuse the operator at hand unless its result is what was made of it: float32, of one shape a sample.
-
-        Raises:
-            UnsupportedOperator: it has another type or shape, or moves the batch axis.
-        """
-        result = self._first_result()
-        if result.dtype != torch.float32:
-            raise self.refuse(f"its result is {result.dtype}; compute in torch.float32 throughout")
-        shape = self._sample_shape(result)
-        if value.shape != shape:
-            raise self.refuse(f"it makes {shape} of a sample where {value.shape} is known; flatten to [N, features]")
-
-    def _first_result(self) -> Tensor:
-        assert self.current is not None
-        value = self.current.meta["val"]
-        first: Tensor = value[0] if isinstance(value, tuple | list) else value
-        return first
-
-    def _sample_shape(self, value: Tensor) -> Shape:
-        """Sizes after the batch axis, which must be the first and nowhere else."""
-        batch, *sizes = value.shape if value.ndim else (0,)
-        if str(batch) != self.batch or any(isinstance(size, torch.SymInt) for size in sizes):
-            raise self.refuse(f"its result has the shape {list(value.shape)}; keep the batch, {self.batch}, first")
-        return tuple(sizes)
-
-    def _module(self) -> tuple[str, str]:
-        """Path and type of the innermost module that the operator came from."""
-        assert self.current is not None
-        stack = list((self.current.meta.get("nn_module_stack") or {}).values())
-        path, kind = stack[-1] if stack else ("", "")
-        if "from_metadata_hook" in path:
-            return "", ""
-        return re.sub(r"@\d+", "", path), kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-
-    def _path(self, kind: str) -> str:
-        if self.weight_name:
-            return self.weight_name
-        path, module_type = self._module()
-        is_layer = module_type.startswith("torch.nn.modules.") and ".container." not in module_type
-        if path and is_layer:
-            return path
-        return f"{path}.{kind}" if path else kind
-
-    def _unique(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self.taken:
-            count += 1
-            candidate = f"{name}#{count}"
-        self.taken.add(candidate)
-        return candidate
+from hawq_tvm.frontend.translator import ZEROS, Activation, Translator, Value
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
@@ -323,8 +191,10 @@ def _avg_pool2d(t: Translator, a: Arguments) -> Activation:
         if a["divisor_override"] < 0:
             raise t.refuse("a pool divides by a positive number")
         counts = np.full_like(counts, float(a["divisor_override"]))
-    counts = counts.astype(np.float32)
-    return t.emit("avg_pool2d", [x], shape, window=_with_ceil(window, x.shape[1:], shape[1:]), counts=counts)
+    window, counts = _with_ceil(window, x.shape[1:], shape[1:]), counts.astype(np.float32)
+    if kernel == (1, 1) and not any(window.pads) and (counts == 1).all():
+        return t.emit("max_pool2d", [x], shape, window=window)  # takes every k-th pixel, and rounds nothing
+    return t.emit("avg_pool2d", [x], shape, window=window, counts=counts)
 
 
 def _window_counts(outputs: int, size: int, window: Window, axis: int, include_pad: bool) -> NDArray[np.float64]:
@@ -377,13 +247,53 @@ def _mean(t: Translator, a: Arguments) -> Activation:
 def _cat(t: Translator, a: Arguments) -> Activation:
     tensors = a["tensors"]
     if any(not isinstance(x, Activation) for x in tensors):
-        raise t.refuse("only activations can be concatenated")
+        raise t.refuse(ZEROS)
     rank = len(tensors[0].shape) + 1
     if int(a["dim"]) % rank != 1:
         raise t.refuse("concatenation is along channels, dim=1")
-    if len(tensors) == 1:
-        return _identity(t, {"self": tensors[0]})
-    return t.emit("concat", tensors, t.output_shape)
+    before, own, after = _zeros_apart(t, tensors)
+    if len(own) == 1 and not (before or after):
+        return _identity(t, {"self": own[0]})
+    if not (before or after):
+        return t.emit("concat", own, t.output_shape)
+    channels = sum(x.shape[0] for x in own)
+    joined = own[0] if len(own) == 1 else t.emit("concat", own, (channels, *own[0].shape[1:]))
+    return _pad_channels(t, joined, before, after)
+
+
+def _zeros_apart(t: Translator, tensors: Sequence[Activation]) -> tuple[int, Sequence[Activation], int]:
+    """What is concatenated, without the zeros at its ends, as ``torch.cat([x, x * 0], 1)``; their channels."""
+    images = [number for number, x in enumerate(tensors) if len(x.shape) != 3 or not t.is_zero(x)]
+    first, last = (images[0], images[-1] + 1) if images else (0, len(tensors))
+    before, after = (sum(x.shape[0] for x in zeros) for zeros in (tensors[:first], tensors[last:]))
+    return before, tensors[first:last], after
+
+
+def _pad_channels(t: Translator, x: Activation, before: int, after: int) -> Activation:
+    channels, height, width = x.shape
+    return t.emit("pad_channels", [x], (before + channels + after, height, width), channel_pads=(before, after))
+
+
+_WHOLE = 2**63 - 1
+"""Where a slice ends that leaves nothing out; the batch has no other size here."""
+
+
+def _slice(t: Translator, a: Arguments) -> Activation:
+    """Every k-th row or column, which is a max-pool whose windows hold one pixel; a whole axis stays as it is."""
+    x, step = a["self"], a["step"]
+    axis = int(a["dim"]) % (len(x.shape) + 1)
+    size = x.shape[axis - 1] if axis else _WHOLE
+    taken = range(size)[slice(a["start"], a["end"], step)]
+    if taken == range(size):
+        return _identity(t, a)
+    if len(x.shape) != 3 or axis < 2 or taken != range(0, size, step):
+        raise t.refuse()
+    strides = (step, 1) if axis == 2 else (1, step)
+    return t.emit("max_pool2d", [x], t.output_shape, window=Window((1, 1), strides))
+
+
+def _zeros_like(t: Translator, a: Arguments) -> Activation:
+    return _affine(t, a["self"], 0.0, 0.0)
 
 
 def _reshape(t: Translator, a: Arguments) -> Activation:
@@ -405,9 +315,13 @@ def _identity(t: Translator, a: Arguments) -> Activation:
 def _pad(t: Translator, a: Arguments) -> Activation:
     x, pad = a["self"], [int(p) for p in a["pad"]]
     mode, value = a.get("mode", "constant"), a.get("value") or 0
-    if mode != "constant" or value != 0 or min(pad) < 0 or any(pad[4:]) or len(x.shape) != 3:
+    if mode != "constant" or value != 0 or min(pad) < 0 or any(pad[6:]) or len(x.shape) != 3:
         raise t.refuse()
-    left, right, top, bottom = (*pad, 0, 0)[:4]
+    left, right, top, bottom, before, after = (*pad, *(0,) * 6)[:6]
+    if before or after:
+        x = _pad_channels(t, x, before, after)
+    if not any(pad[:4]):
+        return x
     return t.emit("pad", [x], t.output_shape, window=Window((1, 1), pads=(top, left, bottom, right)))
 
 
@@ -435,6 +349,8 @@ ATEN: dict[str, Handler] = {
     "adaptive_max_pool2d": _adaptive_max_pool2d,
     "mean": _mean,
     "cat": _cat,
+    "slice": _slice,
+    "zeros_like": _zeros_like,
     "view": _reshape,
     "reshape": _reshape,
     "flatten": _reshape,

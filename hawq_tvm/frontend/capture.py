@@ -22,7 +22,8 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.core.errors import CaptureError, UnsupportedOperator, first_line
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.frontend import passes
-from hawq_tvm.frontend.aten import ATEN, KEEP_AXES, SYMBOLIC, Activation, Translator, Value
+from hawq_tvm.frontend.aten import ATEN, KEEP_AXES
+from hawq_tvm.frontend.translator import SYMBOLIC, Activation, Translator, Value
 
 _OF_PYTORCH = (TypeError, KeyError, IndexError, AttributeError, RuntimeError, ValueError)
 _TOLERANCE = 1e-3  # of the largest logit: folding a batch norm moves float32 results by far less

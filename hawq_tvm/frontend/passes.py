@@ -56,6 +56,27 @@ def drop_dead(graph: FloatGraph) -> FloatGraph:
     return replace(graph, nodes=tuple(node for node in graph if node.name in live))
 
 
+def merge_subsamples(graph: FloatGraph) -> FloatGraph:
+    """Every k-th row, then every l-th column of those: one step, which copies once."""
+    for name in _each(graph, "max_pool2d"):
+        columns = graph.by_name[name]
+        rows = graph.by_name.get(columns.inputs[0])
+        if rows is None or not (_subsamples(rows) and _subsamples(columns)):
+            continue
+        if len(graph.users[rows.name]) > 1 or rows.name == graph.output:
+            continue
+        assert rows.window is not None and columns.window is not None
+        (a, b), (c, d) = rows.window.strides, columns.window.strides
+        graph = _merge(graph, rows, columns, replace(rows, shape=columns.shape, window=Window((1, 1), (a * c, b * d))))
+    return graph
+
+
+def _subsamples(node: FloatNode) -> bool:
+    """Whether a node takes single pixels at even distances from the first one on, and nothing else."""
+    window = node.window
+    return node.kind == "max_pool2d" and window is not None and window == Window((1, 1), window.strides)
+
+
 def fold_pads(graph: FloatGraph) -> FloatGraph:
     """A constant zero pad becomes the padding of the windows that read it.
 
@@ -276,6 +297,7 @@ def refuse_empty(graph: FloatGraph) -> FloatGraph:
 
 PASSES: tuple[Pass, ...] = (
     drop_dead,
+    merge_subsamples,
     fold_pads,
     refuse_padded_windows,
     fold_affines,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from math import inf, isinf
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -88,6 +88,7 @@ class _NodeFile(TypedDict):
     window: tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], tuple[int, int]] | None
     groups: int
     clip: tuple[float | None, float | None] | None
+    channel_pads: NotRequired[tuple[int, int]]
 
 
 class _GraphFile(TypedDict):
@@ -110,6 +111,7 @@ def _node_to_json(node: FloatNode) -> dict[str, Any]:
         "window": None if window is None else [window.kernel, window.strides, window.pads, window.dilations],
         "groups": node.groups,
         "clip": None if clip is None else [None if isinf(bound) else bound for bound in (clip.lo, clip.hi)],
+        **({} if node.channel_pads is None else {"channel_pads": node.channel_pads}),
     }
 
 
@@ -124,5 +126,6 @@ def _node_from_json(data: _NodeFile, index: int, arrays: dict[str, Any]) -> Floa
         window=None if data["window"] is None else Window(*data["window"]),
         groups=data["groups"],
         clip=None if clip is None else Clip(-inf if clip[0] is None else clip[0], inf if clip[1] is None else clip[1]),
+        channel_pads=data.get("channel_pads"),
         **{part: arrays.pop(f"{index}.{part}", None) for part in _ARRAYS},
     )

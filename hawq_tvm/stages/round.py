@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.given import scales_of
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.core.reporter import Advance
@@ -25,8 +26,8 @@ def round(work: Work) -> Stage | None:
     None where nearest integers and no correction are asked for, and where the samples that calibrated the run are not
     at hand: rounded weights of the same bits and ranges then stay, and others are rounded to nearest, with a word.
     """
-    settings = work.settings.rounding
-    if settings.is_nearest:
+    settings, given = work.settings.rounding, work.settings.scales
+    if not _rounds(work):
         return None
     if not work.can_calibrate:
         if not work.run.is_fresh(WEIGHTS):
@@ -35,7 +36,12 @@ def round(work: Work) -> Stage | None:
                 "accuracy below 8 bits"
             )
         return None
-    options = {"rounding": vars(settings), "seed": work.settings.seed, "data": work.run.manifest["data"]["key"]}
+    options = {
+        "rounding": vars(settings),
+        "scales": dict(given),
+        "seed": work.settings.seed,
+        "data": work.run.manifest["data"]["key"],
+    }
 
     def make(advance: Advance) -> None:
         found = work.artifacts
@@ -45,7 +51,8 @@ def round(work: Work) -> Stage | None:
         if count < len(work.data.calibration):
             work.reporter.note(f"weights are rounded on {count} calibration samples, whose values fit into memory")
         checkpoint = Checkpoint(work.run, {**options, "files": [file_sha256(work.run.file(name)) for name in _READS]})
-        walk = Walk(graph, types, settings, seed=work.settings.seed, threads=work.threads)
+        scales = {node.name: scales_of(given, node) for node in graph.layers}
+        walk = Walk(graph, types, settings, scales=scales, seed=work.settings.seed, threads=work.threads)
         weights = walk.run(
             (batch.images for batch in batches(work.data.calibration, PIECE, limit=count)),
             done=checkpoint.found(),
@@ -60,6 +67,9 @@ def round(work: Work) -> Stage | None:
 
 def rounded_weights(work: Work) -> Mapping[str, LayerWeights] | None:
     """The weights that were rounded for the bits and ranges that stand now; None where they are rounded to nearest."""
-    if work.settings.rounding.is_nearest or not work.run.is_fresh(WEIGHTS):
-        return None
-    return work.artifacts.weights
+    return work.artifacts.weights if _rounds(work) and work.run.is_fresh(WEIGHTS) else None
+
+
+def _rounds(work: Work) -> bool:
+    """Whether anything is asked for but the nearest integers at max-abs scales."""
+    return bool(work.settings.scales) or not work.settings.rounding.is_nearest

@@ -1,4 +1,4 @@
-"""Requantize, the free-standing sum and concatenation, channels last."""
+"""Requantize, the free-standing sum, concatenation and channels of zeros, channels last."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ops import Add, Concat, Requantize
-from hawq_tvm.kernels.generic.costs import cost, elementwise_work
+from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
+from hawq_tvm.kernels.generic.costs import Work, cost, elementwise_work
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
@@ -36,6 +37,8 @@ def _by_channels(
             with T.serial(node.type.shape[2]) as w:
                 start = 0
                 for count, value in pieces(inputs):
+                    if not count:
+                        continue
                     with T.serial(count) as c:
                         y.store(value(n, c, h, w), n, start + c, h, w)
                     start += count
@@ -73,6 +76,27 @@ def _build_concat(request: Request) -> BuiltKernel:
     return _by_channels(request, pieces)
 
 
+def _build_pad(request: Request) -> BuiltKernel:
+    op = request.node.op
+    assert isinstance(op, PadChannels)
+
+    def pieces(inputs: Sequence[Image]) -> list[tuple[int, Callable[..., Expr]]]:
+        (x,) = inputs
+        zero = tirx.const(0, x.buffer.dtype)
+        return [
+            (op.before, lambda *index: zero),
+            (x.type.shape[0], lambda *index: x[index]),
+            (op.after, lambda *index: zero),
+        ]
+
+    return _by_channels(request, pieces)
+
+
+def _pad_cost(request: Request) -> float:
+    storage = request.alternatives[request.node.name]
+    return cost("pad channels nhwc", request, Work(0, storage.size_bytes(request.node.type, request.batch)))
+
+
 def _cost(rates: str) -> Callable[[Request], float]:
     return lambda request: cost(rates, request, elementwise_work(request))
 
@@ -80,3 +104,4 @@ def _cost(rates: str) -> Callable[[Request], float]:
 ADD_NHWC = Kernel("add_generic_nhwc", channels_last(Add, _cost("elementwise nhwc"), _build_sum))
 REQUANTIZE_NHWC = Kernel("requantize_generic_nhwc", channels_last(Requantize, _cost("elementwise nhwc"), _build_sum))
 CONCAT_NHWC = Kernel("concat_generic_nhwc", channels_last(Concat, _cost("concat nhwc"), _build_concat))
+PAD_CHANNELS_NHWC = Kernel("pad_channels_generic_nhwc", channels_last(PadChannels, _pad_cost, _build_pad))

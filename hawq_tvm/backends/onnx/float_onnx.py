@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from hawq_tvm.backends.onnx.functions import IR_VERSION, OPSET
+from hawq_tvm.backends.onnx.functions import IR_VERSION, OPSET, channel_pads
 from hawq_tvm.core.float_ir import Clip, FloatGraph, FloatNode
 
 
@@ -68,6 +68,9 @@ class _Writer:
                 self._emit("GlobalAveragePool", x, y)
             case "flatten":
                 self._emit("Flatten", x, y, axis=1)
+            case "pad_channels":
+                assert node.channel_pads is not None
+                self._emit("Pad", [*x, self._constant(f"{y}/pads", channel_pads(*node.channel_pads))], y)
             case "clip":
                 assert node.clip is not None
                 self._clip(node.clip, x, y, node.name)

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
 DOMAIN = "hawq_tvm"
@@ -161,6 +163,11 @@ def _global_avg_pool() -> FunctionProto:
         *_rounding(),
     ]
     return _function("QGlobalAvgPool2d", ["x", "multiplier"], nodes)
+
+
+def channel_pads(before: int, after: int) -> NDArray[np.int64]:
+    """What ONNX's Pad takes for channels of zeros around those of [N, C, H, W]: before the axes, then behind."""
+    return np.array([0, before, 0, 0, 0, after, 0, 0], np.int64)
 
 
 FUNCTIONS: dict[str, FunctionProto] = {

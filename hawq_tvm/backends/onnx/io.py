@@ -18,7 +18,15 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from hawq_tvm.backends.onnx.functions import DOMAIN, DOMAIN_VERSION, FUNCTIONS, IR_VERSION, OPSET, concat_function
+from hawq_tvm.backends.onnx.functions import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    FUNCTIONS,
+    IR_VERSION,
+    OPSET,
+    channel_pads,
+    concat_function,
+)
 from hawq_tvm.core.errors import GraphError, ModelFileError, first_line
 from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import (
@@ -30,6 +38,7 @@ from hawq_tvm.core.ops import (
     GlobalAvgPool2d,
     Linear,
     MaxPool2d,
+    PadChannels,
     Requantize,
     WeightedOperator,
 )
@@ -133,6 +142,9 @@ class _Writer:
                 self.nodes.append(helper.make_node("MaxPool", node.inputs, [node.name], node.name, **window))
             case Flatten():
                 self.nodes.append(helper.make_node("Flatten", node.inputs, [node.name], node.name, axis=1))
+            case PadChannels():
+                pads = self._constant(node, "pads", channel_pads(op.before, op.after))
+                self.nodes.append(helper.make_node("Pad", [*node.inputs, pads], [node.name], node.name))
             case _:
                 raise AssertionError(f"no ONNX form of {op.kind}")
 
@@ -394,6 +406,11 @@ def _read_flatten(reader: _Reader, node: NodeProto, attributes: Mapping[str, Any
     return Flatten(), [node.input[0]]
 
 
+def _read_pad_channels(reader: _Reader, node: NodeProto, attributes: Mapping[str, Any]) -> _Read:
+    pads = reader.array(node.input[1])
+    return PadChannels(int(pads[1]), int(pads[5])), [node.input[0]]
+
+
 _READERS: dict[str, Callable[[_Reader, NodeProto, Mapping[str, Any]], _Read]] = {
     **dict.fromkeys(("QConv2d", "QConv2dAdd", "QLinear", "QLinearAdd"), _read_weighted),
     "QRequantize": _read_requantize,
@@ -403,4 +420,5 @@ _READERS: dict[str, Callable[[_Reader, NodeProto, Mapping[str, Any]], _Read]] = 
     "QAvgPool2d": _read_avg_pool,
     "MaxPool": _read_max_pool,
     "Flatten": _read_flatten,
+    "Pad": _read_pad_channels,
 }

@@ -141,6 +141,9 @@ def evaluate(
         return x.mean((2, 3), keepdim=True)
     if node.kind == "flatten":
         return x.flatten(1)
+    if node.kind == "pad_channels":
+        assert node.channel_pads is not None
+        return F.pad(x, (0, 0, 0, 0, *node.channel_pads))
     assert node.kind == "clip", f"no float form of {node.kind}"
     return x
 

@@ -27,6 +27,7 @@ from hawq_tvm.core.ops import (
     GlobalAvgPool2d,
     Linear,
     MaxPool2d,
+    PadChannels,
     Requantize,
     WeightedOperator,
 )
@@ -134,6 +135,8 @@ class IntegerModule(nn.Module):
                 return _rescale(x.sum((2, 3), keepdim=True) * int(op.rescale.multiplier[0]), op.rescale)
             case Flatten():
                 return x.flatten(1)
+            case PadChannels():
+                return F.pad(x, (0, 0, 0, 0, op.before, op.after))
         raise AssertionError(f"no PyTorch form of {op.kind}")
 
     def _accumulate(self, name: str, op: WeightedOperator, x: Tensor) -> Tensor:
