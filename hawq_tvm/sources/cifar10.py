@@ -127,12 +127,12 @@ def _image_splits(place: Path, options: DataOptions) -> tuple[Split, Split]:
 def _class_folders(files: ImageFiles, top: str, options: DataOptions) -> _FileSplit:
     """The images below a split's ten class folders."""
     names = [name for name in files.sizes if name.startswith(top)]
-    classes = [class_of(name, top) for name in names]
+    classes = [class_of(name, top) or "" for name in names]
     missing = next((name for name in CLASSES if name not in classes), None)
-    strange = next((name for name in classes if name not in CLASSES), None)
+    strange = next((name for name, folder in zip(names, classes, strict=True) if folder not in CLASSES), None)
     if missing is not None or strange is not None:
-        what = f"no images of the class '{missing}'" if missing is not None else f"images of '{strange}'"
+        what = f"no images of the class '{missing}'" if missing is not None else f"{shown(strange)}, which is of none"
         where = shown(files.path / top)
-        raise DataError(f"{where} holds {what}; CIFAR-10 has one folder each of {', '.join(CLASSES)}")
+        raise DataError(f"{where} holds {what}; CIFAR-10 has one folder for each of {', '.join(CLASSES)}")
     check_sizes(files, names, options.max_image_bytes)
-    return _FileSplit(files, names, [CLASSES.index(str(name)) for name in classes], options)
+    return _FileSplit(files, names, [CLASSES.index(name) for name in classes], options)

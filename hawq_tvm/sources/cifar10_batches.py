@@ -94,7 +94,7 @@ def _bytes_of(path: Path) -> bytes:
         raise DataError(f"{shown(path)} cannot be read: {first_line(error)}") from error
 
 
-class _Bounded:
+class _Bounded(io.RawIOBase):
     """A stream that ends in an error where it unpacks to more than CIFAR-10 can have."""
 
     def __init__(self, stream: gzip.GzipFile, path: Path) -> None:
@@ -102,15 +102,15 @@ class _Bounded:
         self._path = path
         self._left = _MOST_ARCHIVE_BYTES
 
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._left -= len(data)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._stream.readinto(buffer)
+        self._left -= count
         if self._left < 0:
             raise _fault(self._path, f"unpacks to more than {_MOST_ARCHIVE_BYTES:,} bytes")
-        return data
-
-    def close(self) -> None:
-        self._stream.close()
+        return count
 
 
 def _in_archive(path: Path) -> Iterator[tuple[str, Batch]]:
