@@ -17,6 +17,7 @@ from torch import nn
 from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.core.errors import DataError, ModelError, RunError, SettingsError
+from hawq_tvm.core.given import parse_ranges, parse_scales, read_ranges, read_scales
 from hawq_tvm.core.interpreter import dequantize_output, quantize_input
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import FloatArray
@@ -62,6 +63,11 @@ def quantize(
     observer: str = DEFAULT_OBSERVER,
     hessian: HessianSettings | None = None,
     latency_table: str | Path | None = None,
+    ranges: str | Path | Mapping[str, Any] | None = None,
+    clip_to_ranges: bool = False,
+    scales: str | Path | Mapping[str, Any] | None = None,
+    residual_bits: int | None = None,
+    stored_bits: Mapping[str, int] | None = None,
     data_options: DataOptions | None = None,
     seed: int = 0,
     progress: bool | Reporter = False,
@@ -82,6 +88,12 @@ def quantize(
         observer: ``max``, ``percentile`` or ``percentile:99.9``.
         hessian: how long to probe.
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
+        ranges: of activations, in place of calibrated ones: ``{"layer": 3.0}``, ``{"layer": (-1.0, 3.0)}``,
+            ``{"layer": {4: 3.0, 8: 5.0}}`` by width, or the path of such a JSON file.
+        clip_to_ranges: whether the network was trained with these ranges as clips: the float network clips too.
+        scales: of weights, taken as they are: ``{"layer": 0.02}`` or one for each output channel, or a JSON file.
+        residual_bits: bits that values which a sum reads are stored at; None for 8.
+        stored_bits: bits of stored values by name or pattern, as ``{"layer4.*": 8}``, in place of what readers ask for.
         data_options: how many samples, preprocessing.
         seed: of everything random.
         progress: True for one line a stage on standard error; or a `Reporter` that is told of stages.
@@ -101,6 +113,11 @@ def quantize(
         observer=observer,
         hessian=hessian or HessianSettings(),
         latency_table=None if latency_table is None else Path(latency_table),
+        ranges=_brought(ranges, read_ranges, parse_ranges),
+        clip_to_ranges=clip_to_ranges,
+        scales=_brought(scales, read_scales, parse_scales),
+        residual_bits=residual_bits,
+        stored_bits=dict(stored_bits or {}),
         seed=seed,
     )
     options = data_options or DataOptions(seed=seed)
@@ -116,6 +133,13 @@ def quantize(
         work = Work(run, settings, model=loaded, data=source, reporter=as_reporter(progress))
         pipeline.perform(work, pipeline.QUANTIZE)
     return QuantizedNetwork(path, settings, data=source, progress=progress, scratch=scratch)
+
+
+def _brought(
+    given: str | Path | Mapping[str, Any] | None, read: Callable[[str | Path], T], parse: Callable[[object], T]
+) -> T:
+    """A table that the user brings, as an object or as a file."""
+    return read(given) if isinstance(given, str | Path) else parse({} if given is None else given)
 
 
 def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedModel:

@@ -5,11 +5,12 @@
     3 profile     float graph + samples -> sensitivities
     4 cost        -> cost table: sensitivity, bytes, BOPS, microseconds
     5 allocate    cost table + budgets -> bits
-    6 integerize  float graph + ranges + bits -> integer graph, ONNX file, overflow proofs, golden tensors
-    7 evaluate    accuracy of both networks
-    8 compile     ONNX file -> library
-    9 verify      every tensor of every layer, four executors
-    10 benchmark  latency beside peers
+    6 round       float graph + ranges + bits + samples -> integers, scales and biases of every layer
+    7 integerize  all of that -> integer graph, ONNX file, overflow proofs, golden tensors
+    8 evaluate    accuracy of both networks
+    9 compile     ONNX file -> library
+    10 verify     every tensor of every layer, four executors
+    11 benchmark  latency beside peers
 
 A stage is a value (`hawq_tvm.stages.stage.Stage`) that a step makes from the work at hand; `perform` makes those that
 are not done. Every stage leaves files in the run directory and is skipped while they are up to date. A new stage is a
@@ -21,19 +22,20 @@ from __future__ import annotations
 from hawq_tvm.stages.allocate import allocate, within_reach
 from hawq_tvm.stages.benchmark import benchmark
 from hawq_tvm.stages.calibrate import calibrate
-from hawq_tvm.stages.capture import capture, known_pins
+from hawq_tvm.stages.capture import capture, known_names
 from hawq_tvm.stages.compile import compile
 from hawq_tvm.stages.cost import cost
 from hawq_tvm.stages.evaluate import evaluate
 from hawq_tvm.stages.integerize import integerize
 from hawq_tvm.stages.profile import profile
+from hawq_tvm.stages.round import round
 from hawq_tvm.stages.stage import Stage, Step
 from hawq_tvm.stages.verify import verify
 from hawq_tvm.stages.work import Work
 
-PROFILE: tuple[Step, ...] = (capture, known_pins, within_reach, calibrate, profile, cost)
+PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, profile, cost)
 ALLOCATE: tuple[Step, ...] = (allocate,)
-INTEGERIZE: tuple[Step, ...] = (integerize, evaluate)
+INTEGERIZE: tuple[Step, ...] = (round, integerize, evaluate)
 QUANTIZE: tuple[Step, ...] = (*PROFILE, *ALLOCATE, *INTEGERIZE)
 COMPILE: tuple[Step, ...] = (compile,)
 VERIFY: tuple[Step, ...] = (verify,)

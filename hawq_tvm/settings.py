@@ -9,13 +9,28 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from hawq_tvm.core.errors import AllocationError, RunError, SettingsError
+from hawq_tvm.core.given import (
+    GivenRanges,
+    GivenScales,
+    parse_ranges,
+    parse_scales,
+    read_ranges,
+    read_scales,
+)
 from hawq_tvm.core.option import option
-from hawq_tvm.core.specs import CHOICE, Bits, Budget, is_number, parsed_bits
+from hawq_tvm.core.specs import CHOICE, RESIDUAL_BITS, Bits, Budget, is_number, parsed_bits
 from hawq_tvm.core.strict_json import JsonReader
 
 DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
 DEFAULT_OBSERVER = "percentile:99.999"
 PIN_BITS = Bits(8, 8)
+
+ROUNDING = "Rounding"
+"""The heading of the options that decide how weights are rounded."""
+
+ROUNDING_METHODS = ("least-error", "nearest")
+
+_WIDTHS = {str(bits): bits for bits in range(2, 9)}
 
 SAMPLES = "Samples"
 """The heading of the options that are about samples."""
@@ -45,6 +60,22 @@ def parse_pins(pins: Sequence[str]) -> dict[str, Bits]:
         if not separator or not name:
             raise AllocationError(f"a pin is written NAME=w8a8, got '{pin}'")
         table[name] = Bits.parse(bits)
+    return table
+
+
+def parse_stored_bits(given: Sequence[str]) -> dict[str, int]:
+    """Bits of stored values from ``NAME=8``, by name or pattern.
+
+    Raises:
+        SettingsError: one that is not written so.
+    """
+    table: dict[str, int] = {}
+    for text in given:
+        name, separator, bits = text.rpartition("=")
+        if not separator or not name or bits not in _WIDTHS:
+            raise SettingsError(f"stored bits are written NAME=8 or 'layer4.*=8', from 2 to 8; got '{text}'")
+        table.pop(name, None)  # so that the one said last stands last
+        table[name] = _WIDTHS[bits]
     return table
 
 
@@ -84,6 +115,40 @@ class HessianSettings:
 
 
 @dataclass(frozen=True)
+class RoundingSettings:
+    """How weights become integers, and what is corrected afterwards.
+
+    Attributes:
+        method: ``least-error`` fits the integers to the layer's outputs on the calibration samples; ``nearest`` takes
+            the integers nearest to the weights.
+        scale_search: whether a channel's scale may be narrower and wider than its largest weight asks for.
+        slope: whether each output channel keeps the spread that it has in the float network.
+        bias: whether it keeps the mean.
+        damping: how far least error is drawn to the trained weights, as a share of the inputs' mean square: more of it
+            fits the samples less closely.
+    """
+
+    method: str = option("least-error", "of weights: least-error or nearest", flag="--rounding", panel=ROUNDING)
+    scale_search: bool = option(True, "search weight scales, narrower and wider", panel=ROUNDING, negated=True)
+    slope: bool = option(True, "match the spread of every output channel", panel=ROUNDING, negated=True)
+    bias: bool = option(True, "match the mean of every output channel", panel=ROUNDING, negated=True)
+    damping: float = option(
+        0.3, "pull of least error to the trained weights", flag="--rounding-damping", panel=ROUNDING, least=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.method not in ROUNDING_METHODS:
+            raise SettingsError(f"rounding is one of {', '.join(ROUNDING_METHODS)}, got {self.method!r}")
+        if not is_number(self.damping) or self.damping < 0:
+            raise SettingsError(f"the damping of rounding is a number of at least 0, got {self.damping!r}")
+
+    @property
+    def is_nearest(self) -> bool:
+        """Whether nothing is asked for but max-abs scales and the nearest integers, which takes no samples."""
+        return self.method == "nearest" and not (self.scale_search or self.slope or self.bias)
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a run is asked to do.
 
@@ -92,10 +157,17 @@ class Settings:
         budget: limits on bytes, BOPS and microseconds.
         pins: layers held at a pair.
         pin_ends: whether the first and the last layer are held at 8 bits unless `pins` says otherwise.
+        rounding: see `RoundingSettings`.
         observer: of activation ranges, as `hawq_tvm.calibration.make_observer` reads it.
         hessian: see `HessianSettings`.
         latency: whether kernels are timed even without a latency budget.
         latency_table: a JSON file of microseconds by layer and pair, instead of timing.
+        ranges: activation ranges to take in place of calibrated ones; see `hawq_tvm.core.given`.
+        clip_to_ranges: whether these are clips that the network was trained with, so that the float network has them.
+        scales: weight scales to take as they are, by layer.
+        residual_bits: bits that a value which a sum reads is stored at, at least; None for those of a given
+            configuration, or `RESIDUAL_BITS`.
+        stored_bits: bits of stored values, by name or pattern, in place of those that their readers ask for.
         solver: ``cbc`` or ``highs``.
         batch: samples a call of the compiled library.
         threads: of the compiled library and its peers; None for all cores.
@@ -116,7 +188,31 @@ class Settings:
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
     hessian: HessianSettings = field(default_factory=HessianSettings)
+    rounding: RoundingSettings = field(default_factory=RoundingSettings)
     observer: str = option(DEFAULT_OBSERVER, "of activation ranges: max, percentile or percentile:99.9", panel=SAMPLES)
+    ranges: GivenRanges = option(
+        {}, 'JSON of ranges to take instead of calibrating: {"layer": 3.0, ...}', panel=SAMPLES, parse=read_ranges
+    )
+    clip_to_ranges: bool = option(
+        False, "the network was trained with these ranges as clips: clip the float network too", panel=SAMPLES
+    )
+    scales: GivenScales = option(
+        {}, 'JSON of weight scales to take as they are: {"layer": [0.02, ...], ...}', panel=CHOICE, parse=read_scales
+    )
+    residual_bits: int | None = option(
+        None,
+        f"bits that values which a sum reads are stored at; default {RESIDUAL_BITS}, or as --bits-file says",
+        panel=CHOICE,
+        least=2,
+        most=8,
+    )
+    stored_bits: Mapping[str, int] = option(
+        {},
+        "store a value at other bits than its readers ask for: NAME=8 or 'layer4.*=8'; repeat for more",
+        panel=CHOICE,
+        parse=parse_stored_bits,
+        many=True,
+    )
     batch: int = option(1, "samples a call of the compiled library", least=1)
     threads: int | None = option(None, "of the library and its peers; default: all cores", least=1)
     verify_samples: int = option(256, "evaluation samples that verify compares", least=1)
@@ -128,6 +224,12 @@ class Settings:
             raise SettingsError("there are no bits to choose from; name some, such as 4,8")
         if not isinstance(self.budget, Budget):
             raise SettingsError(f"a budget is a hawq_tvm.Budget, such as Budget(size='60%'), got {self.budget!r}")
+        if self.clip_to_ranges and not self.ranges:
+            raise SettingsError("there are no ranges to clip to; give them with --ranges")
+        for what, bits in (("residuals", self.residual_bits), *self.stored_bits.items()):
+            _at_least(f"stored bits of {what}", bits, 2)
+            if bits is not None and bits > 8:
+                raise SettingsError(f"stored bits of {what}: at most 8, got {bits}")
         _at_least("batch", self.batch, 1)
         _at_least("threads", self.threads, 1)
         _at_least("samples to verify", self.verify_samples, 1)
@@ -158,8 +260,14 @@ class Settings:
             "pin_ends": self.pin_ends,
             "observer": self.observer,
             "hessian": vars(self.hessian),
+            "rounding": vars(self.rounding),
             "latency": self.latency,
             "latency_table": None if self.latency_table is None else str(self.latency_table),
+            "ranges": dict(self.ranges),
+            "clip_to_ranges": self.clip_to_ranges,
+            "scales": dict(self.scales),
+            "residual_bits": self.residual_bits,
+            "stored_bits": dict(self.stored_bits),
             "solver": self.solver,
             "batch": self.batch,
             "threads": self.threads,
@@ -178,6 +286,10 @@ class Settings:
         reader = JsonReader("the manifest's settings are damaged", RunError, "start the run again elsewhere")
         found = reader.take(data, _SettingsFile)
         table = found["latency_table"]
+        try:
+            ranges, scales = parse_ranges(found["ranges"]), parse_scales(found["scales"])
+        except SettingsError as error:
+            raise reader.fault(str(error)) from error
         return cls(
             **{
                 **found,
@@ -185,6 +297,8 @@ class Settings:
                 "budget": Budget.from_json(found["budget"]),
                 "pins": {name: parsed_bits(reader, name, bits) for name, bits in found["pins"].items()},
                 "latency_table": None if table is None else Path(table),
+                "ranges": ranges,
+                "scales": scales,
             }
         )
 
@@ -198,8 +312,14 @@ class _SettingsFile(TypedDict):
     pin_ends: bool
     observer: str
     hessian: HessianSettings
+    rounding: RoundingSettings
     latency: bool
     latency_table: str | None
+    ranges: Mapping[str, Any]
+    clip_to_ranges: bool
+    scales: Mapping[str, Any]
+    residual_bits: int | None
+    stored_bits: Mapping[str, int]
     solver: str
     batch: int
     threads: int | None

@@ -46,6 +46,11 @@ def ranges_of(name: str) -> Mapping[str, Range]:
     return observe_ranges(lambda x, tap: network(x, tap=tap), [samples(16)], make_observer("max"))
 
 
+def uniform(name: str, bits: Bits) -> BitConfig:
+    """That network with all its layers at one pair."""
+    return BitConfig.uniform(tuple(layer.name for layer in captured(name).layers), bits)
+
+
 def integers_of(name: str, pairs: Sequence[str] = ("w8a8",)) -> Graph:
     """The integer graph of that network, its layers taking the pairs in turn."""
     graph = captured(name)

@@ -72,6 +72,18 @@ BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
         ("resnet20", "--latency-table", "l.json"),
         "the latency table l.json does not exist",
     ),
+    "no ranges": (("resnet20", "--ranges", "r.json"), "the ranges r.json: cannot be read"),
+    "no scales": (("resnet20", "--scales", "s.json"), "the scales s.json: cannot be read"),
+    "clips without ranges": (
+        ("resnet20", "--clip-to-ranges"),
+        "there are no ranges to clip to; give them with --ranges",
+    ),
+    "stored bits that are none": (("resnet20", "--stored-bits", "conv1"), "stored bits are written NAME=8"),
+    "stored bits of no value": (
+        ("resnet20", "--data", "digits", "--stored-bits", "conv9=4"),
+        "there are stored bits for 'conv9', which this network does not have; did you mean conv1?",
+    ),
+    "too few residual bits": (("resnet20", "--residual-bits", "1"), "2<=x<=8"),
     "too many threads": (("resnet20", "--threads", "4096"), "set TVM_NUM_THREADS=4096"),
     "no run directory's name": (("N:residual", "--data", "N:samples", "-o", "/"), "cannot be a run directory"),
 }

@@ -425,6 +425,8 @@ def test_the_script_is_installed_and_quiet_without_a_terminal(tmp_path: Path) ->
         (("run", f"{NETWORKS}"), "networks.py names no factory; add :factory"),
         (("run", "resnet20", "--weights", "nowhere.pt"), "the checkpoint nowhere.pt does not exist"),
         (("run", "resnet20", "--latency-table", "nowhere.json"), "the latency table nowhere.json does not exist"),
+        (("run", "resnet20", "--ranges", "nowhere.json"), "the ranges nowhere.json: cannot be read (No such file"),
+        (("run", "resnet20", "--scales", "nowhere.json"), "the scales nowhere.json: cannot be read (No such file"),
         (("verify", "runs/nowhere"), "runs/nowhere does not exist; make one with hawq-tvm run"),
     ],
 )

@@ -26,6 +26,7 @@ FLOORS = (
     ("stages",),
     ("runs",),
     ("measure",),
+    ("posttraining",),
     ("sources", "frontend"),
     ("backends", *ROOMS),
     ("settings",),
@@ -223,7 +224,17 @@ def test_every_package_is_installed() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["core.dyadic", "core.ir", "core.quantizer", "core.specs", "core.storage", "calibration.hessian"],
+    [
+        "core.dyadic",
+        "core.errors",
+        "core.given",
+        "core.ir",
+        "core.quantizer",
+        "core.specs",
+        "core.storage",
+        "runs.verbs",
+        "calibration.hessian",
+    ],
 )
 def test_examples_in_docstrings_are_true(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"hawq_tvm.{module}"))
@@ -270,6 +281,7 @@ def test_every_decision_names_its_files() -> None:
         "docs/adding.md",
         "docs/arithmetic.md",
         "docs/factories.md",
+        "docs/ranges.md",
         "SECURITY.md",
     ):
         for path in re.findall(r"`((?:hawq_tvm|kernels|ilp|calibration|benchmarks|tests|docs)/[\w./]+)`",

@@ -63,6 +63,7 @@ from .builders import (
     ranges_of,
     same,
     stored_wrongly,
+    uniform,
 )
 
 MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
@@ -387,7 +388,9 @@ def test_a_kernel_that_cannot_be_built_is_an_error_that_names_the_layer(monkeypa
     with pytest.raises(CompileError, match=message):
         lower(integers_of("Residual"), TARGETS["llvm"])
     with pytest.raises(CompileError, match=message):
-        measure_latency(captured("Residual"), ranges_of("Residual"), [Bits(8, 8)], TARGETS["llvm"])
+        measure_latency(
+            captured("Residual"), ranges_of("Residual"), {Bits(8, 8): uniform("Residual", Bits(8, 8))}, TARGETS["llvm"]
+        )
 
 
 def test_the_doctor_takes_a_command_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

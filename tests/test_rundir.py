@@ -128,7 +128,7 @@ def test_a_damaged_file_is_refused(finished: Path) -> None:
     with pytest.raises(RunError, match=r"one.json is corrupted: it does not hash"):
         open_run(finished).json("one.json")
     (finished / "one.json").unlink()
-    with pytest.raises(RunError, match=r"has no one.json; run the stage that makes it"):
+    with pytest.raises(RunError, match=r"has no one.json; make it with hawq-tvm run MODEL -o "):
         open_run(finished).file("one.json")
 
 

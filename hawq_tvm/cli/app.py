@@ -33,6 +33,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_DECIDES = ("bits", "budget", "pins", "pin_ends", "solver", "residual_bits", "stored_bits")
+"""The settings that `allocate` takes anew."""
+
 _INTERRUPTED, _INTERNAL = 130, 3
 _TRACEBACK = "HAWQ_TVM_TRACEBACK"
 
@@ -182,7 +185,7 @@ def profile(
 @flat
 def allocate(
     path: Annotated[Path, typer.Argument(help="run directory, or a costs.json")],
-    changes: Annotated[Changes, Of(Settings, only=("bits", "budget", "pins", "pin_ends", "solver"))],
+    changes: Annotated[Changes, Of(Settings, only=_DECIDES)],
     as_json: AsJson = False,
 ) -> int:
     """Choose bits from a cost table within budgets; writes bits.json into a run directory.

@@ -14,7 +14,7 @@ from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.calibration import make_observer
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes
-from hawq_tvm.core.errors import AllocationError, CompileError, RunError
+from hawq_tvm.core.errors import AllocationError, CompileError, RunError, SettingsError
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, Target, find_target
@@ -125,7 +125,12 @@ def allocate(path: Path, changes: Changes, as_json: bool) -> int:
     if path.is_file():
         table = read_costs(path)
         bits = tuple(sorted({pair for layer in table.layers for pair in layer.choices}))
-        result = solve(table, replace(Settings(bits=bits), **changes))
+        settings = replace(Settings(bits=bits), **changes)
+        if settings.stored_bits:
+            raise SettingsError(f"stored bits are of values, which {path} does not know; give the run directory")
+        result = solve(table, settings)
+        if settings.residual_bits is not None:
+            result = replace(result, bits=replace(result.bits, residual=settings.residual_bits))
     else:
         with edit_run(path) as run:
             work = Work(run, replace(stored_settings(run), **changes), reporter=console.ConsoleReporter())
@@ -201,7 +206,8 @@ def _compiled_target(run: Run, name: str | None) -> Target:
     if name not in there:
         others = f"; it has {', '.join(TARGETS[other].library_name for other in there)}" if there else ""
         raise RunError(
-            f"{run.name} has no {target.library_name}{others}; make it with hawq-tvm compile {run.name} --target {name}"
+            f"{run.name} has no {target.library_name}{others}; make it with "
+            f"{run.how_to_make(target.library_name)} --target {name}"
         )
     if not run.is_fresh(files.MODEL):
         console.ConsoleReporter().note(

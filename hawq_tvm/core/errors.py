@@ -24,6 +24,8 @@ command line prints it after ``error:`` and exits with status 2.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class HawqError(Exception):
@@ -142,3 +144,13 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's text, without a terminal's colours; its type's name where it has no text."""
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines()]
     return next(filter(None, lines), type(error).__name__)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean NAME?`` where a known name is close to a word, nothing where none is.
+
+    >>> did_you_mean("resnet19", ["resnet18", "squeezenet"])
+    '; did you mean resnet18?'
+    """
+    close = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -41,6 +41,20 @@ RangeTable = Mapping[str, Range | Mapping[int, Range]]
 """Ranges by value: one for all widths, or one for each width, since the range that loses least grows with the bits."""
 
 
+def ranges_to_json(ranges: RangeTable) -> dict[str, Any]:
+    """A table as it is stored: ``[lo, hi]`` for all widths, or one by width.
+
+    >>> ranges_to_json({"conv": Range(0.0, 3.0), "fc": {4: Range(-1.0, 2.0)}})
+    {'conv': [0.0, 3.0], 'fc': {'4': [-1.0, 2.0]}}
+    """
+    return {
+        name: [found.lo, found.hi]
+        if isinstance(found, Range)
+        else {str(bits): [one.lo, one.hi] for bits, one in found.items()}
+        for name, found in ranges.items()
+    }
+
+
 def range_at(ranges: RangeTable, value: str, bits: int) -> Range:
     """The range of a value that is stored or read at `bits`.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph
-from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.quantizer import LayerWeights, Range, RangeTable
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
 from hawq_tvm.measure.accuracy import Accuracy
@@ -21,6 +21,7 @@ from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs.float_io import load_float_graph
 from hawq_tvm.runs.layers import LayerFacts, describe_layers, read_layers
 from hawq_tvm.runs.rundir import Run
+from hawq_tvm.runs.weights_io import load_weights
 
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.runtime import CompiledModule
@@ -32,11 +33,14 @@ SENSITIVITY = "sensitivity.json"
 COSTS = "costs.json"
 BITS = "bits.json"
 ALLOCATION = "allocation.json"
+WEIGHTS = "weights.safetensors"
 MODEL = "model.onnx"
 BOUNDS = "bounds.json"
 LAYERS = "layers.json"
 ACCURACY = "accuracy.json"
 REPORT = "report.html"
+
+_WIDTHS = {str(bits): bits for bits in range(2, 9)}
 
 
 def library_files(target: Target) -> tuple[str, str]:
@@ -63,13 +67,27 @@ class Artifacts:
         return self.run.read(FLOAT_GRAPH, load_float_graph)
 
     @property
-    def ranges(self) -> dict[str, Range]:
+    def ranges(self) -> RangeTable:
+        """Ranges by value: one for all widths, or one for each."""
         reader = self.run.reader(RANGES)
         table = reader.take(self.run.json(RANGES), _RangesFile, signed=("ranges",))["ranges"]
-        for name, (lo, hi) in table.items():
+
+        def read(name: str, pair: tuple[float, float]) -> Range:
+            lo, hi = pair
             if not lo <= 0 <= hi:
                 raise reader.fault(f"range {name!r} is {lo} to {hi}, expected one that holds 0")
-        return {name: Range(lo, hi) for name, (lo, hi) in table.items()}
+            return Range(lo, hi)
+
+        def read_widths(name: str, widths: Mapping[str, tuple[float, float]]) -> dict[int, Range]:
+            odd = [width for width in widths if width not in _WIDTHS]
+            if odd:
+                raise reader.fault(f"range {name!r} is for {odd[0]!r} bits, expected some of {', '.join(_WIDTHS)}")
+            return {_WIDTHS[width]: read(name, pair) for width, pair in widths.items()}
+
+        return {
+            name: read_widths(name, found) if isinstance(found, Mapping) else read(name, found)
+            for name, found in table.items()
+        }
 
     @property
     def sensitivity(self) -> Mapping[str, Any]:
@@ -85,6 +103,11 @@ class Artifacts:
     @property
     def bits(self) -> BitConfig:
         return BitConfig.from_json(self.run.json(BITS), self.run.reader(BITS).name)
+
+    @property
+    def weights(self) -> dict[str, LayerWeights]:
+        """What rounding found."""
+        return self.run.read(WEIGHTS, load_weights)
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -158,7 +181,7 @@ class Artifacts:
 class _RangesFile(TypedDict):
     """The JSON of the ranges; its origin is for the reader."""
 
-    ranges: Mapping[str, tuple[float, float]]
+    ranges: Mapping[str, tuple[float, float] | Mapping[str, tuple[float, float]]]
 
 
 class _LayerSensitivity(TypedDict):

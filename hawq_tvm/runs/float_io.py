@@ -52,7 +52,7 @@ def load_float_graph(path: Path) -> FloatGraph:
     """
     reader = JsonReader(f"{path} cannot be read", RunError, "start the run again")
     try:
-        header = reader.parse(_header(path))  # safetensors takes one of two equal keys in silence
+        header = reader.parse(safetensors_header(path))  # safetensors takes one of two equal keys in silence
         structure = reader.take(reader.parse(header["__metadata__"][_KEY].encode()), _GraphFile, signed=("clip",))
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -71,7 +71,7 @@ def load_float_graph(path: Path) -> FloatGraph:
     return graph
 
 
-def _header(path: Path) -> bytes:
+def safetensors_header(path: Path) -> bytes:
     """The JSON that a safetensors file begins with, behind 8 bytes that say how long it is."""
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")

@@ -15,7 +15,7 @@ from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.version import VERSION
 
-FORMAT = 2
+FORMAT = 3
 """The layout of run directories; another one is refused."""
 
 MANIFEST = "manifest.json"

@@ -46,6 +46,7 @@ from hawq_tvm.runs.swap import (
     swap,
     working_copy,
 )
+from hawq_tvm.runs.verbs import how_to_make
 
 _SWAP_TRIES, _SWAP_WAIT = 20, 0.05  # seconds; between two renames lies far less
 
@@ -102,12 +103,17 @@ class Run:
         path = self.path / name
         expected = self._recorded().get(name)
         if expected is None or not path.is_file():
-            raise RunError(f"{self.name} has no {name}; run the stage that makes it (hawq-tvm run, or compile)")
+            raise RunError(f"{self.name} has no {name}; make it with {self.how_to_make(name)}")
         if name not in EDITABLE and self._hash(path) != expected:
             raise RunError(
                 f"{self.name}/{name} is corrupted: it does not hash to what the manifest says; make it again"
             )
         return path
+
+    def how_to_make(self, name: str) -> str:
+        """The commands that are still to be called for a file."""
+        there = [file for file in self._recorded() if file in self]
+        return how_to_make(name, self.name, there)
 
     def fresh(self, name: str) -> Path:
         """The path of a file, intact and made from the files that are there now.

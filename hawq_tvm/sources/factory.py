@@ -11,8 +11,8 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.core.errors import HawqError, ModelError, first_line
-from hawq_tvm.sources.names import did_you_mean, file_of, shown
+from hawq_tvm.core.errors import HawqError, ModelError, did_you_mean, first_line
+from hawq_tvm.sources.names import file_of, shown
 
 
 def call_factory(spec: str, what: str) -> tuple[Any, str]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hawq_tvm.core.errors import ModelError, first_line
+from hawq_tvm.core.errors import ModelError, did_you_mean, first_line
 from hawq_tvm.settings import check_seed
 from hawq_tvm.sources.factory import call_factory
 from hawq_tvm.sources.names import (
@@ -27,7 +27,6 @@ from hawq_tvm.sources.names import (
     RANDOM_WEIGHTS,
     check_checkpoint_path,
     check_network_name,
-    did_you_mean,
     file_of,
     path_of,
     shown,

@@ -11,11 +11,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
-from hawq_tvm.core.errors import DataError, ModelError
+from hawq_tvm.core.errors import DataError, ModelError, did_you_mean
 from hawq_tvm.sources.zoo import ZOO
 
 RANDOM_WEIGHTS = "random"
@@ -97,16 +95,6 @@ def path_of(text: str) -> Path:
 def file_of(spec: str) -> Path | None:
     """The file of ``file.py:factory``; None for other names."""
     return path_of(spec.rpartition(":")[0]) if ".py:" in spec else None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean NAME?`` where a known name is close to a word, nothing where none is.
-
-    >>> did_you_mean("resnet19", ["resnet18", "squeezenet"])
-    '; did you mean resnet18?'
-    """
-    close = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def shown(name: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.core.specs import CostTable
+from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.ilp import Allocation, find_allocator, formulate
 from hawq_tvm.measure.costing import cost_table
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
@@ -17,14 +17,15 @@ from hawq_tvm.stages.work import Work
 def allocate(work: Work) -> Stage:
     """Bits from the integer linear program, or as given."""
     settings, given = work.settings, work.given
+    stored = work.as_stored(BitConfig({}))
 
     def make(_: Advance) -> None:
         if given is not None:
-            work.run.write_json(BITS, given.to_json())
+            work.run.write_json(BITS, work.as_stored(given).to_json())
             work.run.write_json(ALLOCATION, {"origin": given.origin})
             return
         result = solve(work.artifacts.costs, settings)
-        work.run.write_json(BITS, result.bits.to_json())
+        work.run.write_json(BITS, work.as_stored(result.bits).to_json())
         work.run.write_json(ALLOCATION, result.to_json())
 
     options = {
@@ -33,6 +34,8 @@ def allocate(work: Work) -> Stage:
         "budget": settings.budget.to_json(),
         "pins": {name: repr(bits) for name, bits in settings.all_pins(work.layers).items()},
         "solver": settings.solver,
+        "residual": stored.residual,
+        "stored": dict(stored.stored),
     }
     return Stage("allocate", "allocating bits", make, options, reads=(COSTS,), writes=(BITS, ALLOCATION))
 

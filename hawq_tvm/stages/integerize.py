@@ -1,4 +1,4 @@
-"""Float graph + ranges + bits -> integer graph: the ONNX file, the overflow proofs, golden tensors."""
+"""Float graph + ranges + bits + rounded weights -> integer graph: ONNX file, overflow proofs, golden tensors."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.core.integerize import integerize as integerize_graph
 from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.runs.artifacts import BITS, BOUNDS, FLOAT_GRAPH, LAYERS, MODEL, RANGES
+from hawq_tvm.runs.artifacts import BITS, BOUNDS, FLOAT_GRAPH, LAYERS, MODEL, RANGES, WEIGHTS
 from hawq_tvm.runs.golden import GOLDEN, write_golden
 from hawq_tvm.runs.layers import describe_layers
+from hawq_tvm.stages.round import rounded_weights
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
 
 def integerize(work: Work) -> Stage:
     """The network in integers, and what proves it."""
+    weights = rounded_weights(work)
+    rounded = () if weights is None else (WEIGHTS,)
 
     def make(_: Advance) -> None:
-        graph = integerize_graph(work.artifacts.float_graph, work.artifacts.ranges, work.artifacts.bits)
+        found = work.artifacts
+        graph = integerize_graph(found.float_graph, found.ranges, found.bits, weights)
         model = to_onnx(graph)
         work.run.write(MODEL, lambda path: onnx.save(model, path))
         work.run.write_json(BOUNDS, describe_bounds(graph))
@@ -34,7 +38,7 @@ def integerize(work: Work) -> Stage:
         "turning the network into integers",
         make,
         options={"data": work.data_key},
-        reads=(FLOAT_GRAPH, RANGES, BITS),
+        reads=(FLOAT_GRAPH, RANGES, BITS, *rounded),
         writes=(MODEL, BOUNDS, LAYERS, GOLDEN),
     )
 

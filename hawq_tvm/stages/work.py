@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +14,7 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm.host import default_threads
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import DataError
+from hawq_tvm.core.given import stored_bits_of
 from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.reporter import Reporter
 from hawq_tvm.core.specs import BitConfig
@@ -81,6 +84,13 @@ class Work:
         return self._data.key
 
     @property
+    def can_calibrate(self) -> bool:
+        """Whether the samples at hand are those that the run was made with; others are for measuring."""
+        stored = self.run.manifest.get("data")
+        key = stored.get("key") if isinstance(stored, dict) else None
+        return self._data is not None and bool(json.loads(json.dumps(self._data.key)) == key)
+
+    @property
     def threads(self) -> int:
         return self.settings.threads or default_threads()
 
@@ -97,6 +107,16 @@ class Work:
     def has_choice(self) -> bool:
         """Whether there is anything to allocate."""
         return self.given is None and len(set(self.settings.bits)) > 1
+
+    def as_stored(self, bits: BitConfig) -> BitConfig:
+        """The same bits of layers, with the bits of stored values that the settings say.
+
+        What they do not say is as the given configuration has it, where there is one.
+        """
+        base, said = self.given or bits, self.settings.residual_bits
+        stored = stored_bits_of(self.settings.stored_bits, self.artifacts.float_graph)
+        residual = base.residual if said is None else said
+        return replace(bits, residual=residual, stored={**base.stored, **stored})
 
     def batch_size(self, most: int = 64) -> int:
         """Samples to run at once."""

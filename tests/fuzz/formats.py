@@ -20,6 +20,7 @@ import torch
 from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.core.errors import HawqError
+from hawq_tvm.core.given import check_scales, clip_to, override, read_ranges, read_scales, unused_ranges
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.specs import BitConfig, Bits, Budget
@@ -47,6 +48,10 @@ from .mutations import mutate_bytes, mutate_json, mutate_message
 TARGET = find_target("llvm")
 LIBRARY, LIBRARY_JSON = files.library_files(TARGET)
 LATENCIES = "latency.json"
+GIVEN_RANGES, GIVEN_SCALES = "given-ranges.json", "given-scales.json"
+OF_THE_USER = (LATENCIES, GIVEN_RANGES, GIVEN_SCALES)
+"""Files that the command line is given, which no run's manifest knows."""
+
 NETWORK = "Residual"
 OTHER_NETWORKS = ("Pools", "Concat", "Mobile")
 """Their graphs stand beside the run's own as what float.safetensors and model.onnx are made from."""
@@ -104,6 +109,31 @@ def _latencies(run: Run) -> Any:
     table = read_latency_table(run.path / LATENCIES, tuple(bits().layers))
     _quietly(lambda: cost_table(captured(NETWORK), PAIRS, sensitivity=None, latency=table))
     return table.to_json()
+
+
+def _given_ranges(run: Run) -> Any:
+    given = read_ranges(run.path / GIVEN_RANGES)
+    graph = captured(NETWORK)
+
+    def use() -> None:
+        unused_ranges(given, graph)
+        integerize(graph, override(ranges_of(NETWORK), given, graph), bits())
+
+    def clip() -> None:
+        with torch.no_grad():
+            FloatModule(clip_to(graph, given))(torch.zeros(1, *graph.input_shape))
+
+    _quietly(use)
+    _quietly(clip)
+    _quietly(lambda: Settings.from_json(json.loads(json.dumps(Settings(ranges=given).to_json()))))
+    return given
+
+
+def _given_scales(run: Run) -> Any:
+    given = read_scales(run.path / GIVEN_SCALES)
+    _quietly(lambda: check_scales(given, captured(NETWORK)))
+    _quietly(lambda: Settings.from_json(json.loads(json.dumps(Settings(scales=given).to_json()))))
+    return given
 
 
 def _manifest(run: Run) -> Any:
@@ -207,7 +237,8 @@ def mutate_onnx(random: Random, data: bytes) -> bytes:
 
 PAIRS = (Bits(4, 4), Bits(8, 8))
 NAMES = (
-    "manifest", "bits", "costs", "ranges", "sensitivity", "allocation", "latency", "layers", "golden", "golden-index",
+    "manifest", "bits", "costs", "ranges", "sensitivity", "allocation", "latency", "given-ranges",
+    "given-scales", "layers", "golden", "golden-index",
     "float", "onnx", "library", "library-json", "accuracy", "verify", "bench",
 )  # fmt: skip
 """Every format."""
@@ -234,6 +265,8 @@ def formats(other: Sequence[str] = OTHER_NETWORKS) -> dict[str, Format]:
         "sensitivity": Format(files.SENSITIVITY, mutate_json, _sensitivity),
         "allocation": Format(files.ALLOCATION, mutate_json, lambda run: Artifacts(run).limits),
         "latency": Format(LATENCIES, mutate_json, _latencies),
+        "given-ranges": Format(GIVEN_RANGES, mutate_json, _given_ranges),
+        "given-scales": Format(GIVEN_SCALES, mutate_json, _given_scales),
         "layers": Format(files.LAYERS, mutate_json, _layers),
         "golden": Format(f"{GOLDEN}000.npy", mutate_bytes, _golden),
         "golden-index": Format(GOLDEN_INDEX, mutate_json, _golden),
@@ -272,6 +305,8 @@ def make_run(path: Path) -> None:
         files.ACCURACY: Accuracy(10, 0.5, 0.4, -0.1, 0.05, 0.9).to_json(),
         files.verify_file(TARGET): VerifyReport(("numpy", "tvm"), 4, 9, 1000, (mismatch,)).to_json(),
         files.bench_file(TARGET): BenchReport("cpu", "llvm", 1, 1, 3, (latency,), {"fc": 1.5}, {"fc": "x"}).to_json(),
+        GIVEN_RANGES: {"ranges": {"input": 2.5, "stem": [-0.5, 3], "conv1": {"4": 1.5, "8": [0, 2.5]}, "conv2": 4}},
+        GIVEN_SCALES: {"scales": {"stem": [0.125] * 8, "conv1": 0.25, "fc": 1}},
         LATENCIES: {name: {"w4a4": 1.5, "w8a8": 2} for name in bits().layers},
     }
     with edit_run(path, identity={"model": "m", "weights": "w", "data": "d"}) as run:
@@ -328,4 +363,4 @@ class Bench:
 
 def is_hashed(form: Format) -> bool:
     """Whether the manifest's hash guards a file."""
-    return form.file not in (*EDITABLE, MANIFEST, LATENCIES)
+    return form.file not in (*EDITABLE, MANIFEST, *OF_THE_USER)

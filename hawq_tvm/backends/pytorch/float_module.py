@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hawq_tvm.core.float_ir import FloatGraph, FloatNode
+from hawq_tvm.core.float_ir import WEIGHTED, Clip, FloatGraph, FloatNode
 
 Tap = Callable[[str, Tensor], None]
 """Called with each value's name and its float32 tensor [N, ...], the input's first."""
@@ -52,51 +52,89 @@ class FloatModule(nn.Module):
         if tap is not None:
             tap(self.graph.input_name, x)
         for node in self.graph:
-            given = weights.get(node.name) if weights is not None else None
-            weight = given if given is not None else self.constant(node.name, "weight")
-            values[node.name] = self._evaluate(node, [values[name] for name in node.inputs], weight)
+            inputs = [values[name] for name in node.inputs]
+            weight, bias, counts = (self.constant(node.name, part) for part in ("weight", "bias", "counts"))
+            if weights is not None:
+                weight = weights.get(node.name, weight)
+            result = clipped(evaluate(node, inputs, weight, bias, counts), node.clip)
+            values[node.name] = result
             if tap is not None:
-                tap(node.name, values[node.name])
+                tap(node.name, result)
         return values[self.graph.output]
 
-    def _evaluate(self, node: FloatNode, inputs: list[Tensor], weight: Tensor | None) -> Tensor:
-        x = inputs[0]
-        if node.kind == "conv2d":
-            assert node.window is not None and weight is not None
-            window = node.window
-            symmetric = window.pads[:2] == window.pads[2:]
-            padding: int | tuple[int, int] = (window.pads[0], window.pads[1]) if symmetric else 0
-            x = x if symmetric else _pad(x, window.pads, 0.0)
-            bias = self.constant(node.name, "bias")
-            x = F.conv2d(x, weight, bias, window.strides, padding, window.dilations, node.groups)
-        elif node.kind == "linear":
-            assert weight is not None
-            x = F.linear(x, weight, self.constant(node.name, "bias"))
-        elif node.kind == "add":
-            x = inputs[0] + inputs[1]
-        elif node.kind == "concat":
-            x = torch.cat(inputs, dim=1)
-        elif node.kind == "max_pool2d":
-            assert node.window is not None
-            padded = _pad(x, node.window.pads, float("-inf"))
-            x = F.max_pool2d(padded, node.window.kernel, node.window.strides, 0, node.window.dilations)
-        elif node.kind == "avg_pool2d":
-            counts = self.constant(node.name, "counts")
-            assert node.window is not None and counts is not None
-            padded = _pad(x, node.window.pads, 0.0)
-            x = F.avg_pool2d(padded, node.window.kernel, node.window.strides, divisor_override=1) / counts
-        elif node.kind == "global_avg_pool2d":
-            x = x.mean((2, 3), keepdim=True)
-        elif node.kind == "flatten":
-            x = x.flatten(1)
-        elif node.kind == "pad_channels":
-            assert node.channel_pads is not None
-            x = F.pad(x, (0, 0, 0, 0, *node.channel_pads))
-        else:
-            assert node.kind == "clip", f"no float form of {node.kind}"
-        if len(inputs) == 2 and node.kind in ("conv2d", "linear"):
-            x = x + inputs[1]
-        return x if node.clip is None else x.clamp(node.clip.lo, node.clip.hi)
+
+def clipped(x: Tensor, clip: Clip | None) -> Tensor:
+    """`x` within the bounds of a clip, where there is one."""
+    return x if clip is None else x.clamp(clip.lo, clip.hi)
+
+
+def weighted(node: FloatNode, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The sum of products of a layer with weights: no residual, no clip.
+
+    Args:
+        node: a ``conv2d`` or ``linear``.
+        x: float [N, ...], its first input.
+        weight: of the dtype of `x`, in the shape of the node's.
+        bias: [out], or None.
+
+    Returns:
+        [N, out, ...].
+    """
+    if node.kind == "linear":
+        return F.linear(x, weight, bias)
+    assert node.kind == "conv2d" and node.window is not None, node.kind
+    window = node.window
+    symmetric = window.pads[:2] == window.pads[2:]
+    padding: int | tuple[int, int] = (window.pads[0], window.pads[1]) if symmetric else 0
+    x = x if symmetric else _pad(x, window.pads, 0.0)
+    return F.conv2d(x, weight, bias, window.strides, padding, window.dilations, node.groups)
+
+
+def evaluate(
+    node: FloatNode,
+    inputs: Sequence[Tensor],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """The result of one node before its clip.
+
+    Args:
+        node: of a captured graph.
+        inputs: float [N, ...] each, a residual last.
+        weight: of a layer with weights.
+        bias: of a layer with weights.
+        counts: of an average pool.
+
+    Returns:
+        float [N, ...]; may share its memory with an input.
+    """
+    x = inputs[0]
+    if node.kind in WEIGHTED:
+        assert weight is not None
+        x = weighted(node, x, weight, bias)
+        return x + inputs[1] if len(inputs) == 2 else x
+    if node.kind == "add":
+        return inputs[0] + inputs[1]
+    if node.kind == "concat":
+        return torch.cat(list(inputs), dim=1)
+    if node.kind == "max_pool2d":
+        assert node.window is not None
+        padded = _pad(x, node.window.pads, float("-inf"))
+        return F.max_pool2d(padded, node.window.kernel, node.window.strides, 0, node.window.dilations)
+    if node.kind == "avg_pool2d":
+        assert node.window is not None and counts is not None
+        padded = _pad(x, node.window.pads, 0.0)
+        return F.avg_pool2d(padded, node.window.kernel, node.window.strides, divisor_override=1) / counts
+    if node.kind == "global_avg_pool2d":
+        return x.mean((2, 3), keepdim=True)
+    if node.kind == "flatten":
+        return x.flatten(1)
+    if node.kind == "pad_channels":
+        assert node.channel_pads is not None
+        return F.pad(x, (0, 0, 0, 0, *node.channel_pads))
+    assert node.kind == "clip", f"no float form of {node.kind}"
+    return x
 
 
 def _pad(x: Tensor, pads: tuple[int, int, int, int], value: float) -> Tensor:

@@ -27,7 +27,7 @@ from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
-from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.quantizer import RangeTable
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import Target
@@ -67,8 +67,8 @@ class LatencyTable:
 
 def measure_latency(
     graph: FloatGraph,
-    ranges: Mapping[str, Range],
-    pairs: Sequence[Bits],
+    ranges: RangeTable,
+    configurations: Mapping[Bits, BitConfig],
     target: Target,
     *,
     batch: int = 1,
@@ -80,7 +80,7 @@ def measure_latency(
     Args:
         graph: from capture.
         ranges: from calibration.
-        pairs: candidate bits.
+        configurations: for each candidate pair, the configuration in which every layer has it.
         target: a target that this machine can run.
         batch: samples a call.
         threads: of the kernels.
@@ -93,8 +93,8 @@ def measure_latency(
     names = tuple(layer.name for layer in graph.layers)
     keys: dict[tuple[str, Bits], Any] = {}
     kernels: dict[Any, _Timed] = {}
-    for pair in pairs:
-        integers = integerize(graph, ranges, BitConfig.uniform(names, pair))
+    for pair, bits in configurations.items():
+        integers = integerize(graph, ranges, bits)
         plan = plan_storages(integers, target, machine.vector_bits, batch=batch)
         for name in names:
             timed = _Timed(plan.requests[name], plan.kernels[name], plan.offers[name])
@@ -102,7 +102,7 @@ def measure_latency(
             keys[name, pair] = key
             kernels.setdefault(key, timed)
     medians = _time_all(kernels, machine, threads, progress)
-    table = {name: {pair: medians[keys[name, pair]] * 1e6 for pair in pairs} for name in names}
+    table = {name: {pair: medians[keys[name, pair]] * 1e6 for pair in configurations} for name in names}
     cpu = f" ({machine.cpu})" if machine.cpu else ""
     source = (
         f"measured on {cpu_name()}, target {target.name}{cpu}, {threads} threads, batch {batch}, "

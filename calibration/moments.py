@@ -1,0 +1,137 @@
+"""What a layer's weights are judged by: second moments of its inputs, and of the outputs that it should give.
+
+With ``x`` a patch of the quantised inputs, ``y`` the outputs wanted there, both less their means,
+
+    H = E[x x^T]        C = E[y x^T]
+
+and weights V have the mean squared error ``tr(V H V^T - 2 V C^T) + const``. The means are left to the bias. Moments are
+summed over batches, so that patches, many times the size of the inputs, are never kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hawq_tvm.core.float_ir import FloatNode
+
+ROWS = 20_000
+"""Patches that a layer's moments are taken over, about: more were seen to change nothing."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of one layer, float64; g groups of o outputs and K inputs each.
+
+    Attributes:
+        inputs: H [g, K, K].
+        outputs: C [g, o, K].
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+@dataclass(frozen=True)
+class MomentSums:
+    """Sums over patches, float64, from which `Moments` are made; sums of batches add up."""
+
+    weight: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    yx: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, importance: Tensor | None = None) -> MomentSums:
+        """Sums over one batch.
+
+        Args:
+            x: float32 [g, K, rows] patches.
+            y: float32 [g, o, rows] wanted outputs.
+            importance: float32 [g, 1, rows], how much each counts, where a group has one output; None for all alike.
+        """
+        assert importance is None or y.shape[1] == 1, "outputs of one group share the moments of their inputs"
+        weighed = x if importance is None else x * importance
+        counted = torch.ones(len(x), 1, x.shape[2]) if importance is None else importance
+        xt = x.transpose(1, 2)
+        return cls(
+            counted.double().sum(2),
+            weighed.double().sum(2),
+            (y * counted).double().sum(2),
+            (weighed @ xt).double(),
+            (y * counted @ xt).double(),
+        )
+
+    def __add__(self, other: MomentSums) -> MomentSums:
+        sums = (a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        return MomentSums(*sums)
+
+    def moments(self) -> Moments:
+        """Centred second moments."""
+        x, y, weight = self.x / self.weight, self.y / self.weight, self.weight[:, :, None]
+        return Moments(
+            self.xx / weight - x[:, :, None] * x[:, None, :], self.yx / weight - y[:, :, None] * x[:, None, :]
+        )
+
+
+def positions(node: FloatNode, rows: int, generator: np.random.Generator) -> Tensor:
+    """Output positions of a layer to look at, drawn without repetition.
+
+    Args:
+        node: a convolution or linear layer; the latter has the one position.
+        rows: at most so many; at least 1 is drawn.
+        generator: of the draw.
+
+    Returns:
+        int64 [P], ascending.
+    """
+    size = prod(node.shape[1:]) if node.kind == "conv2d" else 1
+    return torch.from_numpy(np.sort(generator.permutation(size)[: max(1, rows)]))
+
+
+def patches(node: FloatNode, x: Tensor, at: Tensor) -> Tensor:
+    """The inputs that each output at some positions is summed over.
+
+    Args:
+        node: a convolution or linear layer.
+        x: float32 [N, ...], its input.
+        at: positions in its output, as `positions` gives them.
+
+    Returns:
+        float32 [g, K, N * P], K running over channels, rows and columns of the kernel as the weight's axes do.
+    """
+    if node.kind == "linear":
+        return x.flatten(1).T[None]
+    assert node.window is not None
+    window, groups = node.window, node.groups
+    top, left, bottom, right = window.pads
+    x = F.pad(x, (left, right, top, bottom)) if any(window.pads) else x
+    rows, columns = at // node.shape[2] * window.strides[0], at % node.shape[2] * window.strides[1]
+    taps = [
+        x[:, :, rows + i * window.dilations[0], columns + j * window.dilations[1]]
+        for i in range(window.kernel[0])
+        for j in range(window.kernel[1])
+    ]
+    samples, channels = x.shape[:2]
+    cut = torch.stack(taps, 2).view(samples, groups, channels // groups * len(taps), len(at))
+    return cut.permute(1, 2, 0, 3).reshape(groups, channels // groups * len(taps), samples * len(at))
+
+
+def outputs_at(node: FloatNode, y: Tensor, at: Tensor) -> Tensor:
+    """A layer's results at some positions: float32 [N, ...] to [g, o, N * P]."""
+    if node.kind == "linear":
+        return y.T[None]
+    samples, channels = y.shape[:2]
+    taken = y.flatten(2)[:, :, at].view(samples, node.groups, channels // node.groups, len(at))
+    return taken.permute(1, 2, 0, 3).reshape(node.groups, channels // node.groups, samples * len(at))
+
+
+def by_group(node: FloatNode, weight: Tensor) -> Tensor:
+    """A weight [out, ...] as float64 [g, o, K]."""
+    return weight.double().reshape(node.groups, len(weight) // node.groups, -1)

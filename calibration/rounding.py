@@ -1,0 +1,234 @@
+"""Weights to integers with the least error of the layer's outputs, in closed form, no gradient.
+
+All of it minimises one quadratic form for each output channel, ``(t - s q) H (t - s q)^T``, over integers q and a
+scale s:
+
+1. Target. With inputs x and wanted outputs y (`hawq_tvm.calibration.moments`), the best real weights are ridge
+   regression drawn to the trained ones: ``t = (C + l W) (H + l I)^-1``, l a share of the mean of H's diagonal.
+2. Scale. Candidates narrower and wider than max-abs; a grid that the weights lie on already is found exactly and kept.
+3. Elimination. GPTQ's: round one column, let the ones that are not rounded yet make up for it, go on. Rows do not meet,
+   so all candidate scales are tried at once, and the one that ends with the least error is taken.
+4. Descent. Integer by integer to the best one given the others, then the best scale given the integers; never worse.
+
+Sources: Frantar and others, GPTQ (arXiv 2210.17323), algorithm 1; Nagel and others, Up or Down? (arXiv 2004.10568) for
+the quadratic form; Hubara and others, AdaQuant (arXiv 2006.10518) for a target per layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hawq_tvm.calibration.moments import Moments
+
+_NARROWER = torch.linspace(0.3, 1.0, 15, dtype=torch.float64)
+_GRID_TOLERANCE = 1e-3  # of a step: float32 weights that were folded with a batch norm are off by far less
+_BLOCK = 128  # columns between two updates of the rest: the inner loop stays in the cache
+_ELEMENTS = 2**24  # of candidate rows that are rounded at once: 128 MiB
+_SWEEPS = 4
+_FLOOR = 1e-6  # of the mean of H's diagonal: what keeps a singular H invertible where no damping is asked for
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Integers and their scales.
+
+    Attributes:
+        integers: float64 [g, o, K], whole numbers.
+        scales: float64 [g, o, 1].
+    """
+
+    integers: Tensor
+    scales: Tensor
+
+    @property
+    def restored(self) -> Tensor:
+        """The reals that they stand for."""
+        return self.integers * self.scales
+
+
+def nearest(weight: Tensor, scales: Tensor | float, limit: int) -> Tensor:
+    """The integers nearest to ``weight / scales``, ties up, within -limit..limit."""
+    return torch.floor(weight / scales + 0.5).clamp_(-limit, limit)
+
+
+def max_abs_scales(weight: Tensor, limit: int, live: Tensor | None = None) -> Tensor:
+    """Scales at which the largest weight of each row is `limit`.
+
+    Args:
+        weight: float64 [g, o, K].
+        limit: the largest integer.
+        live: bool [g, 1, K], inputs that are not always 0: only their weights count.
+
+    Returns:
+        float64 [g, o, 1], above 0: a row of zeros takes the largest of all.
+    """
+    counted = weight if live is None else torch.where(live, weight, 0.0)
+    largest = counted.abs().amax(2, keepdim=True)
+    if live is not None:
+        largest = torch.where(largest > 0, largest, weight.abs().amax(2, keepdim=True))
+    return torch.where(largest > 0, largest, largest.max()) / limit
+
+
+def find_grid(weight: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The coarsest grid that each row lies on already.
+
+    Trained on a grid of ``-limit..limit``, a row's largest weight stands at some level k, so the scale is max / k.
+
+    Args:
+        weight: float64 [g, o, K].
+        limit: the largest integer.
+
+    Returns:
+        Scales float64 [g, o, 1], and bool [g, o], which rows lie on one.
+    """
+    largest = weight.abs().amax(2, keepdim=True)
+    scales, found = torch.zeros_like(largest), torch.zeros_like(largest, dtype=torch.bool)
+    for level in range(1, limit + 1):
+        candidate = largest / level
+        ratio = weight / candidate
+        fits = ((ratio - ratio.round()).abs() < _GRID_TOLERANCE).all(2, keepdim=True) & ~found  # of a row of zeros: NaN
+        scales, found = torch.where(fits, candidate, scales), found | fits
+    return scales, found[:, :, 0]
+
+
+def candidate_ratios(limit: int) -> Tensor:
+    """Candidate scales as shares of max-abs: narrower, which clips, and wider, where fewer levels fit better."""
+    return torch.cat([_NARROWER, limit / torch.arange(limit - 1, 0, -1, dtype=torch.float64)])
+
+
+def damped(inputs: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """``H + l I`` and l [g, 1, 1], a share of the mean of H's diagonal; 1 where all inputs are 0."""
+    mean = inputs.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    ridge = torch.where(mean > 0, max(damping, _FLOOR) * mean, 1.0)
+    return inputs + ridge * torch.eye(inputs.shape[1], dtype=inputs.dtype), ridge
+
+
+def target(weight: Tensor, moments: Moments, damping: float) -> tuple[Tensor, Tensor]:
+    """The real weights that give the wanted outputs on the inputs that there are, and the damped H.
+
+    Args:
+        weight: float64 [g, o, K], the trained ones.
+        moments: of the layer.
+        damping: how far the target is drawn to them, as a share of the mean of H's diagonal.
+    """
+    inputs, ridge = damped(moments.inputs, damping)
+    factor = torch.linalg.cholesky(inputs)
+    wanted = (moments.outputs + ridge * weight).transpose(1, 2)
+    return torch.cholesky_solve(wanted, factor).transpose(1, 2), inputs
+
+
+def squared_error(weight: Tensor, restored: Tensor, inputs: Tensor) -> Tensor:
+    """``(w - r) H (w - r)^T`` of each row, [g, o]."""
+    error = weight - restored
+    return ((error @ inputs) * error).sum(2)
+
+
+def search_nearest(weight: Tensor, inputs: Tensor, scales: Tensor, limit: int) -> Tensor:
+    """For each row, the candidate scale at which nearest integers have the least error, weighted by H's diagonal."""
+    importance = inputs.diagonal(dim1=1, dim2=2)[:, None, :]
+    best = torch.full(weight.shape[:2], torch.inf, dtype=weight.dtype)
+    found = scales
+    for ratio in candidate_ratios(limit):
+        candidate = scales * ratio
+        error = weight - nearest(weight, candidate, limit) * candidate
+        total = (error.square() * importance).sum(2)
+        better = total < best
+        best, found = torch.where(better, total, best), torch.where(better[:, :, None], candidate, found)
+    return found
+
+
+class Elimination:
+    """GPTQ's rounding with one H: columns in falling order of its diagonal, the rest makes up for each."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        """Factor H, damped, [g, K, K]."""
+        self._order = inputs.diagonal(dim1=1, dim2=2).mean(0).argsort(descending=True, stable=True)
+        ordered = inputs[:, self._order][:, :, self._order]
+        self._factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(ordered)), upper=True)
+
+    def round(self, weight: Tensor, scales: Tensor, limit: int) -> Tensor:
+        """Integers of rows [g, o, K] at scales [g, o, 1]."""
+        rest, columns = weight[:, :, self._order].clone(), weight.shape[2]
+        integers = torch.empty_like(rest)
+        step = scales[:, :, 0]
+        for start in range(0, columns, _BLOCK):
+            stop = min(start + _BLOCK, columns)
+            errors = torch.empty_like(rest[:, :, start:stop])
+            for k in range(start, stop):
+                column = rest[:, :, k]
+                integers[:, :, k] = nearest(column, step, limit)
+                error = (column - integers[:, :, k] * step) / self._factor[:, k, k][:, None]
+                errors[:, :, k - start] = error
+                rest[:, :, k + 1 : stop] -= error[:, :, None] * self._factor[:, k, k + 1 : stop][:, None, :]
+            rest[:, :, stop:] -= errors @ self._factor[:, start:stop, stop:]
+        result = torch.empty_like(integers)
+        result[:, :, self._order] = integers
+        return result
+
+    def search(self, weight: Tensor, inputs: Tensor, scales: Tensor, limit: int) -> Rounded:
+        """Integers and scale of each row that end with the least error, over all candidate scales."""
+        groups, rows, columns = weight.shape
+        best = torch.full((groups, rows), torch.inf, dtype=weight.dtype)
+        found = Rounded(torch.zeros_like(weight), scales)
+        for ratios in torch.split(candidate_ratios(limit), max(1, _ELEMENTS // weight.numel())):
+            several = weight.repeat(1, len(ratios), 1)
+            candidates = torch.cat([scales * ratio for ratio in ratios], 1)
+            integers = self.round(several, candidates, limit)
+            errors = squared_error(several, integers * candidates, inputs).view(groups, len(ratios), rows)
+            least, which = errors.min(1)
+            pick = which[:, None, :, None]
+            taken = Rounded(
+                integers.view(groups, -1, rows, columns).gather(1, pick.expand(-1, 1, -1, columns))[:, 0],
+                candidates.view(groups, -1, rows, 1).gather(1, pick)[:, 0],
+            )
+            found = _take(found, taken, least < best)
+            best = torch.minimum(best, least)
+        return found
+
+
+def descend(weight: Tensor, inputs: Tensor, start: Rounded, limit: int, *, rescale: bool) -> Rounded:
+    """Coordinate descent on the integers and, in closed form, on the scales; the error never rises.
+
+    Args:
+        weight: float64 [g, o, K], the target.
+        inputs: float64 [g, K, K], H, damped.
+        start: where from.
+        limit: the largest integer.
+        rescale: whether scales may move.
+    """
+    integers, scales = start.integers.clone(), start.scales
+    columns = weight.shape[2]
+    curvature = inputs.diagonal(dim1=1, dim2=2)
+    for _ in range(_SWEEPS):
+        gradient = (weight - integers * scales) @ inputs
+        changed = False
+        for first in range(0, columns, _BLOCK):
+            last = min(first + _BLOCK, columns)
+            local = gradient[:, :, first:last].clone()
+            moves = torch.zeros_like(local)
+            for k in range(first, last):
+                old = integers[:, :, k]
+                best = nearest(old + local[:, :, k - first] / (curvature[:, k][:, None] * scales[:, :, 0]), 1.0, limit)
+                move = (best - old) * scales[:, :, 0]
+                integers[:, :, k], moves[:, :, k - first] = best, move
+                local -= move[:, :, None] * inputs[:, k, first:last][:, None, :]
+            if moves.any():
+                changed = True
+                gradient -= moves @ inputs[:, first:last]
+        if rescale:
+            projected = integers @ inputs
+            numerator = (projected * weight).sum(2, keepdim=True)
+            denominator = (projected * integers).sum(2, keepdim=True)
+            scales = torch.where((numerator > 0) & (denominator > 0), numerator / denominator, scales)
+        if not changed:
+            break
+    return Rounded(integers, scales)
+
+
+def _take(old: Rounded, new: Rounded, rows: Tensor) -> Rounded:
+    """The new where `rows` [g, o] says so."""
+    chosen = rows[:, :, None]
+    return Rounded(torch.where(chosen, new.integers, old.integers), torch.where(chosen, new.scales, old.scales))

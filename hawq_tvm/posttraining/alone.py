@@ -1,0 +1,81 @@
+"""Each layer rounded by itself, on the float network's values: what a sensitivity looks at before bits are chosen.
+
+The methods are those of `hawq_tvm.posttraining.walk`, which rounds once more when the bits of all layers are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, weighted
+from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
+from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.quantizer import LayerWeights
+from hawq_tvm.posttraining.layer import LayerPiece, LayerSearch, bias_of, weight_of
+from hawq_tvm.posttraining.walk import layer_seed
+from hawq_tvm.settings import RoundingSettings
+
+
+@torch.no_grad()
+@one_thread()
+def round_alone(
+    graph: FloatGraph,
+    samples: Iterable[Tensor],
+    widths: Iterable[int],
+    settings: RoundingSettings,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, dict[int, LayerWeights]]:
+    """Round every layer on float inputs, towards its own float results.
+
+    Args:
+        graph: from capture.
+        samples: float32 [N, ...] pieces, at least one.
+        widths: of weights.
+        settings: how weights are rounded.
+        seed: of the choice of output positions.
+        threads: pieces that run side by side.
+        progress: called with the number of layers done.
+
+    Returns:
+        What each layer would be deployed with, by name and width.
+    """
+    values: list[dict[str, Tensor]] = [{graph.input_name: x} for x in samples]
+    unread = {value: len(users) for value, users in graph.users.items()}
+    found: dict[str, dict[int, LayerWeights]] = {}
+    for node in graph:
+        if node.kind in WEIGHTED:
+            pieces = run_pieces(partial(_arrive, node), values, threads)
+            search = LayerSearch(node, pieces, settings, seed=layer_seed(seed, len(found)), threads=threads)
+            found[node.name] = {bits: search.find(bits).deployed(node, bits) for bits in sorted(set(widths))}
+            if progress is not None:
+                progress(len(found))
+        run_pieces(partial(_pass, node), values, threads)
+        for value in node.inputs:
+            unread[value] -= 1
+            if unread[value] == 0 and value != graph.output:
+                for piece in values:
+                    del piece[value]
+    return found
+
+
+def _arrive(node: FloatNode, piece: dict[str, Tensor]) -> LayerPiece:
+    x = piece[node.inputs[0]]
+    residuals = [(piece[value], piece[value]) for value in node.inputs[1:]]
+    return LayerPiece(
+        reads=x, wanted=weighted(node, x, weight_of(node), None), residual=residuals[0] if residuals else None
+    )
+
+
+def _pass(node: FloatNode, piece: dict[str, Tensor]) -> None:
+    weight = weight_of(node) if node.kind in WEIGHTED else None
+    bias = bias_of(node) if node.kind in WEIGHTED else None
+    counts = None if node.counts is None else torch.from_numpy(node.counts)
+    result = evaluate(node, [piece[value] for value in node.inputs], weight, bias, counts)
+    piece[node.name] = clipped(result, node.clip)

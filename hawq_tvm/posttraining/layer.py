@@ -1,0 +1,200 @@
+"""One layer found: its integers and scales, then the slope and the bias of its channels, from what it reads and owes.
+
+The samples pass in pieces, which run side by side. A piece is as large as it is whatever the number of threads, runs on
+one of them, and sums are taken in the pieces' order: the same samples give the same integers on any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hawq_tvm.backends.pytorch.float_module import weighted
+from hawq_tvm.backends.pytorch.threads import iterate_pieces
+from hawq_tvm.calibration.corrections import ResultSums, corrections
+from hawq_tvm.calibration.moments import ROWS, MomentSums, outputs_at, patches, positions
+from hawq_tvm.calibration.rounding import Rounded
+from hawq_tvm.core.float_ir import FloatNode
+from hawq_tvm.core.quantizer import FloatArray, LayerWeights
+from hawq_tvm.posttraining.solve import LayerRounding, live_inputs
+from hawq_tvm.settings import RoundingSettings
+
+_MARGIN = 0.3  # of the results' standard deviation: how near to a clip's bound an error may still pass
+_CLIPPED = 0.05  # what an error counts that a clip takes away
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for one layer.
+
+    Attributes:
+        integers: int8 [out, ...].
+        scales: float64 [out], before the slope.
+        slope: float64 [out], by which the scales are multiplied.
+        offset: float64 [out], which is added to the bias.
+    """
+
+    integers: Tensor
+    scales: Tensor
+    slope: Tensor
+    offset: Tensor
+
+    @classmethod
+    def of(cls, node: FloatNode, rounded: Rounded) -> Found:
+        """A layer without corrections."""
+        scales = rounded.scales.flatten()
+        integers = rounded.integers.to(torch.int8).reshape(weight_of(node).shape)
+        return cls(integers, scales, torch.ones_like(scales), torch.zeros_like(scales))
+
+    @property
+    def weight(self) -> Tensor:
+        """The reals that the integers stand for before the slope, float32 [out, ...]."""
+        return (self.integers * self.scales.reshape(-1, *(1,) * (self.integers.dim() - 1))).float()
+
+    def deployed(self, node: FloatNode, bits: int) -> LayerWeights:
+        """The layer as it goes into the integer graph."""
+        bias = (bias_of(node).double() + self.offset).float()
+        return LayerWeights(self.integers.numpy(), (self.scales * self.slope).numpy(), bias.numpy(), bits)
+
+
+@dataclass(frozen=True)
+class LayerPiece:
+    """What a layer reads and owes on some of the samples.
+
+    Attributes:
+        reads: float32 [N, ...], its first input as it will be.
+        wanted: float32 [N, out, ...], the float network's results before bias, residual and clip.
+        residual: of that shape, its residual in the float and in the quantised network; None where it has none.
+    """
+
+    reads: Tensor
+    wanted: Tensor
+    residual: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def drift(self) -> Tensor | None:
+        """What the layer is to make up for beside its own error: that of its residual."""
+        return None if self.residual is None else self.residual[0] - self.residual[1]
+
+    def importance(self, node: FloatNode) -> Tensor | None:
+        """How much each result counts: less where the layer's clip takes its error away; None where it has no clip.
+
+        What lies within the clip counts whole, and so does what lies near it, since rounding may bring it there.
+        """
+        if node.clip is None:
+            return None
+        result = self.wanted + beside(bias_of(node), self.wanted)
+        if self.residual is not None:
+            result += self.residual[0]
+        margin = _MARGIN * float(result.std(correction=0))
+        near = (result > node.clip.lo - margin) & (result < node.clip.hi + margin)
+        return torch.where(near, 1.0, _CLIPPED)
+
+    def got(self, node: FloatNode, found: Found) -> Tensor:
+        """The results of the integers, before slope, bias, residual and clip."""
+        return weighted(node, self.reads, found.weight, None)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a layer is given: bool [C], which channels are not always 0; and sums, where they decide anything."""
+
+    live: Tensor
+    sums: MomentSums | None = None
+
+    def __add__(self, other: _Seen) -> _Seen:
+        sums = None if self.sums is None or other.sums is None else self.sums + other.sums
+        return _Seen(self.live | other.live, sums)
+
+
+class LayerSearch:
+    """Finds one layer, at one width or at several."""
+
+    def __init__(
+        self, node: FloatNode, pieces: Sequence[LayerPiece], settings: RoundingSettings, *, seed: int, threads: int
+    ) -> None:
+        """Look at a layer.
+
+        Args:
+            node: with weights.
+            pieces: of the samples.
+            settings: how its weights are rounded.
+            seed: of the choice of output positions.
+            threads: pieces that run side by side.
+        """
+        self._node = node
+        self._pieces = pieces
+        self._settings = settings
+        self._seed = seed
+        self._threads = threads
+        self._seen: dict[bool, _Seen] = {}
+
+    def find(self, bits: int, scales: FloatArray | None = None) -> Found:
+        """Integers and corrections.
+
+        Args:
+            bits: of the weights.
+            scales: float64 [out], given ones, taken as they are; None where they are to be found.
+        """
+        rounding = LayerRounding(self._node, bits, self._settings, scales=scales)
+        seen = self._look(closely=rounding.needs_moments)
+        moments = None if seen.sums is None else seen.sums.moments()
+        found = Found.of(self._node, rounding.solve(live_inputs(self._node, seen.live), moments))
+        slope = self._settings.slope and scales is None
+        if not (slope or self._settings.bias):
+            return found
+        sums = reduce(add, self._results(found))
+        factor, offset = corrections(sums, slope=slope, bias=self._settings.bias)
+        return replace(found, slope=factor, offset=offset)
+
+    def _look(self, *, closely: bool) -> _Seen:
+        """See what the layer is given, once for all widths."""
+        if closely not in self._seen:
+            rows = ROWS // sum(len(piece.reads) for piece in self._pieces) if closely else None
+            numbered = enumerate(self._pieces)
+            parts = iterate_pieces(lambda item: self._look_at(item[1], item[0], rows), numbered, self._threads)
+            self._seen[closely] = reduce(add, parts)
+        return self._seen[closely]
+
+    def _look_at(self, piece: LayerPiece, index: int, rows: int | None) -> _Seen:
+        """One piece; `rows` positions a sample, None for no moments."""
+        node = self._node
+        live = (piece.reads != 0).transpose(0, 1).flatten(1).any(1)
+        if rows is None:
+            return _Seen(live)
+        at = positions(node, rows, np.random.default_rng((self._seed, index)))
+        wanted = piece.wanted if piece.drift is None else piece.wanted + piece.drift
+        importance = piece.importance(node) if node.groups == len(weight_of(node)) else None
+        counted = None if importance is None else outputs_at(node, importance, at)
+        return _Seen(live, MomentSums.of(patches(node, piece.reads, at), outputs_at(node, wanted, at), counted))
+
+    def _results(self, found: Found) -> Iterator[ResultSums]:
+        node = self._node
+
+        def sums(piece: LayerPiece) -> ResultSums:
+            return ResultSums.of(piece.wanted, piece.got(node, found), piece.drift, piece.importance(node))
+
+        return iterate_pieces(sums, self._pieces, self._threads)
+
+
+def weight_of(node: FloatNode) -> Tensor:
+    """A layer's weight, float32 [out, ...]."""
+    assert node.weight is not None
+    return torch.from_numpy(node.weight)
+
+
+def beside(values: Tensor, results: Tensor) -> Tensor:
+    """A value for each channel, [out], in the shape in which it stands beside results [N, out, ...]."""
+    return values.reshape(-1, *(1,) * (results.dim() - 2))
+
+
+def bias_of(node: FloatNode) -> Tensor:
+    """A layer's bias, float32 [out]."""
+    assert node.bias is not None
+    return torch.from_numpy(node.bias)

@@ -1,0 +1,108 @@
+"""One layer's weights on a grid: which of the methods of `hawq_tvm.calibration.rounding` applies, and in what order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hawq_tvm.calibration.moments import Moments, by_group
+from hawq_tvm.calibration.rounding import (
+    Elimination,
+    Rounded,
+    descend,
+    find_grid,
+    max_abs_scales,
+    nearest,
+    search_nearest,
+    target,
+)
+from hawq_tvm.core.float_ir import FloatNode
+from hawq_tvm.core.quantizer import FloatArray, weight_limit
+from hawq_tvm.settings import RoundingSettings
+
+FINE_BITS = 8
+"""From so many bits on nearest integers lose nothing that is worth fitting."""
+
+MOST_INPUTS = 8192
+"""The most inputs of one output that second moments are kept of: their square in float64 takes half a gigabyte."""
+
+
+class LayerRounding:
+    """How one layer is rounded to one width."""
+
+    def __init__(
+        self, node: FloatNode, bits: int, settings: RoundingSettings, *, scales: FloatArray | None = None
+    ) -> None:
+        """Look at a layer.
+
+        Args:
+            node: with weights.
+            bits: of them.
+            settings: how.
+            scales: float64 [out], given ones, taken as they are; None where they are to be found.
+        """
+        assert node.weight is not None
+        self._settings = settings
+        self._weight = by_group(node, torch.from_numpy(node.weight))
+        self._limit = weight_limit(bits)
+        self._fine = bits >= FINE_BITS
+        self._given = None if scales is None else torch.from_numpy(scales).reshape(*self._weight.shape[:2], 1)
+        self._grid, self._on_grid = self._known_grid()
+
+    def _known_grid(self) -> tuple[Tensor, Tensor]:
+        """Scales of the rows that lie on a grid already, and which do."""
+        if self._given is not None or not self._settings.scale_search:
+            return torch.ones_like(self._weight[:, :, :1]), torch.zeros(self._weight.shape[:2], dtype=torch.bool)
+        return find_grid(self._weight, self._limit)
+
+    @property
+    def keeps_scales(self) -> bool:
+        """Whether scales are given, and so are to stay as they are."""
+        return self._given is not None
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether the layer's second moments decide anything."""
+        weighs = self._settings.method == "least-error" or (self._settings.scale_search and self._given is None)
+        fits = self._weight.shape[2] <= MOST_INPUTS
+        return weighs and fits and not self._fine and not bool(self._on_grid.all())
+
+    def solve(self, live: Tensor, moments: Moments | None = None) -> Rounded:
+        """The integers.
+
+        Args:
+            live: bool [g, 1, K], the inputs that are not 0 in all samples.
+            moments: of the layer, where it needs them.
+        """
+        scales = max_abs_scales(self._weight, self._limit, live) if self._given is None else self._given
+        found = self._fitted(scales, moments) if self.needs_moments and moments is not None else self._nearest(scales)
+        grid = Rounded(nearest(self._weight, self._grid, self._limit), self._grid)
+        kept = self._on_grid[:, :, None]
+        return Rounded(torch.where(kept, grid.integers, found.integers), torch.where(kept, grid.scales, found.scales))
+
+    def _nearest(self, scales: Tensor) -> Rounded:
+        return Rounded(nearest(self._weight, scales, self._limit), scales)
+
+    def _fitted(self, scales: Tensor, moments: Moments) -> Rounded:
+        searches = self._settings.scale_search and self._given is None
+        if self._settings.method == "nearest":
+            return self._nearest(search_nearest(self._weight, moments.inputs, scales, self._limit))
+        wanted, inputs = target(self._weight, moments, self._settings.damping)
+        elimination = Elimination(inputs)
+        if searches:
+            start = elimination.search(wanted, inputs, scales, self._limit)
+        else:
+            start = Rounded(elimination.round(wanted, scales, self._limit), scales)
+        return descend(wanted, inputs, start, self._limit, rescale=searches)
+
+
+def live_inputs(node: FloatNode, channels: Tensor) -> Tensor:
+    """Which inputs of an output are not always 0, bool [g, 1, K].
+
+    Args:
+        node: with weights.
+        channels: bool [C], which channels of its input are not always 0.
+    """
+    assert node.weight is not None
+    taps = node.weight[0, 0].size if node.kind == "conv2d" else 1
+    return channels.repeat_interleave(taps).reshape(node.groups, 1, -1)

@@ -1,0 +1,194 @@
+"""Rounding the weights of a network: one walk over its graph, float and quantised values side by side.
+
+Each layer is rounded on the inputs that it will really see, those of the layers rounded before it, towards the outputs
+of the float network, the error of its residual included; what is left in the mean and the spread of each channel is
+corrected. So errors are made up for where they arise, and do not grow from layer to layer.
+
+    for each layer:  moments of inputs and wanted outputs -> integers and scales -> slope and bias -> its results
+
+A layer is handed out as soon as it is found, and a walk that is given the layers of an earlier one does not find them
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, weighted
+from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
+from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.quantizer import FloatArray, LayerWeights
+from hawq_tvm.posttraining.layer import Found, LayerPiece, LayerSearch, beside, bias_of, weight_of
+from hawq_tvm.posttraining.simulate import SimulatedNetwork
+from hawq_tvm.settings import RoundingSettings
+
+_T = TypeVar("_T")
+
+PIECE = 8
+"""Samples that pass at once."""
+
+_MOST_BYTES = 4 << 30  # of the values of all samples
+
+
+@dataclass
+class _Piece:
+    """Some of the samples on their way through the network: live values, float32 [N, ...].
+
+    Attributes:
+        real: of the float network.
+        quantised: of the quantised one.
+    """
+
+    real: dict[str, Tensor]
+    quantised: dict[str, Tensor]
+
+
+class Walk:
+    """Rounds every layer of a network, in its order."""
+
+    def __init__(
+        self,
+        graph: FloatGraph,
+        types: ActivationTypes,
+        settings: RoundingSettings,
+        *,
+        scales: Mapping[str, FloatArray | None] | None = None,
+        seed: int = 0,
+        threads: int = 1,
+    ) -> None:
+        """Look at a network.
+
+        Args:
+            graph: from capture.
+            types: of its values, under the bits that it will have.
+            settings: how weights are rounded.
+            scales: of weights, float64 [out] by layer, to be taken as they are; None where they are to be found.
+            seed: of the choice of output positions.
+            threads: pieces that run side by side.
+        """
+        self.graph = graph
+        self._types = types
+        self._settings = settings
+        self._scales = scales or {}
+        self._seed = seed
+        self._threads = threads
+        self._simulated = SimulatedNetwork(graph, types)
+
+    @torch.no_grad()
+    @one_thread()
+    def run(
+        self,
+        samples: Iterable[Tensor],
+        *,
+        done: Mapping[str, Found] | None = None,
+        keep: Callable[[str, Found], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, LayerWeights]:
+        """Round every layer.
+
+        Args:
+            samples: float32 [N, ...] pieces, at least one, the same each time.
+            done: what an earlier walk over them had found.
+            keep: is given each layer as it is found.
+            progress: called with the number of layers done.
+
+        Returns:
+            What each layer is deployed with.
+        """
+        start = self.graph.input_name
+        pieces = [_Piece({start: x}, {start: self._simulated.start(x)}) for x in samples]
+        unread = {value: len(users) for value, users in self.graph.users.items()}
+        deployed: dict[str, LayerWeights] = {}
+        for node in self.graph:
+            if node.kind in WEIGHTED:
+                known = (done or {}).get(node.name)
+                at_layer = self._each(pieces, partial(self._arrive, node))
+                found = self._find(node, at_layer, len(deployed)) if known is None else known
+                if known is None and keep is not None:
+                    keep(node.name, found)
+                deployed[node.name] = self._pass_layer(node, pieces, at_layer, found)
+                if progress is not None:
+                    progress(len(deployed))
+            else:
+                self._each(pieces, partial(self._pass, node))
+            for value in node.inputs:
+                unread[value] -= 1
+                if unread[value] == 0 and value != self.graph.output:
+                    for piece in pieces:
+                        del piece.real[value], piece.quantised[value]
+        return deployed
+
+    def _each(self, pieces: Iterable[_Piece], work: Callable[[_Piece], _T]) -> list[_T]:
+        return run_pieces(work, pieces, self._threads)
+
+    def _pass(self, node: FloatNode, piece: _Piece) -> None:
+        """Take the values past a node without weights."""
+        counts = None if node.counts is None else torch.from_numpy(node.counts)
+        real = evaluate(node, [piece.real[value] for value in node.inputs], counts=counts)
+        piece.real[node.name] = clipped(real, node.clip)
+        piece.quantised[node.name] = self._simulated.node(node, [piece.quantised[value] for value in node.inputs])
+
+    def _arrive(self, node: FloatNode, piece: _Piece) -> LayerPiece:
+        """What a layer reads and owes."""
+        source = node.inputs[0]
+        residuals = [(piece.real[value], piece.quantised[value]) for value in node.inputs[1:]]
+        return LayerPiece(
+            reads=self._simulated.reads(node, piece.quantised[source]),
+            wanted=weighted(node, piece.real[source], weight_of(node), None),
+            residual=residuals[0] if residuals else None,
+        )
+
+    def _find(self, node: FloatNode, pieces: Sequence[LayerPiece], index: int) -> Found:
+        search = LayerSearch(node, pieces, self._settings, seed=layer_seed(self._seed, index), threads=self._threads)
+        return search.find(self._types.bits.layers[node.name].weight, self._scales.get(node.name))
+
+    def _pass_layer(
+        self, node: FloatNode, pieces: Sequence[_Piece], at_layer: Sequence[LayerPiece], found: Found
+    ) -> LayerWeights:
+        """Take the values past a layer."""
+        deployed = found.deployed(node, self._types.bits.layers[node.name].weight)
+        step = deployed.scales * self._types.reads(node).scale
+        bias = torch.from_numpy((np.floor(deployed.bias / step + 0.5) * step).astype(np.float32))
+        slope = found.slope.float()
+
+        def work(item: tuple[_Piece, LayerPiece]) -> None:
+            piece, layer = item
+            real = layer.wanted + beside(bias_of(node), layer.wanted)
+            quantised = layer.got(node, found)
+            quantised = quantised.mul_(beside(slope, quantised)).add_(beside(bias, quantised))
+            for residual in node.inputs[1:]:
+                real += piece.real[residual]
+                quantised += piece.quantised[residual]
+            piece.real[node.name] = clipped(real, node.clip)
+            piece.quantised[node.name] = self._simulated.settle(node, quantised)
+
+        run_pieces(work, zip(pieces, at_layer, strict=True), self._threads)
+        return deployed
+
+
+def layer_seed(seed: int, index: int) -> int:
+    """A seed of its own for each layer."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
+
+
+def samples_that_fit(graph: FloatGraph) -> int:
+    """How many samples a walk may keep the values of at one time, at least one."""
+    shapes, unread = graph.shapes, {value: len(users) for value, users in graph.users.items()}
+    live = most = prod(graph.input_shape)
+    for node in graph:
+        live += prod(node.shape)
+        most = max(most, live + prod(shapes[node.inputs[0]]))  # what a layer reads and owes stands beside
+        for value in node.inputs:
+            unread[value] -= 1
+            if unread[value] == 0 and value != graph.output:
+                live -= prod(shapes[value])
+    return max(1, _MOST_BYTES // (2 * 4 * most))

@@ -1,0 +1,63 @@
+"""Layers that a rounding had found before it was cut off, so that the next one goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hawq_tvm.posttraining.layer import Found
+from hawq_tvm.runs.rundir import Run
+
+_FOLDER = "rounding"
+_PARTS = ("integers", "scales", "slope", "offset")
+
+
+class Checkpoint:
+    """A file a layer, in a folder of the run's working copy.
+
+    A file counts only for the same question: the same float graph, ranges, bits, settings and samples.
+    """
+
+    def __init__(self, run: Run, question: Mapping[str, Any]) -> None:
+        """Open it.
+
+        Args:
+            run: in the making.
+            question: JSON values that decide the result.
+        """
+        self._run = run
+        self._key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _folder(self) -> Path:
+        return self._run.path / _FOLDER
+
+    def found(self) -> dict[str, Found]:
+        """The layers that are there; what cannot be read, or answers another question, is not."""
+        layers = {}
+        for path in sorted(self._folder.glob("*")):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    metadata = file.metadata() or {}
+                    if metadata.get("key") == self._key:
+                        layers[metadata["layer"]] = Found(**{part: file.get_tensor(part) for part in _PARTS})
+            except (SafetensorError, OSError, KeyError):
+                continue
+        return layers
+
+    def keep(self, layer: str, found: Found) -> None:
+        """Write one layer."""
+        name = f"{_FOLDER}/{hashlib.sha256(layer.encode()).hexdigest()[:16]}"
+        tensors = {part: getattr(found, part).contiguous() for part in _PARTS}
+        self._run.write(name, lambda path: save_file(tensors, path, metadata={"key": self._key, "layer": layer}))
+
+    def clear(self) -> None:
+        """Remove it: the result stands elsewhere."""
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,43 @@
+"""Which verb of the command line makes which file of a run, so that who misses one is told what to call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+
+_MAKES = {
+    "profile": ("float.safetensors", "ranges.json", "sensitivity.json", "costs.json"),
+    "allocate": ("bits.json", "allocation.json"),
+    "compile": ("model.*", "weights.safetensors", "bounds.json", "layers.json", "golden/*", "accuracy.json"),
+    "verify": ("verify.*",),
+    "bench": ("bench.*",),
+}
+_CHAIN = ("profile", "allocate", "compile")
+"""Each needs what those before it make; `verify` and `bench` need them all, and `run` does everything."""
+
+
+def how_to_make(name: str, run: object, there: Collection[str]) -> str:
+    """The commands that are still to be called for a file, as one reads them.
+
+    Args:
+        name: of a file in the run.
+        run: the run's path.
+        there: the files that stages have written.
+
+    >>> how_to_make("model.onnx", "runs/r18", ["float.safetensors", "ranges.json", "costs.json"])
+    'hawq-tvm allocate runs/r18, then hawq-tvm compile runs/r18'
+    """
+    verb = next((verb for verb, patterns in _MAKES.items() if _matches(name, patterns)), None)
+    if verb is None:
+        return f"hawq-tvm run MODEL -o {run}"
+    before = _CHAIN[: _CHAIN.index(verb)] if verb in _CHAIN else _CHAIN
+    missing = [earlier for earlier in before if not any(_matches(file, _MAKES[earlier]) for file in there)]
+    return ", then ".join(_command(each, run) for each in (*missing, verb))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _command(verb: str, run: object) -> str:
+    return f"hawq-tvm profile MODEL -o {run}" if verb == "profile" else f"hawq-tvm {verb} {run}"

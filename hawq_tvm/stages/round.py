@@ -1,0 +1,75 @@
+"""Float graph + ranges + bits + samples -> integers, scales and biases of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.given import scales_of
+from hawq_tvm.core.hashing import file_sha256
+from hawq_tvm.core.quantizer import LayerWeights
+from hawq_tvm.core.reporter import Advance
+from hawq_tvm.posttraining.walk import PIECE, Walk, samples_that_fit
+from hawq_tvm.runs.artifacts import BITS, FLOAT_GRAPH, RANGES, WEIGHTS
+from hawq_tvm.runs.checkpoint import Checkpoint
+from hawq_tvm.runs.weights_io import save_weights
+from hawq_tvm.sources.data import batches
+from hawq_tvm.stages.stage import Stage
+from hawq_tvm.stages.work import Work
+
+_READS = (FLOAT_GRAPH, RANGES, BITS)
+
+
+def round(work: Work) -> Stage | None:
+    """Rounding on the calibration samples.
+
+    None where nearest integers and no correction are asked for, and where the samples that calibrated the run are not
+    at hand: rounded weights of the same bits and ranges then stay, and others are rounded to nearest, with a word.
+    """
+    settings, given = work.settings.rounding, work.settings.scales
+    if not _rounds(work):
+        return None
+    if not work.can_calibrate:
+        if not work.run.is_fresh(WEIGHTS):
+            work.reporter.note(
+                "the samples that calibrated this run are not at hand; weights are rounded to nearest, which costs "
+                "accuracy below 8 bits"
+            )
+        return None
+    options = {
+        "rounding": vars(settings),
+        "scales": dict(given),
+        "seed": work.settings.seed,
+        "data": work.run.manifest["data"]["key"],
+    }
+
+    def make(advance: Advance) -> None:
+        found = work.artifacts
+        graph, total = found.float_graph, len(work.layers)
+        types = ActivationTypes(graph, found.ranges, found.bits)
+        count = min(len(work.data.calibration), samples_that_fit(graph))
+        if count < len(work.data.calibration):
+            work.reporter.note(f"weights are rounded on {count} calibration samples, whose values fit into memory")
+        checkpoint = Checkpoint(work.run, {**options, "files": [file_sha256(work.run.file(name)) for name in _READS]})
+        scales = {node.name: scales_of(given, node) for node in graph.layers}
+        walk = Walk(graph, types, settings, scales=scales, seed=work.settings.seed, threads=work.threads)
+        weights = walk.run(
+            (batch.images for batch in batches(work.data.calibration, PIECE, limit=count)),
+            done=checkpoint.found(),
+            keep=checkpoint.keep,
+            progress=lambda done: advance(done, total),
+        )
+        work.run.write(WEIGHTS, lambda path: save_weights(weights, path))
+        checkpoint.clear()
+
+    return Stage("round", "rounding weights", make, options, reads=_READS, writes=(WEIGHTS,))
+
+
+def rounded_weights(work: Work) -> Mapping[str, LayerWeights] | None:
+    """The weights that were rounded for the bits and ranges that stand now; None where they are rounded to nearest."""
+    return work.artifacts.weights if _rounds(work) and work.run.is_fresh(WEIGHTS) else None
+
+
+def _rounds(work: Work) -> bool:
+    """Whether anything is asked for but the nearest integers at max-abs scales."""
+    return bool(work.settings.scales) or not work.settings.rounding.is_nearest

@@ -1,0 +1,330 @@
+"""Rounding of one layer's weights: the pieces that every method is made of, held to laws and to brute force."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hawq_tvm.backends.pytorch.float_module import weighted
+from hawq_tvm.calibration.corrections import ResultSums, corrections
+from hawq_tvm.calibration.moments import Moments, MomentSums, by_group, outputs_at, patches, positions
+from hawq_tvm.calibration.rounding import (
+    Elimination,
+    Rounded,
+    candidate_ratios,
+    damped,
+    descend,
+    find_grid,
+    max_abs_scales,
+    nearest,
+    search_nearest,
+    squared_error,
+    target,
+)
+from hawq_tvm.core.float_ir import FloatNode
+from hawq_tvm.core.ir import Window
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def correlated(generator: torch.Generator, groups: int, columns: int) -> Tensor:
+    """A random second moment, float64 [g, K, K]."""
+    x = torch.randn(groups, columns, 3 * columns, generator=generator, dtype=torch.float64)
+    mixed = torch.randn(groups, columns, columns, generator=generator, dtype=torch.float64) @ x
+    return mixed @ mixed.transpose(1, 2) / x.shape[2]
+
+
+def problem(seed: int, groups: int = 2, rows: int = 3, columns: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(groups, rows, columns, generator=generator, dtype=torch.float64)
+    return weight, correlated(generator, groups, columns)
+
+
+@given(SEEDS, st.integers(2, 8), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_grid_that_weights_lie_on_is_found_exactly(seed: int, bits: int, folded: bool) -> None:
+    """Whatever level a channel's largest weight stands at, and after a batch norm was folded in float32."""
+    generator = np.random.default_rng(seed)
+    limit = (1 << (bits - 1)) - 1
+    levels = generator.integers(-limit, limit + 1, (1, 5, 12))
+    levels[:, :, 0] = generator.integers(1, limit + 1, (1, 5))  # no row of zeros
+    levels[:, :, 1] = 1  # so that the coarsest grid is this one
+    weight = levels * generator.uniform(0.01, 3.0, (1, 5, 1))
+    weight = weight.astype(np.float32).astype(np.float64) if folded else weight
+    scales, found = find_grid(torch.from_numpy(weight), limit)
+    assert found.all()
+    assert torch.equal(nearest(torch.from_numpy(weight), scales, limit), torch.from_numpy(levels).double())
+
+
+def test_no_grid_is_found_where_there_is_none() -> None:
+    weight, _ = problem(0, columns=20)
+    _, found = find_grid(weight, 7)
+    assert not found.any()
+    assert not find_grid(torch.zeros(1, 2, 3, dtype=torch.float64), 7)[1].any()
+
+
+def test_candidates_are_narrower_and_wider_than_max_abs() -> None:
+    ratios = candidate_ratios(7)
+    assert (ratios == 1.0).any()
+    assert ratios.min() < 0.5
+    for level in range(1, 7):
+        assert (ratios - 7 / level).abs().min() < 1e-12  # the largest weight at that level
+    assert candidate_ratios(1).max() == 1.0
+
+
+@given(SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_scale_search_beats_max_abs_by_its_own_measure(seed: int) -> None:
+    weight, inputs = problem(seed)
+    start = max_abs_scales(weight, 7)
+    found = search_nearest(weight, inputs, start, 7)
+    importance = torch.diag_embed(inputs.diagonal(dim1=1, dim2=2))
+    errors = [squared_error(weight, nearest(weight, s, 7) * s, importance) for s in (found, start)]
+    assert (errors[0] <= errors[1]).all()
+    every = [start * ratio for ratio in candidate_ratios(7)]
+    least = torch.stack([squared_error(weight, nearest(weight, s, 7) * s, importance) for s in every]).amin(0)
+    assert torch.allclose(errors[0], least)
+
+
+def test_dead_inputs_do_not_set_the_scale() -> None:
+    weight = torch.tensor([[[100.0, 0.5, -0.7]], [[100.0, 0.0, 0.0]]], dtype=torch.float64)
+    live = torch.tensor([[[False, True, True]], [[False, True, True]]])
+    assert max_abs_scales(weight, 7, live).flatten().tolist() == pytest.approx([0.1, 100 / 7])  # nothing else to go by
+    assert max_abs_scales(weight, 7).flatten().tolist() == pytest.approx([100 / 7] * 2)
+    assert (max_abs_scales(torch.tensor([[[0.0], [3.0]]], dtype=torch.float64), 3) == 1.0).all()
+
+
+@given(SEEDS, st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_descent_never_raises_the_error_and_stays_on_the_grid(seed: int, bits: int) -> None:
+    limit = (1 << bits) - 1
+    weight, inputs = problem(seed)
+    scales = max_abs_scales(weight, limit)
+    start = Rounded(nearest(weight, scales, limit), scales)
+    for rescale in (False, True):
+        found = descend(weight, inputs, start, limit, rescale=rescale)
+        error, before = (squared_error(weight, r.restored, inputs) for r in (found, start))
+        assert (error <= before * (1 + 1e-9)).all()
+        assert torch.equal(found.integers, found.integers.round().clamp(-limit, limit))
+        assert (found.scales > 0).all()
+        assert rescale or torch.equal(found.scales, scales)
+
+
+@given(SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_descent_ends_where_no_single_integer_does_better(seed: int) -> None:
+    weight, inputs = problem(seed, groups=1, rows=2, columns=4)
+    scales = max_abs_scales(weight, 3)
+    found = descend(weight, inputs, Rounded(nearest(weight, scales, 3), scales), 3, rescale=False)
+    error = squared_error(weight, found.restored, inputs)
+    for column, level in product(range(4), range(-3, 4)):
+        other = found.integers.clone()
+        other[:, :, column] = level
+        assert (squared_error(weight, other * scales, inputs) >= error * (1 - 1e-9)).all()
+
+
+def test_elimination_and_descent_come_near_the_best_of_all_integers() -> None:
+    """Brute force over 7^4 integers a row: never better than it, less than half of nearest's way from it."""
+    weight, inputs = problem(0, groups=40, rows=5, columns=4)
+    scales = max_abs_scales(weight, 3)
+    every = torch.tensor(list(product(range(-3, 4), repeat=4)), dtype=torch.float64)
+    errors = weight[:, :, None] - every * scales[:, :, None]  # [g, o, 7^4, 4]
+    best = ((errors @ inputs[:, None]) * errors).sum(3).amin(2)
+    start = Rounded(Elimination(inputs).round(weight, scales, 3), scales)
+    found = squared_error(weight, descend(weight, inputs, start, 3, rescale=False).restored, inputs)
+    near = squared_error(weight, nearest(weight, scales, 3) * scales, inputs)
+    assert (found >= best * (1 - 1e-9)).all()
+    assert (found - best).sum() <= 0.4 * (near - best).sum()
+
+
+@given(SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_elimination_is_nearest_rounding_where_inputs_do_not_correlate(seed: int) -> None:
+    weight, inputs = problem(seed)
+    diagonal = torch.diag_embed(inputs.diagonal(dim1=1, dim2=2))
+    scales = max_abs_scales(weight, 7)
+    assert torch.equal(Elimination(diagonal).round(weight, scales, 7), nearest(weight, scales, 7))
+
+
+def test_elimination_is_the_same_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, inputs = problem(1, columns=13)
+    scales = max_abs_scales(weight, 7)
+    whole = Elimination(inputs).round(weight, scales, 7)
+    descended = descend(weight, inputs, Rounded(whole, scales), 7, rescale=True)
+    monkeypatch.setattr("hawq_tvm.calibration.rounding._BLOCK", 3)
+    assert torch.equal(Elimination(inputs).round(weight, scales, 7), whole)
+    again = descend(weight, inputs, Rounded(whole, scales), 7, rescale=True)
+    assert torch.equal(again.integers, descended.integers)
+
+
+def test_elimination_makes_up_for_what_it_rounded() -> None:
+    """Two inputs that are the same up to noise: rounding one up is made up for by rounding the other down."""
+    inputs = torch.tensor([[[1.0, 0.999], [0.999, 1.0]]], dtype=torch.float64)
+    weight = torch.tensor([[[0.5, 0.5]]], dtype=torch.float64)
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    assert nearest(weight, one, 7).tolist() == [[[1.0, 1.0]]]
+    assert sorted(Elimination(inputs).round(weight, one, 7).flatten().tolist()) == [0.0, 1.0]
+
+
+@given(SEEDS)
+@settings(max_examples=15, deadline=None)
+def test_search_ends_with_the_least_error_over_all_candidates(seed: int) -> None:
+    weight, inputs = problem(seed, groups=2, rows=3, columns=5)
+    scales = max_abs_scales(weight, 7)
+    elimination = Elimination(inputs)
+    found = elimination.search(weight, inputs, scales, 7)
+    errors = [
+        squared_error(weight, elimination.round(weight, scales * ratio, 7) * scales * ratio, inputs)
+        for ratio in candidate_ratios(7)
+    ]
+    assert torch.allclose(squared_error(weight, found.restored, inputs), torch.stack(errors).amin(0))
+
+
+def test_search_takes_many_candidates_at_once_or_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, inputs = problem(3)
+    scales = max_abs_scales(weight, 7)
+    found = Elimination(inputs).search(weight, inputs, scales, 7)
+    monkeypatch.setattr("hawq_tvm.calibration.rounding._ELEMENTS", 1)
+    again = Elimination(inputs).search(weight, inputs, scales, 7)
+    assert torch.equal(found.integers, again.integers)
+    assert torch.equal(found.scales, again.scales)
+
+
+@given(SEEDS, st.floats(0.001, 3.0))
+@settings(max_examples=20, deadline=None)
+def test_the_target_is_ridge_regression_drawn_to_the_weights(seed: int, damping: float) -> None:
+    """The gradient of ``tr(V H V^T - 2 V C^T) + l |V - W|^2`` is 0 there."""
+    weight, inputs = problem(seed)
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    found, with_ridge = target(weight, Moments(inputs, outputs), damping)
+    ridge = damping * inputs.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    gradient = found @ inputs - outputs + ridge * (found - weight)
+    assert gradient.abs().max() < 1e-8 * inputs.abs().max()
+    assert torch.allclose(with_ridge, inputs + ridge * torch.eye(inputs.shape[1], dtype=torch.float64))
+
+
+def test_the_target_is_the_weights_where_the_outputs_are_theirs() -> None:
+    weight, inputs = problem(5)
+    found, _ = target(weight, Moments(inputs, weight @ inputs), 0.3)
+    assert torch.allclose(found, weight)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_singular_and_dead_inputs_still_have_an_answer(damping: float) -> None:
+    weight, inputs = problem(6)
+    singular = torch.ones_like(inputs)
+    dead = torch.zeros_like(inputs)
+    for second_moment in (singular, dead):
+        found, with_ridge = target(weight, Moments(second_moment, weight @ second_moment), damping)
+        assert torch.isfinite(found).all()
+        rounded = Elimination(with_ridge).search(found, with_ridge, max_abs_scales(weight, 7), 7)
+        assert torch.isfinite(descend(found, with_ridge, rounded, 7, rescale=True).restored).all()
+    assert torch.equal(damped(dead, damping)[0], torch.eye(6, dtype=torch.float64).expand_as(dead))
+
+
+CONVOLUTIONS = st.tuples(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)
+)
+
+
+def convolution(shape: tuple[int, ...], generator: torch.Generator) -> tuple[FloatNode, Tensor]:
+    """A random layer and its input."""
+    groups, ins, outs, kernel, stride, dilation = shape
+    window = Window((kernel, kernel), (stride, stride), (1, 0, 2, 1), (dilation, dilation))
+    weight = torch.randn(groups * outs, ins, kernel, kernel, generator=generator).numpy()
+    x = torch.randn(2, groups * ins, 7, 6, generator=generator)
+    output = (len(weight), *window.output_size(7, 6))
+    bias = np.zeros(len(weight), np.float32)
+    return FloatNode("c", "conv2d", ("x",), output, weight=weight, bias=bias, window=window, groups=groups), x
+
+
+@given(CONVOLUTIONS, SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_patches_are_what_outputs_are_sums_over(shape: tuple[int, ...], seed: int) -> None:
+    node, x = convolution(shape, torch.Generator().manual_seed(seed))
+    at = positions(node, 9, np.random.default_rng(seed))
+    cut = patches(node, x, at)
+    weight = torch.from_numpy(node.weight)
+    summed = by_group(node, weight).float() @ cut
+    assert torch.allclose(summed, outputs_at(node, weighted(node, x, weight, None), at), atol=1e-4)
+
+
+def test_patches_of_a_linear_layer_are_its_inputs() -> None:
+    weight = torch.randn(4, 6).numpy()
+    node = FloatNode("l", "linear", ("x",), (4,), weight=weight, bias=np.zeros(4, np.float32))
+    x = torch.randn(5, 6)
+    at = positions(node, 100, np.random.default_rng(0))
+    assert at.tolist() == [0]
+    assert torch.equal(patches(node, x, at), x.T[None])
+    assert torch.equal(outputs_at(node, x[:, :4], at), x[:, :4].T[None])
+
+
+def test_positions_are_drawn_without_repetition_and_all_where_there_are_few() -> None:
+    node, _ = convolution((1, 1, 1, 1, 1, 1), torch.Generator().manual_seed(0))
+    size = node.shape[1] * node.shape[2]
+    assert positions(node, 10**6, np.random.default_rng(0)).tolist() == list(range(size))
+    some = positions(node, 5, np.random.default_rng(0)).tolist()
+    assert len(set(some)) == 5
+    assert some == sorted(some)
+    assert some != positions(node, 5, np.random.default_rng(1)).tolist()
+    assert len(positions(node, 0, np.random.default_rng(0))) == 1
+
+
+def test_sums_of_pieces_are_sums_of_the_whole() -> None:
+    x, y = torch.randn(2, 4, 30) + 3, torch.randn(2, 3, 30) - 1
+    pieces = [MomentSums.of(x[..., i : i + 7], y[..., i : i + 7]) for i in range(0, 30, 7)]
+    found = (pieces[0] + pieces[1] + pieces[2] + pieces[3] + pieces[4]).moments()
+    xc, yc = (v.double() - v.double().mean(2, keepdim=True) for v in (x, y))
+    assert torch.allclose(found.inputs, xc @ xc.transpose(1, 2) / 30, atol=1e-5)
+    assert torch.allclose(found.outputs, yc @ xc.transpose(1, 2) / 30, atol=1e-5)
+
+
+def test_importance_counts_patches_as_often() -> None:
+    """Whole numbers of importance are repetitions."""
+    x, y = torch.randn(2, 4, 9), torch.randn(2, 1, 9)
+    times = torch.tensor([0, 1, 2, 3, 0, 1, 1, 2, 1])
+    found = MomentSums.of(x, y, times.float().expand(2, 1, 9)).moments()
+    repeated = MomentSums.of(x.repeat_interleave(times, 2), y.repeat_interleave(times, 2)).moments()
+    assert torch.allclose(found.inputs, repeated.inputs, atol=1e-6)
+    assert torch.allclose(found.outputs, repeated.outputs, atol=1e-6)
+    wanted, got = torch.randn(9, 2), torch.randn(9, 2)
+    counted = corrections(ResultSums.of(wanted, got, None, times[:, None].expand(9, 2).float()), slope=True, bias=True)
+    several = [value.repeat_interleave(times, 0) for value in (wanted, got)]
+    for a, b in zip(counted, corrections(ResultSums.of(*several), slope=True, bias=True), strict=True):
+        assert torch.allclose(a, b)
+
+
+def test_corrections_match_mean_and_spread_of_every_channel() -> None:
+    wanted = torch.randn(6, 3, 5, 5, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1) + 4
+    got = 0.8 * wanted + 0.3 * torch.randn(6, 3, 5, 5, dtype=torch.float64) - 1
+    sums = ResultSums.of(wanted[:2], got[:2]) + ResultSums.of(wanted[2:], got[2:])
+    slope, offset = corrections(sums, slope=True, bias=True)
+    fixed = got * slope.view(1, 3, 1, 1) + offset.view(1, 3, 1, 1)
+    over = (0, 2, 3)
+    assert torch.allclose(fixed.mean(over), wanted.mean(over))
+    assert torch.allclose(fixed.std(over), wanted.std(over))
+    slope, offset = corrections(sums, slope=False, bias=True)
+    assert torch.equal(slope, torch.ones(3, dtype=torch.float64))
+    assert torch.allclose(got.mean(over) + offset, wanted.mean(over))
+    assert not corrections(sums, slope=True, bias=False)[1].any()
+
+
+def test_corrections_make_up_for_the_error_of_a_residual() -> None:
+    wanted, drift = torch.randn(8, 2), torch.full((8, 2), 0.25)
+    _, offset = corrections(ResultSums.of(wanted, wanted, drift), slope=True, bias=True)
+    assert torch.allclose(offset, torch.full((2,), 0.25, dtype=torch.float64))
+
+
+def test_dead_and_wild_channels_keep_their_slope() -> None:
+    wanted = torch.stack([torch.zeros(9), torch.linspace(0, 1, 9), torch.linspace(0, 9, 9), torch.full((9,), 2.0)], 1)
+    got = torch.stack([torch.linspace(0, 1, 9), torch.zeros(9), torch.linspace(0, 1, 9), torch.full((9,), 1.0)], 1)
+    slope, offset = corrections(ResultSums.of(wanted, got), slope=True, bias=True)
+    assert slope.tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert torch.allclose(offset, (wanted - got).double().mean(0))
