@@ -78,9 +78,9 @@ def quantize(
     Args:
         model: a module with one tensor in and one out, left as it is; or a name as the command line takes it: a zoo
             network, ``torchvision:NAME``, ``timm:NAME``, ``file.py:factory``.
-        data: ``digits``, ``imagefolder:PATH``, ``random``, ``file.py:factory``; a tensor or array [N, ...], a tuple
-            (images, labels), a PyTorch dataset, an iterable of batches; or ``{"calibration": ..., "evaluation": ...}``
-            of those, or a pair of them. Of one alone, a part is held out.
+        data: ``digits``, ``imagefolder:PATH``, ``cifar10:PATH``, ``random``, ``file.py:factory``; a tensor or array
+            [N, ...], a tuple (images, labels), a PyTorch dataset, an iterable of batches; or
+            ``{"calibration": ..., "evaluation": ...}`` of those, or a pair of them. Of one alone, a part is held out.
         budget: limits on bytes, BOPS and microseconds; without one every layer gets the bits that lose least.
         bits: candidate pairs, as ``"w4a8"`` or ``4`` for w4a4; or one for all.
         pins: layers held at a pair, by name.
