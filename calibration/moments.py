@@ -71,10 +71,10 @@ class MomentSums:
         assert importance is None or y.shape[1] == 1, "outputs of one group share the moments of their inputs"
         counted = torch.ones(len(x), 1, x.shape[2]) if importance is None else importance
         weight = counted.double().sum(2)
-        means = [(part.double() * counted).sum(2) / weight for part in (x, y)]
-        x, y = (part - mean.float()[:, :, None] for part, mean in zip((x, y), means, strict=True))
+        x_mean, y_mean = ((part.double() * counted).sum(2) / weight for part in (x, y))
+        x, y = x - x_mean.float()[:, :, None], y - y_mean.float()[:, :, None]
         weighed = (x if importance is None else x * counted).transpose(1, 2)
-        return cls(weight, *means, (x @ weighed).double(), (y @ weighed).double())
+        return cls(weight, x_mean, y_mean, (x @ weighed).double(), (y @ weighed).double())
 
     def __add__(self, other: MomentSums) -> MomentSums:
         weight = self.weight + other.weight
