@@ -21,8 +21,8 @@ from hawq_tvm.core.option import option
 from hawq_tvm.core.specs import CHOICE, RESIDUAL_BITS, Bits, Budget, is_number, parsed_bits
 from hawq_tvm.core.strict_json import JsonReader
 
-DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
-DEFAULT_OBSERVER = "percentile:99.999"
+DEFAULT_BITS = (Bits(4, 4), Bits(4, 8), Bits(8, 8))
+DEFAULT_OBSERVER = "auto"
 PIN_BITS = Bits(8, 8)
 
 ROUNDING = "Rounding"
@@ -160,7 +160,7 @@ class Settings:
         pins: layers held at a pair.
         pin_ends: whether the first and the last layer are held at 8 bits unless `pins` says otherwise.
         rounding: see `RoundingSettings`.
-        observer: of activation ranges, as `hawq_tvm.calibration.make_observer` reads it.
+        observer: of activation ranges, as `hawq_tvm.calibration.make_observers` reads it.
         metric: how much a layer is said to lose: ``omega`` predicts it from the Hessian, ``loss`` measures it.
         loss_samples: calibration samples that ``loss`` measures on.
         hessian: see `HessianSettings`.
@@ -197,7 +197,11 @@ class Settings:
     loss_samples: int = option(16, "calibration samples that --metric loss measures on", panel=CHOICE, least=1)
     hessian: HessianSettings = field(default_factory=HessianSettings)
     rounding: RoundingSettings = field(default_factory=RoundingSettings)
-    observer: str = option(DEFAULT_OBSERVER, "of activation ranges: max, percentile or percentile:99.9", panel=SAMPLES)
+    observer: str = option(
+        DEFAULT_OBSERVER,
+        "of activation ranges: max, percentile:99.9, mse, kl, or auto, which compares them on the output",
+        panel=SAMPLES,
+    )
     ranges: GivenRanges = option(
         {}, 'JSON of ranges to take instead of calibrating: {"layer": 3.0, ...}', panel=SAMPLES, parse=read_ranges
     )

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, make_observer, observe_ranges, sensitivities
-from hawq_tvm.calibration.observers import MaxAbs, Percentile
 from hawq_tvm.core.errors import CalibrationError, SensitivityError
 from hawq_tvm.measure import sensitivity
 from hawq_tvm.measure.sensitivity import profile_omega
@@ -23,53 +20,6 @@ from hawq_tvm.settings import HessianSettings
 from hawq_tvm.sources.samples import Batch
 
 from .builders import captured, rounded, samples
-
-
-def test_max_abs_sees_both_ends() -> None:
-    observer = MaxAbs()
-    for batch in ([0.5, -2.0], [3.0, 1.0]):
-        observer.observe(torch.tensor(batch))
-    assert (observer.range().lo, observer.range().hi) == (-2.0, 3.0)
-
-
-@settings(max_examples=30)
-@given(seed=st.integers(0, 999), scale=st.floats(1e-4, 1e4), percentile=st.sampled_from([90.0, 99.0, 99.9, 100.0]))
-def test_percentile_is_the_quantile_of_the_magnitudes(seed: int, scale: float, percentile: float) -> None:
-    x = torch.randn(5000, generator=torch.Generator().manual_seed(seed)) * scale
-    observer = Percentile(percentile)
-    observer.observe(x)
-    exact = float(np.quantile(x.abs().numpy(), percentile / 100, method="inverted_cdf"))
-    assert observer.range().magnitude == pytest.approx(exact, abs=float(x.abs().max()) * 2**-11)
-
-
-@given(cuts=st.lists(st.integers(1, 999), max_size=6), seed=st.integers(0, 99))
-def test_percentile_does_not_depend_on_the_batches(cuts: list[int], seed: int) -> None:
-    x = torch.randn(1000, generator=torch.Generator().manual_seed(seed)) ** 3
-    whole, parts = Percentile(99.0), Percentile(99.0)
-    whole.observe(x)
-    for part in torch.tensor_split(x, sorted(set(cuts))):
-        parts.observe(part)
-    # the histogram's width is a power of two over the first batch's largest value: equal, or finer by halves
-    assert parts.range().hi == pytest.approx(whole.range().hi, rel=2**-10)
-    assert parts.range().lo == pytest.approx(whole.range().lo, rel=2**-10)
-
-
-def test_percentile_never_exceeds_what_was_seen_and_keeps_zero() -> None:
-    observer = Percentile(50.0)
-    observer.observe(torch.zeros(10))
-    assert observer.range().magnitude == 0.0
-    observer.observe(torch.tensor([0.0, 1.0, 2.0, 300.0]))
-    assert observer.range().lo == 0.0
-    assert observer.range().hi < 1.0
-    observer = Percentile(100.0)
-    observer.observe(torch.tensor([0.3, 0.7]))
-    assert observer.range().hi == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize("spec", ["mean", "percentile:0", "percentile:101", "percentile:x", "max:3", ""])
-def test_unknown_observers_are_refused(spec: str) -> None:
-    with pytest.raises(CalibrationError):
-        make_observer(spec)
 
 
 def ranges(batches: list[Tensor]) -> Mapping[str, object]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hawq_tvm.core.specs import CostTable
     from hawq_tvm.ilp import Allocation
     from hawq_tvm.measure.bench import BenchReport
-    from hawq_tvm.measure.causes import DebugReport
+    from hawq_tvm.measure.debug_report import DebugReport
     from hawq_tvm.measure.verify import VerifyReport
     from hawq_tvm.runs.summary import RunSummary
 

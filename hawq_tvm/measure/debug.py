@@ -19,7 +19,7 @@ from torch import Tensor
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.float_ir import FloatGraph, FloatNode
 from hawq_tvm.core.quantizer import LayerWeights
-from hawq_tvm.measure.causes import DebugReport, LayerCause
+from hawq_tvm.measure.debug_report import DebugReport, LayerCause
 from hawq_tvm.posttraining.layer_losses import Change, Network, RealNetwork, layer_losses, network_loss, with_means_of
 from hawq_tvm.posttraining.simulate import Grid, SimulatedNetwork
 

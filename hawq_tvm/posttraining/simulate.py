@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hawq_tvm.backends.pytorch.float_module import Tap, clipped, evaluate
+from hawq_tvm.backends.pytorch.float_module import Tap, clipped, evaluate, run_nodes
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, Clip, FloatGraph, FloatNode
@@ -135,7 +135,7 @@ class SimulatedNetwork:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, tap: Tap | None = None) -> Tensor:
-        """Run the network, keeping no value longer than it is read.
+        """Run the network.
 
         Args:
             x: float32 [N, ...], real.
@@ -144,19 +144,7 @@ class SimulatedNetwork:
         Returns:
             float32 [N, ...], the graph's output.
         """
-        unread = {name: len(users) for name, users in self.graph.users.items()}
-        values = {self.graph.input_name: self.start(x)}
-        if tap is not None:
-            tap(self.graph.input_name, values[self.graph.input_name])
-        for node in self.graph:
-            values[node.name] = self.node(node, [values[name] for name in node.inputs])
-            if tap is not None:
-                tap(node.name, values[node.name])
-            for name in node.inputs:
-                unread[name] -= 1
-                if unread[name] == 0 and name != self.graph.output:
-                    del values[name]
-        return values[self.graph.output]
+        return run_nodes(self.graph, self.start(x), self.node, tap)
 
 
 def input_grids(graph: FloatGraph, ranges: RangeTable, widths: Iterable[int]) -> dict[str, dict[int, Grid]]:

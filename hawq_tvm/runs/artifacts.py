@@ -17,7 +17,7 @@ from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
-from hawq_tvm.measure.causes import DebugReport
+from hawq_tvm.measure.debug_report import DebugReport
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs.float_io import load_float_graph
 from hawq_tvm.runs.layers import LayerFacts, describe_layers, read_layers
