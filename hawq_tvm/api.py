@@ -63,11 +63,8 @@ def quantize(
     weights: str | None = None,
     observer: str = DEFAULT_OBSERVER,
     hessian: HessianSettings | None = None,
-<<<<<<< HEAD
     metric: str = "omega",
-=======
     rounding: RoundingSettings | None = None,
->>>>>>> main
     latency_table: str | Path | None = None,
     ranges: str | Path | Mapping[str, Any] | None = None,
     clip_to_ranges: bool = False,
@@ -93,11 +90,8 @@ def quantize(
         weights: path of a checkpoint for a named model, or ``random``.
         observer: ``max``, ``percentile:99.9``, ``mse``, ``kl``, or ``auto``, which compares them on the output.
         hessian: how long to probe.
-<<<<<<< HEAD
         metric: what bits are chosen by: ``omega``, from the Hessian, or ``loss``, measured layer by layer.
-=======
         rounding: how weights become integers; None for least error with every correction.
->>>>>>> main
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
         ranges: of activations, in place of calibrated ones: ``{"layer": 3.0}``, ``{"layer": (-1.0, 3.0)}``,
             ``{"layer": {4: 3.0, 8: 5.0}}`` by width, or the path of such a JSON file.
@@ -123,11 +117,8 @@ def quantize(
         pin_ends=pin_ends,
         observer=observer,
         hessian=hessian or HessianSettings(),
-<<<<<<< HEAD
         metric=metric,
-=======
         rounding=rounding or RoundingSettings(),
->>>>>>> main
         latency_table=None if latency_table is None else Path(latency_table),
         ranges=_brought(ranges, read_ranges, parse_ranges),
         clip_to_ranges=clip_to_ranges,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,14 +23,15 @@ COARSE, FINE = Grid(0.5, -3, 3), Grid(0.05, -127, 127)
 
 
 def small() -> FloatGraph:
-    """Two layers that read one value, and a sum."""
+    """Two layers that read one value, and a sum; no class is certain."""
+    weight = np.random.default_rng(0).normal(0, 0.05, (3, 144)).astype(np.float32)
     return graph(
         conv("a", "x", clip=RELU),
         conv("b", "a"),
         conv("c", "a", clip=RELU),
         node("sum", "add", "b", "c"),
         node("flat", "flatten", "sum", shape=(144,)),
-        linear("fc", "flat", features=144),
+        replace(linear("fc", "flat", features=144), weight=weight, bias=np.zeros(3, np.float32)),
     )
 
 

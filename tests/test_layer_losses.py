@@ -98,12 +98,13 @@ def test_an_input_on_a_grid_is_that_of_its_layer_alone(name: str) -> None:
 
 
 def test_exact_inputs_are_those_before_rounding_through_nodes_that_keep_elements() -> None:
+    weight = np.random.default_rng(0).normal(0, 0.05, (3, 288)).astype(np.float32)
     net = graph(
         conv("a", "x", clip=RELU),
         conv("b", "x"),
         node("joined", "concat", "a", "b", shape=(8, 6, 6)),
         node("flat", "flatten", "joined", shape=(288,)),
-        linear("fc", "flat", features=288),
+        replace(linear("fc", "flat", features=288), weight=weight, bias=np.zeros(3, np.float32)),
     )
     ranges = {name: Range(-4.0, 4.0) for name in ("x", "a", "b", "joined")}
     types = ActivationTypes(net, ranges, BitConfig.uniform(("a", "b", "fc"), Bits(8, 2)))
