@@ -21,35 +21,44 @@ _LEAST_SLOPE, _MOST_SLOPE = 0.25, 4.0  # outside, a channel is all but dead, and
 
 @dataclass(frozen=True)
 class ResultSums:
-    """Sums over a layer's results, before residual, clip and bias.
+    """Sums over a layer's results, before residual, clip and bias; float64.
 
     Attributes:
-        count: elements a channel.
-        sums: float64 [4, out]: of the wanted results and their squares, of the quantised ones and theirs.
-        drift: float64 [out]: of what else the bias is to make up for, the error that a residual brings.
+        weight: [out], how much was summed.
+        sums: [4, out], of the wanted results and their squares, of the quantised ones and theirs.
+        drift: [out], of what else the bias is to make up for: the error that a residual brings.
     """
 
-    count: int
+    weight: Tensor
     sums: Tensor
     drift: Tensor
 
     @classmethod
-    def of(cls, wanted: Tensor, got: Tensor, drift: Tensor | None = None) -> ResultSums:
+    def of(
+        cls, wanted: Tensor, got: Tensor, drift: Tensor | None = None, importance: Tensor | None = None
+    ) -> ResultSums:
         """Sums over one batch.
 
         Args:
             wanted: float32 [N, out, ...], of the float layer on float inputs.
             got: float32 of that shape, of the integers on quantised inputs.
             drift: float32 of that shape: float less quantised residual.
+            importance: float32 of that shape, how much each counts; None for all alike.
         """
         over = tuple(dim for dim in range(wanted.dim()) if dim != 1)
-        parts = [part.double() for part in (wanted, got)]
-        sums = torch.stack([value.sum(over) for part in parts for value in (part, part.square())])
-        none = torch.zeros(wanted.shape[1], dtype=torch.float64)
-        return cls(wanted.numel() // wanted.shape[1], sums, none if drift is None else drift.double().sum(over))
+        counted = torch.ones_like(wanted) if importance is None else importance
+
+        def total(value: Tensor) -> Tensor:
+            return (value.double() * counted).sum(over)
+
+        parts = (wanted, wanted.double().square(), got, got.double().square())
+        weight = counted.double().sum(over)
+        return cls(
+            weight, torch.stack([*map(total, parts)]), torch.zeros_like(weight) if drift is None else total(drift)
+        )
 
     def __add__(self, other: ResultSums) -> ResultSums:
-        return ResultSums(self.count + other.count, self.sums + other.sums, self.drift + other.drift)
+        return ResultSums(self.weight + other.weight, self.sums + other.sums, self.drift + other.drift)
 
 
 def corrections(sums: ResultSums, *, slope: bool, bias: bool) -> tuple[Tensor, Tensor]:
@@ -64,10 +73,10 @@ def corrections(sums: ResultSums, *, slope: bool, bias: bool) -> tuple[Tensor, T
         float64 [out] each. A channel that is all but constant, or whose spread is off by more than a factor of 4, keeps
         the factor 1.
     """
-    wanted, wanted_squares, got, got_squares = sums.sums / sums.count
+    wanted, wanted_squares, got, got_squares = sums.sums / sums.weight
     factor = torch.ones_like(got)
     if slope:
         ratio = ((wanted_squares - wanted.square()) / (got_squares - got.square())).sqrt()
         factor = torch.where((ratio > _LEAST_SLOPE) & (ratio < _MOST_SLOPE), ratio, factor)  # NaN compares false
-    offset = wanted + sums.drift / sums.count - factor * got
+    offset = wanted + sums.drift / sums.weight - factor * got
     return factor, offset if bias else torch.zeros_like(offset)

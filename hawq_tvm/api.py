@@ -41,7 +41,7 @@ from hawq_tvm.runs.provenance import (
 from hawq_tvm.runs.report import render_card, write_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run, read_run, refuse_full_disk
 from hawq_tvm.runs.summary import describe, summarize
-from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
+from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, RoundingSettings, Settings
 from hawq_tvm.sources.data import as_data, limited, load_data
 from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, versions_of
 from hawq_tvm.sources.options import DataOptions
@@ -62,6 +62,7 @@ def quantize(
     weights: str | None = None,
     observer: str = DEFAULT_OBSERVER,
     hessian: HessianSettings | None = None,
+    rounding: RoundingSettings | None = None,
     latency_table: str | Path | None = None,
     ranges: str | Path | Mapping[str, Any] | None = None,
     clip_to_ranges: bool = False,
@@ -77,9 +78,9 @@ def quantize(
     Args:
         model: a module with one tensor in and one out, left as it is; or a name as the command line takes it: a zoo
             network, ``torchvision:NAME``, ``timm:NAME``, ``file.py:factory``.
-        data: ``digits``, ``imagefolder:PATH``, ``random``, ``file.py:factory``; a tensor or array [N, ...], a tuple
-            (images, labels), a PyTorch dataset, an iterable of batches; or ``{"calibration": ..., "evaluation": ...}``
-            of those, or a pair of them. Of one alone, a part is held out.
+        data: ``digits``, ``imagefolder:PATH``, ``cifar10:PATH``, ``random``, ``file.py:factory``; a tensor or array
+            [N, ...], a tuple (images, labels), a PyTorch dataset, an iterable of batches; or
+            ``{"calibration": ..., "evaluation": ...}`` of those, or a pair of them. Of one alone, a part is held out.
         budget: limits on bytes, BOPS and microseconds; without one every layer gets the bits that lose least.
         bits: candidate pairs, as ``"w4a8"`` or ``4`` for w4a4; or one for all.
         pins: layers held at a pair, by name.
@@ -87,6 +88,7 @@ def quantize(
         weights: path of a checkpoint for a named model, or ``random``.
         observer: ``max``, ``percentile:99.9``, ``mse``, ``kl``, or ``auto``, which compares them on the output.
         hessian: how long to probe.
+        rounding: how weights become integers; None for least error with every correction.
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
         ranges: of activations, in place of calibrated ones: ``{"layer": 3.0}``, ``{"layer": (-1.0, 3.0)}``,
             ``{"layer": {4: 3.0, 8: 5.0}}`` by width, or the path of such a JSON file.
@@ -112,6 +114,7 @@ def quantize(
         pin_ends=pin_ends,
         observer=observer,
         hessian=hessian or HessianSettings(),
+        rounding=rounding or RoundingSettings(),
         latency_table=None if latency_table is None else Path(latency_table),
         ranges=_brought(ranges, read_ranges, parse_ranges),
         clip_to_ranges=clip_to_ranges,

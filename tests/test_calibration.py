@@ -14,13 +14,12 @@ from torch import Tensor
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, make_observer, observe_ranges, sensitivities
 from hawq_tvm.core.errors import CalibrationError, SensitivityError
-from hawq_tvm.core.quantizer import weight_error
-from hawq_tvm.measure import costing
-from hawq_tvm.measure.costing import profile_sensitivity
+from hawq_tvm.measure import sensitivity
+from hawq_tvm.measure.sensitivity import profile_omega
 from hawq_tvm.settings import HessianSettings
 from hawq_tvm.sources.samples import Batch
 
-from .builders import captured, samples
+from .builders import captured, rounded, samples
 
 
 def ranges(batches: list[Tensor]) -> Mapping[str, object]:
@@ -228,7 +227,7 @@ def test_a_loss_without_samples_or_probes_is_refused() -> None:
         with pytest.raises(SensitivityError, match="2 or more"):
             hutchinson_traces([loss], weights, max_probes=few)
     with pytest.raises(SensitivityError, match="0 batches"):
-        profile_sensitivity(FloatModule(captured("Residual")), [], [4], HessianSettings())
+        profile_omega(FloatModule(captured("Residual")), [], {}, {}, HessianSettings())
 
 
 def test_a_short_last_batch_counts_as_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,9 +240,9 @@ def test_a_short_last_batch_counts_as_short(monkeypatch: pytest.MonkeyPatch) -> 
         given.append(options["samples"])
         return hutchinson_traces(losses, weights, **options)
 
-    monkeypatch.setattr(costing, "hutchinson_traces", traces)
+    monkeypatch.setattr(sensitivity, "hutchinson_traces", traces)
     cut = [Batch(x[:4], labels[:4]), Batch(x[4:], labels[4:])]
-    found = profile_sensitivity(network, cut, [4, 8], HessianSettings(target_error=0.0, max_probes=2))
+    found = profile_omega(network, cut, rounded("Residual"), {}, HessianSettings(target_error=0.0, max_probes=2))
     assert given == [[4, 2]]
     assert "6 samples" in found["method"]
 
@@ -253,9 +252,9 @@ def test_the_cap_counts_double_backwards_whatever_the_number_of_batches() -> Non
     batches = [Batch(samples(2), torch.tensor([0, 1])) for _ in range(3)]
     seen: list[int] = []
     capped = HessianSettings(target_error=0.0, max_probes=12)
-    found = profile_sensitivity(network, batches, [4, 8], capped, progress=seen.append)
+    found = profile_omega(network, batches, rounded("Residual"), {}, capped, progress=seen.append)
     assert (found["batches"], found["probes_per_batch"], seen[-1]) == (3, 4, 12)
-    found = profile_sensitivity(network, batches, [4, 8], HessianSettings(target_error=0.0, max_probes=2))
+    found = profile_omega(network, batches, rounded("Residual"), {}, HessianSettings(target_error=0.0, max_probes=2))
     assert found["probes_per_batch"] == 2, "fewer show no error"
 
 
@@ -297,12 +296,9 @@ def test_a_hessian_that_is_not_finite_is_named() -> None:
 
 
 def test_omega_is_mean_trace_times_squared_error() -> None:
-    weight = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     traces = {"a": TraceEstimate(24.0, 1.0, 50, 12), "b": TraceEstimate(-0.1, 0.2, 50, 12)}
-    omega = sensitivities({"a": weight, "b": weight}, traces, [8, 4, 4])
-    assert list(omega["a"]) == [4, 8]
-    assert omega["a"][4] == pytest.approx(2.0 * weight_error(weight, 4))
-    assert omega["a"][4] > omega["a"][8] > 0
+    omega = sensitivities({"a": {4: 0.5, 8: 0.25}, "b": {4: 0.5, 8: 0.25}}, traces)
+    assert omega["a"] == {4: 1.0, 8: 0.5}
     assert omega["b"] == {4: 0.0, 8: 0.0}, "a negative trace is noise around 0"
 
 

@@ -206,7 +206,7 @@ def test_the_class_is_the_first_folder_and_other_splits_do_not_count(tmp_path: P
 
 
 def test_the_path_is_needed_and_its_tilde_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="imagefolder: names no folder; write imagefolder:PATH"):
+    with pytest.raises(DataError, match="imagefolder: names no path; write imagefolder:PATH"):
         load_data("imagefolder:", options())
     draw(tmp_path / "images")
     monkeypatch.setenv("HOME", str(tmp_path))

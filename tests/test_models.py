@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.sources.models import load_model, load_weights, module_fingerprint, normal_spec
@@ -29,6 +30,51 @@ def test_zoo_networks_have_torchvisions_names() -> None:
     assert counts == {"resnet18": 11_689_512, "resnet50": 25_557_032}, "as torchvision's"
     with torch.no_grad():
         assert load_model("resnet18").module(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+
+
+class _Lambda(nn.Module):
+    """The shortcut as akamaster/pytorch_resnet_cifar10 writes it."""
+
+    def __init__(self, planes: int) -> None:
+        super().__init__()
+        self.lambd = lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, planes // 4, planes // 4), "constant", 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.lambd(x)
+        return made
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (56, 853_018)])
+def test_cifars_resnets_are_those_of_the_paper(depth: int, parameters: int) -> None:
+    """The parameters of He et al.'s table 6, and what the well-known checkpoints were trained with."""
+    network = load_model(f"resnet{depth}_cifar", "random").module
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    x = torch.randn(2, 3, 32, 32)
+    keys = set(network.state_dict())
+    with torch.no_grad():
+        expected = network(x)
+        for layer, planes in (("layer2", 32), ("layer3", 64)):
+            getattr(network, layer)[0].downsample = _Lambda(planes)
+        assert torch.equal(network(x), expected)
+    assert {"conv1.weight", "bn1.running_var", "layer3.0.bn2.weight", "linear.bias"} <= keys
+    assert not any("downsample" in key for key in keys)
+
+
+def test_every_network_of_the_zoo_can_be_made() -> None:
+    for name, entry in ZOO.items():
+        if name.endswith("_cifar"):
+            assert load_model(name).input_shape == entry.input_shape == (3, 32, 32)
+            assert len([m for m in entry.make().modules() if isinstance(m, nn.Conv2d)]) == int(name[6:-6]) - 1
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+"""Public checkpoints for measuring, beside the repository where they are at hand; not part of it."""
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared CIFAR-10 checkpoints are not at hand")
+@pytest.mark.parametrize("depth", [20, 56])
+def test_a_well_known_checkpoint_loads(depth: int) -> None:
+    load_model(f"resnet{depth}_cifar", str(SHARED / f"resnet{depth}_cifar10.safetensors"))
 
 
 def test_resnet20_comes_trained() -> None:
@@ -80,7 +126,7 @@ def test_a_checkpoint_is_the_same_however_its_path_is_written(tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = ("w.pt", "./w.pt", "~/w.pt", str(tmp_path / "w.pt"))
     assert {load_model("resnet20", path).weights for path in paths} == {str(tmp_path.resolve() / "w.pt")}
-    for prefix, suffix in (("", "net.py:make"), ("imagefolder:", "set")):
+    for prefix, suffix in (("", "net.py:make"), ("imagefolder:", "set"), ("cifar10:", "set.zip")):
         names = {normal_spec(f"{prefix}{folder}{suffix}") for folder in ("", "./", "~/", f"{tmp_path}/")}
         assert names == {f"{prefix}{tmp_path.resolve()}/{suffix}"}
     for name in ("resnet20", "torchvision:resnet18", "digits", "imagefolder:"):

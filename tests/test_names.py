@@ -41,11 +41,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mynet.py").write_text(TEXT)
     (tmp_path / "empty.py").write_text("x = (")
     (tmp_path / "images").mkdir()
+    (tmp_path / "cifar-10.zip").write_bytes(b"")
     return tmp_path
 
 
 NETWORKS = [
-    ("resnet19", "unknown network 'resnet19'; did you mean resnet18? known: resnet20, resnet18, resnet50, torchvision"),
+    (
+        "resnet19",
+        "unknown network 'resnet19'; did you mean resnet18? known: resnet20, resnet18, resnet50, resnet20_cifar",
+    ),
     ("ResNet20", "did you mean resnet20?"),
     ("torchvison:resnet18", "did you mean torchvision:resnet18?"),
     ("tim:resnet18", "did you mean timm:resnet18?"),
@@ -61,10 +65,15 @@ NETWORKS = [
     ("torchvision:", "torchvision: names no network; write torchvision:NAME"),
 ]
 DATA = [
-    ("digit", "unknown data 'digit'; did you mean digits? known: digits, imagefolder:PATH"),
+    ("digit", "unknown data 'digit'; did you mean digits? known: digits, imagefolder:PATH, cifar10:PATH, random"),
     ("imagefolders:images", "did you mean imagefolder:images?"),
     ("images", "unknown data 'images'; did you mean imagefolder:images?"),
-    ("imagefolder:", "imagefolder: names no folder; write imagefolder:PATH"),
+    ("imagefolder:", "imagefolder: names no path; write imagefolder:PATH"),
+    ("cifar10", "cifar10: names no path; write cifar10:PATH"),
+    ("cifar10: ", "cifar10: names no path; write cifar10:PATH"),
+    ("cifar10:nothing", "the CIFAR-10 data set nothing does not exist"),
+    ("cifar:images", "did you mean cifar10:images?"),
+    ("cifar-10.zip", "did you mean cifar10:cifar-10.zip?"),
     ("imagefolder:nothing", "the image folder nothing does not exist"),
     ("mynet.py", "mynet.py names no factory; add :factory, as in mynet.py:make"),
     ("nothing.py:make", "the data's file nothing.py does not exist"),

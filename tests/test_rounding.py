@@ -203,7 +203,7 @@ def test_the_target_is_ridge_regression_drawn_to_the_weights(seed: int, damping:
     weight, inputs = problem(seed)
     generator = torch.Generator().manual_seed(seed)
     outputs = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-    found, with_ridge = target(weight, Moments(inputs, outputs, 1), damping)
+    found, with_ridge = target(weight, Moments(inputs, outputs), damping)
     ridge = damping * inputs.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     gradient = found @ inputs - outputs + ridge * (found - weight)
     assert gradient.abs().max() < 1e-8 * inputs.abs().max()
@@ -212,7 +212,7 @@ def test_the_target_is_ridge_regression_drawn_to_the_weights(seed: int, damping:
 
 def test_the_target_is_the_weights_where_the_outputs_are_theirs() -> None:
     weight, inputs = problem(5)
-    found, _ = target(weight, Moments(inputs, weight @ inputs, 1), 0.3)
+    found, _ = target(weight, Moments(inputs, weight @ inputs), 0.3)
     assert torch.allclose(found, weight)
 
 
@@ -222,7 +222,7 @@ def test_singular_and_dead_inputs_still_have_an_answer(damping: float) -> None:
     singular = torch.ones_like(inputs)
     dead = torch.zeros_like(inputs)
     for second_moment in (singular, dead):
-        found, with_ridge = target(weight, Moments(second_moment, weight @ second_moment, 1), damping)
+        found, with_ridge = target(weight, Moments(second_moment, weight @ second_moment), damping)
         assert torch.isfinite(found).all()
         rounded = Elimination(with_ridge).search(found, with_ridge, max_abs_scales(weight, 7), 7)
         assert torch.isfinite(descend(found, with_ridge, rounded, 7, rescale=True).restored).all()
@@ -282,9 +282,34 @@ def test_sums_of_pieces_are_sums_of_the_whole() -> None:
     pieces = [MomentSums.of(x[..., i : i + 7], y[..., i : i + 7]) for i in range(0, 30, 7)]
     found = (pieces[0] + pieces[1] + pieces[2] + pieces[3] + pieces[4]).moments()
     xc, yc = (v.double() - v.double().mean(2, keepdim=True) for v in (x, y))
-    assert found.rows == 30
     assert torch.allclose(found.inputs, xc @ xc.transpose(1, 2) / 30, atol=1e-5)
     assert torch.allclose(found.outputs, yc @ xc.transpose(1, 2) / 30, atol=1e-5)
+
+
+def test_moments_of_inputs_that_hardly_vary_lose_no_digits() -> None:
+    x = 1000 + 0.01 * torch.randn(1, 3, 40, dtype=torch.float64)
+    pieces = [MomentSums.of(x[..., i : i + 10].float(), x[:, :1, i : i + 10].float()) for i in range(0, 40, 10)]
+    found = (pieces[0] + pieces[1] + pieces[2] + pieces[3]).moments()
+    centred = x.float().double() - x.float().double().mean(2, keepdim=True)
+    assert torch.allclose(found.inputs, centred @ centred.transpose(1, 2) / 40, rtol=1e-3, atol=1e-9)
+    assert torch.allclose(found.outputs, found.inputs[:, :1])
+    constant = MomentSums.of(torch.full((1, 3, 7), 1234.567), torch.ones(1, 2, 7)).moments()
+    assert not constant.inputs.any()
+
+
+def test_importance_counts_patches_as_often() -> None:
+    """Whole numbers of importance are repetitions."""
+    x, y = torch.randn(2, 4, 9), torch.randn(2, 1, 9)
+    times = torch.tensor([4, 1, 2, 3, 1, 1, 1, 2, 1])
+    found = MomentSums.of(x, y, times.float().expand(2, 1, 9)).moments()
+    repeated = MomentSums.of(x.repeat_interleave(times, 2), y.repeat_interleave(times, 2)).moments()
+    assert torch.allclose(found.inputs, repeated.inputs, atol=1e-6)
+    assert torch.allclose(found.outputs, repeated.outputs, atol=1e-6)
+    wanted, got = torch.randn(9, 2), torch.randn(9, 2)
+    counted = corrections(ResultSums.of(wanted, got, None, times[:, None].expand(9, 2).float()), slope=True, bias=True)
+    several = [value.repeat_interleave(times, 0) for value in (wanted, got)]
+    for a, b in zip(counted, corrections(ResultSums.of(*several), slope=True, bias=True), strict=True):
+        assert torch.allclose(a, b)
 
 
 def test_corrections_match_mean_and_spread_of_every_channel() -> None:

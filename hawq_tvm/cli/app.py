@@ -40,11 +40,17 @@ _INTERRUPTED, _INTERNAL = 130, 3
 _TRACEBACK = "HAWQ_TVM_TRACEBACK"
 
 Model = Annotated[
-    str, typer.Argument(help="zoo name (resnet20, resnet18, resnet50), torchvision:NAME, timm:NAME or file.py:factory")
+    str,
+    typer.Argument(
+        help="zoo name (resnet20, resnet18, resnet50, resnet20_cifar), torchvision:NAME, timm:NAME or file.py:factory"
+    ),
 ]
 RunPath = Annotated[Path, typer.Argument(help="run directory")]
 DataName = Annotated[
-    str, typer.Option("--data", help="digits, imagefolder:PATH, random or file.py:factory", rich_help_panel=SAMPLES)
+    str,
+    typer.Option(
+        "--data", help="digits, imagefolder:PATH, cifar10:PATH, random or file.py:factory", rich_help_panel=SAMPLES
+    ),
 ]
 Weights = Annotated[
     str | None, typer.Option(help="safetensors or state dict, or 'random'; default: the zoo's checkpoint, else random")

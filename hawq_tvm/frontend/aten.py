@@ -313,7 +313,8 @@ def _identity(t: Translator, a: Arguments) -> Activation:
 
 
 def _pad(t: Translator, a: Arguments) -> Activation:
-    x, pad = a["self"], [int(p) for p in a["pad"]]
+    x: Activation = a["self"]
+    pad = [int(p) for p in a["pad"]]
     mode, value = a.get("mode", "constant"), a.get("value") or 0
     if mode != "constant" or value != 0 or min(pad) < 0 or any(pad[6:]) or len(x.shape) != 3:
         raise t.refuse()

@@ -67,7 +67,10 @@ def round_alone(
 
 def _arrive(node: FloatNode, piece: dict[str, Tensor]) -> LayerPiece:
     x = piece[node.inputs[0]]
-    return LayerPiece(reads=x, wanted=weighted(node, x, weight_of(node), None))
+    residuals = [(piece[value], piece[value]) for value in node.inputs[1:]]
+    return LayerPiece(
+        reads=x, wanted=weighted(node, x, weight_of(node), None), residual=residuals[0] if residuals else None
+    )
 
 
 def _pass(node: FloatNode, piece: dict[str, Tensor]) -> None:

@@ -25,6 +25,9 @@ from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.solve import LayerRounding, live_inputs
 from hawq_tvm.settings import RoundingSettings
 
+_MARGIN = 0.3  # of the results' standard deviation: how near to a clip's bound an error may still pass
+_CLIPPED = 0.05  # what an error counts that a clip takes away
+
 
 @dataclass(frozen=True)
 class Found:
@@ -67,13 +70,31 @@ class LayerPiece:
     Attributes:
         reads: float32 [N, ...], its first input as it will be.
         wanted: float32 [N, out, ...], the float network's results before bias, residual and clip.
-        drift: of that shape, what it is to make up for beside its own error: that of its residual; None where it has
-            none.
+        residual: of that shape, its residual in the float and in the quantised network; None where it has none.
     """
 
     reads: Tensor
     wanted: Tensor
-    drift: Tensor | None = None
+    residual: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def drift(self) -> Tensor | None:
+        """What the layer is to make up for beside its own error: that of its residual."""
+        return None if self.residual is None else self.residual[0] - self.residual[1]
+
+    def importance(self, node: FloatNode) -> Tensor | None:
+        """How much each result counts: less where the layer's clip takes its error away; None where it has no clip.
+
+        What lies within the clip counts whole, and so does what lies near it, since rounding may bring it there.
+        """
+        if node.clip is None:
+            return None
+        result = self.wanted + beside(bias_of(node), self.wanted)
+        if self.residual is not None:
+            result += self.residual[0]
+        margin = _MARGIN * float(result.std(correction=0))
+        near = (result > node.clip.lo - margin) & (result < node.clip.hi + margin)
+        return torch.where(near, 1.0, _CLIPPED)
 
     def got(self, node: FloatNode, found: Found) -> Tensor:
         """The results of the integers, before slope, bias, residual and clip."""
@@ -149,19 +170,28 @@ class LayerSearch:
             return _Seen(live)
         at = positions(node, rows, np.random.default_rng((self._seed, index)))
         wanted = piece.wanted if piece.drift is None else piece.wanted + piece.drift
-        return _Seen(live, MomentSums.of(patches(node, piece.reads, at), outputs_at(node, wanted, at)))
+        importance = piece.importance(node) if node.groups == len(weight_of(node)) else None
+        counted = None if importance is None else outputs_at(node, importance, at)
+        return _Seen(live, MomentSums.of(patches(node, piece.reads, at), outputs_at(node, wanted, at), counted))
 
     def _results(self, found: Found) -> Iterator[ResultSums]:
         node = self._node
-        return iterate_pieces(
-            lambda piece: ResultSums.of(piece.wanted, piece.got(node, found), piece.drift), self._pieces, self._threads
-        )
+
+        def sums(piece: LayerPiece) -> ResultSums:
+            return ResultSums.of(piece.wanted, piece.got(node, found), piece.drift, piece.importance(node))
+
+        return iterate_pieces(sums, self._pieces, self._threads)
 
 
 def weight_of(node: FloatNode) -> Tensor:
     """A layer's weight, float32 [out, ...]."""
     assert node.weight is not None
     return torch.from_numpy(node.weight)
+
+
+def beside(values: Tensor, results: Tensor) -> Tensor:
+    """A value for each channel, [out], in the shape in which it stands beside results [N, out, ...]."""
+    return values.reshape(-1, *(1,) * (results.dim() - 2))
 
 
 def bias_of(node: FloatNode) -> Tensor:

@@ -13,7 +13,7 @@ at 4 bits about a twentieth of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, Clip, FloatGraph, FloatNode
 from hawq_tvm.core.ir import TensorType
+from hawq_tvm.core.quantizer import RangeTable
+from hawq_tvm.core.specs import BitConfig, Bits
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,22 @@ class SimulatedNetwork:
             float32 [N, ...], the graph's output.
         """
         return run_nodes(self.graph, self.start(x), self.node, tap)
+
+
+def input_grids(graph: FloatGraph, ranges: RangeTable, widths: Iterable[int]) -> dict[str, dict[int, Grid]]:
+    """What every layer reads its first input on, by layer and width.
+
+    Args:
+        graph: from capture.
+        ranges: of the input and of every value.
+        widths: of activations.
+
+    Raises:
+        CalibrationError: a value without a range, or with that of a dead layer.
+    """
+    names = tuple(layer.name for layer in graph.layers)
+    types = {bits: ActivationTypes(graph, ranges, BitConfig.uniform(names, Bits(8, bits))) for bits in widths}
+    return {layer.name: {bits: Grid.of(found.reads(layer)) for bits, found in types.items()} for layer in graph.layers}
 
 
 def _constants(graph: FloatGraph, part: str) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
-from hawq_tvm.posttraining.layer import Found, LayerPiece, LayerSearch, bias_of, weight_of
+from hawq_tvm.posttraining.layer import Found, LayerPiece, LayerSearch, beside, bias_of, weight_of
 from hawq_tvm.posttraining.simulate import SimulatedNetwork
 from hawq_tvm.settings import RoundingSettings
 
@@ -140,11 +140,11 @@ class Walk:
     def _arrive(self, node: FloatNode, piece: _Piece) -> LayerPiece:
         """What a layer reads and owes."""
         source = node.inputs[0]
-        residuals = [piece.real[value] - piece.quantised[value] for value in node.inputs[1:]]
+        residuals = [(piece.real[value], piece.quantised[value]) for value in node.inputs[1:]]
         return LayerPiece(
             reads=self._simulated.reads(node, piece.quantised[source]),
             wanted=weighted(node, piece.real[source], weight_of(node), None),
-            drift=residuals[0] if residuals else None,
+            residual=residuals[0] if residuals else None,
         )
 
     def _find(self, node: FloatNode, pieces: Sequence[LayerPiece], index: int) -> Found:
@@ -162,9 +162,9 @@ class Walk:
 
         def work(item: tuple[_Piece, LayerPiece]) -> None:
             piece, layer = item
-            real = layer.wanted + _channels(bias_of(node), layer.wanted)
+            real = layer.wanted + beside(bias_of(node), layer.wanted)
             quantised = layer.got(node, found)
-            quantised = quantised.mul_(_channels(slope, quantised)).add_(_channels(bias, quantised))
+            quantised = quantised.mul_(beside(slope, quantised)).add_(beside(bias, quantised))
             for residual in node.inputs[1:]:
                 real += piece.real[residual]
                 quantised += piece.quantised[residual]
@@ -192,8 +192,3 @@ def samples_that_fit(graph: FloatGraph) -> int:
             if unread[value] == 0 and value != graph.output:
                 live -= prod(shapes[value])
     return max(1, _MOST_BYTES // (2 * 4 * most))
-
-
-def _channels(values: Tensor, like: Tensor) -> Tensor:
-    """[out] as it stands beside [N, out, ...]."""
-    return values.reshape(-1, *(1,) * (like.dim() - 2))

@@ -1,4 +1,4 @@
-"""Samples as users name them: ``digits``, ``imagefolder:PATH``, ``random`` or ``file.py:factory``.
+"""Samples as users name them: ``digits``, ``imagefolder:PATH``, ``cifar10:PATH``, ``random`` or ``file.py:factory``.
 
 A `Data` has two splits: calibration samples set ranges and sensitivities, evaluation samples measure accuracy and are
 what `verify` runs on. Of one set a part is held out, so that accuracy is never measured on what calibrated; they
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from hawq_tvm.core.errors import DataError
+from hawq_tvm.sources.cifar10 import open_cifar10
 from hawq_tvm.sources.factory import call_factory
 from hawq_tvm.sources.imagefolder import open_imagefolder
-from hawq_tvm.sources.names import IMAGE_FOLDER, check_data_name, shown
+from hawq_tvm.sources.names import CIFAR10, IMAGE_FOLDER, check_data_name, shown
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Batch, Data
 from hawq_tvm.sources.splits import ArraySplit, Images, Split, Subset, as_split
@@ -80,7 +81,7 @@ def load_data(spec: str, options: DataOptions, *, calibrates: bool = True) -> Da
     """Find samples by name.
 
     Args:
-        spec: ``digits``, ``imagefolder:PATH``, ``random`` or ``file.py:factory``.
+        spec: ``digits``, ``imagefolder:PATH``, ``cifar10:PATH``, ``random`` or ``file.py:factory``.
         options: how many, which and how.
         calibrates: whether calibration samples are needed; see `as_data`.
 
@@ -95,6 +96,8 @@ def load_data(spec: str, options: DataOptions, *, calibrates: bool = True) -> Da
         data = _random(options)
     elif spec.startswith(f"{IMAGE_FOLDER}:"):
         data = open_imagefolder(spec.partition(":")[2], options)
+    elif spec.startswith(f"{CIFAR10}:"):
+        data = open_cifar10(spec.partition(":")[2], options)
     else:
         torch.manual_seed(options.seed)  # a factory that draws samples draws the same ones every time
         made, text = call_factory(spec, "data")

@@ -84,6 +84,11 @@ def preprocess(image: Image.Image, how: Preprocessing, max_pixels: int | None = 
         image = image.resize(size, Image.Resampling.BILINEAR)
     width, height = image.size
     left, top = round((width - how.crop) / 2), round((height - how.crop) / 2)
-    pixels = np.asarray(image.crop((left, top, left + how.crop, top + how.crop)), np.float32) / 255
-    normal = (pixels - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
+    return normalise(np.asarray(image.crop((left, top, left + how.crop, top + how.crop))), how)
+
+
+def normalise(pixels: NDArray[np.uint8], how: Preprocessing) -> Images:
+    """Pixels uint8 [H, W, 3] divided by 255, less the mean, by the standard deviation: float32 [3, H, W]."""
+    shares = np.asarray(pixels, np.float32) / 255
+    normal = (shares - np.asarray(how.mean, np.float32)) / np.asarray(how.std, np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1))

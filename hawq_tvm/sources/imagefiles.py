@@ -14,7 +14,7 @@ import struct
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -73,6 +73,32 @@ def open_image_files(path: Path) -> ImageFiles:
     if not files.sizes:
         raise DataError(f"{shown(path)} holds no images ({', '.join(SUFFIXES)})")
     return files
+
+
+@contextmanager
+def reading(files: ImageFiles, name: str) -> Iterator[bytes]:
+    """The bytes of an image file; whatever is wrong with them, or found wrong inside, is told with the file's name.
+
+    Raises:
+        DataError: for any exception.
+    """
+    try:
+        yield files.read(name)
+    except MemoryError:
+        raise
+    except Exception as error:  # zip files and Pillow's decoders raise many kinds
+        file = shown(files.path / name)
+        raise DataError(f"the image {file} cannot be read: {first_line(error)}; mend it, or take it away") from error
+
+
+def check_sizes(files: ImageFiles, names: Sequence[str], most: int) -> None:
+    """Refuse an image file of more bytes than `most`, before any is read."""
+    large = next((name for name in names if files.sizes[name] > most), None)
+    if large is not None:
+        raise DataError(
+            f"the image {shown(files.path / large)} has {files.sizes[large]:,} bytes, more than the {most:,} that "
+            "max_image_bytes allows; raise it, or take the image away"
+        )
 
 
 def _is_image(name: str) -> bool:

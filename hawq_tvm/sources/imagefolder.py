@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from hawq_tvm.core.errors import DataError, first_line
+from hawq_tvm.core.errors import DataError
 from hawq_tvm.sources.decoding import preprocess, read_image
-from hawq_tvm.sources.imagefiles import SUFFIXES, ImageFiles, open_image_files
+from hawq_tvm.sources.imagefiles import SUFFIXES, ImageFiles, check_sizes, open_image_files, reading
 from hawq_tvm.sources.names import IMAGE_FOLDER, check_data_name, path_of, shown
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
@@ -26,7 +26,7 @@ class _ImageSplit:
         self, files: ImageFiles, base: str, names: Sequence[str], classes: Sequence[str], options: DataOptions
     ) -> None:
         numbers = {name: number for number, name in enumerate(classes)}
-        found = {name: _class_of(name, base) for name in names}
+        found = {name: class_of(name, base) for name in names}
         loose = [name for name, folder in found.items() if folder is None]
         if loose and len(loose) < len(names):
             raise DataError(
@@ -44,16 +44,8 @@ class _ImageSplit:
     def sample(self, index: int) -> tuple[Images, int | None]:
         name = self._names[index]
         most = self._options.max_image_pixels
-        try:
-            image = read_image(self._files.read(name), most)
-            return preprocess(image, self._options.preprocessing, most), self._labels[name]
-        except MemoryError:
-            raise
-        except Exception as error:  # zip files and Pillow's decoders raise many kinds
-            file = shown(self._files.path / name)
-            raise DataError(
-                f"the image {file} cannot be read: {first_line(error)}; mend it, or take it away"
-            ) from error
+        with reading(self._files, name) as data:
+            return preprocess(read_image(data, most), self._options.preprocessing, most), self._labels[name]
 
     def identity(self, indices: Sequence[int]) -> Iterator[bytes]:
         """What the files hold, their labels, and how they are prepared."""
@@ -86,8 +78,8 @@ def open_imagefolder(path: str, options: DataOptions) -> Data:
     files = open_image_files(path_of(path))
     generator = np.random.default_rng(options.seed)
     names = list(files.sizes)
-    base = _wrapper(files)
-    tops = {top.lower(): f"{base}{top}/" for top in _subfolders(files, base)}
+    base = wrapper(files)
+    tops = {top.lower(): f"{base}{top}/" for top in subfolders(files, base)}
     train = next((tops[top] for top in _TRAIN if top in tops), None)
     held_out = next((tops[top] for top in _EVALUATION if top in tops), None)
     if train is not None and held_out is not None:
@@ -111,33 +103,23 @@ def open_imagefolder(path: str, options: DataOptions) -> Data:
         calibration = Subset(whole, order[: options.calibration_samples])
         evaluation = Subset(whole, np.sort(order[options.calibration_samples :]))
         rule = "calibration drawn from all images, evaluation on the rest"
-    _check_sizes(files, names, options)
+    check_sizes(files, names, options.max_image_bytes)
     settings = {**asdict(how), "images": len(names), "classes": len(classes), "split": rule, "seed": options.seed}
     return Data(shown(f"{IMAGE_FOLDER}:{path}"), calibration, evaluation, settings, rule)
 
 
-def _check_sizes(files: ImageFiles, names: Sequence[str], options: DataOptions) -> None:
-    """Refuse an image file that is too large, before any is read."""
-    large = next((name for name in names if files.sizes[name] > options.max_image_bytes), None)
-    if large is not None:
-        raise DataError(
-            f"the image {shown(files.path / large)} has {files.sizes[large]:,} bytes, more than the "
-            f"{options.max_image_bytes:,} that max_image_bytes allows; raise it, or take the image away"
-        )
-
-
-def _wrapper(files: ImageFiles) -> str:
+def wrapper(files: ImageFiles) -> str:
     """The folders, if any, that hold all else: each holds one folder and no image, and that folder holds folders."""
     base = ""
     while True:
-        inside = _subfolders(files, base)
+        inside = subfolders(files, base)
         inner = f"{base}{inside[0]}/" if inside else ""
-        if len(inside) != 1 or any(_class_of(name, at) is None for name in files.sizes for at in (base, inner)):
+        if len(inside) != 1 or any(class_of(name, at) is None for name in files.sizes for at in (base, inner)):
             return base
         base = inner
 
 
-def _subfolders(files: ImageFiles, base: str) -> list[str]:
+def subfolders(files: ImageFiles, base: str) -> list[str]:
     """The folders directly below `base`, whatever they hold, by name."""
     below = (name[len(base) :] for name in files.folders if name.startswith(base))
     return sorted(name for name in below if "/" not in name)
@@ -149,8 +131,8 @@ def _classes(files: ImageFiles, base: str) -> list[str]:
     Raises:
         DataError: `base` or one of them holds no image.
     """
-    folders = _subfolders(files, base)
-    filled = {_class_of(name, base) for name in files.sizes if name.startswith(base)}
+    folders = subfolders(files, base)
+    filled = {class_of(name, base) for name in files.sizes if name.startswith(base)}
     if not filled:
         raise DataError(f"{shown(files.path / base)} holds no images ({', '.join(SUFFIXES)})")
     if filled == {None}:
@@ -164,7 +146,7 @@ def _classes(files: ImageFiles, base: str) -> list[str]:
     return folders
 
 
-def _class_of(name: str, base: str) -> str | None:
+def class_of(name: str, base: str) -> str | None:
     """The first folder below `base` that an image lies in, as in torchvision's ImageFolder."""
     folder, slash, _ = name[len(base) :].partition("/")
     return folder if slash else None

@@ -22,8 +22,8 @@ from hawq_tvm.core.errors import ModelError, did_you_mean, first_line
 from hawq_tvm.settings import check_seed
 from hawq_tvm.sources.factory import call_factory
 from hawq_tvm.sources.names import (
-    IMAGE_FOLDER,
     OTHER_ZOOS,
+    PATH_SOURCES,
     RANDOM_WEIGHTS,
     check_checkpoint_path,
     check_network_name,
@@ -136,7 +136,7 @@ def normal_spec(spec: str) -> str:
     path = file_of(spec)
     if path is not None:
         return f"{path.resolve()}:{spec.rpartition(':')[2]}"
-    return f"{IMAGE_FOLDER}:{path_of(rest).resolve()}" if prefix == IMAGE_FOLDER and rest else spec
+    return f"{prefix}:{path_of(rest).resolve()}" if prefix in PATH_SOURCES and rest else spec
 
 
 def module_fingerprint(module: nn.Module, source: str = "") -> str:

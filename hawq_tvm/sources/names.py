@@ -20,6 +20,9 @@ RANDOM_WEIGHTS = "random"
 OTHER_ZOOS = ("torchvision", "timm")
 DATA_NAMES = ("digits", "random")
 IMAGE_FOLDER = "imagefolder"
+CIFAR10 = "cifar10"
+PATH_SOURCES = {IMAGE_FOLDER: "image folder", CIFAR10: "CIFAR-10 data set"}
+"""Sources that are named with a path, as ``imagefolder:PATH``, and what lies there."""
 
 
 def check_names(model: str | None = None, weights: str | None = None, data: str | None = None) -> None:
@@ -32,7 +35,7 @@ def check_names(model: str | None = None, weights: str | None = None, data: str 
 
     Raises:
         ModelError: an unknown network, a file that is not there or names no factory, a package that is not installed.
-        DataError: unknown data, an image folder that is not there.
+        DataError: unknown data, an image folder or a data set that is not there.
     """
     if model is not None:
         check_network_name(model)
@@ -67,21 +70,21 @@ def check_checkpoint_path(path: Path) -> None:
 
 def check_data_name(spec: str) -> None:
     """Refuse what `load_data` cannot load; see `check_names`."""
-    prefix, colon, rest = spec.partition(":")
+    prefix, _, rest = spec.partition(":")
     if spec in DATA_NAMES or _names_factory(spec, "data"):
         return
-    if prefix == IMAGE_FOLDER and colon:
+    if prefix in PATH_SOURCES:
         if not rest.strip():
-            raise DataError("imagefolder: names no folder; write imagefolder:PATH")
+            raise DataError(f"{prefix}: names no path; write {prefix}:PATH")
         if not os.path.exists(path_of(rest)):
-            raise DataError(f"the image folder {shown(path_of(rest))} does not exist")
+            raise DataError(f"the {PATH_SOURCES[prefix]} {shown(path_of(rest))} does not exist")
         return
-    meant = did_you_mean(spec, [*DATA_NAMES, *([f"{IMAGE_FOLDER}:{rest}"] if rest else [])])
+    meant = did_you_mean(spec, [*DATA_NAMES, *(f"{source}:{rest}" for source in PATH_SOURCES if rest)])
     if spec and os.path.exists(path_of(spec)):
-        meant = f"; did you mean {IMAGE_FOLDER}:{shown(spec)}?"
-    raise DataError(
-        f"unknown data '{shown(spec)}'{meant or ';'} known: digits, imagefolder:PATH, random, file.py:factory"
-    )
+        source = CIFAR10 if "cifar" in os.path.basename(os.path.abspath(path_of(spec))).lower() else IMAGE_FOLDER
+        meant = f"; did you mean {source}:{shown(spec)}?"
+    known = ["digits", *(f"{source}:PATH" for source in PATH_SOURCES), "random", "file.py:factory"]
+    raise DataError(f"unknown data '{shown(spec)}'{meant or ';'} known: {', '.join(known)}")
 
 
 def path_of(text: str) -> Path:

@@ -48,14 +48,22 @@ class FloatModule(nn.Module):
         Returns:
             float32, the graph's output.
         """
+        given = weights or {}
+        return run_nodes(self.graph, x, lambda node, inputs: self.result(node, inputs, given.get(node.name)), tap)
 
-        def compute(node: FloatNode, inputs: list[Tensor]) -> Tensor:
-            weight, bias, counts = (self.constant(node.name, part) for part in ("weight", "bias", "counts"))
-            if weights is not None:
-                weight = weights.get(node.name, weight)
-            return clipped(evaluate(node, inputs, weight, bias, counts), node.clip)
+    def result(self, node: FloatNode, inputs: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
+        """What one node makes of given inputs, its clip applied.
 
-        return run_nodes(self.graph, x, compute, tap)
+        Args:
+            node: of the graph.
+            inputs: float32 [N, ...] each, a residual last.
+            weight: other than its own.
+
+        Returns:
+            float32 [N, ...]; may share its memory with an input.
+        """
+        own, bias, counts = (self.constant(node.name, part) for part in ("weight", "bias", "counts"))
+        return clipped(evaluate(node, inputs, own if weight is None else weight, bias, counts), node.clip)
 
 
 def run_nodes(

@@ -40,5 +40,6 @@ ZOO: dict[str, ZooEntry] = {
     ),
     "resnet18": ZooEntry("resnet18", (3, 224, 224)),
     "resnet50": ZooEntry("resnet50", (3, 224, 224)),
+    **{name: ZooEntry(name, (3, 32, 32)) for name in (f"resnet{depth}_cifar" for depth in (20, 32, 44, 56, 110))},
 }
 """Every network by its name."""

@@ -1,16 +1,46 @@
-"""Residual networks; parameters are named as torchvision names them, so its state dicts load.
+"""Residual networks; parameters are named as those name them whose state dicts load.
 
 ResNet-18 and ResNet-50 are torchvision's (v1.5: the stride of a bottleneck is in its 3x3 convolution). ResNet-20 is the
-CIFAR network of He et al. with projection shortcuts, under the same names.
+CIFAR network of He et al. with projection shortcuts, under the same names. `resnet20_cifar` and the deeper ones have
+the paper's padded shortcuts, under the names of akamaster/pytorch_resnet_cifar10.
 
 Source: He et al., Deep Residual Learning (arXiv 1512.03385).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class PaddedShortcut(nn.Module):
+    """Every second pixel, and channels of zeros on both sides: option A of He et al., which has no parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """A 1x1 convolution and its batch norm: option B."""
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+Shortcut = Callable[[int, int, int], nn.Module]
+"""Makes the module that brings a block's input to the shape of its output: input and output channels, stride."""
+
+
+def _shortcut(make: Shortcut, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return make(in_channels, out_channels, stride)
 
 
 class BasicBlock(nn.Module):
@@ -18,14 +48,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut = _projection) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(in_channels, channels, stride)
+        self.downsample = _shortcut(shortcut, in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -40,7 +70,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut = _projection) -> None:
         super().__init__()
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
@@ -50,7 +80,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(in_channels, out_channels, stride)
+        self.downsample = _shortcut(shortcut, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -61,19 +91,15 @@ class Bottleneck(nn.Module):
         return result
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
-
-
 Block = type[BasicBlock] | type[Bottleneck]
 
 
-def _stage(block: Block, in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
+def _stage(
+    block: Block, in_channels: int, channels: int, count: int, stride: int, shortcut: Shortcut = _projection
+) -> nn.Sequential:
     blocks: list[nn.Module] = []
     for index in range(count):
-        blocks.append(block(in_channels, channels, stride if index == 0 else 1))
+        blocks.append(block(in_channels, channels, stride if index == 0 else 1, shortcut))
         in_channels = channels * block.expansion
     return nn.Sequential(*blocks)
 
@@ -122,9 +148,58 @@ class CifarResNet(nn.Module):
         return logits
 
 
+class PaddedCifarResNet(nn.Module):
+    """The CIFAR network as He et al. had it, its shortcuts without parameters.
+
+    Parameters are named as in akamaster/pytorch_resnet_cifar10, whose checkpoints load.
+    """
+
+    def __init__(self, count: int, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(BasicBlock, 16, 16, count, 1, PaddedShortcut)
+        self.layer2 = _stage(BasicBlock, 16, 32, count, 2, PaddedShortcut)
+        self.layer3 = _stage(BasicBlock, 32, 64, count, 2, PaddedShortcut)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(self.avgpool(x).flatten(1))
+        return logits
+
+
 def resnet20(num_classes: int = 10) -> CifarResNet:
     """ResNet-20 for images of about 32 x 32; 0.27 M parameters."""
     return CifarResNet(3, num_classes)
+
+
+def resnet20_cifar(num_classes: int = 10) -> PaddedCifarResNet:
+    """ResNet-20 with padded shortcuts; 0.27 M parameters."""
+    return PaddedCifarResNet(3, num_classes)
+
+
+def resnet32_cifar(num_classes: int = 10) -> PaddedCifarResNet:
+    """ResNet-32 with padded shortcuts; 0.46 M parameters."""
+    return PaddedCifarResNet(5, num_classes)
+
+
+def resnet44_cifar(num_classes: int = 10) -> PaddedCifarResNet:
+    """ResNet-44 with padded shortcuts; 0.66 M parameters."""
+    return PaddedCifarResNet(7, num_classes)
+
+
+def resnet56_cifar(num_classes: int = 10) -> PaddedCifarResNet:
+    """ResNet-56 with padded shortcuts; 0.85 M parameters."""
+    return PaddedCifarResNet(9, num_classes)
+
+
+def resnet110_cifar(num_classes: int = 10) -> PaddedCifarResNet:
+    """ResNet-110 with padded shortcuts; 1.7 M parameters."""
+    return PaddedCifarResNet(18, num_classes)
 
 
 def resnet18(num_classes: int = 1000) -> ResNet:
