@@ -2,7 +2,7 @@
 
     1 capture     PyTorch network -> float graph
     2 calibrate   float graph + samples -> ranges
-    3 profile     float graph + samples -> sensitivities
+    3 profile     float graph + ranges + samples -> sensitivities
     4 cost        -> cost table: sensitivity, bytes, BOPS, microseconds
     5 allocate    cost table + budgets -> bits
     6 round       float graph + ranges + bits + samples -> integers, scales and biases of every layer
@@ -11,6 +11,7 @@
     9 compile     ONNX file -> library
     10 verify     every tensor of every layer, four executors
     11 benchmark  latency beside peers
+    - debug       which layers cause the loss: asked for alone
 
 A stage is a value (`hawq_tvm.stages.stage.Stage`) that a step makes from the work at hand; `perform` makes those that
 are not done. Every stage leaves files in the run directory and is skipped while they are up to date. A new stage is a
@@ -25,6 +26,7 @@ from hawq_tvm.stages.calibrate import calibrate
 from hawq_tvm.stages.capture import capture, known_names
 from hawq_tvm.stages.compile import compile
 from hawq_tvm.stages.cost import cost
+from hawq_tvm.stages.debug import debug
 from hawq_tvm.stages.evaluate import evaluate
 from hawq_tvm.stages.integerize import integerize
 from hawq_tvm.stages.profile import profile
@@ -40,6 +42,7 @@ QUANTIZE: tuple[Step, ...] = (*PROFILE, *ALLOCATE, *INTEGERIZE)
 COMPILE: tuple[Step, ...] = (compile,)
 VERIFY: tuple[Step, ...] = (verify,)
 BENCHMARK: tuple[Step, ...] = (benchmark,)
+DEBUG: tuple[Step, ...] = (debug,)
 RUN: tuple[Step, ...] = (*QUANTIZE, *COMPILE, *VERIFY, *BENCHMARK)
 """What each verb does, in order; a step that makes no stage checks something, or finds nothing to do."""
 

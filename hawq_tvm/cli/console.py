@@ -23,8 +23,15 @@ if TYPE_CHECKING:
     from hawq_tvm.core.specs import CostTable
     from hawq_tvm.ilp import Allocation
     from hawq_tvm.measure.bench import BenchReport
+    from hawq_tvm.measure.debug_report import DebugReport
     from hawq_tvm.measure.verify import VerifyReport
     from hawq_tvm.runs.summary import RunSummary
+
+LOSSES = (
+    "losses: mean KL divergence from the float network's results, of a single output the squared difference; its "
+    "weights, its input, both: that layer alone is quantised; all but it: every other layer is"
+)
+"""What stands in the table of causes, for the reader."""
 
 _WIDE = 200  # columns where there is no terminal to fit
 
@@ -198,6 +205,27 @@ def print_benchmark(report: BenchReport, *, layers: bool = False) -> None:
         ]
         print_table(("layer", "kernel", "us within"), kernels, texts=2)
         out.print(Text(LAYER_TIMES))
+
+
+def print_causes(report: DebugReport) -> None:
+    """Layers by what they cost, and what to try."""
+    rows = [
+        (
+            layer.name,
+            layer.bits,
+            f"{layer.parameters:,}",
+            f"{layer.macs:,}",
+            *(f"{loss:.2e}" for loss in (layer.weights, layer.input, layer.both, layer.without)),
+        )
+        for layer in report.layers
+    ]
+    print_table(("layer", "bits", "weights", "MACs", "its weights", "its input", "both", "all but it"), rows, texts=2)
+    rounded = "" if report.rounded else ", nearest integers"
+    named = f" of {report.data}" if report.data else ""
+    out.print(Text(f"the whole network loses {report.loss:.3g} on {report.samples} samples{named}{rounded}"))
+    out.print(Text(LOSSES))
+    for sentence in report.advice:
+        out.print(Text(sentence, style="yellow"))
 
 
 def print_costs(table: CostTable) -> None:
