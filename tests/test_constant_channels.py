@@ -105,6 +105,15 @@ def test_concatenations_and_vectors_keep_their_order() -> None:
     torch.testing.assert_close(results(after), results(before))
 
 
+def test_channels_of_zeros_are_always_0() -> None:
+    pad = node("pad", "pad_channels", "x", shape=(7, 6, 6), channel_pads=(1, 2))
+    weight = np.ones((4, 7, 3, 3), np.float32)
+    network = graph(pad, conv("y", "pad", weight=weight, window=PADDED))
+    folded = fold_constant_channels(network)
+    assert columns_kept(folded, "y") == [False, True, True, True, True, False, False]
+    torch.testing.assert_close(results(folded), results(network))
+
+
 def test_a_global_pool_keeps_what_never_changes() -> None:
     gap = node("gap", "global_avg_pool2d", "dead", shape=(4, 1, 1))
     flat = node("flat", "flatten", "gap", shape=(4,))
