@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from hawq_tvm.calibration.hessian import TraceEstimate, hutchinson_traces
-from hawq_tvm.calibration.observers import OBSERVERS, Observer, make_observer, observe_ranges
+from hawq_tvm.calibration.histogram import Histogram
+from hawq_tvm.calibration.observers import (
+    AUTO,
+    NetworkHistograms,
+    Observer,
+    make_observer,
+    make_observers,
+    observe_ranges,
+)
 from hawq_tvm.calibration.sensitivity import sensitivities
 
 __all__ = [
-    "OBSERVERS",
+    "AUTO",
+    "Histogram",
+    "NetworkHistograms",
     "Observer",
     "TraceEstimate",
     "hutchinson_traces",
     "make_observer",
+    "make_observers",
     "observe_ranges",
     "sensitivities",
 ]

@@ -39,7 +39,18 @@ class Moments:
 
 @dataclass(frozen=True)
 class MomentSums:
-    """Sums over patches, float64, from which `Moments` are made; sums of batches add up."""
+    """Centred sums over patches, float64, from which `Moments` are made; those of batches add up.
+
+    Each batch is centred on its own means, and sums of two are moved to their common mean (Chan, Golub and LeVeque
+    1983), so that inputs which hardly vary about a large mean lose no digits.
+
+    Attributes:
+        weight: [g, 1], how many patches, or the sum of their importance.
+        x: [g, K], mean of the inputs.
+        y: [g, o], mean of the wanted outputs.
+        xx: [g, K, K], sum of products of inputs less their mean.
+        yx: [g, o, K], of wanted outputs and inputs.
+    """
 
     weight: Tensor
     x: Tensor
@@ -54,30 +65,34 @@ class MomentSums:
         Args:
             x: float32 [g, K, rows] patches.
             y: float32 [g, o, rows] wanted outputs.
-            importance: float32 [g, 1, rows], how much each counts, where a group has one output; None for all alike.
+            importance: float32 [g, 1, rows], above 0, how much each counts, where a group has one output; None for all
+                alike.
         """
         assert importance is None or y.shape[1] == 1, "outputs of one group share the moments of their inputs"
-        weighed = x if importance is None else x * importance
         counted = torch.ones(len(x), 1, x.shape[2]) if importance is None else importance
-        xt = x.transpose(1, 2)
-        return cls(
-            counted.double().sum(2),
-            weighed.double().sum(2),
-            (y * counted).double().sum(2),
-            (weighed @ xt).double(),
-            (y * counted @ xt).double(),
-        )
+        weight = counted.double().sum(2)
+        x_mean, y_mean = ((part.double() * counted).sum(2) / weight for part in (x, y))
+        x, y = x - x_mean.float()[:, :, None], y - y_mean.float()[:, :, None]
+        weighed = (x if importance is None else x * counted).transpose(1, 2)
+        return cls(weight, x_mean, y_mean, (x @ weighed).double(), (y @ weighed).double())
 
     def __add__(self, other: MomentSums) -> MomentSums:
-        sums = (a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
-        return MomentSums(*sums)
+        weight = self.weight + other.weight
+        share = other.weight / weight
+        x, y = other.x - self.x, other.y - self.y
+        apart = (self.weight * share)[:, :, None]
+        return MomentSums(
+            weight,
+            self.x + share * x,
+            self.y + share * y,
+            self.xx + other.xx + apart * x[:, :, None] * x[:, None, :],
+            self.yx + other.yx + apart * y[:, :, None] * x[:, None, :],
+        )
 
     def moments(self) -> Moments:
         """Centred second moments."""
-        x, y, weight = self.x / self.weight, self.y / self.weight, self.weight[:, :, None]
-        return Moments(
-            self.xx / weight - x[:, :, None] * x[:, None, :], self.yx / weight - y[:, :, None] * x[:, None, :]
-        )
+        weight = self.weight[:, :, None]
+        return Moments(self.xx / weight, self.yx / weight)
 
 
 def positions(node: FloatNode, rows: int, generator: np.random.Generator) -> Tensor:

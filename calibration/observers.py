@@ -2,165 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from hawq_tvm.calibration.histogram import Histogram
+from hawq_tvm.calibration.limits import METHODS, Method, within
 from hawq_tvm.core.errors import CalibrationError
-from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.quantizer import Range, RangeTable
 
 Tap = Callable[[str, Tensor], None]
+Run = Callable[[Tensor, Tap], object]
+"""Runs a network on a batch, float32 [N, ...]; calls the tap with each value's name and tensor, the input's first."""
+
+WIDTHS = range(2, 9)
+"""The bits that a value can be stored or read at."""
+
+AUTO = "auto"
+CANDIDATES = ("percentile:99.999", "max", "percentile:99.99", "percentile:99.9", "mse", "kl")
+"""What ``auto`` compares on the network's output; of equals, the first."""
 
 
-class Observer(Protocol):
-    """Sees an activation batch by batch and ends with a range."""
+@dataclass(frozen=True)
+class Observer:
+    """A way to find ranges.
 
-    def observe(self, x: Tensor) -> None:
-        """Take in one batch, float32 of any shape, finite."""
-
-    def range(self) -> Range:
-        """The range so far."""
-
-
-class MaxAbs:
-    """The smallest and the largest value seen: nothing is clipped."""
-
-    def __init__(self) -> None:
-        self._lo = 0.0
-        self._hi = 0.0
-
-    def observe(self, x: Tensor) -> None:
-        self._lo = min(self._lo, float(x.min()))
-        self._hi = max(self._hi, float(x.max()))
-
-    def range(self) -> Range:
-        return Range(self._lo, self._hi)
-
-
-class Percentile:
-    """The magnitude that a share of all values stays within; the rest is clipped.
-
-    Magnitudes are counted in a histogram whose width doubles when a larger one comes, merging bins in pairs, so that
-    the result does not depend on how the samples are cut into batches. It is off by at most a bin, 2^-12 of the range.
+    Attributes:
+        name: as users write it.
+        limit: where a range ends; see `hawq_tvm.calibration.limits`.
     """
 
-    _BINS = 8192
+    name: str
+    limit: Method
 
-    def __init__(self, percentile: float = 99.999) -> None:
-        """Observe.
+    def range(self, histogram: Histogram, bits: int, *, signed: bool) -> Range:
+        """The range of a value at some bits: as far as the limit on both sides, and no further than what was seen."""
+        limit = self.limit(histogram, bits, signed)
+        return Range(max(histogram.lo, -limit), min(histogram.hi, limit))
 
-        Args:
-            percentile: share of values within the range, in percent, above 0 and at most 100.
-
-        Raises:
-            CalibrationError: another percentile.
-        """
-        if not 0 < percentile <= 100:
-            raise CalibrationError(f"a percentile lies above 0 and at most at 100, got {percentile}")
-        self._share = percentile / 100
-        self._extremes = MaxAbs()
-        self._width = 0.0
-        self._counts = torch.zeros(self._BINS, dtype=torch.int64)
-
-    def observe(self, x: Tensor) -> None:
-        self._extremes.observe(x)
-        magnitudes = x.detach().abs().flatten().double()
-        largest = float(magnitudes.max())
-        if largest == 0.0:
-            self._counts[0] += magnitudes.numel()
-            return
-        if self._width == 0.0:
-            self._width = 2.0 ** np.ceil(np.log2(largest))
-        while largest > self._width:
-            pairs = self._counts.reshape(-1, 2).sum(1)
-            self._counts = torch.cat([pairs, torch.zeros_like(pairs)])
-            self._width *= 2
-        bins = (magnitudes * (self._BINS / self._width)).long().clamp_(max=self._BINS - 1)
-        self._counts += torch.bincount(bins, minlength=self._BINS)
-
-    def range(self) -> Range:
-        extremes = self._extremes.range()
-        total = int(self._counts.sum())
-        if total == 0 or self._width == 0.0:
-            return extremes
-        within = torch.cumsum(self._counts, 0)
-        index = int(torch.searchsorted(within, int(np.ceil(self._share * total))))
-        limit = (index + 1) * self._width / self._BINS
-        return Range(max(extremes.lo, -limit), min(extremes.hi, limit))
+    def ranges(self, histogram: Histogram, *, signed: bool) -> Range | dict[int, Range]:
+        """The ranges of a value at every width; one where they are all equal."""
+        by_width = {bits: self.range(histogram, bits, signed=signed) for bits in WIDTHS}
+        return by_width[8] if len(set(by_width.values())) == 1 else by_width
 
 
-OBSERVERS: dict[str, Callable[..., Observer]] = {"max": MaxAbs, "percentile": Percentile}
-"""Every observer by its name."""
-
-
-def make_observer(spec: str) -> Callable[[], Observer]:
-    """Read an observer as users write it: ``max``, ``percentile`` or ``percentile:99.9``.
-
-    Returns:
-        A function that makes a fresh observer for each activation.
+def make_observer(spec: str) -> Observer:
+    """Read an observer as users write it: ``max``, ``percentile``, ``percentile:99.9``, ``mse`` or ``kl``.
 
     Raises:
         CalibrationError: no such observer.
     """
-    name, _, argument = spec.partition(":")
+    name, colon, argument = spec.partition(":")
+    if name not in METHODS or (colon and name != "percentile"):
+        known = ", ".join(METHODS)
+        raise CalibrationError(f"unknown observer '{spec}'; known: {AUTO}, {known}, percentile:99.9")
+    return Observer(spec, partial(within, percent=_percent(argument)) if colon else METHODS[name])
+
+
+def make_observers(spec: str) -> tuple[Observer, ...]:
+    """As `make_observer`; ``auto`` stands for several, to be compared.
+
+    Raises:
+        CalibrationError: no such observer.
+    """
+    return tuple(make_observer(name) for name in (CANDIDATES if spec == AUTO else (spec,)))
+
+
+def _percent(text: str) -> float:
     try:
-        arguments = (float(argument),) if argument else ()
-        OBSERVERS[name](*arguments)  # a wrong argument should fail here, not after minutes of calibration
-    except (KeyError, TypeError, ValueError):
-        raise CalibrationError(f"unknown observer '{spec}'; known: max, percentile, percentile:99.9") from None
-    return lambda: OBSERVERS[name](*arguments)
+        percent = float(text)
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent <= 100:
+        raise CalibrationError(f"a percentile lies above 0 and at most at 100, got '{text}'; write percentile:99.9")
+    return percent
+
+
+class NetworkHistograms:
+    """A histogram of every value of a network over some samples.
+
+    Attributes:
+        values: by name, the input's first.
+        samples: how many were seen.
+    """
+
+    def __init__(self, first: int = 0) -> None:
+        """Begin.
+
+        Args:
+            first: the number of the first sample, for messages.
+        """
+        self.values: dict[str, Histogram] = {}
+        self.samples = 0
+        self._first = first
+
+    @torch.no_grad()
+    def observe(self, run: Run, batch: Tensor) -> None:
+        """Run the network on a batch and take in all that it computes.
+
+        Args:
+            run: the network.
+            batch: float32 [N, ...].
+
+        Raises:
+            CalibrationError: NaN or infinity in a sample, or in a value, by name.
+        """
+        seen: list[str] = []
+
+        def tap(name: str, x: Tensor) -> None:
+            seen.append(name)
+            if not all(isfinite(bound) for bound in torch.aminmax(x)):
+                raise CalibrationError(
+                    f"layer '{name}' computes NaN or infinity on finite samples; check its weights"
+                    if len(seen) > 1
+                    else f"calibration samples {start} to {start + len(batch) - 1} hold NaN or infinity"
+                )
+            self.values.setdefault(name, Histogram()).observe(x)
+
+        start = self._first + self.samples
+        if len(batch):
+            run(batch, tap)
+            self.samples += len(batch)
+
+    def merge(self, other: NetworkHistograms) -> None:
+        """Take in what another has seen of the same network."""
+        for name, histogram in other.values.items():
+            self.values.setdefault(name, Histogram()).merge(histogram)
+        self.samples += other.samples
+
+    def check(self) -> None:
+        """Raise `CalibrationError` where no range can be found: no sample, or a value that is always 0, by name."""
+        if not self.samples:
+            raise CalibrationError("the calibration set is empty; give it at least one sample")
+        for index, (name, histogram) in enumerate(self.values.items()):
+            if histogram.magnitude == 0.0:
+                what = f"layer '{name}' is dead: its output" if index else "the input"
+                raise CalibrationError(
+                    f"{what} is 0 over all {self.samples} calibration samples; check weights and data"
+                )
+
+    def ranges(self, observer: Observer, nonnegative: Mapping[str, bool]) -> RangeTable:
+        """The ranges that an observer finds.
+
+        Args:
+            observer: which.
+            nonnegative: which values are quantised without a sign; those not named have one.
+
+        Raises:
+            CalibrationError: as `check`.
+        """
+        self.check()
+        return {
+            name: observer.ranges(histogram, signed=not nonnegative.get(name, False))
+            for name, histogram in self.values.items()
+        }
 
 
 def observe_ranges(
-    run: Callable[[Tensor, Tap], object], batches: Iterable[Tensor], make: Callable[[], Observer]
-) -> dict[str, Range]:
-    """Ranges of every value of a network over a calibration set.
+    run: Run, batches: Iterable[Tensor], observer: Observer, nonnegative: Mapping[str, bool] | None = None
+) -> RangeTable:
+    """Ranges of every value of a network over a calibration set, on this thread.
 
     Args:
-        run: runs the network on a batch and calls the tap with every value's name and tensor.
+        run: the network.
         batches: float32 [N, ...] each.
-        make: a fresh observer.
+        observer: how ranges are found.
+        nonnegative: see `NetworkHistograms.ranges`.
 
     Returns:
-        Range by value name.
+        One range a value where all widths have the same, as of ``max`` and ``percentile``; one a width elsewhere.
 
     Raises:
         CalibrationError: no sample at all, NaN or infinity in a sample or a value, or a value that is always 0 (a dead
             layer), by name.
     """
-    observers: dict[str, Observer] = {}
-    samples = 0
-
-    def tap(name: str, x: Tensor) -> None:
-        if not torch.isfinite(x).all():
-            if name == first:
-                raise CalibrationError(f"calibration samples {samples} to {samples + len(x) - 1} hold NaN or infinity")
-            raise CalibrationError(f"layer '{name}' computes NaN or infinity on finite samples; check its weights")
-        observers.setdefault(name, make()).observe(x)
-
-    first = ""
-    with torch.no_grad():
-        for batch in batches:
-            if len(batch) == 0:
-                continue
-            first = first or _first_value(run, batch)
-            run(batch, tap)
-            samples += len(batch)
-    if samples == 0:
-        raise CalibrationError("the calibration set is empty; give it at least one sample")
-    ranges = {name: observer.range() for name, observer in observers.items()}
-    for name, found in ranges.items():
-        if found.magnitude == 0.0:
-            what = "the input" if name == first else f"layer '{name}' is dead: its output"
-            raise CalibrationError(f"{what} is 0 over all {samples} calibration samples; check weights and data")
-    return ranges
-
-
-def _first_value(run: Callable[[Tensor, Tap], object], batch: Tensor) -> str:
-    """The input's name: the first value that the network taps."""
-    names: list[str] = []
-    run(batch[:1], lambda name, x: names.append(name))
-    return names[0]
+    histograms = NetworkHistograms()
+    for batch in batches:
+        histograms.observe(run, batch)
+    return histograms.ranges(observer, nonnegative or {})

@@ -28,7 +28,7 @@ _GRID_TOLERANCE = 1e-3  # of a step: float32 weights that were folded with a bat
 _BLOCK = 128  # columns between two updates of the rest: the inner loop stays in the cache
 _ELEMENTS = 2**24  # of candidate rows that are rounded at once: 128 MiB
 _SWEEPS = 4
-_FLOOR = 1e-6  # of the mean of H's diagonal: what keeps a singular H invertible where no damping is asked for
+_FLOOR = 1e-5  # of the mean of H's diagonal: what keeps a singular H invertible where no damping is asked for
 
 
 @dataclass(frozen=True)

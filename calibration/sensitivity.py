@@ -2,19 +2,21 @@
 
     Omega_i(b) = mean trace of the Hessian x ||Q_b(W_i) - W_i||_2^2
 
+Q_b(W) are the weights as they are deployed, on their own scales and rounded as they will be. The layer's input has a
+term of its own, in the same unit: `hawq_tvm.posttraining.fisher`.
+
 Source: HAWQ-V2 (arXiv 1911.03852), equation 5; HAWQ-V3 (arXiv 2011.10680), section 3.4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from hawq_tvm.calibration.hessian import TraceEstimate
-from hawq_tvm.core.quantizer import FloatArray, weight_error
 
 
 def sensitivities(
-    weights: Mapping[str, FloatArray], traces: Mapping[str, TraceEstimate], weight_bits: Iterable[int]
+    squared_errors: Mapping[str, Mapping[int, float]], traces: Mapping[str, TraceEstimate]
 ) -> dict[str, dict[int, float]]:
     """Omega of every layer at every weight width.
 
@@ -22,15 +24,13 @@ def sensitivities(
     counts as 0: such a layer is predicted to lose nothing.
 
     Args:
-        weights: float32 [out, ...] by layer.
+        squared_errors: ``||Q_b(W) - W||_2^2`` by layer and width.
         traces: Hessian traces by layer.
-        weight_bits: widths, 2 to 8.
 
     Returns:
         Omega by layer and width.
     """
-    widths = sorted(set(weight_bits))
     return {
-        name: {bits: max(traces[name].mean, 0.0) * weight_error(weight, bits) for bits in widths}
-        for name, weight in weights.items()
+        name: {bits: max(traces[name].mean, 0.0) * error for bits, error in row.items()}
+        for name, row in squared_errors.items()
     }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hawq_tvm.api import QuantizedNetwork, load, quantize
     from hawq_tvm.core.errors import HawqError
     from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
-    from hawq_tvm.settings import HessianSettings
+    from hawq_tvm.settings import HessianSettings, RoundingSettings
     from hawq_tvm.sources.options import DataOptions, Preprocessing
     from hawq_tvm.sources.samples import Data
 
@@ -37,6 +37,7 @@ __all__ = [
     "HessianSettings",
     "Preprocessing",
     "QuantizedNetwork",
+    "RoundingSettings",
     "load",
     "quantize",
 ]
@@ -52,6 +53,7 @@ _HOMES = {
     "HessianSettings": "settings",
     "Preprocessing": "sources.options",
     "QuantizedNetwork": "api",
+    "RoundingSettings": "settings",
     "load": "api",
     "quantize": "api",
 }

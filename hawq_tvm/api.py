@@ -41,7 +41,7 @@ from hawq_tvm.runs.provenance import (
 from hawq_tvm.runs.report import render_card, write_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run, read_run, refuse_full_disk
 from hawq_tvm.runs.summary import describe, summarize
-from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, Settings
+from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, RoundingSettings, Settings
 from hawq_tvm.sources.data import as_data, limited, load_data
 from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, versions_of
 from hawq_tvm.sources.options import DataOptions
@@ -62,6 +62,7 @@ def quantize(
     weights: str | None = None,
     observer: str = DEFAULT_OBSERVER,
     hessian: HessianSettings | None = None,
+    rounding: RoundingSettings | None = None,
     latency_table: str | Path | None = None,
     ranges: str | Path | Mapping[str, Any] | None = None,
     clip_to_ranges: bool = False,
@@ -85,8 +86,9 @@ def quantize(
         pins: layers held at a pair, by name.
         pin_ends: hold the first and the last layer at 8 bits unless `pins` says otherwise.
         weights: path of a checkpoint for a named model, or ``random``.
-        observer: ``max``, ``percentile`` or ``percentile:99.9``.
+        observer: ``max``, ``percentile:99.9``, ``mse``, ``kl``, or ``auto``, which compares them on the output.
         hessian: how long to probe.
+        rounding: how weights become integers; None for least error with every correction.
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
         ranges: of activations, in place of calibrated ones: ``{"layer": 3.0}``, ``{"layer": (-1.0, 3.0)}``,
             ``{"layer": {4: 3.0, 8: 5.0}}`` by width, or the path of such a JSON file.
@@ -112,6 +114,7 @@ def quantize(
         pin_ends=pin_ends,
         observer=observer,
         hessian=hessian or HessianSettings(),
+        rounding=rounding or RoundingSettings(),
         latency_table=None if latency_table is None else Path(latency_table),
         ranges=_brought(ranges, read_ranges, parse_ranges),
         clip_to_ranges=clip_to_ranges,

@@ -22,13 +22,15 @@ from hawq_tvm.core.specs import CHOICE, RESIDUAL_BITS, Bits, Budget, is_number, 
 from hawq_tvm.core.strict_json import JsonReader
 
 DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
-DEFAULT_OBSERVER = "percentile:99.999"
+DEFAULT_OBSERVER = "auto"
 PIN_BITS = Bits(8, 8)
 
 ROUNDING = "Rounding"
 """The heading of the options that decide how weights are rounded."""
 
 ROUNDING_METHODS = ("least-error", "nearest")
+
+METRICS = ("omega", "loss")
 
 _WIDTHS = {str(bits): bits for bits in range(2, 9)}
 
@@ -88,7 +90,7 @@ class HessianSettings:
         batch: samples differentiated at once; None chooses by the size of a sample.
         target_error: relative standard error at which probing stops.
         max_probes: double backwards at which it stops anyway, shared evenly among the batches, at least 2 for each.
-            None for as many as are cheap (`hawq_tvm.measure.costing.probe_limit`).
+            None for as many as are cheap (`hawq_tvm.measure.sensitivity.probe_limit`).
     """
 
     samples: int = option(
@@ -158,7 +160,9 @@ class Settings:
         pins: layers held at a pair.
         pin_ends: whether the first and the last layer are held at 8 bits unless `pins` says otherwise.
         rounding: see `RoundingSettings`.
-        observer: of activation ranges, as `hawq_tvm.calibration.make_observer` reads it.
+        observer: of activation ranges, as `hawq_tvm.calibration.make_observers` reads it.
+        metric: how much a layer is said to lose: ``omega`` predicts it from the Hessian, ``loss`` measures it.
+        loss_samples: calibration samples that ``loss`` measures on.
         hessian: see `HessianSettings`.
         latency: whether kernels are timed even without a latency budget.
         latency_table: a JSON file of microseconds by layer and pair, instead of timing.
@@ -187,9 +191,17 @@ class Settings:
     solver: str = option("cbc", "cbc or highs", panel=CHOICE)
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
+    metric: str = option(
+        "omega", "what bits are chosen by: omega, from the Hessian, or loss, measured layer by layer", panel=CHOICE
+    )
+    loss_samples: int = option(16, "calibration samples that --metric loss measures on", panel=CHOICE, least=1)
     hessian: HessianSettings = field(default_factory=HessianSettings)
     rounding: RoundingSettings = field(default_factory=RoundingSettings)
-    observer: str = option(DEFAULT_OBSERVER, "of activation ranges: max, percentile or percentile:99.9", panel=SAMPLES)
+    observer: str = option(
+        DEFAULT_OBSERVER,
+        "of activation ranges: max, percentile:99.9, mse, kl, or auto, which compares them on the output",
+        panel=SAMPLES,
+    )
     ranges: GivenRanges = option(
         {}, 'JSON of ranges to take instead of calibrating: {"layer": 3.0, ...}', panel=SAMPLES, parse=read_ranges
     )
@@ -224,6 +236,9 @@ class Settings:
             raise SettingsError("there are no bits to choose from; name some, such as 4,8")
         if not isinstance(self.budget, Budget):
             raise SettingsError(f"a budget is a hawq_tvm.Budget, such as Budget(size='60%'), got {self.budget!r}")
+        if self.metric not in METRICS:
+            raise SettingsError(f"the metric is one of {', '.join(METRICS)}, got {self.metric!r}")
+        _at_least("samples of the loss", self.loss_samples, 1)
         if self.clip_to_ranges and not self.ranges:
             raise SettingsError("there are no ranges to clip to; give them with --ranges")
         for what, bits in (("residuals", self.residual_bits), *self.stored_bits.items()):
@@ -236,6 +251,11 @@ class Settings:
         if not is_number(self.bench_seconds) or self.bench_seconds <= 0:
             raise SettingsError(f"the benchmark takes more than 0 seconds, got {self.bench_seconds!r}")
         check_seed(self.seed)
+
+    @property
+    def chooses_activations(self) -> bool:
+        """Whether candidates differ in the bits of activations, so that what those lose decides anything."""
+        return len({pair.activation for pair in self.bits}) > 1
 
     @property
     def wants_latency(self) -> bool:
@@ -259,6 +279,8 @@ class Settings:
             "pins": {name: repr(bits) for name, bits in self.pins.items()},
             "pin_ends": self.pin_ends,
             "observer": self.observer,
+            "metric": self.metric,
+            "loss_samples": self.loss_samples,
             "hessian": vars(self.hessian),
             "rounding": vars(self.rounding),
             "latency": self.latency,
@@ -311,6 +333,8 @@ class _SettingsFile(TypedDict):
     pins: Mapping[str, str]
     pin_ends: bool
     observer: str
+    metric: str
+    loss_samples: int
     hessian: HessianSettings
     rounding: RoundingSettings
     latency: bool

@@ -17,11 +17,13 @@ from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.interpreter import quantize_input
 from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, TensorType
-from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.quantizer import LayerWeights, Range
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.storage import pack
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.frontend.capture import capture
+from hawq_tvm.posttraining.alone import round_alone
+from hawq_tvm.settings import RoundingSettings
 
 from . import networks
 
@@ -44,6 +46,12 @@ def ranges_of(name: str) -> Mapping[str, Range]:
     """Max-abs ranges of that network over 16 samples."""
     network = FloatModule(captured(name))
     return observe_ranges(lambda x, tap: network(x, tap=tap), [samples(16)], make_observer("max"))
+
+
+@cache
+def rounded(name: str) -> Mapping[str, Mapping[int, LayerWeights]]:
+    """That network's weights at 4 and at 8 bits, each layer rounded by itself."""
+    return round_alone(captured(name), [samples(16)], (4, 8), RoundingSettings())
 
 
 def uniform(name: str, bits: Bits) -> BitConfig:

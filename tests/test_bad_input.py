@@ -83,7 +83,10 @@ BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
         ("resnet20", "--data", "digits", "--stored-bits", "conv9=4"),
         "there are stored bits for 'conv9', which this network does not have; did you mean conv1?",
     ),
-    "too few residual bits": (("resnet20", "--residual-bits", "1"), "2<=x<=8"),
+    "too few residual bits": (
+        ("resnet20", "--residual-bits", "1"),
+        "--residual-bits': Input should be greater than or equal to 2",
+    ),
     "too many threads": (("resnet20", "--threads", "4096"), "set TVM_NUM_THREADS=4096"),
     "no run directory's name": (("N:residual", "--data", "N:samples", "-o", "/"), "cannot be a run directory"),
 }

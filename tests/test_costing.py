@@ -11,20 +11,21 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.calibration import TraceEstimate
 from hawq_tvm.core.errors import AllocationError, DataError
 from hawq_tvm.core.specs import Bits
-from hawq_tvm.measure import costing
-from hawq_tvm.measure.costing import cost_table, probe_limit, profile_sensitivity, read_latency_table
+from hawq_tvm.measure import sensitivity
+from hawq_tvm.measure.costing import cost_table, read_latency_table
+from hawq_tvm.measure.sensitivity import probe_limit, profile_omega
 from hawq_tvm.settings import HessianSettings
 from hawq_tvm.sources.samples import Batch
 
-from .builders import captured, samples
+from .builders import captured, rounded, samples
 
 
 @pytest.mark.parametrize("label", [-1, 5, 13])
 def test_labels_outside_the_classes_are_refused_before_the_hessian(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costing, "hutchinson_traces", lambda *_, **__: pytest.fail("the Hessian was begun"))
+    monkeypatch.setattr(sensitivity, "hutchinson_traces", lambda *_, **__: pytest.fail("the Hessian was begun"))
     batches = [Batch(samples(2), torch.tensor([0, 4])), Batch(samples(2), torch.tensor([1, label]))]
     with pytest.raises(DataError, match=f"sample 3: a label is {label}, and the network has 5 classes, 0 to 4"):
-        profile_sensitivity(FloatModule(captured("Residual")), batches, (4, 8), HessianSettings())
+        profile_omega(FloatModule(captured("Residual")), batches, rounded("Residual"), {}, HessianSettings())
 
 
 def test_a_latency_table_is_read_bare_or_under_its_key(tmp_path: Path) -> None:
@@ -71,7 +72,9 @@ AS_CHEAP: dict[str, Any] = {"max_probes": None}
 
 def profiled(**settings: Any) -> dict[str, Any]:
     batch = Batch(samples(6), torch.tensor([0, 1, 2, 3, 4, 0]))
-    return profile_sensitivity(FloatModule(captured("Residual")), [batch], (4, 8), HessianSettings(**settings))
+    return profile_omega(
+        FloatModule(captured("Residual")), [batch], rounded("Residual"), {}, HessianSettings(**settings)
+    )
 
 
 def test_errors_come_into_the_cost_table_and_a_sentence_says_what_to_raise() -> None:
@@ -107,7 +110,7 @@ def test_a_table_without_sensitivities_has_no_errors() -> None:
 def test_a_trace_of_zero_with_noise_has_an_error_that_json_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     estimate = TraceEstimate(0.0, 1.0, 4, 12)
     names = [layer.name for layer in captured("Residual").layers]
-    monkeypatch.setattr(costing, "hutchinson_traces", lambda *_, **__: dict.fromkeys(names, estimate))
+    monkeypatch.setattr(sensitivity, "hutchinson_traces", lambda *_, **__: dict.fromkeys(names, estimate))
     found = profiled()
     assert {layer["relative_error"] for layer in found["layers"].values()} == {None}
     json.dumps(found, allow_nan=False)
@@ -125,8 +128,8 @@ def test_small_networks_are_probed_more_and_great_ones_as_before() -> None:
 
 def test_probing_stops_at_what_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     work = sum(layer.macs for layer in captured("Residual").layers) * 6
-    monkeypatch.setattr(costing, "_FEWEST_PROBES", 2)
-    monkeypatch.setattr(costing, "_CHEAP_MACS", 11 * work)
+    monkeypatch.setattr(sensitivity, "_FEWEST_PROBES", 2)
+    monkeypatch.setattr(sensitivity, "_CHEAP_MACS", 11 * work)
     first, second = (profiled(target_error=0.0, **AS_CHEAP) for _ in range(2))
     assert first["probes_per_batch"] == 11
     assert first == second

@@ -172,7 +172,7 @@ def test_importing_the_package_loads_neither_torch_nor_tvm() -> None:
 def test_the_public_surface() -> None:
     assert hawq_tvm.__all__ == [
         "BitConfig", "Bits", "Budget", "CostTable", "Data", "DataOptions", "HawqError", "HessianSettings",
-        "Preprocessing", "QuantizedNetwork", "load", "quantize",
+        "Preprocessing", "QuantizedNetwork", "RoundingSettings", "load", "quantize",
     ]  # fmt: skip
     for name in hawq_tvm.__all__:
         assert getattr(hawq_tvm, name).__doc__, f"{name} is documented"

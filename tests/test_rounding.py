@@ -286,10 +286,21 @@ def test_sums_of_pieces_are_sums_of_the_whole() -> None:
     assert torch.allclose(found.outputs, yc @ xc.transpose(1, 2) / 30, atol=1e-5)
 
 
+def test_moments_of_inputs_that_hardly_vary_lose_no_digits() -> None:
+    x = 1000 + 0.01 * torch.randn(1, 3, 40, dtype=torch.float64)
+    pieces = [MomentSums.of(x[..., i : i + 10].float(), x[:, :1, i : i + 10].float()) for i in range(0, 40, 10)]
+    found = (pieces[0] + pieces[1] + pieces[2] + pieces[3]).moments()
+    centred = x.float().double() - x.float().double().mean(2, keepdim=True)
+    assert torch.allclose(found.inputs, centred @ centred.transpose(1, 2) / 40, rtol=1e-3, atol=1e-9)
+    assert torch.allclose(found.outputs, found.inputs[:, :1])
+    constant = MomentSums.of(torch.full((1, 3, 7), 1234.567), torch.ones(1, 2, 7)).moments()
+    assert not constant.inputs.any()
+
+
 def test_importance_counts_patches_as_often() -> None:
     """Whole numbers of importance are repetitions."""
     x, y = torch.randn(2, 4, 9), torch.randn(2, 1, 9)
-    times = torch.tensor([0, 1, 2, 3, 0, 1, 1, 2, 1])
+    times = torch.tensor([4, 1, 2, 3, 1, 1, 1, 2, 1])
     found = MomentSums.of(x, y, times.float().expand(2, 1, 9)).moments()
     repeated = MomentSums.of(x.repeat_interleave(times, 2), y.repeat_interleave(times, 2)).moments()
     assert torch.allclose(found.inputs, repeated.inputs, atol=1e-6)

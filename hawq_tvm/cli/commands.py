@@ -11,7 +11,7 @@ from typing import Any
 from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler
 from hawq_tvm.backends.tvm.runtime import configure_threads
-from hawq_tvm.calibration import make_observer
+from hawq_tvm.calibration import make_observers
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes
 from hawq_tvm.core.errors import AllocationError, CompileError, RunError, SettingsError
@@ -98,7 +98,7 @@ def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file
 def _check_settings(settings: Settings) -> None:
     """Find what is wrong with the options before anything takes time."""
     find_allocator(settings.solver)
-    make_observer(settings.observer)
+    make_observers(settings.observer)
     if settings.latency_table is not None:
         read_json(settings.latency_table, "latency table")
     if settings.threads is not None:

@@ -105,7 +105,7 @@ def print_layers(summary: RunSummary) -> None:
         )
         for layer in summary.layers
     ]
-    numbers = ("weights", "bytes", "MACs", "BOPS", "us alone", *within, "Omega", "+-", "bound")
+    numbers = ("weights", "bytes", "MACs", "BOPS", "us alone", *within, "sensitivity", "+-", "bound")
     print_table(("layer", "operator", "bits", "output", *numbers), rows, texts=4)
     if targets and any(layer.latency_us is not None for layer in summary.layers):
         out.print(Text(LAYER_TIMES))
@@ -206,12 +206,12 @@ def print_costs(table: CostTable) -> None:
     rows = []
     for layer in table.layers:
         costs = [layer.choices.get(bits) for bits in pairs]
-        omegas = (_number(None if cost is None else cost.sensitivity, ".2e") for cost in costs)
+        rises = (_number(None if cost is None else cost.sensitivity, ".2e") for cost in costs)
         times = (_number(None if cost is None else cost.latency_us, ".1f") for cost in costs)
         error = _number(layer.sensitivity_error, ".0%")
-        rows.append((layer.name, f"{layer.parameters:,}", f"{layer.macs:,}", *omegas, error, *times))
-    omegas_of, times_of = [f"Omega {bits}" for bits in pairs], [f"us alone {bits}" for bits in pairs]
-    print_table(("layer", "weights", "MACs", *omegas_of, "+-", *times_of), rows)
+        rows.append((layer.name, f"{layer.parameters:,}", f"{layer.macs:,}", *rises, error, *times))
+    rises_of, times_of = [f"sensitivity {bits}" for bits in pairs], [f"us alone {bits}" for bits in pairs]
+    print_table(("layer", "weights", "MACs", *rises_of, "+-", *times_of), rows)
     for name, source in table.sources.items():
         out.print(Text(f"{name}: {source}"))
 

@@ -210,8 +210,8 @@ def _value(what: str, name: str, graph: FloatGraph) -> str:
 def ranges_of(given: GivenRanges, graph: FloatGraph) -> dict[str, Range | dict[int, Range]]:
     """Given ranges as a table of the values that are stored.
 
-    A max-pool and a flatten are stored as the value that they read, so a range of theirs is that value's, unless it has
-    one of its own.
+    What passes values through, such as a max-pool, is stored as the value that it reads: its range is that value's,
+    unless that has one of its own.
 
     Raises:
         SettingsError: a name that the network does not have; two ranges for one value; a range below 0 for a value that
@@ -315,9 +315,9 @@ def unused_ranges(given: GivenRanges, graph: FloatGraph) -> str | None:
 def clip_to(graph: FloatGraph, given: GivenRanges) -> FloatGraph:
     """The network with the given ranges as clips, as it was trained: each node's result stays within its range.
 
-    A clip counts after the node's own and after a fused residual. Those of a max-pool or a flatten are taken by the
-    value that they read, which gives the same numbers. The network's input has no node that could clip it: its range
-    counts in the integers alone.
+    A clip counts after the node's own and after a fused residual. That of a max-pool, or of anything else that passes
+    values through, is taken by the value that it reads, which gives the same numbers. The network's input has no node
+    that could clip it: its range counts in the integers alone.
 
     Raises:
         SettingsError: as `ranges_of`; a range a width, since a clip knows none.

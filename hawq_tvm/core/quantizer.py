@@ -146,18 +146,6 @@ def quantize_weight(weight: FloatArray, scales: FloatArray, bits: int) -> Array:
     return np.clip(round_half_up(ratio), -limit, limit).astype(np.int8)
 
 
-def weight_error(weight: FloatArray, bits: int) -> float:
-    """``||Q_b(W) - W||_2^2`` with max-abs scales: the perturbation in HAWQ-V2's and V3's sensitivity.
-
-    Args:
-        weight: float [out, ...].
-        bits: 2 to 8.
-    """
-    scales = weight_scales(weight, bits)
-    restored = quantize_weight(weight, scales, bits) * _per_channel(scales, weight.ndim)
-    return float(np.square(restored - weight).sum())
-
-
 def activation_type(bits: int, nonnegative: bool) -> IntType:
     """Unsigned where the activation cannot be negative, signed elsewhere."""
     return IntType(bits, signed=not nonnegative)

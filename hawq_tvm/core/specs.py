@@ -146,7 +146,7 @@ class Cost:
     """What one layer costs at one bit pair.
 
     Attributes:
-        sensitivity: predicted rise of the loss, Omega_i(b).
+        sensitivity: how much the loss rises, predicted (Omega) or measured: of the weights plus of the input.
         size_bytes: parameters x weight bits / 8.
         bops: multiply-accumulates x weight bits x activation bits, a sample.
         latency_us: microseconds of its kernel; None where nothing was measured or given.
@@ -177,8 +177,8 @@ class LayerCosts:
         parameters: number of weights.
         macs: multiply-accumulates a sample.
         choices: cost by bit pair.
-        sensitivity_error: relative standard error of its sensitivities, the same at every pair, since the Hessian's
-            trace alone is an estimate; None where it is not known.
+        sensitivity_error: relative standard error of its sensitivities, the same at every pair, being that of the
+            Hessian's trace; None where it is not known.
     """
 
     name: str

@@ -13,18 +13,20 @@ at 4 bits about a twentieth of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hawq_tvm.backends.pytorch.float_module import Tap, clipped, evaluate
+from hawq_tvm.backends.pytorch.float_module import Tap, clipped, evaluate, run_nodes
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, Clip, FloatGraph, FloatNode
 from hawq_tvm.core.ir import TensorType
+from hawq_tvm.core.quantizer import RangeTable
+from hawq_tvm.core.specs import BitConfig, Bits
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class SimulatedNetwork:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, tap: Tap | None = None) -> Tensor:
-        """Run the network, keeping no value longer than it is read.
+        """Run the network.
 
         Args:
             x: float32 [N, ...], real.
@@ -142,19 +144,23 @@ class SimulatedNetwork:
         Returns:
             float32 [N, ...], the graph's output.
         """
-        unread = {name: len(users) for name, users in self.graph.users.items()}
-        values = {self.graph.input_name: self.start(x)}
-        if tap is not None:
-            tap(self.graph.input_name, values[self.graph.input_name])
-        for node in self.graph:
-            values[node.name] = self.node(node, [values[name] for name in node.inputs])
-            if tap is not None:
-                tap(node.name, values[node.name])
-            for name in node.inputs:
-                unread[name] -= 1
-                if unread[name] == 0 and name != self.graph.output:
-                    del values[name]
-        return values[self.graph.output]
+        return run_nodes(self.graph, self.start(x), self.node, tap)
+
+
+def input_grids(graph: FloatGraph, ranges: RangeTable, widths: Iterable[int]) -> dict[str, dict[int, Grid]]:
+    """What every layer reads its first input on, by layer and width.
+
+    Args:
+        graph: from capture.
+        ranges: of the input and of every value.
+        widths: of activations.
+
+    Raises:
+        CalibrationError: a value without a range, or with that of a dead layer.
+    """
+    names = tuple(layer.name for layer in graph.layers)
+    types = {bits: ActivationTypes(graph, ranges, BitConfig.uniform(names, Bits(8, bits))) for bits in widths}
+    return {layer.name: {bits: Grid.of(found.reads(layer)) for bits, found in types.items()} for layer in graph.layers}
 
 
 def _constants(graph: FloatGraph, part: str) -> dict[str, Tensor]:

@@ -91,9 +91,9 @@ class Artifacts:
 
     @property
     def sensitivity(self) -> Mapping[str, Any]:
-        """The table that `profile_sensitivity` makes; of each layer, its Omega is looked at here."""
+        """The table that `hawq_tvm.measure.sensitivity` makes; what the cost table takes of it is looked at here."""
         table: Mapping[str, Any] = self.run.json(SENSITIVITY)
-        self.run.reader(SENSITIVITY).take(table, _SensitivityFile, signed=("omega",))
+        self.run.reader(SENSITIVITY).take(table, _SensitivityFile, signed=("weights", "inputs"))
         return table
 
     @property
@@ -185,9 +185,10 @@ class _RangesFile(TypedDict):
 
 
 class _LayerSensitivity(TypedDict):
-    """What the cost table takes of one layer: Omega by weight bits, and how far it may be off."""
+    """What the cost table takes of a layer: what its weights and its input lose, by bits, and how sure that is."""
 
-    omega: Mapping[str, float]
+    weights: Mapping[str, float]
+    inputs: NotRequired[Mapping[str, float]]
     relative_error: NotRequired[float | None]
 
 

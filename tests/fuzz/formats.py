@@ -290,7 +290,10 @@ def make_run(path: Path) -> None:
     """Write a run that holds every format, its library compiled."""
     sensitivity = {
         "method": "counted",
-        "layers": {name: {"mean_trace": 0.5, "omega": {"4": 0.25, "8": 0.125}} for name in bits().layers},
+        "layers": {
+            name: {"mean_trace": 0.5, "weights": {"4": 0.25, "8": 0.125}, "inputs": {"4": 0.5, "8": 0.25}}
+            for name in bits().layers
+        },
     }
     costs = cost_table(captured(NETWORK), PAIRS, sensitivity=sensitivity, latency=None)
     mismatch = Mismatch("fc", "linear", 1, 5, (0, 1), {"numpy": -1, "tvm": None}, "tvm")

@@ -48,19 +48,51 @@ class FloatModule(nn.Module):
         Returns:
             float32, the graph's output.
         """
-        values = {self.graph.input_name: x}
+        given = weights or {}
+        return run_nodes(self.graph, x, lambda node, inputs: self.result(node, inputs, given.get(node.name)), tap)
+
+    def result(self, node: FloatNode, inputs: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
+        """What one node makes of given inputs, its clip applied.
+
+        Args:
+            node: of the graph.
+            inputs: float32 [N, ...] each, a residual last.
+            weight: other than its own.
+
+        Returns:
+            float32 [N, ...]; may share its memory with an input.
+        """
+        own, bias, counts = (self.constant(node.name, part) for part in ("weight", "bias", "counts"))
+        return clipped(evaluate(node, inputs, own if weight is None else weight, bias, counts), node.clip)
+
+
+def run_nodes(
+    graph: FloatGraph, x: Tensor, compute: Callable[[FloatNode, list[Tensor]], Tensor], tap: Tap | None = None
+) -> Tensor:
+    """Run a graph's nodes in their order, keeping no value longer than it is read.
+
+    Args:
+        graph: from capture.
+        x: float32 [N, ...], the input's value.
+        compute: makes a node's value of its inputs.
+        tap: sees every value as it is made, the input's first.
+
+    Returns:
+        The output's value.
+    """
+    unread = {name: len(users) for name, users in graph.users.items()}
+    values = {graph.input_name: x}
+    if tap is not None:
+        tap(graph.input_name, x)
+    for node in graph:
+        values[node.name] = compute(node, [values[name] for name in node.inputs])
         if tap is not None:
-            tap(self.graph.input_name, x)
-        for node in self.graph:
-            inputs = [values[name] for name in node.inputs]
-            weight, bias, counts = (self.constant(node.name, part) for part in ("weight", "bias", "counts"))
-            if weights is not None:
-                weight = weights.get(node.name, weight)
-            result = clipped(evaluate(node, inputs, weight, bias, counts), node.clip)
-            values[node.name] = result
-            if tap is not None:
-                tap(node.name, result)
-        return values[self.graph.output]
+            tap(node.name, values[node.name])
+        for name in node.inputs:
+            unread[name] -= 1
+            if unread[name] == 0 and name != graph.output:
+                del values[name]
+    return values[graph.output]
 
 
 def clipped(x: Tensor, clip: Clip | None) -> Tensor:

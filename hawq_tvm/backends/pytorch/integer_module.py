@@ -65,9 +65,7 @@ class IntegerModule(nn.Module):
 
     def quantize(self, x: Tensor) -> Tensor:
         """`hawq_tvm.core.interpreter.quantize_input`, on tensors."""
-        type = self.graph.input_type
-        q = torch.floor(x.double() / type.scale + 0.5).clamp_(type.dtype.lo, type.dtype.hi)
-        return q.to(_DTYPES[type.dtype.carrier])
+        return quantized(x, self.graph.input_type)
 
     @torch.no_grad()
     def values(self, x: Tensor, *, keep: bool = True) -> dict[str, Tensor]:
@@ -84,7 +82,7 @@ class IntegerModule(nn.Module):
         values = {self.graph.input_name: x}
         for index, node in enumerate(self.graph.nodes):
             inputs = [values[name] for name in node.inputs]
-            values[node.name] = self._evaluate(node, inputs).to(_DTYPES[node.type.dtype.carrier])
+            values[node.name] = self.evaluate(node, inputs)
             if not keep:
                 for name in node.inputs:
                     if last_use[name] == index and name != self.graph.output:
@@ -94,6 +92,19 @@ class IntegerModule(nn.Module):
     def run(self, x: Array) -> dict[str, Array]:
         """`values` from numpy to numpy: what `verify` calls."""
         return {name: value.numpy() for name, value in self.values(torch.from_numpy(x)).items()}
+
+    @torch.no_grad()
+    def evaluate(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        """One node of the graph.
+
+        Args:
+            node: the node.
+            inputs: integers [N, ...] each, in the carrier dtypes of what it reads.
+
+        Returns:
+            Integers [N, ...] in the carrier dtype of its type.
+        """
+        return self._evaluate(node, inputs).to(_DTYPES[node.type.dtype.carrier])
 
     def _evaluate(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         op, x = node.op, inputs[0]
@@ -141,6 +152,20 @@ class IntegerModule(nn.Module):
             result = part.long() if result is None else result.add_(part.long())
         assert result is not None
         return result
+
+
+def quantized(x: Tensor, type: TensorType) -> Tensor:
+    """Reals as the integers nearest to them, ties up, clipped to a type.
+
+    Args:
+        x: float32 [N, ...].
+        type: its dtype and scale.
+
+    Returns:
+        [N, ...] in the carrier dtype.
+    """
+    q = torch.floor(x.double() / type.scale + 0.5).clamp_(type.dtype.lo, type.dtype.hi)
+    return q.to(_DTYPES[type.dtype.carrier])
 
 
 _DTYPES = {"int8": torch.int8, "uint8": torch.uint8, "int32": torch.int32}
