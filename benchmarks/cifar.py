@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import accuracy_cells, bits_cell, hawq_tvm, markdown, verification_cell, write_results
+from benchmarks.runs import ACCURACY_COLUMNS, accuracy_row, hawq_tvm, kept, markdown, write_results
 
 NETWORKS: dict[str, tuple[str, str | None]] = {
     "resnet20 digits": ("resnet20", None),
@@ -61,23 +61,9 @@ def main() -> None:
         for name in arguments.networks:
             for configuration in CONFIGURATIONS:
                 summary = evaluate(name, configuration, arguments.data, Path(runs), arguments.evaluation_samples)
-                totals = summary["totals"]
-                rows.append(
-                    [
-                        name,
-                        configuration,
-                        bits_cell(summary),
-                        f"{totals['size_bytes'] / 1e3:.0f}",
-                        f"{totals['bops'] / 1e9:.2f}",
-                        *accuracy_cells(summary["accuracy"]),
-                        verification_cell(summary),
-                    ]
-                )
-                results[f"{name} {configuration}"] = {
-                    key: summary[key] for key in ("accuracy", "totals", "verification", "benchmark", "sources")
-                }
-    names = ["network", "bits", "layers", "kB", "GBOPS", "fp32", "integer", "difference", "mismatches"]
-    print(markdown(names, rows))
+                rows.append(accuracy_row(name, configuration, summary))
+                results[f"{name} {configuration}"] = kept(summary)
+    print(markdown(ACCURACY_COLUMNS, rows))
     if arguments.evaluation_samples is None:
         print(f"\nwrote {write_results('cifar', results)}")
 

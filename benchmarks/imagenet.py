@@ -1,20 +1,27 @@
-"""Real ImageNet networks on real images: accuracy of the integers beside fp32, at INT8 and at mixed 4/8 bits.
+"""Real ImageNet networks on real images: accuracy of the integers beside fp32, at 8 bits, 4 bits and mixed.
 
-    python -m benchmarks.imagenet DATA [--networks resnet50 mobilenet_v2 squeezenet1_1]
+    python -m benchmarks.imagenet DATA [--networks resnet50 mobilenet_v2 squeezenet1_1] [--rows INT8 "mixed 4/8" ...]
 
 DATA is a folder that holds ``imagenet_sample.zip`` (images in one folder a class), ``networks.py`` (factories), and a
 checkpoint ``NETWORK_imagenet.safetensors`` each; none of it comes with hawq_tvm. Calibration is on 100 of the images,
-evaluation on the rest. Prints a table and writes ``benchmarks/results/imagenet.json``.
+and every choice is made on them: ranges, roundings, bits. Accuracy is measured on the rest. Prints the table of all
+rows and writes ``benchmarks/results/imagenet.json``, in which rows that were not asked for stay as they are.
+
+The row "W4/A4, its own ranges" is a known answer: NVIDIA's INT4 ResNet-50 with the ranges that it was trained with,
+``resnet50_imagenet_ranges.json``, on all images, beside the same network in fake quantisation
+(`benchmarks.fake_quant`).
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import accuracy_cells, bits_cell, hawq_tvm, markdown, verification_cell, write_results
+from benchmarks.fake_quant import known_answer
+from benchmarks.runs import ACCURACY_COLUMNS, accuracy_row, hawq_tvm, kept, markdown, read_results, write_results
 
 NORMAL = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -24,13 +31,18 @@ NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """How each network is named and what its images are normalised with."""
 
-CONFIGURATIONS: dict[str, tuple[str, ...]] = {
+ROWS: dict[str, tuple[str, ...]] = {
     "INT8": ("--bits", "8"),
-    "mixed 4/8, size 50%": ("--bits", "4,8", "--budget-size", "50%"),
+    "mixed 4/8": ("--bits", "w4a4,w4a8,w8a8", "--budget-size", "50%", "--metric", "loss"),
+    "W4/A8": ("--bits", "w4a8"),
+    "W4/A4": ("--bits", "w4a4"),
 }
+"""What each row asks for; mixed is half of the way in bytes from all layers at 4 bits to all at 8."""
+
+KNOWN = "W4/A4, its own ranges"
 
 
-def evaluate(name: str, configuration: str, data: Path, runs: Path) -> dict[str, Any]:
+def evaluate(name: str, row: str, data: Path, runs: Path) -> dict[str, Any]:
     """One run of the command line."""
     model, preprocessing = NETWORKS[name]
     summary: dict[str, Any] = hawq_tvm(
@@ -40,41 +52,37 @@ def evaluate(name: str, configuration: str, data: Path, runs: Path) -> dict[str,
         *("--data", f"imagefolder:{data / 'imagenet_sample.zip'}"),
         *("--calibration-samples", 100),
         *preprocessing,
-        *CONFIGURATIONS[configuration],
-        *("--verify-samples", 64),
+        *ROWS[row],
+        *("--verify-samples", 32, "--bench-seconds", 0.1),
         *("--output", runs / name),
     )
-    return summary
+    return kept(summary)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, KNOWN], default=[*ROWS, KNOWN])
     arguments = parser.parse_args()
-    rows, results = [], {}
     with tempfile.TemporaryDirectory() as runs:
         for name in arguments.networks:
-            for configuration in CONFIGURATIONS:
-                summary = evaluate(name, configuration, arguments.data, Path(runs))
-                totals = summary["totals"]
-                rows.append(
-                    [
-                        name,
-                        configuration,
-                        bits_cell(summary),
-                        f"{totals['size_bytes'] / 1e6:.2f}",
-                        f"{totals['bops'] / 1e9:.1f}",
-                        *accuracy_cells(summary["accuracy"]),
-                        verification_cell(summary),
-                    ]
-                )
-                results[f"{name} {configuration}"] = {
-                    key: summary[key] for key in ("accuracy", "totals", "verification", "benchmark", "sources")
-                }
-    names = ["network", "bits", "layers", "MB", "GBOPS", "fp32", "integer", "difference", "mismatches"]
-    print(markdown(names, rows))
-    print(f"\nwrote {write_results('imagenet', results)}")
+            for row in arguments.rows:
+                if row == KNOWN and name != "resnet50":
+                    continue
+                if row == KNOWN:
+                    found = known_answer(arguments.data)
+                else:
+                    found = evaluate(name, row, arguments.data, Path(runs))
+                dated = {"network": name, "row": row, "date": datetime.now(UTC).date().isoformat(), **found}
+                write_results("imagenet", {**read_results("imagenet"), f"{name} {row}": dated})
+    results = read_results("imagenet")
+    order = [f"{name} {row}" for name in NETWORKS for row in (*ROWS, KNOWN)]
+    rows = [accuracy_row(results[key]["network"], results[key]["row"], results[key]) for key in order if key in results]
+    print(markdown(ACCURACY_COLUMNS, rows))
+    if f"resnet50 {KNOWN}" in results:
+        same = results[f"resnet50 {KNOWN}"]["fake_quant"]
+        print(f"\n{KNOWN}: fake quantisation reads {same['top1']:.1%}, the same answers on {same['agreement']:.1%}")
 
 
 if __name__ == "__main__":

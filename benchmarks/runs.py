@@ -50,6 +50,37 @@ def accuracy_cells(accuracy: dict[str, Any]) -> list[str]:
     ]
 
 
+ACCURACY_COLUMNS = ("network", "bits", "layers", "MB", "GBOPS", "fp32", "integer", "difference", "mismatches")
+"""The columns of `accuracy_row`."""
+
+
+def accuracy_row(name: str, configuration: str, summary: dict[str, Any]) -> list[str]:
+    """A network under one configuration: what it costs, and what it gets right."""
+    totals = summary["totals"]
+    return [
+        name,
+        configuration,
+        bits_cell(summary),
+        f"{totals['size_bytes'] / 1e6:.2f}",
+        f"{totals['bops'] / 1e9:.2f}",
+        *accuracy_cells(summary["accuracy"]),
+        verification_cell(summary),
+    ]
+
+
+def kept(summary: dict[str, Any]) -> dict[str, Any]:
+    """The part of a run's summary that results hold."""
+    names = ("accuracy", "totals", "verification", "sources", "remarks")
+    return {**{name: summary[name] for name in names}, "layers": [{"bits": row["bits"]} for row in summary["layers"]]}
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """The results that are there, by row; none where there are none."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text())["results"] if path.is_file() else {}
+    return found
+
+
 def verification_cell(summary: dict[str, Any]) -> str:
     """Mismatches, layers and samples of the run's verification."""
     report = summary["verification"]["llvm"]

@@ -21,7 +21,7 @@ from hawq_tvm.core.option import option
 from hawq_tvm.core.specs import CHOICE, RESIDUAL_BITS, Bits, Budget, is_number, parsed_bits
 from hawq_tvm.core.strict_json import JsonReader
 
-DEFAULT_BITS = (Bits(4, 4), Bits(8, 8))
+DEFAULT_BITS = (Bits(4, 4), Bits(4, 8), Bits(8, 8))
 DEFAULT_OBSERVER = "auto"
 PIN_BITS = Bits(8, 8)
 
