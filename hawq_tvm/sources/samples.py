@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,8 +50,13 @@ class Data:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells these samples from others, as JSON: what was made from them is stale when it changes."""
-        return {"name": self.name, "fingerprint": self.fingerprint, **self.settings}
+        """What tells these samples from others, as JSON has it: what was made from them is stale when it changes.
+
+        A manifest that was just written and one that was read back compare alike with it.
+        """
+        key = {"name": self.name, "fingerprint": self.fingerprint, **self.settings}
+        found: dict[str, Any] = json.loads(json.dumps(key))
+        return found
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
