@@ -1,6 +1,7 @@
 """What each step of the rounding is worth: accuracy and seconds of each alone, of all together, and of all but one.
 
     python -m benchmarks.ablation DATA [--networks resnet50 mobilenet_v2 squeezenet1_1] [--bits w4a8] [--images 900]
+    python -m benchmarks.ablation DATA --observers --bits w4a4     # how ranges are found, all rounding steps on
 
 DATA is as for `benchmarks.imagenet`. Ranges are found once a network, on 100 images, and taken by every row but those
 that are about ranges; accuracy is measured on others. The divergence is the mean Kullback-Leibler divergence of the
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,20 +135,33 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--bits", default="w4a8")
     parser.add_argument("--images", type=int, default=900)
+    parser.add_argument("--observers", action="store_true")
     arguments = parser.parse_args()
     results = read_results("ablation")
     for name in arguments.networks:
-        case = subject(name, arguments.data, arguments.bits, arguments.images)
-        for row, settings in ROWS.items():
-            results[f"{name} {arguments.bits} {row}"] = measure(case, settings)
-            print(name, row, results[f"{name} {arguments.bits} {row}"], flush=True)
+        for row, found in rows(name, arguments):
+            print(name, row, found, flush=True)
+            results[f"{name} {arguments.bits} {row}"] = found
             write_results("ablation", results)
-    print(markdown(["steps", *arguments.networks], list(table(results, arguments.networks, arguments.bits))))
+    names = OBSERVERS if arguments.observers else ROWS
+    print(markdown(["steps", *arguments.networks], list(table(results, names, arguments.networks, arguments.bits))))
 
 
-def table(results: dict[str, Any], networks: list[str], bits: str) -> Iterator[list[str]]:
+def rows(name: str, arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of one network."""
+    data, pair, images = arguments.data, arguments.bits, arguments.images
+    if arguments.observers:
+        for observer in OBSERVERS:
+            yield observer, measure(subject(name, data, pair, images, observer), ALL)
+        return
+    case = subject(name, data, pair, images)
+    for row, settings in ROWS.items():
+        yield row, measure(case, settings)
+
+
+def table(results: dict[str, Any], names: Iterable[str], networks: list[str], bits: str) -> Iterator[list[str]]:
     """A row for each combination of steps, a column for each network."""
-    for row in ROWS:
+    for row in names:
         cells = [results.get(f"{name} {bits} {row}") for name in networks]
         yield [row, *("" if cell is None else words(cell) for cell in cells)]
 

@@ -8,9 +8,10 @@
     6 round       float graph + ranges + bits + samples -> integers, scales and biases of every layer
     7 integerize  all of that -> integer graph, ONNX file, overflow proofs, golden tensors
     8 evaluate    accuracy of both networks
-    9 compile     ONNX file -> library
-    10 verify     every tensor of every layer, four executors
-    11 benchmark  latency beside peers
+    9 fidelity    what is left of every value in integers, and why where that is little
+    10 compile    ONNX file -> library
+    11 verify     every tensor of every layer, four executors
+    12 benchmark  latency beside peers
     - debug       which layers cause the loss: asked for alone
 
 A stage is a value (`hawq_tvm.stages.stage.Stage`) that a step makes from the work at hand; `perform` makes those that
@@ -28,6 +29,7 @@ from hawq_tvm.stages.compile import compile
 from hawq_tvm.stages.cost import cost
 from hawq_tvm.stages.debug import debug
 from hawq_tvm.stages.evaluate import evaluate
+from hawq_tvm.stages.fidelity import fidelity
 from hawq_tvm.stages.integerize import integerize
 from hawq_tvm.stages.profile import profile
 from hawq_tvm.stages.round import round
@@ -37,7 +39,7 @@ from hawq_tvm.stages.work import Work
 
 PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, profile, cost)
 ALLOCATE: tuple[Step, ...] = (allocate,)
-INTEGERIZE: tuple[Step, ...] = (round, integerize, evaluate)
+INTEGERIZE: tuple[Step, ...] = (round, integerize, evaluate, fidelity)
 QUANTIZE: tuple[Step, ...] = (*PROFILE, *ALLOCATE, *INTEGERIZE)
 COMPILE: tuple[Step, ...] = (compile,)
 VERIFY: tuple[Step, ...] = (verify,)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from hawq_tvm.core.reporter import Advance, LineReporter
 from hawq_tvm.core.specs import LAYER_TIMES
+from hawq_tvm.measure.fidelity import RATIOS
 
 if TYPE_CHECKING:
     from hawq_tvm.cli.doctor import Check
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hawq_tvm.ilp import Allocation
     from hawq_tvm.measure.bench import BenchReport
     from hawq_tvm.measure.debug_report import DebugReport
+    from hawq_tvm.measure.fidelity import ValueFidelity
     from hawq_tvm.measure.verify import VerifyReport
     from hawq_tvm.runs.summary import RunSummary
 
@@ -108,14 +110,29 @@ def print_layers(summary: RunSummary) -> None:
             *(_number(layer.within_us.get(target), ".1f") for target in targets),
             _number(layer.sensitivity, ".2e"),
             _number(layer.sensitivity_error, ".0%"),
+            *_ratios(layer.fidelity),
             f"2^{max(layer.accumulator_bound, 1).bit_length()}",
         )
         for layer in summary.layers
     ]
-    numbers = ("weights", "bytes", "MACs", "BOPS", "us alone", *within, "sensitivity", "+-", "bound")
+    numbers = (
+        "weights",
+        "bytes",
+        "MACs",
+        "BOPS",
+        "us alone",
+        *within,
+        "sensitivity",
+        "+-",
+        "dB alone",
+        "dB all",
+        "bound",
+    )
     print_table(("layer", "operator", "bits", "output", *numbers), rows, texts=4)
     if targets and any(layer.latency_us is not None for layer in summary.layers):
         out.print(Text(LAYER_TIMES))
+    if summary.fidelity is not None:
+        out.print(Text(RATIOS))
     print_storages(summary)
     print_totals(summary)
 
@@ -134,6 +151,11 @@ def print_storages(summary: RunSummary) -> None:
         ]
         print_table((f"value on {target}", "storage", "kernel", "bytes"), rows, texts=3)
         out.print(Text(f"activations on {target}: {summary.activation_bytes[target]:,} bytes after planning"))
+
+
+def _ratios(found: ValueFidelity | None) -> tuple[str, str]:
+    """A layer's signal over error, alone and with all others in integers."""
+    return ("", "") if found is None else (_number(found.alone_db, ".0f"), _number(found.accumulated_db, ".0f"))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -8,7 +8,15 @@ from fnmatch import fnmatchcase
 _MAKES = {
     "profile": ("float.safetensors", "ranges.json", "sensitivity.json", "costs.json"),
     "allocate": ("bits.json", "allocation.json"),
-    "compile": ("model.*", "weights.safetensors", "bounds.json", "layers.json", "golden/*", "accuracy.json"),
+    "compile": (
+        "model.*",
+        "weights.safetensors",
+        "bounds.json",
+        "layers.json",
+        "golden/*",
+        "accuracy.json",
+        "fidelity.json",
+    ),
     "verify": ("verify.*",),
     "bench": ("bench.*",),
     "debug": ("debug.json",),
