@@ -26,6 +26,7 @@ from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
+from hawq_tvm.measure.debug_report import DebugReport
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
@@ -62,6 +63,7 @@ def quantize(
     weights: str | None = None,
     observer: str = DEFAULT_OBSERVER,
     hessian: HessianSettings | None = None,
+    metric: str = "omega",
     rounding: RoundingSettings | None = None,
     latency_table: str | Path | None = None,
     ranges: str | Path | Mapping[str, Any] | None = None,
@@ -88,6 +90,7 @@ def quantize(
         weights: path of a checkpoint for a named model, or ``random``.
         observer: ``max``, ``percentile:99.9``, ``mse``, ``kl``, or ``auto``, which compares them on the output.
         hessian: how long to probe.
+        metric: what bits are chosen by: ``omega``, from the Hessian, or ``loss``, measured layer by layer.
         rounding: how weights become integers; None for least error with every correction.
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
         ranges: of activations, in place of calibrated ones: ``{"layer": 3.0}``, ``{"layer": (-1.0, 3.0)}``,
@@ -114,6 +117,7 @@ def quantize(
         pin_ends=pin_ends,
         observer=observer,
         hessian=hessian or HessianSettings(),
+        metric=metric,
         rounding=rounding or RoundingSettings(),
         latency_table=None if latency_table is None else Path(latency_table),
         ranges=_brought(ranges, read_ranges, parse_ranges),
@@ -253,6 +257,22 @@ class QuantizedNetwork:
             work = self._compiled_work(run, target, bench_seconds=seconds, threads=threads)
             pipeline.perform(work, pipeline.BENCHMARK, force=True)
         return self._look(lambda found: found.benchmark(find_target(target)))
+
+    def debug(self, *, samples: int | None = None) -> DebugReport:
+        """Which layers cause the loss: each alone quantised, and all but it, with what to try for the worst.
+
+        Args:
+            samples: calibration samples that it is measured on, at least 1; None takes 16, or what the run was made
+                with.
+
+        Raises:
+            DataError: the samples are not at hand.
+        """
+        if samples is not None and samples < 1:
+            raise SettingsError(f"losses are measured on at least 1 sample, got {samples}")
+        with edit_run(self.path) as run:
+            pipeline.perform(self._work(run, find_target(DEFAULT_TARGET), loss_samples=samples), pipeline.DEBUG)
+        return self._look(lambda found: found.debug)
 
     def __call__(self, x: Any, *, target: str = DEFAULT_TARGET) -> FloatArray:
         """Logits of real inputs, through the compiled library.

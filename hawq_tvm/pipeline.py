@@ -2,15 +2,17 @@
 
     1 capture     PyTorch network -> float graph
     2 calibrate   float graph + samples -> ranges
-    3 profile     float graph + samples -> sensitivities
+    3 profile     float graph + ranges + samples -> sensitivities
     4 cost        -> cost table: sensitivity, bytes, BOPS, microseconds
     5 allocate    cost table + budgets -> bits
     6 round       float graph + ranges + bits + samples -> integers, scales and biases of every layer
     7 integerize  all of that -> integer graph, ONNX file, overflow proofs, golden tensors
     8 evaluate    accuracy of both networks
-    9 compile     ONNX file -> library
-    10 verify     every tensor of every layer, four executors
-    11 benchmark  latency beside peers
+    9 fidelity    what is left of every value in integers, and why where that is little
+    10 compile    ONNX file -> library
+    11 verify     every tensor of every layer, four executors
+    12 benchmark  latency beside peers
+    - debug       which layers cause the loss: asked for alone
 
 A stage is a value (`hawq_tvm.stages.stage.Stage`) that a step makes from the work at hand; `perform` makes those that
 are not done. Every stage leaves files in the run directory and is skipped while they are up to date. A new stage is a
@@ -25,7 +27,9 @@ from hawq_tvm.stages.calibrate import calibrate
 from hawq_tvm.stages.capture import capture, known_names
 from hawq_tvm.stages.compile import compile
 from hawq_tvm.stages.cost import cost
+from hawq_tvm.stages.debug import debug
 from hawq_tvm.stages.evaluate import evaluate
+from hawq_tvm.stages.fidelity import fidelity
 from hawq_tvm.stages.integerize import integerize
 from hawq_tvm.stages.profile import profile
 from hawq_tvm.stages.round import round
@@ -35,11 +39,12 @@ from hawq_tvm.stages.work import Work
 
 PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, profile, cost)
 ALLOCATE: tuple[Step, ...] = (allocate,)
-INTEGERIZE: tuple[Step, ...] = (round, integerize, evaluate)
+INTEGERIZE: tuple[Step, ...] = (round, integerize, evaluate, fidelity)
 QUANTIZE: tuple[Step, ...] = (*PROFILE, *ALLOCATE, *INTEGERIZE)
 COMPILE: tuple[Step, ...] = (compile,)
 VERIFY: tuple[Step, ...] = (verify,)
 BENCHMARK: tuple[Step, ...] = (benchmark,)
+DEBUG: tuple[Step, ...] = (debug,)
 RUN: tuple[Step, ...] = (*QUANTIZE, *COMPILE, *VERIFY, *BENCHMARK)
 """What each verb does, in order; a step that makes no stage checks something, or finds nothing to do."""
 

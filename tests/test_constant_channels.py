@@ -105,6 +105,15 @@ def test_concatenations_and_vectors_keep_their_order() -> None:
     torch.testing.assert_close(results(after), results(before))
 
 
+def test_channels_of_zeros_are_known() -> None:
+    pad = node("pad", "pad_channels", "dead", shape=(7, 6, 6), channel_pads=(1, 2))
+    read = conv("read", "pad", weight=np.ones((4, 7, 1, 1), np.float32))
+    before = graph(dead_conv("dead", "x", bias=-1.0, clip=RELU), pad, read)
+    after = fold_constant_channels(before)
+    assert columns_kept(after, "read") == [False, True, False, True, True, False, False]
+    torch.testing.assert_close(results(after), results(before))
+
+
 def test_a_global_pool_keeps_what_never_changes() -> None:
     gap = node("gap", "global_avg_pool2d", "dead", shape=(4, 1, 1))
     flat = node("flat", "flatten", "gap", shape=(4,))

@@ -271,34 +271,53 @@ def test_a_range_far_too_wide_is_named() -> None:
 def test_outliers_are_named(pair: str) -> None:
     x = noise()
     x.view(-1)[::2500] *= 1000.0
-    text = assessed(network(*HEALTHY), x, pair=pair).warnings[0]
+    text = only(assessed(network(*HEALTHY), x, pair=pair))
     assert text.startswith("outliers set the range of 'x'")
     assert f"of its {pair[-1]} bits" in text
     assert "percentile" in text
-    assert assessed(network(*HEALTHY), pins={}).warnings == ()
 
 
-def joined(kind: str, small: float) -> FloatGraph:
-    """Two branches, one of them `small` times the other, that meet."""
+def joined(small: float) -> FloatGraph:
+    """Two branches, one of them `small` times the other, side by side."""
     weak = layer("weak", "x", seed=1, weight=small * random(CHANNELS, CHANNELS, 1, 1, seed=1))
     strong = layer("strong", "x", seed=2, weight=random(CHANNELS, CHANNELS, 1, 1, seed=2))
-    channels = 2 * CHANNELS if kind == "concat" else CHANNELS
-    meet = node("meet", kind, "weak", "strong", shape=(channels, 6, 6))
-    return network(weak, strong, meet, layer("read", "meet", seed=3, columns=channels))
+    meet = node("meet", "concat", "weak", "strong", shape=(2 * CHANNELS, 6, 6))
+    return network(weak, strong, meet, layer("read", "meet", seed=3, columns=2 * CHANNELS))
 
 
-@pytest.mark.parametrize("kind", ["concat", "add"])
-def test_one_scale_for_branches_600_times_apart_is_named(kind: str) -> None:
-    text = only(assessed(joined(kind, 1 / 600)))
-    assert text.startswith(f"one scale serves {'branches' if kind == 'concat' else 'terms'} of 'meet'")
+def test_one_scale_for_branches_600_times_apart_is_named() -> None:
+    text = only(assessed(joined(1 / 600)))
+    assert text.startswith("one scale serves branches of 'meet'")
     (apart,) = (int(word) for word in text.split() if word.isdecimal() and int(word) > 100)
     assert 400 < apart < 900
     assert "of 'weak' it keeps" in text
+    assert assessed(joined(0.5)).warnings == ()
 
 
-@pytest.mark.parametrize("kind", ["concat", "add"])
-def test_branches_of_a_size_are_left_in_peace(kind: str) -> None:
-    assert assessed(joined(kind, 0.5)).warnings == ()
+def summed(small: float, *, fused: bool) -> FloatGraph:
+    """A weak term and a strong one that is the same in all channels, and a layer that takes the strong one away."""
+    weak = layer("weak", "x", weight=small * random(CHANNELS, CHANNELS, 1, 1, seed=1))
+    same = np.repeat(random(1, CHANNELS, 1, 1, seed=2), CHANNELS, axis=0)
+    if fused:
+        terms = weak, layer("meet", "x", "weak", weight=same)
+    else:
+        terms = weak, layer("strong", "x", weight=same), node("meet", "add", "weak", "strong", shape=SHAPE)
+    signs = np.where(np.arange(CHANNELS) % 2, 1.0, -1.0)
+    weight = np.stack([np.random.default_rng(row).permutation(signs) for row in range(CHANNELS)])[..., None, None]
+    return network(*terms, layer("read", "meet", weight=weight), layer("last", "read", seed=4))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_one_scale_for_terms_600_times_apart_is_named(fused: bool) -> None:
+    text = only(assessed(summed(1 / 600, fused=fused)))
+    assert text.startswith("'read' keeps")
+    assert "one scale serves the sum 'meet' and 'weak', a term of it" in text
+    assert assessed(summed(1.0, fused=fused)).warnings == ()
+
+
+def test_a_weak_term_that_nobody_needs_is_not() -> None:
+    nodes = summed(1 / 600, fused=True).nodes
+    assert assessed(network(*nodes[:2], layer("read", "meet", seed=5))).warnings == ()
 
 
 def spread(weak: float) -> FloatGraph:

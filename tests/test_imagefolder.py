@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_image_folders_and_zip_files(tmp_path: Path, zipped: bool) -> None:
     assert (len(data.calibration), len(data.evaluation)) == (4, 8)
     assert data.settings["classes"] == 3
     assert data.settings["mean"] == SMALL.mean
+    assert data.key == json.loads(json.dumps(data.key)), "as a manifest keeps it"
     (batch,) = batches(data.evaluation, 100)
     assert batch.images.shape == (8, 3, 16, 16)
     assert set(batch.labels.tolist()) <= {0, 1, 2}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby, product
-from math import ceil
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,6 @@ from hawq_tvm.core.ops import (
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS, Target
 from hawq_tvm.kernels import CONVERTERS, KERNELS, BuiltKernel, ConvertRequest, Offer, Request
-from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight
-from hawq_tvm.kernels.generic.nhwc import lanes_of
 
 from .accesses import accesses_outside
 from .builders import random_integers
@@ -387,6 +384,15 @@ NESTS: list[tuple[Operator, list[TensorType], dict[str, int], str, list[str]]] =
         ["parallel 61 > 2 > 48", "parallel 61 > 60 > 40", "parallel 61 > 60 > 8", "parallel 61 > 62 > 48"],
     ),
     (Concat(Rescale([1, 1], 2, 0, 15)), [image(20, 60, 60)] * 2, {}, "NCHW", ["parallel 40 > 60 > 60"]),
+    (PadChannels(8, 12), [image(20, 60, 60)], {}, "NCHW", ["parallel 40 > 60 > 60"]),
+    (
+        PadChannels(8, 12), [image(20, 60, 60)], {}, "NHWC",
+        [
+            "parallel 61 > 2 > 48", "parallel 61 > 60 > 8", "parallel 61 > 60 > 20", "parallel 61 > 60 > 12",
+            "parallel 61 > 60 > 8", "parallel 61 > 62 > 48",
+        ],
+    ),
+    (PadChannels(0, 3), [image(1, 3, 4)], {"batch": 2}, "NHWC", ["6 > 4 > 1", "6 > 4 > 3"]),
 ]  # fmt: skip
 
 
@@ -413,6 +419,7 @@ def test_loops_are_nested_cut_and_spread_as_the_kernel_says(
         (GlobalAvgPool2d(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
         (AvgPool2d(Window((1, 1)), Rescale([[1]], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
         (Concat(Rescale([1], 2, 0, 15)), [image(10, 100, 100)], image(9, 41, 271)),
+        (PadChannels(0, 0), [image(10, 100, 100)], image(9, 41, 271)),
     ],
 )
 def test_threads_from_two_million_products_or_a_hundred_thousand_elements(
@@ -449,60 +456,3 @@ def test_conversions_are_spread_over_rows() -> None:
         assert isinstance(there, Offer)
         assert loops(back.build().function) == [f"{kind}{100 * batch} > {channels} > 100"]
         assert f"{kind}{103 * batch} > 100 > {channels}" in loops(there.build().function)
-
-
-# cuts
-
-
-@pytest.mark.parametrize("bits", [64, 128, 256, 512])
-def test_a_blocking_fills_vectors_and_registers(bits: int) -> None:
-    for channels, groups, width in product(range(1, 41), (1, 2), (1, 2, 7, 13, 16, 17, 56)):
-        check_blocking(channels, width, bits, groups)
-
-
-def check_blocking(channels: int, width: int, bits: int, groups: int) -> None:
-    blocking = Blocking.choose(channels, width, bits, groups=groups)
-    vector = max(bits // 32, 4)
-    if groups > 1:
-        assert blocking.halves == 2 - channels % 2
-        per_half = channels // blocking.halves
-        assert blocking.lanes == max(lanes for lanes in range(1, vector + 1) if per_half % lanes == 0)
-    elif channels > vector:
-        assert (blocking.halves, blocking.lanes) == (2, vector)
-    else:
-        assert (blocking.halves, blocking.lanes) == (1, min(lanes for lanes in (4, 8, 16) if lanes >= channels))
-    assert blocking.block == blocking.halves * blocking.lanes
-    if blocking.lanes < 4:
-        assert (blocking.vector, blocking.tile) == ("pixels", min(vector, width))
-        return
-    most = (16 if bits == 512 else 12) // blocking.halves
-    costs = {tile: ceil(width / tile) * (tile + 1) for tile in range(1, min(most, width) + 1)}
-    best = max(tile for tile, cost in costs.items() if cost == min(costs.values()))
-    assert (blocking.vector, blocking.tile) == ("channels", best)
-
-
-@pytest.mark.parametrize(
-    ("channels", "widest", "expected"), [(1, 16, 1), (6, 16, 2), (8, 16, 8), (48, 16, 16), (48, 64, 16), (64, 8, 8)]
-)
-def test_lanes_divide_the_channels(channels: int, widest: int, expected: int) -> None:
-    assert lanes_of(channels, widest) == expected
-
-
-@pytest.mark.parametrize(
-    ("channels", "groups", "window", "expected"),
-    [
-        (16, 1, (3, 3), (1, 1, 14, 16)),  # one half: 27 taps in pairs
-        (16, 1, (1, 2), (1, 1, 3, 16)),
-        (33, 1, (3, 3), (1, 2, 3, 3, 3, 16)),  # two halves, which share bytes
-        (6, 2, (1, 1), (2, 1, 2, 3)),
-    ],
-)
-def test_weights_of_four_bits_lie_two_a_byte(
-    channels: int, groups: int, window: tuple[int, int], expected: tuple[int, ...]
-) -> None:
-    weight = np.ones((channels, 3, *window), np.int8)
-    blocking = Blocking.choose(channels // groups, 8, 512, groups=groups)
-    packed = PackedWeight.pack(weight, groups, blocking, True)
-    assert (packed.array.shape, packed.array.dtype) == (expected, np.dtype("uint8"))
-    bytes_ = PackedWeight.pack(weight, groups, blocking, False)
-    assert (bytes_.array.shape[:2], bytes_.array.dtype) == (expected[:2], np.dtype("int8"))

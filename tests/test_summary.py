@@ -28,6 +28,7 @@ from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport, Latency
+from hawq_tvm.measure.fidelity import RATIOS, Fidelity, ValueFidelity
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
@@ -62,6 +63,15 @@ def bench_of(graph: Graph, **contender: Any) -> BenchReport:
     return BenchReport("a CPU", "llvm", 2, 1, 3, contenders, layers, dict.fromkeys(layers, "a_kernel"))
 
 
+def fidelity_of(graph: Graph, *warnings: str) -> Fidelity:
+    """Every node's ratios: 33 dB alone, 21 all together."""
+    values = tuple(
+        ValueFidelity(node.name, node.op.kind, 8, 4, 21.0, 33.0, 40.0, None, 41.0, 0.001, 2.0, 0.9, 7.5, 0.8, 17.0)
+        for node in graph
+    )
+    return Fidelity(16, values, warnings)
+
+
 def library_of(graph: Graph, path: Path) -> LibraryInfo:
     """What would lie beside the library at `path`."""
     names = [node.name for node in graph]
@@ -87,6 +97,7 @@ def write_run(
     bench: BenchReport | None = None,
     note: Any = None,
     sensitivity: Mapping[str, Any] | None = None,
+    fidelity: Fidelity | None = None,
 ) -> Run:
     """A run of a graph as the stages leave it; without `described` as one from before there was a `LAYERS`."""
     with edit_run(path, identity={"model": "net<1>", "weights": "random", "data": "digits"}) as run:
@@ -115,6 +126,7 @@ def write_run(
         written = [files.MODEL, *([files.LAYERS] if described else [])]
         run.stage("integerize", integers, options={}, reads=[files.BITS], writes=written)
         stage("evaluate", {files.ACCURACY: Accuracy(64, 0.75, 0.5, -0.25, 0.01, 0.7).to_json()}, (files.MODEL,))
+        stage("fidelity", {files.FIDELITY: (fidelity or fidelity_of(graph)).to_json()}, (files.MODEL,))
         names = files.library_files(TARGET)
         run.stage("compile llvm", library, options={}, reads=[files.MODEL], writes=names)
         stage("verify llvm", {files.verify_file(TARGET): proof.to_json()}, names)
@@ -210,7 +222,7 @@ def test_a_damaged_run_is_not_summarised(graph: Graph, tmp_path: Path) -> None:
 def test_reports_of_other_shapes_are_refused_in_a_sentence(graph: Graph, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", graph, sensitivity={})
     for name, stage in (
-        (files.ACCURACY, "evaluate"), (files.verify_file(TARGET), "verify llvm"),
+        (files.ACCURACY, "evaluate"), (files.FIDELITY, "fidelity"), (files.verify_file(TARGET), "verify llvm"),
         (files.bench_file(TARGET), "benchmark llvm"), (files.SENSITIVITY, "profile"),
     ):  # fmt: skip
         kept = (run.path / name).read_bytes()
@@ -224,6 +236,43 @@ def test_reports_of_other_shapes_are_refused_in_a_sentence(graph: Graph, tmp_pat
         (run.path / name).write_bytes(kept)
         run.manifest["stages"][stage]["files"][name] = file_sha256(run.path / name)
     assert summarize(run).accuracy is not None
+
+
+# what is left in integers
+
+
+def test_fidelity_stands_beside_every_layer(graph: Graph, tmp_path: Path, screen: Screen) -> None:
+    warning = "outliers set the range of 'conv<1>'"
+    summary = summarize(write_run(tmp_path / "run", graph, fidelity=fidelity_of(graph, warning)))
+    assert [layer.fidelity.alone_db for layer in summary.layers] == [33.0] * len(summary.layers)
+    assert warning in summary.remarks
+    console.print_layers(summary)
+    (header,) = (line for line in screen.text().splitlines() if "Omega" in line)
+    assert header.split()[-5:] == ["dB", "alone", "dB", "all", "bound"]
+    for layer in summary.layers:
+        row = next(line for line in screen.text().splitlines() if line.split()[:1] == [layer.name])
+        assert row.split()[-3:-1] == ["33", "21"]
+    assert RATIOS in screen.text()
+    assert warning in screen.text()
+    page = render_report(summary)
+    assert "<h2>Signal over error</h2>" in page
+    assert "0.100%" in page
+    assert escape(warning) in page
+    found = json.loads(json.dumps(summary.to_json()))
+    assert found["fidelity"]["values"][0]["alone_db"] == 33.0
+    assert found["layers"][0]["fidelity"]["weights_db"] is None
+
+
+def test_fidelity_of_another_network_is_left_out(graph: Graph, tmp_path: Path, screen: Screen) -> None:
+    run = write_run(tmp_path / "run", graph)
+    run.manifest["stages"]["fidelity"]["key"]["reads"][files.MODEL] = "another"
+    summary = summarize(run)
+    assert summary.fidelity is None
+    assert {layer.fidelity for layer in summary.layers} == {None}
+    assert any(note.startswith("fidelity was measured on another network") for note in summary.notes)
+    console.print_layers(summary)
+    assert RATIOS not in screen.text()
+    assert "Signal over error" not in render_report(summary)
 
 
 # errors of sensitivities, and what else there is to say

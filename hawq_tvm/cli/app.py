@@ -251,6 +251,21 @@ def bench(
 
 
 @app.command()
+def debug(
+    path: RunPath,
+    samples: Annotated[int | None, typer.Option(help="samples measured on; default: those of the run", min=1)] = None,
+    data: OtherData = None,
+    trust_code: TrustCode = False,
+    as_json: AsJson = False,
+) -> int:
+    """Rank layers by how much of the loss each causes, alone quantised and all but it, and say what to try."""
+    open_run(path)
+    from hawq_tvm.cli import commands
+
+    return commands.debug(path, samples, data, trust_code, as_json)
+
+
+@app.command()
 def inspect(
     path: RunPath,
     graph: Annotated[bool, typer.Option("--graph", help="print the integer graph instead")] = False,

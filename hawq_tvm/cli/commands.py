@@ -250,6 +250,19 @@ def bench(path: Path, target: str | None, threads: int | None, seconds: float, l
     return 0
 
 
+def debug(path: Path, samples: int | None, data: str | None, trust_code: bool, as_json: bool) -> int:
+    """`hawq-tvm debug`."""
+    with _measuring(path) as run:
+        work = _resume(run, find_target(DEFAULT_TARGET), data, trust_code, loss_samples=samples)
+        pipeline.perform(work, pipeline.DEBUG, force=True)
+        report = work.artifacts.debug
+    if as_json:
+        console.print_json(report.to_json())
+    else:
+        console.print_causes(report)
+    return 0
+
+
 def read_bits(path: Path) -> BitConfig:
     """A bit configuration from a JSON file."""
     return replace(BitConfig.from_json(read_json(path, "bit configuration"), str(path)), origin=f"given by {path}")

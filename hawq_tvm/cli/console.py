@@ -17,14 +17,23 @@ from rich.text import Text
 
 from hawq_tvm.core.reporter import Advance, LineReporter
 from hawq_tvm.core.specs import LAYER_TIMES
+from hawq_tvm.measure.fidelity import RATIOS
 
 if TYPE_CHECKING:
     from hawq_tvm.cli.doctor import Check
     from hawq_tvm.core.specs import CostTable
     from hawq_tvm.ilp import Allocation
     from hawq_tvm.measure.bench import BenchReport
+    from hawq_tvm.measure.debug_report import DebugReport
+    from hawq_tvm.measure.fidelity import ValueFidelity
     from hawq_tvm.measure.verify import VerifyReport
     from hawq_tvm.runs.summary import RunSummary
+
+LOSSES = (
+    "losses: mean KL divergence from the float network's results, of a single output the squared difference; its "
+    "weights, its input, both: that layer alone is quantised; all but it: every other layer is"
+)
+"""What stands in the table of causes, for the reader."""
 
 _WIDE = 200  # columns where there is no terminal to fit
 
@@ -101,14 +110,29 @@ def print_layers(summary: RunSummary) -> None:
             *(_number(layer.within_us.get(target), ".1f") for target in targets),
             _number(layer.sensitivity, ".2e"),
             _number(layer.sensitivity_error, ".0%"),
+            *_ratios(layer.fidelity),
             f"2^{max(layer.accumulator_bound, 1).bit_length()}",
         )
         for layer in summary.layers
     ]
-    numbers = ("weights", "bytes", "MACs", "BOPS", "us alone", *within, "sensitivity", "+-", "bound")
+    numbers = (
+        "weights",
+        "bytes",
+        "MACs",
+        "BOPS",
+        "us alone",
+        *within,
+        "sensitivity",
+        "+-",
+        "dB alone",
+        "dB all",
+        "bound",
+    )
     print_table(("layer", "operator", "bits", "output", *numbers), rows, texts=4)
     if targets and any(layer.latency_us is not None for layer in summary.layers):
         out.print(Text(LAYER_TIMES))
+    if summary.fidelity is not None:
+        out.print(Text(RATIOS))
     print_storages(summary)
     print_totals(summary)
 
@@ -127,6 +151,11 @@ def print_storages(summary: RunSummary) -> None:
         ]
         print_table((f"value on {target}", "storage", "kernel", "bytes"), rows, texts=3)
         out.print(Text(f"activations on {target}: {summary.activation_bytes[target]:,} bytes after planning"))
+
+
+def _ratios(found: ValueFidelity | None) -> tuple[str, str]:
+    """A layer's signal over error, alone and with all others in integers."""
+    return ("", "") if found is None else (_number(found.alone_db, ".0f"), _number(found.accumulated_db, ".0f"))
 
 
 def _number(value: float | None, form: str) -> str:
@@ -198,6 +227,27 @@ def print_benchmark(report: BenchReport, *, layers: bool = False) -> None:
         ]
         print_table(("layer", "kernel", "us within"), kernels, texts=2)
         out.print(Text(LAYER_TIMES))
+
+
+def print_causes(report: DebugReport) -> None:
+    """Layers by what they cost, and what to try."""
+    rows = [
+        (
+            layer.name,
+            layer.bits,
+            f"{layer.parameters:,}",
+            f"{layer.macs:,}",
+            *(f"{loss:.2e}" for loss in (layer.weights, layer.input, layer.both, layer.without)),
+        )
+        for layer in report.layers
+    ]
+    print_table(("layer", "bits", "weights", "MACs", "its weights", "its input", "both", "all but it"), rows, texts=2)
+    rounded = "" if report.rounded else ", nearest integers"
+    named = f" of {report.data}" if report.data else ""
+    out.print(Text(f"the whole network loses {report.loss:.3g} on {report.samples} samples{named}{rounded}"))
+    out.print(Text(LOSSES))
+    for sentence in report.advice:
+        out.print(Text(sentence, style="yellow"))
 
 
 def print_costs(table: CostTable) -> None:

@@ -79,6 +79,9 @@ def _constants(node: FloatNode, inputs: list[Constants]) -> Constants:
         return inputs[0] + inputs[1]
     if node.kind == "concat":
         return np.concatenate(inputs)
+    if node.kind == "pad_channels":
+        assert node.channel_pads is not None
+        return np.pad(x, node.channel_pads)
     if node.kind == "flatten":
         return np.repeat(x, node.shape[0] // len(x))
     if node.kind in ("pad", "avg_pool2d"):  # which add zeros at the border, or divide by another number there

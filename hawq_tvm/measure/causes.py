@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.core.float_ir import PASS_THROUGH, FloatGraph, FloatNode
+from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.ir import Graph, Node
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
-from hawq_tvm.measure.meters import Meter, decibels
+from hawq_tvm.measure.meters import Meter
 
 LEAST_RESULT_DB = 15.0
 """What the integer network as a whole should keep of its result; ResNet-50, MobileNet-V2 and SqueezeNet keep 22 to 25
@@ -30,7 +30,7 @@ LEAST_RANGE_USE = 0.125
 """Of a range, how much the largest value should use: beyond three bits are lost; those networks' least is 0.7."""
 
 _WEAK_DB = 10.0  # under it a channel keeps less than one and a half bits
-_FAR_WEIGHTS = 16.0  # times the median: weights that cost all others four bits
+_FAR_APART = 16.0  # times: what costs all others four bits
 MOST_WARNINGS = 8
 """Sentences that are told; the figures of all values are stored anyhow."""
 
@@ -97,6 +97,9 @@ class _Search:
         bits, ratio, use, bulk = meter.type.dtype.bits, meter.db("output"), meter.range_use, meter.effective_bits
         if use is None or bulk is None or self._shares_a_quantiser(name):
             return
+        if name not in self.floats and self.blamed & set(self._inputs(name)):
+            self.blamed.add(name)  # a narrower copy
+            return
         kept = "nothing" if ratio is None else f"{ratio:.0f} dB"
         low, clips = self._is_low(ratio, bits), 2 * meter.clipped_noise > meter.noise["output"].sum()
         if low and clips:
@@ -120,6 +123,9 @@ class _Search:
                 f"outliers, which reach {meter.largest:.3g}"
             )
 
+    def _inputs(self, name: str) -> tuple[str, ...]:
+        return next((node.inputs for node in self.graph if node.name == name), ())
+
     def _shares_a_quantiser(self, name: str) -> bool:
         """Whether a value has the scale of a concatenation that joins it: then that is asked, branch by branch."""
         readers = [node for node in self.graph if name in node.inputs]
@@ -129,32 +135,21 @@ class _Search:
         return len(readers) == 1 and readers[0].op.kind == "concat"
 
     def _of_branches(self, node: Node) -> Iterator[str]:
-        """A concatenation has one scale for all its branches, a sum one for its terms."""
-        if node.op.kind not in ("concat", "add") or not len(self.meters[node.name].levels):
+        """A concatenation has one scale for all its branches."""
+        if node.op.kind != "concat":
             return
-        meter, bits = self.meters[node.name], node.type.dtype.bits
-        strengths, ratios, start = [], [], 0
-        for name in node.inputs:
-            channels = self.graph.types[name].shape[0]
-            if node.op.kind == "concat":
-                part = slice(start, start + channels)
-                start += channels
-                signal, ratio = float(meter.signal[part].sum()) / channels, meter.db("output", part)
-            else:
-                signal = float(self._metered(name).signal.sum()) / channels
-                ratio = decibels(signal, float(meter.noise["output"].sum()) / channels)
-            strengths.append(np.sqrt(signal))
-            ratios.append(_ordered(ratio))
+        meter, sizes = self.meters[node.name], [self.graph.types[name].shape[0] for name in node.inputs]
+        ends = np.cumsum(sizes)
+        parts = [slice(int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)]
+        ratios = [_ordered(meter.db("output", part)) for part in parts]
+        strengths = [float(np.sqrt(meter.signal[part].mean())) for part in parts]
         weakest = int(np.argmin(ratios))
-        least = least_db(bits) if node.op.kind == "concat" else 0.0
-        apart = max(strengths) / max(strengths[weakest], np.finfo(float).tiny)
-        if ratios[weakest] < least and apart > 1.0:
+        if ratios[weakest] < least_db(node.type.dtype.bits) and max(strengths) > strengths[weakest]:
             self.blamed.add(node.name)
-            what = "branches" if node.op.kind == "concat" else "terms"
             yield (
-                f"one scale serves {what} of '{node.name}' that lie {apart:,.0f} times apart: of "
-                f"'{node.inputs[weakest]}' it keeps {ratios[weakest]:.0f} dB; bring them to one size in the network, "
-                "as with a batch norm on each before they meet"
+                f"one scale serves branches of '{node.name}' that lie {max(strengths) / strengths[weakest]:,.0f} times "
+                f"apart: of '{node.inputs[weakest]}' it keeps {ratios[weakest]:.0f} dB; bring them to one size in the "
+                "network, as with a batch norm on each before they meet"
             )
 
     def _metered(self, name: str) -> Meter:
@@ -183,22 +178,37 @@ class _Search:
         sources = [name if name in self.meters else self.float_graph.source(name) for name in node.inputs]
         if node.op.kind in ("requantize", "concat") or not self._is_low(ratio, bits) or self.blamed & set(sources):
             return
-        for name in sources:
-            meter = self.meters[name]
-            live = meter.live
-            weak = int((live & (meter.noise["output"] * 10 ** (_WEAK_DB / 10) > meter.signal)).sum())
-            if weak and meter.channel_spread > _FAR_WEIGHTS:
-                yield (
-                    f"'{node.name}' keeps {ratio:.0f} dB of its result after its inputs are rounded: one scale serves "
-                    f"channels of '{name}' up to {meter.channel_spread:,.0f} times apart, and {weak} of the "
-                    f"{int(live.sum())} that carry a signal keep less than {_WEAK_DB:.0f} dB; bring them to one size "
-                    "before, as with a batch norm there, or take out what is not needed"
-                )
-                return
-        yield (
-            f"'{node.name}' keeps {ratio:.0f} dB of its result after its inputs are rounded to {bits} bits: it takes "
-            f"away what they have in common, and little is left; {_more_bits(node.name, bits, 'inputs')}"
+        why = next(filter(None, (self._far_apart(name) for name in sources)), None)
+        yield f"'{node.name}' keeps {ratio:.0f} dB of its result after its inputs are rounded to {bits} bits: " + (
+            f"it takes away what they have in common, and little is left; {_more_bits(node.name, bits, 'inputs')}"
+            if why is None
+            else f"{why}; bring them to one size before, as with a batch norm there, or take out what is not needed"
         )
+
+    def _far_apart(self, name: str) -> str | None:
+        """What the one scale of a value serves that lies too far apart: terms of a sum, or channels."""
+        meter = self.meters[name]
+        noise, signal = meter.noise["output"], meter.signal
+        for term in self._terms(name):
+            strength = self._metered(term).signal.sum()
+            if 0 < strength < noise.sum():
+                apart = float(np.sqrt(signal.sum() / strength))
+                return f"one scale serves the sum '{name}' and '{term}', a term of it {apart:,.0f} times smaller"
+        live = meter.live
+        weak = live & (noise * 10 ** (_WEAK_DB / 10) > signal)
+        if not weak.any() or meter.channel_spread < _FAR_APART:
+            return None
+        return (
+            f"one scale serves channels of '{name}' up to {meter.channel_spread:,.0f} times apart, and {weak.sum()} of "
+            f"the {live.sum()} that carry a signal keep less than {_WEAK_DB:.0f} dB"
+        )
+
+    def _terms(self, name: str) -> tuple[str, ...]:
+        """What a value is a sum of; the products of a layer with a residual are not at hand by themselves."""
+        made = self.floats.get(name)
+        if made is None:
+            return ()
+        return made.inputs if made.kind == "add" else made.inputs[1:] if made.kind in WEIGHTED else ()
 
     # the network as a whole
 
@@ -247,7 +257,7 @@ def _why_weights(made: FloatNode, op: WeightedOperator) -> str:
     usual = float(np.median(reach[reach > 0]))
     column = int(reach.argmax())
     advice = _more_bits(made.name, op.weight_bits, "weights")
-    if not (isinstance(op, Conv2d) and op.groups > 1) and reach[column] > _FAR_WEIGHTS * usual:
+    if not (isinstance(op, Conv2d) and op.groups > 1) and reach[column] > _FAR_APART * usual:
         return (
             f"those of input channel {column} are {reach[column] / usual:,.0f} times the others and set their scales; "
             f"take that channel out if it is dead, or {advice}"

@@ -12,6 +12,12 @@ from typing import Any
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.strict_json import JsonReader
 
+RATIOS = (
+    "dB alone: signal over error of a layer's result where that layer alone is in integers; dB all: of the integer "
+    "network as a whole; 6 dB are a bit"
+)
+"""The two ratios of a layer, for the reader."""
+
 
 @dataclass(frozen=True)
 class ValueFidelity:

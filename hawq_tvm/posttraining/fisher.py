@@ -19,7 +19,7 @@ activations, sample by sample. Here the quadratic form itself is taken, since a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,6 @@ from torch import Tensor
 from hawq_tvm.backends.pytorch.float_module import FloatModule, clipped, evaluate
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.core.errors import SensitivityError
-from hawq_tvm.core.float_ir import WEIGHTED
 from hawq_tvm.posttraining.simulate import Grid
 
 DRAWS = 4
@@ -82,7 +81,7 @@ def _squares(
     network: FloatModule, grids: Mapping[str, Mapping[int, Grid]], x: Tensor, draws: int, generator: torch.Generator
 ) -> dict[str, dict[int, float]]:
     """``(g . d)^2`` of one piece, summed over its samples and draws."""
-    logits, inputs = _with_inputs(network, x)
+    logits, inputs = _with_inputs(network, grids, x)
     if not torch.isfinite(logits).all():
         raise SensitivityError("the network's result is not finite; check its weights and the samples")
     moves = {
@@ -103,8 +102,8 @@ def _squares(
     return sums
 
 
-def _with_inputs(network: FloatModule, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits [N, classes], and the first input of each layer as a view of its own.
+def _with_inputs(network: FloatModule, layers: Collection[str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits [N, classes], and the first input of each of some layers as a view of its own.
 
     A view of its own, since the gradient of a value that several layers read is that through all of them.
     """
@@ -112,7 +111,7 @@ def _with_inputs(network: FloatModule, x: Tensor) -> tuple[Tensor, dict[str, Ten
     inputs: dict[str, Tensor] = {}
     for node in network.graph:
         read = [values[name] for name in node.inputs]
-        if node.kind in WEIGHTED:
+        if node.name in layers:
             inputs[node.name] = read[0] = read[0].view_as(read[0])
         constants = (network.constant(node.name, part) for part in ("weight", "bias", "counts"))
         values[node.name] = clipped(evaluate(node, read, *constants), node.clip)

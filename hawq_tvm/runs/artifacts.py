@@ -17,6 +17,8 @@ from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
+from hawq_tvm.measure.debug_report import DebugReport
+from hawq_tvm.measure.fidelity import Fidelity
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs.float_io import load_float_graph
 from hawq_tvm.runs.layers import LayerFacts, describe_layers, read_layers
@@ -38,6 +40,8 @@ MODEL = "model.onnx"
 BOUNDS = "bounds.json"
 LAYERS = "layers.json"
 ACCURACY = "accuracy.json"
+DEBUG = "debug.json"
+FIDELITY = "fidelity.json"
 REPORT = "report.html"
 
 _WIDTHS = {str(bits): bits for bits in range(2, 9)}
@@ -134,6 +138,18 @@ class Artifacts:
     def accuracy(self) -> Accuracy:
         self.run.fresh(ACCURACY)
         return Accuracy.from_json(self.run.json(ACCURACY), self.run.reader(ACCURACY).name)
+
+    @property
+    def debug(self) -> DebugReport:
+        """Which layers cause the loss of the bits, ranges and weights that are there now."""
+        self.run.fresh(DEBUG)
+        return DebugReport.from_json(self.run.json(DEBUG), self.run.reader(DEBUG).name)
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What is left of every value in integers, of the network that is there now."""
+        self.run.fresh(FIDELITY)
+        return Fidelity.from_json(self.run.json(FIDELITY), self.run.reader(FIDELITY).name)
 
     def library_info(self, target: Target) -> LibraryInfo:
         """What a compiled library holds, without loading it."""

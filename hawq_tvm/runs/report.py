@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hawq_tvm.core.specs import LAYER_TIMES
+from hawq_tvm.measure.fidelity import RATIOS
 from hawq_tvm.runs.artifacts import REPORT
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.runs.summary import LayerSummary, RunSummary, summarize
@@ -50,6 +51,7 @@ def render_report(summary: RunSummary) -> str:
         _costs(summary),
         "<h2>Layers</h2>",
         _layers(summary),
+        _fidelity(summary),
         _benchmarks(summary),
         "<h2>Where the numbers come from</h2>",
         _table(("what", "source"), ((name, escape(source)) for name, source in summary.sources.items())),
@@ -178,6 +180,41 @@ def _layer(layer: LayerSummary, targets: Sequence[str], most: float) -> str:
     )
     kind = "low" if layer.bits.startswith(("w2", "w3", "w4")) else ""
     return f"<tr class='{kind}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _fidelity(summary: RunSummary) -> str:
+    """Every value's signal over error, that of pools, sums and concatenations too; nothing where none was measured."""
+    if summary.fidelity is None:
+        return ""
+
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    rows = (
+        (
+            escape(value.name),
+            escape(value.kind),
+            str(value.bits) if value.weight_bits is None else f"{value.bits}, weights {value.weight_bits}",
+            *(
+                number(ratio, ".1f")
+                for ratio in (value.accumulated_db, value.alone_db, value.inputs_db, value.weights_db, value.output_db)
+            ),
+            f"{value.clipped:.3%}",
+            number(value.range_use, ".0%"),
+            number(value.effective_bits, ".1f"),
+            f"{value.channel_spread:,.0f}",
+        )
+        for value in summary.fidelity.values
+    )
+    names = (
+        "value", "operator", "bits", "dB all", "dB alone", "by inputs", "by weights", "by result", "clipped",
+        "range used", "bits used", "channels apart",
+    )  # fmt: skip
+    return (
+        f"<h2>Signal over error</h2>{_table(names, rows)}<p><small>On {summary.fidelity.samples} samples. "
+        f"{escape(RATIOS)}. By inputs, by weights, by result: were only they rounded. Bits used: by the 99.9% of the "
+        "elements of least magnitude. Channels apart: the strongest over the weakest.</small></p>"
+    )
 
 
 def _benchmarks(summary: RunSummary) -> str:

@@ -16,6 +16,7 @@ from hawq_tvm.core.specs import CostTable, summed_error
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
+from hawq_tvm.measure.fidelity import Fidelity, ValueFidelity
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
@@ -44,6 +45,7 @@ class LayerSummary:
         latency_us: of its kernel alone, from the cost table; see `LAYER_TIMES`.
         within_us: of its call inside the running network, from the benchmark, by target.
         accumulator_bound: proved magnitude of its accumulator.
+        fidelity: how much of its signal is left; None where it was not measured.
         kernel: by target.
         declines: by target, why kernels that stand earlier in the table were not taken.
     """
@@ -63,6 +65,7 @@ class LayerSummary:
     latency_us: float | None
     within_us: Mapping[str, float]
     accumulator_bound: int
+    fidelity: ValueFidelity | None
     kernel: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
 
@@ -118,11 +121,12 @@ class RunSummary:
         activation_bytes: planned memory, by target.
         storages: every kernel call's storage in order, conversions too, by target.
         accuracy: None where it was not measured.
+        fidelity: of every value, those without weights too; None where it was not measured.
         verification: by target.
         benchmark: by target.
         notes: what is missing or out of date, a sentence each.
         remarks: what else to know of the numbers, a sentence each: how samples were held out, estimates that did not
-            converge.
+            converge, layers in integers that keep little of their signal.
         sources: where each cost comes from.
         versions: of the packages that made the run.
     """
@@ -136,6 +140,7 @@ class RunSummary:
     activation_bytes: Mapping[str, int]
     storages: Mapping[str, tuple[StoredValue, ...]]
     accuracy: Accuracy | None
+    fidelity: Fidelity | None
     verification: Mapping[str, VerifyReport]
     benchmark: Mapping[str, BenchReport]
     notes: tuple[str, ...]
@@ -151,6 +156,7 @@ class RunSummary:
             "activation_bytes": dict(self.activation_bytes),
             "storages": {target: [asdict(call) for call in calls] for target, calls in self.storages.items()},
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
             "verification": {target: report.to_json() for target, report in self.verification.items()},
             "benchmark": {target: report.to_json() for target, report in self.benchmark.items()},
             "notes": list(self.notes),
@@ -179,7 +185,8 @@ def summarize(run: Run) -> RunSummary:
     benchmark = {
         name: found.benchmark(target) for name, target in compiled.items() if run.is_fresh(files.bench_file(target))
     }
-    layers = tuple(_layer(layer, costs, profiled, libraries, benchmark) for layer in facts)
+    fidelity = found.fidelity if run.is_fresh(files.FIDELITY) else None
+    layers = tuple(_layer(layer, costs, profiled, fidelity, libraries, benchmark) for layer in facts)
     identity = run.manifest["identity"]
     accuracy = found.accuracy if run.is_fresh(files.ACCURACY) else None
     return RunSummary(
@@ -192,6 +199,7 @@ def summarize(run: Run) -> RunSummary:
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
         storages={name: stored_values(info) for name, info in libraries.items()},
         accuracy=accuracy,
+        fidelity=fidelity,
         verification={
             name: found.verification(target)
             for name, target in compiled.items()
@@ -199,7 +207,11 @@ def summarize(run: Run) -> RunSummary:
         },
         benchmark=benchmark,
         notes=_notes(run),
-        remarks=(*_data_notes(run, accuracy), *(_sensitivity_notes(found, costs) if profiled else ())),
+        remarks=(
+            *_data_notes(run, accuracy),
+            *(_sensitivity_notes(found, costs) if profiled else ()),
+            *(() if fidelity is None else fidelity.warnings),
+        ),
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
     )
@@ -239,6 +251,7 @@ def _layer(
     facts: LayerFacts,
     costs: CostTable,
     profiled: bool,
+    fidelity: Fidelity | None,
     libraries: Mapping[str, LibraryInfo],
     benchmark: Mapping[str, BenchReport],
 ) -> LayerSummary:
@@ -264,6 +277,7 @@ def _layer(
             if facts.name in report.layers_us
         },
         accumulator_bound=facts.accumulator_bound,
+        fidelity=None if fidelity is None else fidelity.of(facts.name),
         kernel={target: info.kernels.get(facts.name, "") for target, info in libraries.items()},
         declines={target: tuple(info.declines.get(facts.name, ())) for target, info in libraries.items()},
     )
@@ -281,6 +295,8 @@ def _notes(run: Run) -> tuple[str, ...]:
             notes.append(f"target {name} is not verified; hawq-tvm verify compares every layer")
     if files.ACCURACY in run and not run.is_fresh(files.ACCURACY):
         notes.append("accuracy was measured on another network and is left out; hawq-tvm compile measures it anew")
+    if files.FIDELITY in run and not run.is_fresh(files.FIDELITY):
+        notes.append("fidelity was measured on another network and is left out; hawq-tvm compile measures it anew")
     return tuple(notes)
 
 

@@ -8,12 +8,21 @@ from fnmatch import fnmatchcase
 _MAKES = {
     "profile": ("float.safetensors", "ranges.json", "sensitivity.json", "costs.json"),
     "allocate": ("bits.json", "allocation.json"),
-    "compile": ("model.*", "weights.safetensors", "bounds.json", "layers.json", "golden/*", "accuracy.json"),
+    "compile": (
+        "model.*",
+        "weights.safetensors",
+        "bounds.json",
+        "layers.json",
+        "golden/*",
+        "accuracy.json",
+        "fidelity.json",
+    ),
     "verify": ("verify.*",),
     "bench": ("bench.*",),
+    "debug": ("debug.json",),
 }
 _CHAIN = ("profile", "allocate", "compile")
-"""Each needs what those before it make; `verify` and `bench` need them all, and `run` does everything."""
+"""Each needs what those before it make; `verify`, `bench` and `debug` need them all, and `run` does everything."""
 
 
 def how_to_make(name: str, run: object, there: Collection[str]) -> str:

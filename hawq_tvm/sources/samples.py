@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,8 +50,14 @@ class Data:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells these samples from others, as JSON: what was made from them is stale when it changes."""
-        return {"name": self.name, "fingerprint": self.fingerprint, **self.settings}
+        """What tells these samples from others: what was made from them is stale when it changes.
+
+        It is what JSON makes of it, lists for tuples, so that it equals what a manifest kept.
+        """
+        key: dict[str, Any] = json.loads(
+            json.dumps({"name": self.name, "fingerprint": self.fingerprint, **self.settings})
+        )
+        return key
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -88,7 +87,7 @@ class Work:
         """Whether the samples at hand are those that the run was made with; others are for measuring."""
         stored = self.run.manifest.get("data")
         key = stored.get("key") if isinstance(stored, dict) else None
-        return self._data is not None and bool(json.loads(json.dumps(self._data.key)) == key)
+        return self._data is not None and self._data.key == key
 
     @property
     def threads(self) -> int:

@@ -51,6 +51,7 @@ PARTS = {
         ("kernels/*.py", "kernels/generic/*.py"),
         (
             "tests/test_kernels_alone.py",
+            "tests/test_blocking.py",
             "tests/test_kernel_offers.py",
             *(
                 f"tests/test_kernels.py::{name}"
