@@ -23,8 +23,11 @@ WIDTHS = range(2, 9)
 """The bits that a value can be stored or read at."""
 
 AUTO = "auto"
-CANDIDATES = ("percentile:99.999", "max", "percentile:99.99", "percentile:99.9", "mse", "kl")
-"""What ``auto`` compares on the network's output; of equals, the first."""
+CANDIDATES = ("percentile:99.999", "max", "mse", "kl")
+"""What ``auto`` compares on the network's output; of equals, the first.
+
+The percentiles 99.99 and 99.9 were worse than ``mse`` at 4 and at 8 bits on each network that was measured.
+"""
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class RoundingSettings:
     slope: bool = option(True, "match the spread of every output channel", panel=ROUNDING, negated=True)
     bias: bool = option(True, "match the mean of every output channel", panel=ROUNDING, negated=True)
     damping: float = option(
-        0.3, "pull of least error to the trained weights", flag="--rounding-damping", panel=ROUNDING, least=0
+        0.5, "pull of least error to the trained weights", flag="--rounding-damping", panel=ROUNDING, least=0
     )
 
     def __post_init__(self) -> None:

@@ -24,7 +24,10 @@ from hawq_tvm.posttraining.range_choice import (
     samples_to_compare,
 )
 from hawq_tvm.posttraining.simulate import SimulatedNetwork
+from hawq_tvm.runs.rundir import open_run
 from hawq_tvm.settings import Settings
+from hawq_tvm.stages.calibrate import compared_bits
+from hawq_tvm.stages.work import Work
 
 from . import networks
 from .builders import captured, ranges_of, samples
@@ -166,3 +169,24 @@ def test_bits_may_be_edited_to_any_width() -> None:
 def test_pins_and_given_bits_are_kept_while_observers_are_compared() -> None:
     made = hawq_tvm.quantize(networks.make("Residual"), samples(24), bits=["w4a4"], pins={"conv2": "w8a6"})
     assert list(json.loads((made.path / "ranges.json").read_text())["compared"]) == ["measure", "8", "6", "4"]
+
+
+def test_layers_that_are_given_more_bits_keep_them_while_fewer_are_compared() -> None:
+    made = hawq_tvm.quantize(networks.make("Residual"), samples(8), bits=["w8a8"], observer="max")
+    names = tuple(made.bits.layers)
+    given = BitConfig({name: Bits(4, bits) for name, bits in zip(names, (8, 4, 4, 2, 8), strict=True)}, residual=6)
+    found = compared_bits(Work(open_run(made.path), Settings(), given=given), 4)
+    assert [bits.activation for bits in found.layers.values()] == [8, 4, 4, 4, 8]
+    assert found.residual == 6
+    pinned = Settings(pins={names[2]: Bits(2, 7)})
+    found = compared_bits(Work(open_run(made.path), pinned), 4)
+    assert [bits.activation for bits in found.layers.values()] == [8, 4, 7, 4, 8]
+
+
+def test_given_ranges_stand_while_observers_are_compared() -> None:
+    made = hawq_tvm.quantize(networks.make("Residual"), samples(24), bits=["w4a4"], ranges={"conv1": 0.001})
+    table = json.loads((made.path / "ranges.json").read_text())
+    assert table["ranges"]["conv1"] == [0, 0.001], "a range that clips nearly everything is what was asked for"
+    free = hawq_tvm.quantize(networks.make("Residual"), samples(24), bits=["w4a4"])
+    least = json.loads((free.path / "ranges.json").read_text())["compared"]["8"]
+    assert min(table["compared"]["8"].values()) > 3 * min(least.values()), "and it is seen in the comparison"

@@ -247,7 +247,7 @@ def test_fidelity_stands_beside_every_layer(graph: Graph, tmp_path: Path, screen
     assert [layer.fidelity.alone_db for layer in summary.layers] == [33.0] * len(summary.layers)
     assert warning in summary.remarks
     console.print_layers(summary)
-    (header,) = (line for line in screen.text().splitlines() if "sensitivity" in line and "bound" in line)
+    (header,) = (line for line in screen.text().splitlines() if "dB all" in line and "bound" in line)
     assert header.split()[-5:] == ["dB", "alone", "dB", "all", "bound"]
     for layer in summary.layers:
         row = next(line for line in screen.text().splitlines() if line.split()[:1] == [layer.name])

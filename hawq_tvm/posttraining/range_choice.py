@@ -149,7 +149,7 @@ def samples_to_compare(graph: FloatGraph) -> int:
     """On how many samples candidates are compared: 32 of a ResNet-50, and more of what takes less time.
 
     All candidates see the same samples, so that what makes a sample hard is in each of them: over 32 images the mean
-    divergence has a standard error of a fifth to a third, and most of it is common. Six candidates at two widths are
-    twelve runs, about as long as observing 600 samples of a ResNet-50.
+    divergence has a standard error of a fifth to a third, and most of it is common. Four candidates at two widths and
+    the float network are nine runs, about as long as observing 300 samples of a ResNet-50.
     """
     return max(_LEAST_SAMPLES, _MACS // max(1, sum(layer.macs for layer in graph.layers)))

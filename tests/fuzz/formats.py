@@ -23,6 +23,7 @@ from hawq_tvm.core.errors import HawqError
 from hawq_tvm.core.given import check_scales, clip_to, override, read_ranges, read_scales, unused_ranges
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Graph
+from hawq_tvm.core.quantizer import Range, ranges_to_json
 from hawq_tvm.core.specs import BitConfig, Bits, Budget
 from hawq_tvm.core.targets import find_target
 from hawq_tvm.ilp import formulate
@@ -300,12 +301,13 @@ def make_run(path: Path) -> None:
         },
     }
     costs = cost_table(captured(NETWORK), PAIRS, sensitivity=sensitivity, latency=None)
+    ranges = {**ranges_of(NETWORK), "conv1": {4: Range(0.0, 1.5), 8: Range(0.0, 2.5)}}
     mismatch = Mismatch("fc", "linear", 1, 5, (0, 1), {"numpy": -1, "tvm": None}, "tvm")
     latency = Latency("hawq_tvm", 10.5, 9.0, 12.0, 100)
     tables: Mapping[str, Any] = {
         files.BITS: bits().to_json(),
         files.COSTS: costs.to_json(),
-        files.RANGES: {"origin": "max", "ranges": {name: [r.lo, r.hi] for name, r in ranges_of(NETWORK).items()}},
+        files.RANGES: {"origin": "max", "ranges": ranges_to_json(ranges)},
         files.SENSITIVITY: sensitivity,
         files.LAYERS: describe_layers(integer_graph()),
         files.ALLOCATION: {"sensitivity": 1.5, "costs": {"bops": 3}, "limits": {"bops": 4.0}, "solver": "cbc"},
