@@ -49,7 +49,7 @@ def names(net: FloatGraph | None = None) -> list[str]:
 @pytest.mark.parametrize("layer", names()[1:])
 def test_the_bad_layer_comes_first_and_the_network_is_well_without_it(layer: str) -> None:
     network = quantised({layer: "w2a8"})
-    report = find_causes(network, PIECES, calibrated_on=8)
+    report = find_causes(network, PIECES, PIECES, calibrated_on=8)
     first = report.layers[0]
     assert (first.name, first.bits) == (layer, "w2a8")
     assert first.weights > 10 * first.input
@@ -57,14 +57,14 @@ def test_the_bad_layer_comes_first_and_the_network_is_well_without_it(layer: str
     assert all(cause.without > report.loss / 2 for cause in report.layers[1:])
     assert report.loss == network_loss(network.simulated(), PIECES, reference=RealNetwork(network.graph))
     assert [cause.both for cause in report.layers] == sorted((cause.both for cause in report.layers), reverse=True)
-    assert report.samples == 8
+    assert (report.samples, report.held_out, report.fitted) == (8, 8, report.loss)
 
 
 def test_what_a_pin_costs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debug, "NEGLIGIBLE", 0.0)
     layer = names()[1]
     network = quantised({layer: "w2a8"})
-    advice = find_causes(network, PIECES, calibrated_on=8).advice
+    advice = find_causes(network, PIECES, PIECES, calibrated_on=8).advice
     size = network.weights[layer].integers.size
     total = sum(found.integers.size * found.bits / 8 for found in network.weights.values())
     extra = size * 6 / 8
@@ -80,7 +80,7 @@ def test_inputs_cost_no_bytes_and_a_better_range_is_found(monkeypatch: pytest.Mo
     found = wide[source]
     assert isinstance(found, Range)
     wide[source] = {8: found, 4: Range(3 * found.lo, 3 * found.hi)}
-    report = find_causes(quantised({layer.name: "w8a4"}, wide), PIECES, calibrated_on=8)
+    report = find_causes(quantised({layer.name: "w8a4"}, wide), PIECES, PIECES, calibrated_on=8)
     assert report.layers[0].name == layer.name
     assert f"--pin {layer.name}=w8a8 costs no bytes of weights" in report.advice[0]
     assert f"{layer.name}: a range of its input 0.7 times as wide loses " in report.advice[1]
@@ -89,34 +89,50 @@ def test_inputs_cost_no_bytes_and_a_better_range_is_found(monkeypatch: pytest.Mo
 def test_few_positions_for_many_inputs_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debug, "NEGLIGIBLE", 0.0)
     last = names()[-1]
-    advice = find_causes(quantised({last: "w2a8"}), PIECES, calibrated_on=8).advice
+    advice = find_causes(quantised({last: "w2a8"}), PIECES, PIECES, calibrated_on=8).advice
     assert any("were fitted on 8 positions; more calibration samples (--calibration" in text for text in advice)
-    advice = find_causes(quantised({last: "w2a8"}), PIECES, calibrated_on=8000).advice
+    advice = find_causes(quantised({last: "w2a8"}), PIECES, PIECES, calibrated_on=8000).advice
     assert not any("more calibration samples" in text for text in advice)
 
 
 def test_a_network_that_loses_nothing_needs_no_advice() -> None:
-    (sentence,) = find_causes(quantised(), PIECES, calibrated_on=8).advice
+    (sentence,) = find_causes(quantised(), PIECES, PIECES, calibrated_on=8).advice
     assert "was seen to leave accuracy as it is" in sentence
+
+
+def test_what_is_fitted_too_closely_is_told_by_samples_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debug, "NEGLIGIBLE", 0.0)
+    network = quantised(rest="w4a8")
+    near, far = [samples(1)], [samples(8, seed=2)]
+    fitted, loss = (
+        network_loss(network.simulated(), pieces, reference=RealNetwork(network.graph)) for pieces in (near, far)
+    )
+    report = find_causes(network, near, far, calibrated_on=1)
+    assert (report.fitted, report.loss) == (fitted, loss)
+    assert (report.samples, report.held_out) == (1, 8)
+    monkeypatch.setattr(debug, "_CLOSE", 0.0)
+    told = find_causes(network, near, far, calibrated_on=1).advice[-1]
+    assert f"loses {report.fitted:.2g}, on others {report.loss:.2g}: 1 are few" in told
 
 
 def test_biases_are_corrected_as_rounding_corrects_them() -> None:
     network = quantised(rest="w4a4")
     corrected, plain = (
-        find_causes(replace(network, corrects_means=corrects), PIECES, calibrated_on=8) for corrects in (True, False)
+        find_causes(replace(network, corrects_means=corrects), PIECES, PIECES, calibrated_on=8)
+        for corrects in (True, False)
     )
     assert sum(cause.weights for cause in corrected.layers) < sum(cause.weights for cause in plain.layers)
 
 
 def test_threads_change_nothing_and_progress_ends() -> None:
     seen: list[int] = []
-    first = find_causes(quantised(rest="w4a4"), PIECES, calibrated_on=8, progress=seen.append)
+    first = find_causes(quantised(rest="w4a4"), PIECES, PIECES, calibrated_on=8, progress=seen.append)
     assert seen == [4, 8, 12, 16]
-    assert find_causes(quantised(rest="w4a4"), PIECES, calibrated_on=8, threads=3) == first
+    assert find_causes(quantised(rest="w4a4"), PIECES, PIECES, calibrated_on=8, threads=3) == first
 
 
 def test_reports_come_back_from_json() -> None:
-    report = find_causes(quantised(rest="w4a4"), PIECES, calibrated_on=8)
+    report = find_causes(quantised(rest="w4a4"), PIECES, PIECES, calibrated_on=8)
     assert DebugReport.from_json(json.loads(json.dumps(report.to_json()))) == report
     assert report.layers[0].name in str(report)
     with pytest.raises(RunError, match="make it again with hawq-tvm debug"):
@@ -148,6 +164,7 @@ def test_from_python_and_without_samples(tmp_path: Path) -> None:
     again = hawq_tvm.load(made.save(tmp_path / "kept"))
     with pytest.raises(DataError, match="samples are not at hand; name them with --data"):
         again.debug()
-    other = hawq_tvm.load(tmp_path / "kept", data=samples(6, seed=3)).debug()
+    with pytest.warns(UserWarning, match="on other samples than those that calibrated the run"):
+        other = hawq_tvm.load(tmp_path / "kept", data=samples(6, seed=3)).debug()
     assert other.samples == 6 and np.isfinite(other.loss)
     assert torch.is_grad_enabled()

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 LOSSES = (
     "losses: mean KL divergence from the float network's results, of a single output the squared difference; its "
-    "weights, its input, both: that layer alone is quantised; all but it: every other layer is"
+    "weights, its input, both: that layer alone is quantised, on calibration samples; all but it: every other layer "
+    "is, on samples held out, as is the whole network"
 )
 """What stands in the table of causes, for the reader."""
 
@@ -244,7 +245,7 @@ def print_causes(report: DebugReport) -> None:
     print_table(("layer", "bits", "weights", "MACs", "its weights", "its input", "both", "all but it"), rows, texts=2)
     rounded = "" if report.rounded else ", nearest integers"
     named = f" of {report.data}" if report.data else ""
-    out.print(Text(f"the whole network loses {report.loss:.3g} on {report.samples} samples{named}{rounded}"))
+    out.print(Text(f"the whole network loses {report.loss:.3g} on {report.held_out} samples{named}{rounded}"))
     out.print(Text(LOSSES))
     for sentence in report.advice:
         out.print(Text(sentence, style="yellow"))

@@ -22,7 +22,7 @@ class LayerCause:
         weights: loss of the float network with this layer's weights quantised, as they are deployed.
         input: the same with the layer's first input on its grid.
         both: the same with both.
-        without: loss of the quantised network with this layer in float.
+        without: loss of the quantised network with this layer in float, on samples held out.
     """
 
     name: str
@@ -44,8 +44,10 @@ class DebugReport:
     """Layers by what they cost.
 
     Attributes:
-        samples: how many it was measured on.
-        loss: of the quantised network beside the float one.
+        samples: how many calibration samples single layers were measured on.
+        held_out: how many samples that rounding did not look at, for all the rest.
+        loss: of the quantised network beside the float one, on those held out.
+        fitted: the same on the calibration samples.
         layers: the costliest alone first.
         advice: what to try, a sentence each.
         data: the name of the samples.
@@ -53,7 +55,9 @@ class DebugReport:
     """
 
     samples: int
+    held_out: int
     loss: float
+    fitted: float
     layers: tuple[LayerCause, ...]
     advice: tuple[str, ...]
     data: str = ""
@@ -81,4 +85,4 @@ class DebugReport:
 
     def __str__(self) -> str:
         worst = ", ".join(f"{layer.name} {layer.both:.3g}" for layer in self.layers[:3])
-        return f"loss {self.loss:.3g} on {self.samples} samples; alone: {worst}"
+        return f"loss {self.loss:.3g} on {self.held_out} samples; alone: {worst}"

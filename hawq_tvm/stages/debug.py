@@ -21,13 +21,15 @@ from hawq_tvm.stages.work import Work
 
 
 def debug(work: Work) -> Stage:
-    """Each layer alone quantised, and all but it, on calibration samples; on others, with a word, where they are named.
+    """Each layer alone quantised on calibration samples, all but it on as many evaluation samples, labels left aside.
+
+    Where other samples are named than those that calibrated, both are of those, with a word.
 
     Raises:
         DataError: no samples are at hand.
     """
-    calibration = work.data.calibration
-    count = min(work.settings.loss_samples, len(calibration))
+    calibration, evaluation, most = work.data.calibration, work.data.evaluation, work.settings.loss_samples
+    total = min(most, len(calibration)) + min(most, len(evaluation))
     if not work.can_calibrate:
         work.reporter.note("losses are measured on other samples than those that calibrated the run")
     weights = rounded_weights(work)
@@ -47,10 +49,11 @@ def debug(work: Work) -> Stage:
         )
         report = find_causes(
             network,
-            [batch.images for batch in batches(calibration, PIECE, limit=count)],
+            [batch.images for batch in batches(calibration, PIECE, limit=most)],
+            [batch.images for batch in batches(evaluation, PIECE, limit=most)],
             calibrated_on=len(calibration),
             threads=work.threads,
-            progress=lambda done: advance(done, 2 * count),
+            progress=lambda done: advance(done, total),
         )
         work.run.write_json(DEBUG, replace(report, data=shown(work.data.name)).to_json())
 
@@ -58,7 +61,7 @@ def debug(work: Work) -> Stage:
         "debug",
         "measuring what each layer causes",
         make,
-        options={"samples": count, "rounding": vars(work.settings.rounding), "data": work.data_key},
+        options={"samples": most, "rounding": vars(work.settings.rounding), "data": work.data_key},
         reads=(FLOAT_GRAPH, RANGES, BITS, *(() if weights is None else (WEIGHTS,))),
         writes=(DEBUG,),
     )

@@ -317,7 +317,7 @@ def make_run(path: Path) -> None:
             ("'fc' keeps little",),
         ).to_json(),
         files.DEBUG: DebugReport(
-            4, 0.5, (LayerCause("fc", "w4a8", 9, 9, 0.25, 0.125, 0.5, 0.0),), ("pin it",)
+            4, 4, 0.5, 0.25, (LayerCause("fc", "w4a8", 9, 9, 0.25, 0.125, 0.5, 0.0),), ("pin it",)
         ).to_json(),
         files.ACCURACY: Accuracy(10, 0.5, 0.4, -0.1, 0.05, 0.9).to_json(),
         files.verify_file(TARGET): VerifyReport(("numpy", "tvm"), 4, 9, 1000, (mismatch,)).to_json(),
