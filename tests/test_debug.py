@@ -121,6 +121,9 @@ def test_reports_come_back_from_json() -> None:
     assert report.layers[0].name in str(report)
     with pytest.raises(RunError, match="make it again with hawq-tvm debug"):
         DebugReport.from_json({"samples": 3})
+    odd = replace(report, layers=(replace(report.layers[0], bits="w9a9"),))
+    with pytest.raises(RunError, match="bits are written like w4a8"):
+        DebugReport.from_json(odd.to_json())
 
 
 def test_the_verb_ranks_the_layers_of_a_run(scratch: Path, cli: Run) -> None:

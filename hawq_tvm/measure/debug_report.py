@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawq_tvm.core.errors import RunError
-from hawq_tvm.core.specs import Bits
+from hawq_tvm.core.specs import Bits, parsed_bits
 from hawq_tvm.core.strict_json import JsonReader
 
 
@@ -73,7 +73,10 @@ class DebugReport:
         Raises:
             RunError: anything else.
         """
-        found: DebugReport = JsonReader(name, RunError, "make it again with hawq-tvm debug").take(data, cls)
+        reader = JsonReader(name, RunError, "make it again with hawq-tvm debug")
+        found: DebugReport = reader.take(data, cls)
+        for layer in found.layers:
+            parsed_bits(reader, layer.name, layer.bits)
         return found
 
     def __str__(self) -> str:

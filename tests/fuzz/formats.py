@@ -30,6 +30,7 @@ from hawq_tvm.ilp import formulate
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport, Latency
 from hawq_tvm.measure.costing import cost_table, read_latency_table
+from hawq_tvm.measure.debug_report import DebugReport, LayerCause
 from hawq_tvm.measure.fidelity import Fidelity, ValueFidelity
 from hawq_tvm.measure.verify import Mismatch, VerifyReport
 from hawq_tvm.runs import artifacts as files
@@ -241,7 +242,7 @@ PAIRS = (Bits(4, 4), Bits(8, 8))
 NAMES = (
     "manifest", "bits", "costs", "ranges", "sensitivity", "allocation", "latency", "given-ranges",
     "given-scales", "layers", "golden", "golden-index",
-    "float", "onnx", "library", "library-json", "accuracy", "fidelity", "verify", "bench",
+    "float", "onnx", "library", "library-json", "accuracy", "fidelity", "debug", "verify", "bench",
 )  # fmt: skip
 """Every format."""
 
@@ -278,6 +279,7 @@ def formats(other: Sequence[str] = OTHER_NETWORKS) -> dict[str, Format]:
         "library-json": Format(LIBRARY_JSON, mutate_json, _library_info),
         "accuracy": _report(files.ACCURACY, lambda found: found.accuracy),
         "fidelity": _report(files.FIDELITY, lambda found: found.fidelity),
+        "debug": _report(files.DEBUG, lambda found: found.debug),
         "verify": _report(files.verify_file(TARGET), lambda found: found.verification(TARGET)),
         "bench": _report(files.bench_file(TARGET), lambda found: found.benchmark(TARGET)),
     }
@@ -313,6 +315,9 @@ def make_run(path: Path) -> None:
             4,
             (ValueFidelity("fc", "linear", 32, 4, 12.5, 30.0, None, -1.5, None, 0.0, 2.5, None, None, None, 3.0),),
             ("'fc' keeps little",),
+        ).to_json(),
+        files.DEBUG: DebugReport(
+            4, 0.5, (LayerCause("fc", "w4a8", 9, 9, 0.25, 0.125, 0.5, 0.0),), ("pin it",)
         ).to_json(),
         files.ACCURACY: Accuracy(10, 0.5, 0.4, -0.1, 0.05, 0.9).to_json(),
         files.verify_file(TARGET): VerifyReport(("numpy", "tvm"), 4, 9, 1000, (mismatch,)).to_json(),
