@@ -56,6 +56,7 @@ GOOD: dict[str, tuple[str, tuple[tuple[int, ...], ...], tuple[int, ...], dict[st
     "a pool": ("max_pool2d", (X,), (4, 3, 6), {"window": Window((3, 2))}),
     "averages": ("avg_pool2d", (X,), (4, 3, 6), {"window": Window((3, 2)), "counts": ones(3, 6) / 2}),
     "channels of zeros": ("pad_channels", (X,), (9, 5, 7), {"channel_pads": (2, 3)}),
+    "channels of zeros behind": ("pad_channels", (X,), (7, 5, 7), {"channel_pads": (0, 3)}),
     "one average": ("global_avg_pool2d", (X,), (4, 1, 1), {}),
 }
 

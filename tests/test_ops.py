@@ -413,6 +413,7 @@ def test_channels_of_zeros() -> None:
     assert not found[:, 5:].any()
     assert op.bounds([TensorType(S8, (3, 4, 5), 1.0)]) is None
     assert op.describe() == "2 before 1 after"
+    assert PadChannels(0, 0).output_shape([TensorType(S8, (3, 4, 5), 1.0)]) == (3, 4, 5)
     with pytest.raises(GraphError, match="no fewer than 0 channels, got 2 before and -1 after"):
         PadChannels(2, -1).output_shape([TensorType(S8, (3, 4, 5), 1.0)])
     with pytest.raises(GraphError, match="samples of rank 3"):

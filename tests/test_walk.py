@@ -211,3 +211,16 @@ def test_layers_alone_are_rounded_towards_themselves(name: str) -> None:
         for bits, weights in found[layer.name].items():
             assert weights.bits == bits
             assert np.array_equal(weights.integers, again[layer.name][bits].integers)
+
+
+def test_a_layer_of_too_many_inputs_is_rounded_to_nearest_and_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second moments take memory with the square of the inputs; slope and bias do not."""
+    monkeypatch.setattr("hawq_tvm.posttraining.solve.MOST_INPUTS", 1)
+    found = rounded("Residual")
+    monkeypatch.undo()
+    corrected = rounded("Residual", settings=RoundingSettings("nearest", scale_search=False))
+    names = [node.name for node in captured("Residual").layers if node.kind == "linear"]
+    assert names
+    for name in names:
+        assert np.array_equal(found[name].integers, corrected[name].integers)
+    assert not same(found, rounded("Residual"))

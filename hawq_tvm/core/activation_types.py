@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
+
 from hawq_tvm.core.errors import AllocationError, CalibrationError
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.ir import Shape, TensorType
 from hawq_tvm.core.quantizer import RangeTable, activation_scale, activation_type, range_at
 from hawq_tvm.core.specs import BitConfig
 
+_LEAST_SCALE = float(np.finfo(np.float32).tiny)  # a value of a smaller scale is 0 in float32
 _WIDENED = (*WEIGHTED, "add", "avg_pool2d", "global_avg_pool2d")
 
 
@@ -114,7 +117,7 @@ class ActivationTypes:
         dtype = activation_type(bits, self.nonnegative[owner])
         found = range_at(self.ranges, owner, bits)
         scale = activation_scale(found, dtype)
-        if not scale > 0:
+        if not scale > _LEAST_SCALE:
             raise CalibrationError(f"'{owner}' has the range {found}: a dead layer; check weights and data")
         return TensorType(dtype, self._shape(name), scale)
 

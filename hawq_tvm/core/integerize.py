@@ -198,6 +198,15 @@ def least_scales(bias: FloatArray, input_scale: float) -> FloatArray:
     return np.asarray(np.abs(bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT))
 
 
+def check_alive(node: FloatNode) -> None:
+    """Raise `CalibrationError` where a layer's weights or biases are not finite, or all its weights are 0."""
+    assert node.weight is not None and node.bias is not None
+    if not (np.isfinite(node.weight).all() and np.isfinite(node.bias).all()):
+        raise CalibrationError(f"layer '{node.name}' holds weights or biases that are NaN or infinite")
+    if not node.weight.any():
+        raise CalibrationError(f"layer '{node.name}' is dead: all its weights are 0; prune it or check the checkpoint")
+
+
 def round_to_nearest(node: FloatNode, bits: int, input_scale: float) -> LayerWeights:
     """Max-abs scales and the integers nearest to the weights.
 
@@ -205,14 +214,11 @@ def round_to_nearest(node: FloatNode, bits: int, input_scale: float) -> LayerWei
     0) has no scale of its own and takes the layer's largest.
 
     Raises:
-        CalibrationError: weights or biases that are not finite; a layer of zeros.
+        CalibrationError: as `check_alive`.
     """
+    check_alive(node)
     assert node.weight is not None and node.bias is not None
-    if not (np.isfinite(node.weight).all() and np.isfinite(node.bias).all()):
-        raise CalibrationError(f"layer '{node.name}' holds weights or biases that are NaN or infinite")
     scales = weight_scales(node.weight, bits)
-    if not scales.any():
-        raise CalibrationError(f"layer '{node.name}' is dead: all its weights are 0; prune it or check the checkpoint")
     scales = np.maximum(np.where(scales > 0, scales, scales.max()), least_scales(node.bias, input_scale))
     return LayerWeights(quantize_weight(node.weight, scales, bits), scales, node.bias, bits)
 

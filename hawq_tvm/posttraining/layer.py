@@ -21,6 +21,7 @@ from hawq_tvm.calibration.corrections import ResultSums, corrections
 from hawq_tvm.calibration.moments import ROWS, MomentSums, outputs_at, patches, positions
 from hawq_tvm.calibration.rounding import Rounded
 from hawq_tvm.core.float_ir import FloatNode
+from hawq_tvm.core.integerize import check_alive
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.solve import LayerRounding, live_inputs
 from hawq_tvm.settings import RoundingSettings
@@ -127,7 +128,11 @@ class LayerSearch:
             settings: how its weights are rounded.
             seed: of the choice of output positions.
             threads: pieces that run side by side.
+
+        Raises:
+            CalibrationError: weights or biases that are not finite; a layer of zeros.
         """
+        check_alive(node)
         self._node = node
         self._pieces = pieces
         self._settings = settings
