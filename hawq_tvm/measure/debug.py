@@ -7,8 +7,8 @@ it was rounded, has its trained weights, and a bias that makes up for what the o
 Least-error rounding fits the layers to each other's errors on the calibration samples: there a network was seen to lose
 0.003 that loses 0.1 on others, and to lose more with any one layer put back in float. So what the whole network loses,
 and what all but one layer do, is measured on samples held out; a layer alone, on those that calibrated.
-Even so later layers stay fitted to the errors of a layer that is put back, so that all but it may lose more than all; the
-ranking is that of layers alone.
+Even so, later layers stay fitted to the errors of a layer that is put back, so that all but it may lose more than all:
+the ranking is that of layers alone.
 """
 
 from __future__ import annotations
