@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.sources.data import check_labels
 from hawq_tvm.sources.samples import Batch
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """One batch: where both name the same class, and where each is right, [2, N]; None without labels."""
+
+    samples: int
+    agreement: Tensor
+    right: Tensor | None
 
 
 def measure_accuracy(
@@ -18,6 +29,7 @@ def measure_accuracy(
     integer_network: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
     *,
+    threads: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Accuracy:
     """Run both networks on every sample.
@@ -26,36 +38,50 @@ def measure_accuracy(
         float_network: float32 [N, ...] to logits [N, classes].
         integer_network: the same.
         batches: samples.
+        threads: batches that run side by side.
         progress: called with the number of samples done.
 
     Raises:
         DataError: no samples, one with a NaN or an infinity, or labels that the network has no class for.
     """
-    outcomes: list[Tensor] = []
-    agreements: list[Tensor] = []
-    samples = 0
-    with torch.no_grad():
-        for batch in batches:
-            _check_finite(batch, samples)
+
+    def look(item: tuple[int, Batch]) -> _Outcome:
+        first, batch = item
+        with torch.no_grad():
+            _check_finite(batch, first)
             logits = float_network(batch.images).flatten(1)
             expected, got = logits.argmax(1), integer_network(batch.images).flatten(1).argmax(1)
-            agreements.append(expected == got)
-            if batch.labels is not None:
-                check_labels(batch, logits.shape[1], first=samples)
-                right = torch.stack([expected == batch.labels, got == batch.labels])
-                outcomes.append(right)
-            samples += len(batch.images)
-            if progress is not None:
-                progress(samples)
+        right = None
+        if batch.labels is not None:
+            check_labels(batch, logits.shape[1], first=first)
+            right = torch.stack([expected == batch.labels, got == batch.labels])
+        return _Outcome(len(batch.images), expected == got, right)
+
+    outcomes: list[_Outcome] = []
+    samples = 0
+    for outcome in iterate_pieces(look, _numbered(batches), threads):
+        outcomes.append(outcome)
+        samples += outcome.samples
+        if progress is not None:
+            progress(samples)
     if not samples:
         raise DataError("there are no evaluation samples")
-    agreement = float(torch.cat(agreements).double().mean())
-    if sum(outcome.shape[1] for outcome in outcomes) != samples:
+    agreement = float(torch.cat([outcome.agreement for outcome in outcomes]).double().mean())
+    labelled = [outcome.right for outcome in outcomes if outcome.right is not None]
+    if len(labelled) != len(outcomes):
         return Accuracy(samples, None, None, None, None, agreement)
-    right = torch.cat(outcomes, dim=1).double()
+    right = torch.cat(labelled, dim=1).double()
     paired = right[1] - right[0]
     error = float(paired.std(correction=1)) / samples**0.5 if samples > 1 else 0.0
     return Accuracy(samples, float(right[0].mean()), float(right[1].mean()), float(paired.mean()), error, agreement)
+
+
+def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
+    """Each batch with the number of its first sample."""
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += len(batch.images)
 
 
 def _check_finite(batch: Batch, first: int) -> None:

@@ -13,6 +13,8 @@ from hawq_tvm.sources.names import shown
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
+_PIECE = 8  # samples that one thread runs at once: more of them leave its cache
+
 
 def evaluate(work: Work) -> Stage | None:
     """Both networks' accuracy; None, with a word, where no samples are at hand."""
@@ -25,7 +27,8 @@ def evaluate(work: Work) -> Stage | None:
         result = measure_accuracy(
             work.float_module,
             IntegerModule(work.artifacts.graph),
-            batches(work.data.evaluation, work.batch_size()),
+            batches(work.data.evaluation, work.batch_size(_PIECE)),
+            threads=work.threads,
             progress=lambda done: advance(done, total),
         )
         named = replace(result, data=shown(work.data.name), note=work.data.note)
