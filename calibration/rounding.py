@@ -21,12 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hawq_tvm.calibration.moments import Moments
-
 _NARROWER = torch.linspace(0.3, 1.0, 15, dtype=torch.float64)
 _GRID_TOLERANCE = 1e-3  # of a step: float32 weights that were folded with a batch norm are off by far less
 _BLOCK = 128  # columns between two updates of the rest: the inner loop stays in the cache
-_ELEMENTS = 2**24  # of candidate rows that are rounded at once: 128 MiB
+_CANDIDATES = 6  # scales that elimination is tried at
 _SWEEPS = 4
 _FLOOR = 1e-5  # of the mean of H's diagonal: what keeps a singular H invertible where no damping is asked for
 
@@ -106,48 +104,51 @@ def damped(inputs: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return inputs + ridge * torch.eye(inputs.shape[1], dtype=inputs.dtype), ridge
 
 
-def target(weight: Tensor, moments: Moments, damping: float) -> tuple[Tensor, Tensor]:
-    """The real weights that give the wanted outputs on the inputs that there are, and the damped H.
-
-    Args:
-        weight: float64 [g, o, K], the trained ones.
-        moments: of the layer.
-        damping: how far the target is drawn to them, as a share of the mean of H's diagonal.
-    """
-    inputs, ridge = damped(moments.inputs, damping)
-    factor = torch.linalg.cholesky(inputs)
-    wanted = (moments.outputs + ridge * weight).transpose(1, 2)
-    return torch.cholesky_solve(wanted, factor).transpose(1, 2), inputs
-
-
 def squared_error(weight: Tensor, restored: Tensor, inputs: Tensor) -> Tensor:
     """``(w - r) H (w - r)^T`` of each row, [g, o]."""
     error = weight - restored
     return ((error @ inputs) * error).sum(2)
 
 
-def search_nearest(weight: Tensor, inputs: Tensor, scales: Tensor, limit: int) -> Tensor:
-    """For each row, the candidate scale at which nearest integers have the least error, weighted by H's diagonal."""
+def nearest_errors(weight: Tensor, inputs: Tensor, scales: Tensor, limit: int) -> Tensor:
+    """Error of nearest integers at every candidate scale, weighted by H's diagonal: float64 [candidates, g, o]."""
     importance = inputs.diagonal(dim1=1, dim2=2)[:, None, :]
-    best = torch.full(weight.shape[:2], torch.inf, dtype=weight.dtype)
-    found = scales
+    errors = []
     for ratio in candidate_ratios(limit):
         candidate = scales * ratio
         error = weight - nearest(weight, candidate, limit) * candidate
-        total = (error.square() * importance).sum(2)
-        better = total < best
-        best, found = torch.where(better, total, best), torch.where(better[:, :, None], candidate, found)
-    return found
+        errors.append((error.square() * importance).sum(2))
+    return torch.stack(errors)
+
+
+def search_nearest(weight: Tensor, inputs: Tensor, scales: Tensor, limit: int) -> Tensor:
+    """For each row, the candidate scale at which nearest integers have the least error, weighted by H's diagonal."""
+    best = nearest_errors(weight, inputs, scales, limit).argmin(0)
+    return scales * candidate_ratios(limit)[best][:, :, None]
 
 
 class Elimination:
-    """GPTQ's rounding with one H: columns in falling order of its diagonal, the rest makes up for each."""
+    """GPTQ's rounding with one H: columns in falling order of its diagonal, the rest makes up for each.
+
+    It needs the upper triangular U with ``H^-1 = U^T U``. H taken backwards has a Cholesky factor; taken forwards again
+    that is an upper triangular R with ``H = R R^T``, and ``U = R^-1``: one factorisation instead of three.
+    """
 
     def __init__(self, inputs: Tensor) -> None:
-        """Factor H, damped, [g, K, K]."""
+        """Factor H, damped, float64 [g, K, K]."""
+        self.inputs = inputs
         self._order = inputs.diagonal(dim1=1, dim2=2).mean(0).argsort(descending=True, stable=True)
-        ordered = inputs[:, self._order][:, :, self._order]
-        self._factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(ordered)), upper=True)
+        backwards = self._order.flip(0)
+        lower = torch.linalg.cholesky(inputs[:, backwards][:, :, backwards])
+        self._factor = torch.linalg.solve_triangular(
+            lower.flip(1, 2), torch.eye(inputs.shape[1], dtype=inputs.dtype).expand_as(inputs), upper=True
+        )
+
+    def solve(self, right: Tensor) -> Tensor:
+        """``right H^-1``, for rows [g, o, K]."""
+        result = torch.empty_like(right)
+        result[:, :, self._order] = (right[:, :, self._order] @ self._factor.transpose(1, 2)) @ self._factor
+        return result
 
     def round(self, weight: Tensor, scales: Tensor, limit: int) -> Tensor:
         """Integers of rows [g, o, K] at scales [g, o, 1]."""
@@ -168,25 +169,41 @@ class Elimination:
         result[:, :, self._order] = integers
         return result
 
-    def search(self, weight: Tensor, inputs: Tensor, scales: Tensor, limit: int) -> Rounded:
-        """Integers and scale of each row that end with the least error, over all candidate scales."""
+    def search(self, weight: Tensor, scales: Tensor, limit: int) -> Rounded:
+        """Integers and scale of each row that end with the least error, over the candidate scales that are worth it.
+
+        They are those at which nearest integers come nearest, `_CANDIDATES` of them for each row.
+        """
         groups, rows, columns = weight.shape
-        best = torch.full((groups, rows), torch.inf, dtype=weight.dtype)
-        found = Rounded(torch.zeros_like(weight), scales)
-        for ratios in torch.split(candidate_ratios(limit), max(1, _ELEMENTS // weight.numel())):
-            several = weight.repeat(1, len(ratios), 1)
-            candidates = torch.cat([scales * ratio for ratio in ratios], 1)
-            integers = self.round(several, candidates, limit)
-            errors = squared_error(several, integers * candidates, inputs).view(groups, len(ratios), rows)
-            least, which = errors.min(1)
-            pick = which[:, None, :, None]
-            taken = Rounded(
-                integers.view(groups, -1, rows, columns).gather(1, pick.expand(-1, 1, -1, columns))[:, 0],
-                candidates.view(groups, -1, rows, 1).gather(1, pick)[:, 0],
-            )
-            found = _take(found, taken, least < best)
-            best = torch.minimum(best, least)
-        return found
+        ratios, errors = candidate_ratios(limit), nearest_errors(weight, self.inputs, scales, limit)
+        promising = errors.topk(min(_CANDIDATES, len(ratios)), dim=0, largest=False).indices
+        candidates = (scales * ratios[promising.permute(1, 2, 0)]).permute(0, 2, 1)  # [g, candidates, o]
+        count = candidates.shape[1]
+        several, steps = weight.repeat(1, count, 1), candidates.reshape(groups, count * rows, 1)
+        integers = self.round(several, steps, limit)
+        ends = squared_error(several, integers * steps, self.inputs).view(groups, count, rows)
+        pick = ends.argmin(1)[:, None, :, None]
+        return Rounded(
+            integers.view(groups, count, rows, columns).gather(1, pick.expand(-1, 1, -1, columns))[:, 0],
+            steps.view(groups, count, rows, 1).gather(1, pick)[:, 0],
+        )
+
+
+def fit(target: Tensor, elimination: Elimination, scales: Tensor, limit: int, *, search: bool) -> Rounded:
+    """The integers that come nearest to a target by H's measure, and their scales.
+
+    Args:
+        target: float64 [g, o, K], the best real weights.
+        elimination: of the layer's H.
+        scales: float64 [g, o, 1], at which a row's largest weight is `limit`, or given ones.
+        limit: the largest integer.
+        search: whether scales are searched; else they stay as they are.
+    """
+    if search:
+        start = elimination.search(target, scales, limit)
+    else:
+        start = Rounded(elimination.round(target, scales, limit), scales)
+    return descend(target, elimination.inputs, start, limit, rescale=search)
 
 
 def descend(weight: Tensor, inputs: Tensor, start: Rounded, limit: int, *, rescale: bool) -> Rounded:
@@ -226,9 +243,3 @@ def descend(weight: Tensor, inputs: Tensor, start: Rounded, limit: int, *, resca
         if not changed:
             break
     return Rounded(integers, scales)
-
-
-def _take(old: Rounded, new: Rounded, rows: Tensor) -> Rounded:
-    """The new where `rows` [g, o] says so."""
-    chosen = rows[:, :, None]
-    return Rounded(torch.where(chosen, new.integers, old.integers), torch.where(chosen, new.scales, old.scales))

@@ -147,7 +147,7 @@ class LayerSearch:
             bits: of the weights.
             scales: float64 [out], given ones, taken as they are; None where they are to be found.
         """
-        rounding = LayerRounding(self._node, bits, self._settings, scales=scales)
+        rounding = LayerRounding(self._node, bits, self._settings, scales=scales, threads=self._threads)
         seen = self._look(closely=rounding.needs_moments)
         moments = None if seen.sums is None else seen.sums.moments()
         found = Found.of(self._node, rounding.solve(live_inputs(self._node, seen.live), moments))

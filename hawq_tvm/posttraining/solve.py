@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hawq_tvm.backends.pytorch.threads import run_pieces
 from hawq_tvm.calibration.moments import Moments, by_group
 from hawq_tvm.calibration.rounding import (
     Elimination,
     Rounded,
-    descend,
+    damped,
     find_grid,
+    fit,
     max_abs_scales,
     nearest,
     search_nearest,
-    target,
 )
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.quantizer import FloatArray, weight_limit
@@ -26,12 +27,20 @@ FINE_BITS = 8
 MOST_INPUTS = 8192
 """The most inputs of one output that second moments are kept of: their square in float64 takes half a gigabyte."""
 
+_ROWS = 128  # outputs of a block
+
 
 class LayerRounding:
     """How one layer is rounded to one width."""
 
     def __init__(
-        self, node: FloatNode, bits: int, settings: RoundingSettings, *, scales: FloatArray | None = None
+        self,
+        node: FloatNode,
+        bits: int,
+        settings: RoundingSettings,
+        *,
+        scales: FloatArray | None = None,
+        threads: int = 1,
     ) -> None:
         """Look at a layer.
 
@@ -40,9 +49,12 @@ class LayerRounding:
             bits: of them.
             settings: how.
             scales: float64 [out], given ones, taken as they are; None where they are to be found.
+            threads: blocks of outputs that are found at one time: outputs do not meet, and a block has as many of them
+                as it has, whatever the threads.
         """
         assert node.weight is not None
         self._settings = settings
+        self._threads = threads
         self._weight = by_group(node, torch.from_numpy(node.weight))
         self._limit = weight_limit(bits)
         self._fine = bits >= FINE_BITS
@@ -87,13 +99,16 @@ class LayerRounding:
         searches = self._settings.scale_search and self._given is None
         if self._settings.method == "nearest":
             return self._nearest(search_nearest(self._weight, moments.inputs, scales, self._limit))
-        wanted, inputs = target(self._weight, moments, self._settings.damping)
+        inputs, ridge = damped(moments.inputs, self._settings.damping)
         elimination = Elimination(inputs)
-        if searches:
-            start = elimination.search(wanted, inputs, scales, self._limit)
-        else:
-            start = Rounded(elimination.round(wanted, scales, self._limit), scales)
-        return descend(wanted, inputs, start, self._limit, rescale=searches)
+        target = elimination.solve(moments.outputs + ridge * self._weight)
+
+        def fitted(rows: slice) -> Rounded:
+            return fit(target[:, rows], elimination, scales[:, rows], self._limit, search=searches)
+
+        blocks = [slice(first, first + _ROWS) for first in range(0, target.shape[1], _ROWS)]
+        parts = run_pieces(fitted, blocks, self._threads)
+        return Rounded(torch.cat([part.integers for part in parts], 1), torch.cat([part.scales for part in parts], 1))
 
 
 def live_inputs(node: FloatNode, channels: Tensor) -> Tensor:
