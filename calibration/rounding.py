@@ -26,6 +26,7 @@ _GRID_TOLERANCE = 1e-3  # of a step: float32 weights that were folded with a bat
 _BLOCK = 128  # columns between two updates of the rest: the inner loop stays in the cache
 _CANDIDATES = 6  # scales that elimination is tried at
 _SWEEPS = 4
+_SETTLED = 1e-3  # share of the integers that still move when descent is done
 _FLOOR = 1e-5  # of the mean of H's diagonal: what keeps a singular H invertible where no damping is asked for
 
 
@@ -139,10 +140,7 @@ class Elimination:
         self.inputs = inputs
         self._order = inputs.diagonal(dim1=1, dim2=2).mean(0).argsort(descending=True, stable=True)
         backwards = self._order.flip(0)
-        lower = torch.linalg.cholesky(inputs[:, backwards][:, :, backwards])
-        self._factor = torch.linalg.solve_triangular(
-            lower.flip(1, 2), torch.eye(inputs.shape[1], dtype=inputs.dtype).expand_as(inputs), upper=True
-        )
+        self._factor = _upper_inverse(torch.linalg.cholesky(inputs[:, backwards][:, :, backwards]).flip(1, 2))
 
     def solve(self, right: Tensor) -> Tensor:
         """``right H^-1``, for rows [g, o, K]."""
@@ -218,28 +216,59 @@ def descend(weight: Tensor, inputs: Tensor, start: Rounded, limit: int, *, resca
     """
     integers, scales = start.integers.clone(), start.scales
     columns = weight.shape[2]
-    curvature = inputs.diagonal(dim1=1, dim2=2)
+    curvature = inputs.diagonal(dim1=1, dim2=2)[:, None, :]
     for _ in range(_SWEEPS):
         gradient = (weight - integers * scales) @ inputs
-        changed = False
+        moved = 0
         for first in range(0, columns, _BLOCK):
-            last = min(first + _BLOCK, columns)
-            local = gradient[:, :, first:last].clone()
-            moves = torch.zeros_like(local)
-            for k in range(first, last):
-                old = integers[:, :, k]
-                best = nearest(old + local[:, :, k - first] / (curvature[:, k][:, None] * scales[:, :, 0]), 1.0, limit)
-                move = (best - old) * scales[:, :, 0]
-                integers[:, :, k], moves[:, :, k - first] = best, move
-                local -= move[:, :, None] * inputs[:, k, first:last][:, None, :]
-            if moves.any():
-                changed = True
-                gradient -= moves @ inputs[:, first:last]
+            block = slice(first, min(first + _BLOCK, columns))
+            moves = _descend_block(
+                integers[:, :, block],
+                gradient[:, :, block].clone(),
+                scales,
+                curvature[:, :, block],
+                inputs,
+                block,
+                limit,
+            )
+            moved += int(torch.count_nonzero(moves))
+            gradient -= moves @ inputs[:, block]
         if rescale:
             projected = integers @ inputs
             numerator = (projected * weight).sum(2, keepdim=True)
             denominator = (projected * integers).sum(2, keepdim=True)
             scales = torch.where((numerator > 0) & (denominator > 0), numerator / denominator, scales)
-        if not changed:
+        if moved <= _SETTLED * integers.numel():
             break
     return Rounded(integers, scales)
+
+
+def _descend_block(
+    integers: Tensor, gradient: Tensor, scales: Tensor, curvature: Tensor, inputs: Tensor, block: slice, limit: int
+) -> Tensor:
+    """Move the integers of a block of columns in place, one after the other; how far each moved, in reals."""
+    inverse = 1 / (curvature * scales)
+    moves = torch.zeros_like(gradient)
+    own = inputs[:, block, block]
+    for k in range(gradient.shape[2]):
+        old = integers[:, :, k]
+        best = torch.addcmul(old, gradient[:, :, k], inverse[:, :, k]).add_(0.5).floor_().clamp_(-limit, limit)
+        move = (best - old).mul_(scales[:, :, 0])
+        integers[:, :, k], moves[:, :, k] = best, move
+        gradient[:, :, k + 1 :].sub_(move[:, :, None] * own[:, k, None, k + 1 :])
+    return moves
+
+
+def _upper_inverse(factor: Tensor) -> Tensor:
+    """Inverse of upper triangular matrices [g, K, K], by halves, so that nearly all of it is products of matrices."""
+    size = factor.shape[1]
+    if size <= _BLOCK:
+        eye = torch.eye(size, dtype=factor.dtype).expand_as(factor)
+        inverse: Tensor = torch.linalg.solve_triangular(factor, eye, upper=True)
+        return inverse
+    half = size // 2
+    first, last = _upper_inverse(factor[:, :half, :half]), _upper_inverse(factor[:, half:, half:])
+    result = torch.zeros_like(factor)
+    result[:, :half, :half], result[:, half:, half:] = first, last
+    result[:, :half, half:] = -first @ factor[:, :half, half:] @ last
+    return result

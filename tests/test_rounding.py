@@ -122,7 +122,7 @@ def test_descent_never_raises_the_error_and_stays_on_the_grid(seed: int, bits: i
 @settings(max_examples=20, deadline=None)
 def test_descent_ends_where_no_single_integer_does_better(seed: int) -> None:
     weight, inputs = problem(seed, groups=1, rows=2, columns=4)
-    scales = max_abs_scales(weight, 3)
+    scales = max_abs_scales(weight, 3)  # so few integers that each move counts as more than settled
     found = descend(weight, inputs, Rounded(nearest(weight, scales, 3), scales), 3, rescale=False)
     error = squared_error(weight, found.restored, inputs)
     for column, level in product(range(4), range(-3, 4)):

@@ -27,7 +27,7 @@ FINE_BITS = 8
 MOST_INPUTS = 8192
 """The most inputs of one output that second moments are kept of: their square in float64 takes half a gigabyte."""
 
-_ROWS = 128  # outputs of a block
+_ROWS = 512  # outputs of a block
 
 
 class LayerRounding:
