@@ -19,7 +19,7 @@ from hawq_tvm.core.errors import DataError, RunError
 from hawq_tvm.core.float_ir import Clip, FloatGraph, FloatNode
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import IntType, TensorType
-from hawq_tvm.core.quantizer import Range
+from hawq_tvm.core.quantizer import LayerWeights, Range, quantize_weight, weight_scales
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.measure.causes import MOST_WARNINGS, least_db
@@ -62,6 +62,7 @@ def assessed(
     pins: Mapping[str, str] | None = None,
     ranges: Mapping[str, Range] | None = None,
     observer: str = "max",
+    weights: Mapping[str, LayerWeights] | None = None,
 ) -> Fidelity:
     """The fidelity of a float graph at uniform bits but for the pins, calibrated on the samples it is measured on."""
     x = noise() if x is None else x
@@ -69,7 +70,8 @@ def assessed(
     found = observe_ranges(lambda batch, tap: module(batch, tap=tap), [x], make_observer(observer))
     given = {name: (pins or {}).get(name, pair) for name in (item.name for item in float_graph.layers)}
     bits = BitConfig({name: Bits.parse(text) for name, text in given.items()})
-    return measure_fidelity(float_graph, integerize(float_graph, {**found, **(ranges or {})}, bits), x.split(5))
+    integers = integerize(float_graph, {**found, **(ranges or {})}, bits, weights)
+    return measure_fidelity(float_graph, integers, x.split(5))
 
 
 # the figures
@@ -274,7 +276,7 @@ def test_outliers_are_named(pair: str) -> None:
     text = only(assessed(network(*HEALTHY), x, pair=pair))
     assert text.startswith("outliers set the range of 'x'")
     assert f"of its {pair[-1]} bits" in text
-    assert "percentile" in text
+    assert "calibrate with --observer mse" in text
 
 
 def joined(small: float) -> FloatGraph:
@@ -369,6 +371,22 @@ def test_weights_spread_within_each_output_channel_are_named() -> None:
     assert "times the typical one" in text
 
 
+def times(factor: float, made: FloatNode) -> LayerWeights:
+    """A layer's weights at 8 bits, deployed as `factor` times what they are."""
+    assert made.weight is not None and made.bias is not None
+    scales = weight_scales(made.weight, 8)
+    return LayerWeights(quantize_weight(made.weight, scales, 8), factor * scales, made.bias, 8)
+
+
+def test_weights_that_make_up_for_those_before_them_are_not_blamed() -> None:
+    """The first layer gives 0.7 of its result, and the second takes that into account."""
+    one, two, _ = HEALTHY
+    found = assessed(network(*HEALTHY), weights={"one": times(0.7, one), "two": times(1 / 0.7, two)})
+    refitted = found.of("two")
+    assert refitted.weights_db < least_db(8) < refitted.accumulated_db
+    assert only(found).startswith("the weights of 'one' keep")
+
+
 def test_terms_that_cancel_are_named() -> None:
     """A large part that all channels share, and a layer that takes it away."""
     x = 0.05 * noise() + 3.0
@@ -392,6 +410,7 @@ def test_what_adds_up_over_layers_is_named_with_the_layer_where_it_starts() -> N
     assert low[0] not in ("n0", "n1", "n2")
     assert f"at '{low[0]}'" in text
     assert "its weights are rounded" in text
+    assert "--rounding" not in text, "least error is what is done unless another is asked for"
     alone = [value.alone_db for value in found.values if value.alone_db is not None]
     assert min(alone) > found.values[-1].accumulated_db + 3
     assert assessed(network(*nodes)).warnings == ()

@@ -31,6 +31,7 @@ LEAST_RANGE_USE = 0.125
 
 _WEAK_DB = 10.0  # under it a channel keeps less than one and a half bits
 _FAR_APART = 16.0  # times: what costs all others four bits
+_REFITTED_DB = 1.0  # what weights lose less in the network than alone where they make up for errors of earlier layers
 MOST_WARNINGS = 8
 """Sentences that are told; the figures of all values are stored anyhow."""
 
@@ -119,8 +120,8 @@ class _Search:
             self.blamed.add(name)
             yield (
                 f"outliers set the range of '{name}': 99.9% of its elements lie under {_share(meter):.2%} of it and "
-                f"use {bulk:.1f} of its {bits} bits; calibrate with --observer percentile:99.9, or find what makes the "
-                f"outliers, which reach {meter.largest:.3g}"
+                f"use {bulk:.1f} of its {bits} bits; calibrate with --observer mse, or find what makes the outliers, "
+                f"which reach {meter.largest:.3g}"
             )
 
     def _inputs(self, name: str) -> tuple[str, ...]:
@@ -159,8 +160,11 @@ class _Search:
     # the weights of a layer
 
     def _of_weights(self, node: Node) -> Iterator[str]:
-        op, ratio = node.op, self.meters[node.name].db("weights")
+        op, meter = node.op, self.meters[node.name]
+        ratio = meter.db("weights")
         if not isinstance(op, WeightedOperator) or not self._is_low(ratio, op.weight_bits):
+            return
+        if _ordered(meter.db("accumulated")) > _ordered(ratio) + _REFITTED_DB:
             return
         made = self.floats[node.name]
         assert made.weight is not None
@@ -225,7 +229,7 @@ class _Search:
             f"the integer network as a whole keeps {result:.0f} dB of its result, where no layer alone keeps less than "
             f"{at_least:.0f}: it first falls under {LEAST_RESULT_DB:.0f} dB at '{start}', which alone keeps "
             f"{_ordered(meter.db('alone')):.0f} dB and loses most where its {_PLACES[worst]} rounded; give the layers "
-            "up to there more bits (--pin NAME=w8a8), a larger budget, or round with --rounding least-error"
+            "up to there more bits (--pin NAME=w8a8), or the network a larger budget"
         )
 
 
