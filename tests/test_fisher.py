@@ -95,6 +95,17 @@ def test_seeds_repeat_and_threads_change_nothing() -> None:
     assert first["fc"][3] > first["fc"][8] > 0
 
 
+def test_the_next_seed_draws_what_no_piece_of_this_one_drew() -> None:
+    network, grids, x = FloatModule(small()), {"fc": {3: COARSE}}, inputs()
+
+    def drawn(seed: int, pieces: int) -> float:
+        return input_sensitivities(network, grids, [x] * pieces, seed=seed)["fc"][3] * pieces
+
+    second = drawn(0, 2) - drawn(0, 1)
+    assert second > 0
+    assert second != pytest.approx(drawn(1, 1), rel=1e-6)
+
+
 def test_an_input_on_its_grid_loses_nothing() -> None:
     x = COARSE.nearest(inputs())
     assert input_sensitivities(FloatModule(small()), {"a": {3: COARSE}}, [x]) == {"a": {3: 0.0}}

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,8 +60,7 @@ def input_sensitivities(
 
     def squares(piece: tuple[int, Tensor]) -> tuple[int, dict[str, dict[int, float]]]:
         index, x = piece
-        generator = torch.Generator().manual_seed(seed + index)
-        return len(x), _squares(network, grids, x, draws, generator)
+        return len(x), _squares(network, grids, x, draws, _generator(seed, index))
 
     total, sums = 0, {name: dict.fromkeys(widths, 0.0) for name, widths in grids.items()}
     with torch.enable_grad():
@@ -75,6 +75,12 @@ def input_sensitivities(
         if not torch.isfinite(torch.tensor(list(row.values()))).all():
             raise SensitivityError(f"the gradient at the input of '{name}' is not finite; check weights and samples")
     return {name: {bits: value / (total * draws) for bits, value in row.items()} for name, row in sums.items()}
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    """Draws of its own for each piece, which those of no other seed repeat."""
+    state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def _squares(
