@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule, clipped, weighted
@@ -17,6 +15,7 @@ from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.quantizer import Range
 from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.posttraining.divergence import output_divergence
 from hawq_tvm.posttraining.layer_losses import (
     Change,
     Network,
@@ -24,7 +23,6 @@ from hawq_tvm.posttraining.layer_losses import (
     layer_losses,
     mean_results,
     network_loss,
-    result_loss,
     with_means_of,
 )
 from hawq_tvm.posttraining.simulate import Grid, SimulatedNetwork
@@ -70,7 +68,7 @@ def test_nothing_changed_is_the_network_itself(name: str) -> None:
     assert whole > 0
     assert set(layer_losses(quantised, changes, pieces(), reference=real).values()) == {whole}
     x = samples(3)
-    expected = result_loss(FloatModule(captured(name))(x), quantised(x)) / 3
+    expected = float(output_divergence(FloatModule(captured(name))(x), quantised(x)).mean())
     assert network_loss(quantised, [x], reference=real) == pytest.approx(expected, rel=1e-6)
 
 
@@ -115,7 +113,7 @@ def test_exact_inputs_are_those_before_rounding_through_nodes_that_keep_elements
     exact = torch.cat([clipped(a, RELU), b], 1).flatten(1)
     expected = weighted(net.by_name["fc"], exact, real.weights["fc"], real.biases["fc"])
     found = layer_losses(network, {0: Change("fc", exact=True)}, [x], reference=real)[0]
-    assert found == pytest.approx(result_loss(FloatModule(net)(x), expected) / 3)
+    assert found == pytest.approx(float(output_divergence(FloatModule(net)(x), expected).mean()))
     assert found != pytest.approx(network_loss(network, [x], reference=real))
     first = layer_losses(network, {0: Change("a", exact=True)}, [x], reference=real)[0]
     assert first != pytest.approx(network_loss(network, [x], reference=real)), "the network's input too"
@@ -163,24 +161,6 @@ def test_what_cannot_be_measured_is_told() -> None:
     broken = Change(layer, torch.full_like(real.weights[layer], torch.nan))
     with pytest.raises(SensitivityError, match=f"not finite where '{layer}' is quantised"):
         layer_losses(real, {0: broken}, pieces(), reference=real)
-
-
-logits = st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=4)
-
-
-@settings(deadline=None)
-@given(logits, st.integers(0, 99), st.floats(-5, 5, width=32))
-def test_the_loss_is_the_kl_divergence(rows: list[list[float]], seed: int, shift: float) -> None:
-    wanted = torch.tensor(rows)
-    got = wanted + torch.randn(wanted.shape, generator=torch.Generator().manual_seed(seed))
-    p, q = (np.exp(np.float64(z)) / np.exp(np.float64(z)).sum(1, keepdims=True) for z in (wanted, got))
-    assert result_loss(wanted, got) == pytest.approx((p * np.log(p / q)).sum(), abs=1e-6)
-    assert result_loss(wanted, got) >= 0
-    assert result_loss(wanted, wanted + shift) == pytest.approx(0, abs=1e-9), "probabilities, not logits"
-
-
-def test_one_output_is_judged_by_its_square() -> None:
-    assert result_loss(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [4.0]])) == 4.25
 
 
 def test_a_change_is_left_as_it_is() -> None:

@@ -6,9 +6,6 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import hawq_tvm
 from hawq_tvm.backends.pytorch.float_module import FloatModule
@@ -17,10 +14,10 @@ from hawq_tvm.calibration.observers import CANDIDATES
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.quantizer import Range, RangeTable, range_at
 from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.posttraining.divergence import output_divergence
 from hawq_tvm.posttraining.range_choice import (
     Comparison,
     choose_ranges,
-    output_divergence,
     samples_to_compare,
 )
 from hawq_tvm.posttraining.simulate import SimulatedNetwork
@@ -73,22 +70,6 @@ def test_of_equals_the_first_is_taken_and_equal_ranges_are_run_once() -> None:
     assert choices[8].observer == "first"
     assert choices[8].divergence == {"first": 0.5, "same": 0.5, "other": 0.5}
     assert len(runs) == 2
-
-
-@settings(deadline=None)
-@given(st.integers(0, 99), st.sampled_from([(3, 5), (3, 5, 2, 2)]))
-def test_divergence_is_that_of_the_probabilities(seed: int, shape: tuple[int, ...]) -> None:
-    expected, got = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed)) * 3
-    found = output_divergence(expected, got)
-    wanted = F.kl_div(got.log_softmax(1), expected.log_softmax(1), reduction="none", log_target=True).sum(1)
-    torch.testing.assert_close(found, wanted.reshape(3, -1).mean(1).double(), rtol=1e-3, atol=1e-5)
-    assert found.min() > 0
-    assert output_divergence(expected, expected).abs().max() < 1e-12
-
-
-def test_one_logit_is_compared_by_its_square() -> None:
-    found = output_divergence(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [2.0]]))
-    assert found.tolist() == [0.25, 0.0]
 
 
 def config(bits: int) -> BitConfig:

@@ -1,10 +1,7 @@
 """The loss that one changed layer causes in a network: measured, not predicted.
 
-The loss is how far the network's result moves from that of a reference, the float network:
-
-    KL(p || q) = sum_c p_c (log p_c - log q_c)        p, q = softmax of the reference's and of the changed result
-
-averaged over samples; of a network with one output, the squared difference. It needs no labels.
+The loss is how far the network's result moves from that of a reference, the float network, averaged over samples
+(`hawq_tvm.posttraining.divergence`). It needs no labels.
 
 Samples pass in pieces, each once through the network in its order. At a layer with changes, only the rest of the
 network is run for each of them, from the values that are live there: on average half a network a change. Pieces run
@@ -19,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import clipped, evaluate
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.posttraining.divergence import output_divergence
 from hawq_tvm.posttraining.simulate import Grid
 
 Key = TypeVar("Key", bound=Hashable)
@@ -175,21 +172,9 @@ class _Runner:
         return values[self.network.graph.output]
 
 
-def result_loss(wanted: Tensor, got: Tensor) -> float:
-    """The loss that a network's result has beside the one wanted, summed over samples.
-
-    Args:
-        wanted: float32 [N, ...], logits.
-        got: the same.
-
-    >>> result_loss(torch.zeros(1, 2), torch.zeros(1, 2)), result_loss(torch.zeros(2, 1), torch.full((2, 1), 3.0))
-    (0.0, 18.0)
-    """
-    wanted, got = wanted.flatten(1).double(), got.flatten(1).double()
-    if wanted.shape[1] == 1:
-        return float((got - wanted).square().sum())
-    loss = F.kl_div(got.log_softmax(1), wanted.log_softmax(1), reduction="sum", log_target=True)
-    return max(float(loss), 0.0) if torch.isfinite(loss) else float(loss)  # sums of rounded terms may fall below 0
+def _loss(wanted: Tensor, got: Tensor) -> float:
+    """The loss of one piece, summed over its samples."""
+    return float(output_divergence(wanted, got).sum())
 
 
 @torch.no_grad()
@@ -224,7 +209,7 @@ def layer_losses(
         for index, node, live in runner.walk(x):
             for key, change in by_layer.get(node.name, ()):
                 got = runner.rest(index, runner.changed(node, change, live), live)
-                found[key] = result_loss(expected, got)
+                found[key] = _loss(expected, got)
         return len(x), found
 
     sums, total = dict.fromkeys(changes, 0.0), 0
@@ -253,7 +238,7 @@ def network_loss(network: Network, pieces: Iterable[Tensor], *, reference: Netwo
     """
     runner, wanted = _Runner(network), _Runner(reference)
     total, loss = 0, 0.0
-    for count, found in iterate_pieces(lambda x: (len(x), result_loss(wanted.run(x), runner.run(x))), pieces, threads):
+    for count, found in iterate_pieces(lambda x: (len(x), _loss(wanted.run(x), runner.run(x))), pieces, threads):
         total, loss = total + count, loss + found
     _check(total, {network.graph.output: loss})
     return loss / total

@@ -21,6 +21,7 @@ from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.quantizer import Range, RangeTable, range_at
 from hawq_tvm.core.specs import BitConfig
+from hawq_tvm.posttraining.divergence import output_divergence
 from hawq_tvm.posttraining.simulate import SimulatedNetwork
 
 WIDTHS = range(2, 9)
@@ -123,26 +124,6 @@ class Comparison:
             found.extend(each.tolist())
             self._progress(len(each))
         return fsum(found) / len(found)
-
-
-def output_divergence(expected: Tensor, got: Tensor) -> Tensor:
-    """How far outputs are apart, sample by sample.
-
-    Kullback-Leibler divergence of the classes' probabilities, a mean over positions where there are some; the squared
-    difference where there is one class, whose probability would always be 1.
-
-    Args:
-        expected: float32 [N, C, ...], logits of the float network.
-        got: of the same shape.
-
-    Returns:
-        float64 [N], at least 0 but for rounding.
-    """
-    expected, got = expected.double(), got.double()
-    if expected.shape[1] == 1:
-        return (got - expected).square().flatten(1).mean(1)
-    p, q = expected.log_softmax(1), got.log_softmax(1)
-    return (p.exp() * (p - q)).sum(1, keepdim=True).flatten(1).mean(1)
 
 
 def samples_to_compare(graph: FloatGraph) -> int:
