@@ -213,6 +213,19 @@ def test_layers_alone_are_rounded_towards_themselves(name: str) -> None:
             assert np.array_equal(weights.integers, again[layer.name][bits].integers)
 
 
+def test_given_scales_are_those_of_layers_alone_too() -> None:
+    graph = captured("Residual")
+    first, second = graph.layers[:2]
+    assert first.weight is not None
+    scales = np.full(len(first.weight), 0.0625)
+    found = round_alone(graph, pieces(), (4, 8), RoundingSettings(), scales={first.name: scales, second.name: None})
+    for bits in (4, 8):
+        assert np.array_equal(found[first.name][bits].scales, scales)
+    free = round_alone(graph, pieces(), (4,), RoundingSettings())
+    assert not np.array_equal(free[first.name][4].scales, scales)
+    assert np.array_equal(free[second.name][4].integers, found[second.name][4].integers)
+
+
 def test_a_layer_of_too_many_inputs_is_rounded_to_nearest_and_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Second moments take memory with the square of the inputs; slope and bias do not."""
     monkeypatch.setattr("hawq_tvm.posttraining.solve.MOST_INPUTS", 1)

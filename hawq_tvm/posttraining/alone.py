@@ -5,7 +5,7 @@ The methods are those of `hawq_tvm.posttraining.walk`, which rounds once more wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, weighted
 from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
-from hawq_tvm.core.quantizer import LayerWeights
+from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.layer import LayerPiece, LayerSearch, bias_of, weight_of
 from hawq_tvm.posttraining.walk import layer_seed
 from hawq_tvm.settings import RoundingSettings
@@ -28,6 +28,7 @@ def round_alone(
     widths: Iterable[int],
     settings: RoundingSettings,
     *,
+    scales: Mapping[str, FloatArray | None] | None = None,
     seed: int = 0,
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -39,6 +40,7 @@ def round_alone(
         samples: float32 [N, ...] pieces, at least one.
         widths: of weights.
         settings: how weights are rounded.
+        scales: of weights, float64 [out] by layer, to be taken as they are; None where they are to be found.
         seed: of the choice of output positions.
         threads: pieces that run side by side.
         progress: called with the number of layers done.
@@ -53,7 +55,8 @@ def round_alone(
         if node.kind in WEIGHTED:
             pieces = run_pieces(partial(_arrive, node), values, threads)
             search = LayerSearch(node, pieces, settings, seed=layer_seed(seed, len(found)), threads=threads)
-            found[node.name] = {bits: search.find(bits).deployed(node, bits) for bits in sorted(set(widths))}
+            given = (scales or {}).get(node.name)
+            found[node.name] = {bits: search.find(bits, given).deployed(node, bits) for bits in sorted(set(widths))}
             if progress is not None:
                 progress(len(found))
         run_pieces(partial(_pass, node), values, threads)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hawq_tvm.core.given import scales_of
+from hawq_tvm.core.hashing import json_sha256
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.measure.sensitivity import Alone, Grids, probe_limit, profile_losses, profile_omega
 from hawq_tvm.posttraining.alone import round_alone
@@ -38,6 +40,7 @@ def profile(work: Work) -> Stage | None:
         "metric": settings.metric,
         **({"samples": settings.loss_samples} if measures else {"hessian": vars(settings.hessian)}),
         "rounding": vars(settings.rounding),
+        "scales": json_sha256(dict(settings.scales)),
         "weight_bits": widths,
         "activation_bits": inputs,
         "seed": settings.seed,
@@ -57,6 +60,7 @@ def _rounded(work: Work, widths: list[int], advance: Advance) -> Alone:
         (batch.images for batch in batches(work.data.calibration, ROUNDED, limit=count)),
         widths,
         work.settings.rounding,
+        scales={node.name: scales_of(work.settings.scales, node) for node in graph.layers},
         seed=work.settings.seed,
         threads=work.threads,
         progress=lambda done: advance(done, 2 * len(work.layers)),  # the first half
