@@ -4,8 +4,9 @@ With ``x`` a patch of the quantised inputs, ``y`` the outputs wanted there, both
 
     H = E[x x^T]        C = E[y x^T]
 
-and weights V have the mean squared error ``tr(V H V^T - 2 V C^T) + const``. The means are left to the bias. Moments are
-summed over batches, so that patches, many times the size of the inputs, are never kept.
+and weights V have the mean squared error ``tr(V H V^T - 2 V C^T) + const``. The means are left to the bias; where that
+is not corrected, they stay in. Moments are summed over batches, so that patches, many times the size of the inputs, are
+never kept.
 """
 
 from __future__ import annotations
@@ -89,10 +90,14 @@ class MomentSums:
             self.yx + other.yx + apart * y[:, :, None] * x[:, None, :],
         )
 
-    def moments(self) -> Moments:
-        """Centred second moments."""
+    def moments(self, *, centred: bool = True) -> Moments:
+        """Second moments, less those of the means where a bias will see to these."""
         weight = self.weight[:, :, None]
-        return Moments(self.xx / weight, self.yx / weight)
+        xx, yx = self.xx / weight, self.yx / weight
+        if not centred:
+            xx = xx + self.x[:, :, None] * self.x[:, None, :]
+            yx = yx + self.y[:, :, None] * self.x[:, None, :]
+        return Moments(xx, yx)
 
 
 def positions(node: FloatNode, rows: int, generator: np.random.Generator) -> Tensor:

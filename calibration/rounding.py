@@ -4,10 +4,10 @@ All of it minimises one quadratic form for each output channel, ``(t - s q) H (t
 scale s:
 
 1. Target. With inputs x and wanted outputs y (`hawq_tvm.calibration.moments`), the best real weights are ridge
-   regression drawn to the trained ones: ``t = (C + l W) (H + l I)^-1``, l a share of the mean of H's diagonal.
+   regression drawn to the trained ones: ``t = (C + W R) (H + R)^-1``, R a share of H's diagonal.
 2. Scale. Candidates narrower and wider than max-abs; a grid that the weights lie on already is found exactly and kept.
 3. Elimination. GPTQ's: round one column, let the ones that are not rounded yet make up for it, go on. Rows do not meet,
-   so all candidate scales are tried at once, and the one that ends with the least error is taken.
+   so the candidate scales that promise most are tried at once, and the one that ends with the least error is taken.
 4. Descent. Integer by integer to the best one given the others, then the best scale given the integers; never worse.
 
 Sources: Frantar and others, GPTQ (arXiv 2210.17323), algorithm 1; Nagel and others, Up or Down? (arXiv 2004.10568) for
@@ -21,13 +21,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hawq_tvm.calibration.moments import Moments
+
 _NARROWER = torch.linspace(0.3, 1.0, 15, dtype=torch.float64)
 _GRID_TOLERANCE = 1e-3  # of a step: float32 weights that were folded with a batch norm are off by far less
 _BLOCK = 128  # columns between two updates of the rest: the inner loop stays in the cache
+_DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_MANY_INPUTS = 2048  # from here on a factorisation takes so long that every other damping is left out
 _CANDIDATES = 6  # scales that elimination is tried at
 _SWEEPS = 4
 _SETTLED = 1e-3  # share of the integers that still move when descent is done
-_FLOOR = 1e-5  # of the mean of H's diagonal: what keeps a singular H invertible where no damping is asked for
+_FLOOR = 1e-5  # of an input's mean square: what keeps a singular H invertible where no damping is asked for
+_DEAD = 1e-12  # of all inputs' mean square: the same for an input that is always 0
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,45 @@ def candidate_ratios(limit: int) -> Tensor:
 
 
 def damped(inputs: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """``H + l I`` and l [g, 1, 1], a share of the mean of H's diagonal; 1 where all inputs are 0."""
-    mean = inputs.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    ridge = torch.where(mean > 0, max(damping, _FLOOR) * mean, 1.0)
-    return inputs + ridge * torch.eye(inputs.shape[1], dtype=inputs.dtype), ridge
+    """H and what is added to its diagonal.
+
+    Each input's own mean square, so that the answer does not change when an input is scaled and its weights are scaled
+    back, and an input that is always 0 has no say.
+
+    Args:
+        inputs: float64 [g, K, K], H.
+        damping: at least 0.
+
+    Returns:
+        ``H + diag(ridge)``, and the ridge [g, 1, K]; 1 where all inputs are 0.
+    """
+    squares = inputs.diagonal(dim1=1, dim2=2)[:, None, :]
+    mean = squares.mean(2, keepdim=True)
+    ridge = torch.where(mean > 0, (damping + _FLOOR) * squares + _DEAD * mean, 1.0)
+    return inputs + torch.diag_embed(ridge[:, 0]), ridge
+
+
+def find_damping(weight: Tensor, halves: tuple[Moments, Moments]) -> float:
+    """How far a layer's target is to be drawn to its trained weights, by cross-validation.
+
+    Targets fitted to one half of the samples are judged on the other. Layers with few positions and many inputs want
+    strong damping, those with plenty want hardly any. Both halves together bear half as much of it.
+
+    Args:
+        weight: float64 [g, o, K].
+        halves: moments of the layer over the two halves.
+    """
+    candidates = _DAMPINGS if weight.shape[2] <= _MANY_INPUTS else _DAMPINGS[1::2]
+    errors = [sum(_held_out(weight, a, b, damping) for a, b in (halves, halves[::-1])) for damping in candidates]
+    return candidates[errors.index(min(errors))] / 2
+
+
+def _held_out(weight: Tensor, seen: Moments, unseen: Moments, damping: float) -> float:
+    """Squared error, less what no weights change, of the target of some samples on others."""
+    inputs, ridge = damped(seen.inputs, damping)
+    right = (seen.outputs + ridge * weight).transpose(1, 2)
+    target = torch.cholesky_solve(right, torch.linalg.cholesky(inputs)).transpose(1, 2)
+    return float(((target @ unseen.inputs) * target).sum() - 2 * (target * unseen.outputs).sum())
 
 
 def squared_error(weight: Tensor, restored: Tensor, inputs: Tensor) -> Tensor:

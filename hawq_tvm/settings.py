@@ -126,22 +126,26 @@ class RoundingSettings:
         scale_search: whether a channel's scale may be narrower and wider than its largest weight asks for.
         slope: whether each output channel keeps the spread that it has in the float network.
         bias: whether it keeps the mean.
-        damping: how far least error is drawn to the trained weights, as a share of the inputs' mean square: more of it
-            fits the samples less closely.
+        damping: how far least error is drawn to the trained weights, as a share of the inputs' mean squares: more of it
+            fits the samples less closely. None finds it for each layer, on halves of the samples.
     """
 
     method: str = option("least-error", "of weights: least-error or nearest", flag="--rounding", panel=ROUNDING)
     scale_search: bool = option(True, "search weight scales, narrower and wider", panel=ROUNDING, negated=True)
     slope: bool = option(True, "match the spread of every output channel", panel=ROUNDING, negated=True)
     bias: bool = option(True, "match the mean of every output channel", panel=ROUNDING, negated=True)
-    damping: float = option(
-        0.5, "pull of least error to the trained weights", flag="--rounding-damping", panel=ROUNDING, least=0
+    damping: float | None = option(
+        None,
+        "pull of least error to the trained weights; default: found for each layer on halves of the samples",
+        flag="--rounding-damping",
+        panel=ROUNDING,
+        least=0,
     )
 
     def __post_init__(self) -> None:
         if self.method not in ROUNDING_METHODS:
             raise SettingsError(f"rounding is one of {', '.join(ROUNDING_METHODS)}, got {self.method!r}")
-        if not is_number(self.damping) or self.damping < 0:
+        if self.damping is not None and (not is_number(self.damping) or self.damping < 0):
             raise SettingsError(f"the damping of rounding is a number of at least 0, got {self.damping!r}")
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import weighted
 from hawq_tvm.calibration.corrections import ResultSums, corrections
-from hawq_tvm.calibration.moments import MomentSums, by_group, outputs_at, patches, positions
+from hawq_tvm.calibration.moments import Moments, MomentSums, by_group, outputs_at, patches, positions
 from hawq_tvm.calibration.rounding import (
     _CANDIDATES,
     Elimination,
@@ -21,6 +21,7 @@ from hawq_tvm.calibration.rounding import (
     candidate_ratios,
     damped,
     descend,
+    find_damping,
     find_grid,
     fit,
     max_abs_scales,
@@ -208,10 +209,10 @@ def test_the_target_is_ridge_regression_drawn_to_the_weights(seed: int, damping:
     outputs = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
     with_ridge, ridge = damped(inputs, damping)
     found = Elimination(with_ridge).solve(outputs + ridge * weight)
-    assert torch.allclose(ridge, damping * inputs.diagonal(dim1=1, dim2=2).mean(1)[:, None, None])
+    assert torch.allclose(ridge[:, 0], damping * inputs.diagonal(dim1=1, dim2=2), rtol=0.1)
     gradient = found @ inputs - outputs + ridge * (found - weight)
     assert gradient.abs().max() < 1e-7 * inputs.abs().max()
-    assert torch.allclose(with_ridge, inputs + ridge * torch.eye(inputs.shape[1], dtype=torch.float64))
+    assert torch.allclose(with_ridge, inputs + torch.diag_embed(ridge[:, 0]))
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.3])
@@ -304,11 +305,35 @@ def test_importance_counts_patches_as_often() -> None:
     repeated = MomentSums.of(x.repeat_interleave(times, 2), y.repeat_interleave(times, 2)).moments()
     assert torch.allclose(found.inputs, repeated.inputs, atol=1e-6)
     assert torch.allclose(found.outputs, repeated.outputs, atol=1e-6)
-    wanted, got = torch.randn(9, 2), torch.randn(9, 2)
-    counted = corrections(ResultSums.of(wanted, got, None, times[:, None].expand(9, 2).float()), slope=True, bias=True)
-    several = [value.repeat_interleave(times, 0) for value in (wanted, got)]
-    for a, b in zip(counted, corrections(ResultSums.of(*several), slope=True, bias=True), strict=True):
-        assert torch.allclose(a, b)
+    raw = MomentSums.of(x, y, times.float().expand(2, 1, 9)).moments(centred=False)
+    several = x.repeat_interleave(times, 2).double()
+    assert torch.allclose(raw.inputs, several @ several.transpose(1, 2) / several.shape[2], atol=1e-6)
+
+
+def test_damping_is_what_serves_samples_that_were_not_seen() -> None:
+    """Few noisy patches of many inputs ask for more of it than many patches do, and it is near the best in truth."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, 8, 20, generator=generator, dtype=torch.float64)
+    truth = weight + 0.05 * torch.randn(1, 8, 20, generator=generator, dtype=torch.float64)
+
+    def half(rows: int) -> Moments:
+        x = torch.randn(1, 20, rows, generator=generator)
+        return MomentSums.of(x, (truth.float() @ x) + torch.randn(1, 8, rows, generator=generator)).moments()
+
+    few, many = (find_damping(weight, (half(rows), half(rows))) for rows in (30, 3000))
+    assert few > many
+
+
+def test_an_input_that_is_scaled_and_weights_that_are_scaled_back_change_nothing() -> None:
+    weight, inputs = problem(2)
+    factor = torch.tensor([1.0, 30.0, 0.01, 1.0, 1.0, 5.0], dtype=torch.float64)
+    scaled = inputs * factor[:, None] * factor
+    outputs = 0.9 * weight @ inputs
+    with_ridge, ridge = damped(inputs, 0.3)
+    target = Elimination(with_ridge).solve(outputs + ridge * weight)
+    with_ridge, ridge = damped(scaled, 0.3)
+    again = Elimination(with_ridge).solve(outputs * factor + ridge * weight / factor)
+    assert torch.allclose(again * factor, target, rtol=1e-2, atol=1e-2)
 
 
 def test_corrections_match_mean_and_spread_of_every_channel() -> None:

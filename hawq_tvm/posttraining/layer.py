@@ -6,8 +6,8 @@ one of them, and sums are taken in the pieces' order: the same samples give the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 
@@ -23,7 +23,7 @@ from hawq_tvm.calibration.rounding import Rounded
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.integerize import check_alive
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
-from hawq_tvm.posttraining.solve import LayerRounding, live_inputs
+from hawq_tvm.posttraining.solve import Evidence, LayerRounding, live_inputs
 from hawq_tvm.settings import RoundingSettings
 
 _MARGIN = 0.3  # of the results' standard deviation: how near to a clip's bound an error may still pass
@@ -58,10 +58,23 @@ class Found:
         """The reals that the integers stand for before the slope, float32 [out, ...]."""
         return (self.integers * self.scales.reshape(-1, *(1,) * (self.integers.dim() - 1))).float()
 
+    def bias(self, node: FloatNode) -> Tensor:
+        """The bias with its correction, float32 [out]."""
+        return (bias_of(node).double() + self.offset).float()
+
     def deployed(self, node: FloatNode, bits: int) -> LayerWeights:
         """The layer as it goes into the integer graph."""
-        bias = (bias_of(node).double() + self.offset).float()
-        return LayerWeights(self.integers.numpy(), (self.scales * self.slope).numpy(), bias.numpy(), bits)
+        scales = (self.scales * self.slope).numpy()
+        return LayerWeights(self.integers.numpy(), scales, self.bias(node).numpy(), bits)
+
+    def with_room(self, least: FloatArray, node: FloatNode, bits: int) -> Found:
+        """The same on a coarser grid where a channel's bias would not fit the accumulator; see `least_scales`."""
+        deployed = self.deployed(node, bits)
+        if (deployed.scales >= least).all():
+            return self
+        moved = deployed.with_scales(np.maximum(deployed.scales, least))
+        scales = torch.from_numpy(np.asarray(moved.scales))
+        return replace(self, integers=torch.from_numpy(moved.integers), scales=scales, slope=torch.ones_like(scales))
 
 
 @dataclass(frozen=True)
@@ -104,14 +117,29 @@ class LayerPiece:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a layer is given: bool [C], which channels are not always 0; and sums, where they decide anything."""
+    """What a layer is given.
+
+    Attributes:
+        live: bool [C], which channels are not always 0.
+        halves: sums over the even pieces (0) and the odd ones (1), where sums decide anything.
+    """
 
     live: Tensor
-    sums: MomentSums | None = None
+    halves: Mapping[int, MomentSums] = field(default_factory=dict)
 
     def __add__(self, other: _Seen) -> _Seen:
-        sums = None if self.sums is None or other.sums is None else self.sums + other.sums
-        return _Seen(self.live | other.live, sums)
+        halves = dict(self.halves)
+        for half, sums in other.halves.items():
+            halves[half] = halves[half] + sums if half in halves else sums
+        return _Seen(self.live | other.live, halves)
+
+    def evidence(self, *, centred: bool) -> Evidence | None:
+        """The moments of all pieces, and of each half where there are two."""
+        if not self.halves:
+            return None
+        parts = tuple(sums.moments(centred=centred) for sums in self.halves.values())
+        whole = reduce(add, self.halves.values()).moments(centred=centred)
+        return Evidence(whole, (parts[0], parts[1]) if len(parts) == 2 else None)
 
 
 class LayerSearch:
@@ -149,8 +177,8 @@ class LayerSearch:
         """
         rounding = LayerRounding(self._node, bits, self._settings, scales=scales, threads=self._threads)
         seen = self._look(closely=rounding.needs_moments)
-        moments = None if seen.sums is None else seen.sums.moments()
-        found = Found.of(self._node, rounding.solve(live_inputs(self._node, seen.live), moments))
+        evidence = seen.evidence(centred=self._settings.bias)  # else the weights have to see to the means
+        found = Found.of(self._node, rounding.solve(live_inputs(self._node, seen.live), evidence))
         slope = self._settings.slope and scales is None
         if not (slope or self._settings.bias):
             return found
@@ -177,13 +205,14 @@ class LayerSearch:
         wanted = piece.wanted if piece.drift is None else piece.wanted + piece.drift
         importance = piece.importance(node) if node.groups == len(weight_of(node)) else None
         counted = None if importance is None else outputs_at(node, importance, at)
-        return _Seen(live, MomentSums.of(patches(node, piece.reads, at), outputs_at(node, wanted, at), counted))
+        sums = MomentSums.of(patches(node, piece.reads, at), outputs_at(node, wanted, at), counted)
+        return _Seen(live, {index % 2: sums})
 
     def _results(self, found: Found) -> Iterator[ResultSums]:
         node = self._node
 
         def sums(piece: LayerPiece) -> ResultSums:
-            return ResultSums.of(piece.wanted, piece.got(node, found), piece.drift, piece.importance(node))
+            return ResultSums.of(piece.wanted, piece.got(node, found), piece.drift)
 
         return iterate_pieces(sums, self._pieces, self._threads)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from hawq_tvm.calibration.rounding import (
     Elimination,
     Rounded,
     damped,
+    find_damping,
     find_grid,
     fit,
     max_abs_scales,
@@ -28,6 +31,15 @@ MOST_INPUTS = 8192
 """The most inputs of one output that second moments are kept of: their square in float64 takes half a gigabyte."""
 
 _ROWS = 512  # outputs of a block
+_FEW_SAMPLES_DAMPING = 3.0  # where samples are too few for halves
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Second moments of one layer over all samples, and over each half of them where there are enough for two."""
+
+    moments: Moments
+    halves: tuple[Moments, Moments] | None = None
 
 
 class LayerRounding:
@@ -79,15 +91,18 @@ class LayerRounding:
         fits = self._weight.shape[2] <= MOST_INPUTS
         return weighs and fits and not self._fine and not bool(self._on_grid.all())
 
-    def solve(self, live: Tensor, moments: Moments | None = None) -> Rounded:
+    def solve(self, live: Tensor, evidence: Evidence | None = None) -> Rounded:
         """The integers.
 
         Args:
             live: bool [g, 1, K], the inputs that are not 0 in all samples.
-            moments: of the layer, where it needs them.
+            evidence: of the layer, where it needs moments.
         """
         scales = max_abs_scales(self._weight, self._limit, live) if self._given is None else self._given
-        found = self._fitted(scales, moments) if self.needs_moments and moments is not None else self._nearest(scales)
+        if self.needs_moments and evidence is not None:
+            found = self._fitted(scales, evidence)
+        else:
+            found = self._nearest(scales)
         grid = Rounded(nearest(self._weight, self._grid, self._limit), self._grid)
         kept = self._on_grid[:, :, None]
         return Rounded(torch.where(kept, grid.integers, found.integers), torch.where(kept, grid.scales, found.scales))
@@ -95,11 +110,12 @@ class LayerRounding:
     def _nearest(self, scales: Tensor) -> Rounded:
         return Rounded(nearest(self._weight, scales, self._limit), scales)
 
-    def _fitted(self, scales: Tensor, moments: Moments) -> Rounded:
+    def _fitted(self, scales: Tensor, evidence: Evidence) -> Rounded:
+        moments = evidence.moments
         searches = self._settings.scale_search and self._given is None
         if self._settings.method == "nearest":
             return self._nearest(search_nearest(self._weight, moments.inputs, scales, self._limit))
-        inputs, ridge = damped(moments.inputs, self._settings.damping)
+        inputs, ridge = damped(moments.inputs, self._damping(evidence))
         elimination = Elimination(inputs)
         target = elimination.solve(moments.outputs + ridge * self._weight)
 
@@ -109,6 +125,12 @@ class LayerRounding:
         blocks = [slice(first, first + _ROWS) for first in range(0, target.shape[1], _ROWS)]
         parts = run_pieces(fitted, blocks, self._threads)
         return Rounded(torch.cat([part.integers for part in parts], 1), torch.cat([part.scales for part in parts], 1))
+
+    def _damping(self, evidence: Evidence) -> float:
+        """As the settings say, or found on halves of the samples."""
+        if self._settings.damping is not None:
+            return self._settings.damping
+        return _FEW_SAMPLES_DAMPING if evidence.halves is None else find_damping(self._weight, evidence.halves)
 
 
 def live_inputs(node: FloatNode, channels: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, weighted
 from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.integerize import least_scales
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.layer import Found, LayerPiece, LayerSearch, beside, bias_of, weight_of
 from hawq_tvm.posttraining.simulate import SimulatedNetwork
@@ -149,14 +150,19 @@ class Walk:
 
     def _find(self, node: FloatNode, pieces: Sequence[LayerPiece], index: int) -> Found:
         search = LayerSearch(node, pieces, self._settings, seed=layer_seed(self._seed, index), threads=self._threads)
-        return search.find(self._types.bits.layers[node.name].weight, self._scales.get(node.name))
+        return search.find(self._bits(node), self._scales.get(node.name))
+
+    def _bits(self, node: FloatNode) -> int:
+        return self._types.bits.layers[node.name].weight
 
     def _pass_layer(
         self, node: FloatNode, pieces: Sequence[_Piece], at_layer: Sequence[LayerPiece], found: Found
     ) -> LayerWeights:
         """Take the values past a layer."""
-        deployed = found.deployed(node, self._types.bits.layers[node.name].weight)
-        step = deployed.scales * self._types.reads(node).scale
+        input_scale = self._types.reads(node).scale
+        found = found.with_room(least_scales(found.bias(node).numpy(), input_scale), node, self._bits(node))
+        deployed = found.deployed(node, self._bits(node))
+        step = deployed.scales * input_scale
         bias = torch.from_numpy((np.floor(deployed.bias / step + 0.5) * step).astype(np.float32))
         slope = found.slope.float()
 
