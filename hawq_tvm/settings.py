@@ -30,6 +30,9 @@ ROUNDING = "Rounding"
 
 ROUNDING_METHODS = ("least-error", "nearest")
 
+MOST_DAMPING = 1_000_000
+"""Where nothing is left but the trained weights; far beyond, sums of such numbers are no longer finite."""
+
 METRICS = ("omega", "loss")
 
 _WIDTHS = {str(bits): bits for bits in range(2, 9)}
@@ -140,13 +143,14 @@ class RoundingSettings:
         flag="--rounding-damping",
         panel=ROUNDING,
         least=0,
+        most=MOST_DAMPING,
     )
 
     def __post_init__(self) -> None:
         if self.method not in ROUNDING_METHODS:
             raise SettingsError(f"rounding is one of {', '.join(ROUNDING_METHODS)}, got {self.method!r}")
-        if self.damping is not None and (not is_number(self.damping) or self.damping < 0):
-            raise SettingsError(f"the damping of rounding is a number of at least 0, got {self.damping!r}")
+        if self.damping is not None and not (is_number(self.damping) and 0 <= self.damping <= MOST_DAMPING):
+            raise SettingsError(f"the damping of rounding is a number from 0 to {MOST_DAMPING:,}, got {self.damping!r}")
 
     @property
     def is_nearest(self) -> bool:

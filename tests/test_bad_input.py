@@ -63,6 +63,7 @@ BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
     "a mean that is none": (("resnet20", "--mean", "a,b"), "--mean takes one number or three"),
     "no network at all": ((), "Missing argument"),
     "no bits": (("resnet20", "--bits", ","), "--bits names no bits"),
+    "a damping without bound": (("resnet20", "--rounding-damping", "1e300"), "less than or equal to 1000000"),
     "a seed below 0": (("resnet20", "--seed", "-1"), "greater than or equal to 0"),
     "bits and a budget": (
         ("resnet20", "--bits-file", "b.json", "--budget-size", "1"),

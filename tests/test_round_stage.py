@@ -191,7 +191,7 @@ def test_damaged_weights_are_refused(changes: Mapping[str, Any], message: str, t
         load_weights(tmp_path / "w")
 
 
-@pytest.mark.parametrize("bad", [{"method": "up"}, {"damping": -1.0}, {"damping": float("nan")}])
+@pytest.mark.parametrize("bad", [{"method": "up"}, {"damping": -1.0}, {"damping": 1e7}, {"damping": float("nan")}])
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="rounding"):
         RoundingSettings(**bad)
