@@ -134,7 +134,7 @@ def test_without_samples_edited_bits_are_rounded_to_nearest_with_a_word(tmp_path
     assert {layer.bits.weight for layer in Artifacts(open_run(saved)).layers} == {3, 4, 8}
 
 
-def test_a_checkpoint_answers_its_own_question_alone(tmp_path: Path) -> None:
+def test_a_checkpoint_answers_its_own_question_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     run = Run(tmp_path / "run", {"stages": {}})
     found = Found(
@@ -143,12 +143,18 @@ def test_a_checkpoint_answers_its_own_question_alone(tmp_path: Path) -> None:
     )
     checkpoint = Checkpoint(run, {"seed": 0})
     checkpoint.keep("a.b/c", found)
-    (again,) = Checkpoint(run, {"seed": 0}).found().items()
+    shapes = {"a.b/c": (2, 3)}
+    (again,) = Checkpoint(run, {"seed": 0}).found(shapes).items()
     assert again[0] == "a.b/c"
     assert all(torch.equal(getattr(again[1], part), getattr(found, part)) for part in vars(found))
-    assert Checkpoint(run, {"seed": 1}).found() == {}
+    assert Checkpoint(run, {"seed": 1}).found(shapes) == {}
+    for others in ({"a.b/c": (2, 4)}, {"a.b/c": (3, 3)}, {"another": (2, 3)}):
+        assert checkpoint.found(others) == {}, "of no layer of this network"
+    with monkeypatch.context() as patch:
+        patch.setattr("hawq_tvm.runs.checkpoint.versions", lambda: {"torch": "another"})
+        assert Checkpoint(run, {"seed": 0}).found(shapes) == {}
     next((tmp_path / "run" / "rounding").iterdir()).write_bytes(b"half of a fi")
-    assert checkpoint.found() == {}
+    assert checkpoint.found(shapes) == {}
     checkpoint.clear()
     assert not (tmp_path / "run" / "rounding").exists()
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hawq_tvm.core.hashing import json_sha256
 from hawq_tvm.posttraining.layer import Found
+from hawq_tvm.runs.manifest import versions
 from hawq_tvm.runs.rundir import Run
 
 _FOLDER = "rounding"
@@ -22,7 +24,8 @@ _PARTS = ("integers", "scales", "slope", "offset")
 class Checkpoint:
     """A file a layer, in a folder of the run's working copy.
 
-    A file counts only for the same question: the same float graph, ranges, bits, settings and samples.
+    A file counts only for the same question: the same float graph, ranges, bits, settings and samples, asked of the
+    same versions of the program and what it computes with.
     """
 
     def __init__(self, run: Run, question: Mapping[str, Any]) -> None:
@@ -33,21 +36,28 @@ class Checkpoint:
             question: JSON values that decide the result.
         """
         self._run = run
-        self._key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+        self._key = json_sha256({"question": dict(question), "versions": dict(versions())})
 
     @property
     def _folder(self) -> Path:
         return self._run.path / _FOLDER
 
-    def found(self) -> dict[str, Found]:
-        """The layers that are there; what cannot be read, or answers another question, is not."""
+    def found(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Found]:
+        """The layers that are there; what cannot be read, answers another question, or fits no layer, is not.
+
+        Args:
+            shapes: of the layers' weights, by name.
+        """
         layers = {}
         for path in sorted(self._folder.glob("*")):
             try:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
-                    if metadata.get("key") == self._key:
-                        layers[metadata["layer"]] = Found(**{part: file.get_tensor(part) for part in _PARTS})
+                    if metadata.get("key") != self._key:
+                        continue
+                    found = Found(**{part: file.get_tensor(part) for part in _PARTS})
+                    if _fits(found, shapes[metadata["layer"]]):
+                        layers[metadata["layer"]] = found
             except (SafetensorError, OSError, KeyError):
                 continue
         return layers
@@ -61,3 +71,11 @@ class Checkpoint:
     def clear(self) -> None:
         """Remove it: the result stands elsewhere."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _fits(found: Found, shape: tuple[int, ...]) -> bool:
+    """Whether the tensors are those of a layer whose weights have that shape."""
+    rows = (found.scales, found.slope, found.offset)
+    return (found.integers.dtype, *found.integers.shape) == (torch.int8, *shape) and all(
+        (row.dtype, *row.shape) == (torch.float64, shape[0]) for row in rows
+    )

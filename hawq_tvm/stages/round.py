@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.given import scales_of
-from hawq_tvm.core.hashing import file_sha256
+from hawq_tvm.core.hashing import file_sha256, json_sha256
 from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.posttraining.walk import PIECE, Walk, samples_that_fit
@@ -38,7 +38,7 @@ def round(work: Work) -> Stage | None:
         return None
     options = {
         "rounding": vars(settings),
-        "scales": dict(given),
+        "scales": json_sha256(dict(given)),
         "seed": work.settings.seed,
         "data": work.run.manifest["data"]["key"],
     }
@@ -51,11 +51,12 @@ def round(work: Work) -> Stage | None:
         if count < len(work.data.calibration):
             work.reporter.note(f"weights are rounded on {count} calibration samples, whose values fit into memory")
         checkpoint = Checkpoint(work.run, {**options, "files": [file_sha256(work.run.file(name)) for name in _READS]})
+        shapes = {node.name: node.weight.shape for node in graph.layers if node.weight is not None}
         scales = {node.name: scales_of(given, node) for node in graph.layers}
         walk = Walk(graph, types, settings, scales=scales, seed=work.settings.seed, threads=work.threads)
         weights = walk.run(
             (batch.images for batch in batches(work.data.calibration, PIECE, limit=count)),
-            done=checkpoint.found(),
+            done=checkpoint.found(shapes),
             keep=checkpoint.keep,
             progress=lambda done: advance(done, total),
         )
