@@ -247,6 +247,28 @@ def test_a_run_that_is_not_so_far_names_the_verbs_that_are_missing(tmp_path: Pat
         assert told(verb).endswith(f"has no model.llvm.so; make it with hawq-tvm compile {path} --target llvm")
 
 
+def test_edited_ranges_are_compiled_as_they_stand_and_a_slip_is_told(
+    plain: hawq_tvm.QuantizedNetwork, tmp_path: Path, cli: Run
+) -> None:
+    path = plain.save(tmp_path / "run")
+    file = path / "ranges.json"
+    table = json.loads(file.read_text())
+    table["ranges"]["conv1"] = [0.0, 0.5]
+    file.write_text(json.dumps(table))
+    status, _, err = cli("compile", path)
+    assert status == 0
+    assert f"{path}/ranges.json was edited by hand; compiling it as it stands" in " ".join(err.split())
+    types = Artifacts(open_run(path)).graph.types
+    assert types["conv1"].scale == 0.5 / types["conv1"].dtype.hi
+    before = (path / "model.onnx").read_bytes()
+    table["ranges"]["cnv1"] = [0.0, 0.25]
+    file.write_text(json.dumps(table))
+    status, _, err = cli("compile", path)
+    assert status == 2
+    assert "ranges.json has a range for 'cnv1', which this network does not have; did you mean conv1" in err
+    assert (path / "model.onnx").read_bytes() == before
+
+
 def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
