@@ -23,6 +23,7 @@ from hawq_tvm.posttraining.layer import Found
 from hawq_tvm.runs.artifacts import MODEL, WEIGHTS, Artifacts
 from hawq_tvm.runs.checkpoint import Checkpoint
 from hawq_tvm.runs.rundir import Run, open_run
+from hawq_tvm.runs.summary import summarize
 from hawq_tvm.runs.weights_io import load_weights, save_weights
 
 from .conftest import HERE
@@ -132,6 +133,7 @@ def test_without_samples_edited_bits_are_rounded_to_nearest_with_a_word(tmp_path
         done.stderr.split()
     )
     assert {layer.bits.weight for layer in Artifacts(open_run(saved)).layers} == {3, 4, 8}
+    assert any("rounded to nearest and not as asked for" in remark for remark in summarize(open_run(saved)).remarks)
 
 
 def test_without_samples_given_scales_stand(tmp_path: Path) -> None:
