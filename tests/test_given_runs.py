@@ -39,7 +39,7 @@ class Notes(Reporter):
 
 def quantized(**options: Any) -> hawq_tvm.QuantizedNetwork:
     data = {"calibration": samples(8), "evaluation": samples(4, seed=3)}
-    return hawq_tvm.quantize(networks.make("Residual"), data, bits=4, **{"observer": "max", **options})
+    return hawq_tvm.quantize(networks.make("Residual"), data, **{"bits": 4, "observer": "max", **options})
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +245,18 @@ def test_a_run_that_is_not_so_far_names_the_verbs_that_are_missing(tmp_path: Pat
     assert cli("allocate", path)[0] == 0
     for verb in ("verify", "bench"):
         assert told(verb).endswith(f"has no model.llvm.so; make it with hawq-tvm compile {path} --target llvm")
+
+
+def test_sensitivities_are_of_given_scales() -> None:
+    """A scale far too wide costs much; the other layers lose what they lost. Omega looks at the same weights."""
+
+    def lost(**options: Any) -> dict[str, float | None]:
+        costs = quantized(bits=[4, 8], metric="loss", **options).costs
+        return {layer.name: layer.choices[Bits(4, 4)].sensitivity for layer in costs.layers}
+
+    free, given = lost(), lost(scales={"project": 1.0})
+    assert given.pop("project") > 3 * free.pop("project")
+    assert given == free
 
 
 def test_edited_ranges_are_compiled_as_they_stand_and_a_slip_is_told(
