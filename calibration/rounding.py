@@ -23,12 +23,13 @@ from torch import Tensor
 
 from hawq_tvm.calibration.moments import Moments
 
-_NARROWER = torch.linspace(0.3, 1.0, 15, dtype=torch.float64)
+_NARROWER = torch.linspace(0.3, 1.0, 36, dtype=torch.float64)
 _GRID_TOLERANCE = 1e-3  # of a step: float32 weights that were folded with a batch norm are off by far less
 _BLOCK = 128  # columns between two updates of the rest: the inner loop stays in the cache
 _DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _MANY_INPUTS = 2048  # from here on a factorisation takes so long that every other damping is left out
 _CANDIDATES = 6  # scales that elimination is tried at
+_FEW_INPUTS = 64  # up to so many it is tried at all of them
 _SWEEPS = 4
 _SETTLED = 1e-3  # share of the integers that still move when descent is done
 _FLOOR = 1e-5  # of an input's mean square: what keeps a singular H invertible where no damping is asked for
@@ -210,13 +211,14 @@ class Elimination:
     def search(self, weight: Tensor, scales: Tensor, limit: int) -> Rounded:
         """Integers and scale of each row that end with the least error, over the candidate scales that are worth it.
 
-        They are those at which nearest integers come nearest, `_CANDIDATES` of them for each row.
+        They are those at which nearest integers come nearest, `_CANDIDATES` of them for each row; of rows of few
+        weights all, since there it takes no time.
         """
         groups, rows, columns = weight.shape
         ratios, errors = candidate_ratios(limit), nearest_errors(weight, self.inputs, scales, limit)
-        promising = errors.topk(min(_CANDIDATES, len(ratios)), dim=0, largest=False).indices
+        count = len(ratios) if columns <= _FEW_INPUTS else min(_CANDIDATES, len(ratios))
+        promising = errors.topk(count, dim=0, largest=False).indices
         candidates = (scales * ratios[promising.permute(1, 2, 0)]).permute(0, 2, 1)  # [g, candidates, o]
-        count = candidates.shape[1]
         several, steps = weight.repeat(1, count, 1), candidates.reshape(groups, count * rows, 1)
         integers = self.round(several, steps, limit)
         ends = squared_error(several, integers * steps, self.inputs).view(groups, count, rows)

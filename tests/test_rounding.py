@@ -178,7 +178,7 @@ def test_elimination_makes_up_for_what_it_rounded() -> None:
 @given(SEEDS)
 @settings(max_examples=15, deadline=None)
 def test_search_ends_with_the_least_error_over_the_promising_candidates(seed: int) -> None:
-    weight, inputs = problem(seed, groups=2, rows=3, columns=5)
+    weight, inputs = problem(seed, groups=1, rows=3, columns=66)
     scales = max_abs_scales(weight, 7)
     elimination = Elimination(inputs)
     found = elimination.search(weight, scales, 7)
@@ -190,14 +190,14 @@ def test_search_ends_with_the_least_error_over_the_promising_candidates(seed: in
 
 
 def test_promising_candidates_are_hardly_worse_than_all() -> None:
-    weight, inputs = problem(0, groups=8, rows=16, columns=24)
+    weight, inputs = problem(0, groups=2, rows=16, columns=70)
     scales = max_abs_scales(weight, 7)
     elimination = Elimination(inputs)
     found = squared_error(weight, elimination.search(weight, scales, 7).restored, inputs)
     candidates = [scales * ratio for ratio in candidate_ratios(7)]
     ends = torch.stack([squared_error(weight, elimination.round(weight, s, 7) * s, inputs) for s in candidates])
     assert found.sum() < 1.1 * ends.amin(0).sum()
-    assert found.sum() < ends[14].sum()  # max-abs
+    assert found.sum() < ends[35].sum()  # max-abs
 
 
 @given(SEEDS, st.floats(0.001, 3.0))
