@@ -182,16 +182,16 @@ def test_another_version_is_refused(finished: Path) -> None:
         "",
         "{",
         "[]",
-        '{"format": 2}',
-        '{"format": 2, "versions": 3, "stages": {}}',
-        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": "m", "stages": {}}',
-        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w"}, "stages": {}}',
-        '{"format": 2, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w", "data": "d"}, '
+        '{"format": FORMAT}',
+        '{"format": FORMAT, "versions": 3, "stages": {}}',
+        '{"format": FORMAT, "versions": {"hawq_tvm": "0"}, "identity": "m", "stages": {}}',
+        '{"format": FORMAT, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w"}, "stages": {}}',
+        '{"format": FORMAT, "versions": {"hawq_tvm": "0"}, "identity": {"model": "m", "weights": "w", "data": "d"}, '
         '"stages": {"one": {"key": {"reads": {}}}}}',
     ],
 )
 def test_a_damaged_manifest_is_refused(finished: Path, text: str) -> None:
-    (finished / MANIFEST).write_text(text)
+    (finished / MANIFEST).write_text(text.replace("FORMAT", str(FORMAT)))
     with pytest.raises(RunError, match=r"manifest.json is corrupted"):
         open_run(finished)
 
