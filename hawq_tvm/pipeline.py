@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from hawq_tvm.stages.allocate import allocate, within_reach
 from hawq_tvm.stages.benchmark import benchmark
-from hawq_tvm.stages.calibrate import calibrate
+from hawq_tvm.stages.calibrate import calibrate, known_ranges
 from hawq_tvm.stages.capture import capture, known_names
 from hawq_tvm.stages.compile import compile
 from hawq_tvm.stages.cost import cost
@@ -39,7 +39,7 @@ from hawq_tvm.stages.work import Work
 
 PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, profile, cost)
 ALLOCATE: tuple[Step, ...] = (allocate,)
-INTEGERIZE: tuple[Step, ...] = (round, integerize, evaluate, fidelity)
+INTEGERIZE: tuple[Step, ...] = (known_ranges, round, integerize, evaluate, fidelity)
 QUANTIZE: tuple[Step, ...] = (*PROFILE, *ALLOCATE, *INTEGERIZE)
 COMPILE: tuple[Step, ...] = (compile,)
 VERIFY: tuple[Step, ...] = (verify,)

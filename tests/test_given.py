@@ -18,6 +18,7 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.core.errors import SettingsError
 from hawq_tvm.core.float_ir import Clip, FloatGraph
 from hawq_tvm.core.given import (
+    check_ranges,
     check_scales,
     clip_to,
     override,
@@ -171,6 +172,13 @@ def test_a_value_that_is_called_input_is_itself() -> None:
     assert ranges_of({"input": 2.0}, network) == {"input": Range(-2.0, 2.0)}
     with pytest.raises(SettingsError, match="'input' and 'x' are one value and have two ranges; give one"):
         ranges_of({"input": 2.0, "x": 3.0}, captured("Residual"))
+
+
+def test_a_file_of_ranges_is_of_this_networks_values() -> None:
+    net = graph(conv("a", "x"), conv("b", "a"))
+    check_ranges({"x": Range(-1.0, 1.0), "a": {4: Range(0.0, 1.0)}}, net)
+    with pytest.raises(SettingsError, match=r"ranges.json has a range for 'aa', .*; did you mean a"):
+        check_ranges({"x": Range(-1.0, 1.0), "aa": Range(0.0, 1.0)}, net)
 
 
 def test_unknown_names_are_told_with_what_was_meant() -> None:

@@ -39,7 +39,7 @@ class Notes(Reporter):
 
 def quantized(**options: Any) -> hawq_tvm.QuantizedNetwork:
     data = {"calibration": samples(8), "evaluation": samples(4, seed=3)}
-    return hawq_tvm.quantize(networks.make("Residual"), data, bits=4, **{"observer": "max", **options})
+    return hawq_tvm.quantize(networks.make("Residual"), data, **{"bits": 4, "observer": "max", **options})
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +245,40 @@ def test_a_run_that_is_not_so_far_names_the_verbs_that_are_missing(tmp_path: Pat
     assert cli("allocate", path)[0] == 0
     for verb in ("verify", "bench"):
         assert told(verb).endswith(f"has no model.llvm.so; make it with hawq-tvm compile {path} --target llvm")
+
+
+def test_sensitivities_are_of_given_scales() -> None:
+    """A scale far too wide costs much; the other layers lose what they lost. Omega looks at the same weights."""
+
+    def lost(**options: Any) -> dict[str, float | None]:
+        costs = quantized(bits=[4, 8], metric="loss", **options).costs
+        return {layer.name: layer.choices[Bits(4, 4)].sensitivity for layer in costs.layers}
+
+    free, given = lost(), lost(scales={"project": 1.0})
+    assert given.pop("project") > 3 * free.pop("project")
+    assert given == free
+
+
+def test_edited_ranges_are_compiled_as_they_stand_and_a_slip_is_told(
+    plain: hawq_tvm.QuantizedNetwork, tmp_path: Path, cli: Run
+) -> None:
+    path = plain.save(tmp_path / "run")
+    file = path / "ranges.json"
+    table = json.loads(file.read_text())
+    table["ranges"]["conv1"] = [0.0, 0.5]
+    file.write_text(json.dumps(table))
+    status, _, err = cli("compile", path)
+    assert status == 0
+    assert f"{path}/ranges.json was edited by hand; compiling it as it stands" in " ".join(err.split())
+    types = Artifacts(open_run(path)).graph.types
+    assert types["conv1"].scale == 0.5 / types["conv1"].dtype.hi
+    before = (path / "model.onnx").read_bytes()
+    table["ranges"]["cnv1"] = [0.0, 0.25]
+    file.write_text(json.dumps(table))
+    status, _, err = cli("compile", path)
+    assert status == 2
+    assert "ranges.json has a range for 'cnv1', which this network does not have; did you mean conv1" in err
+    assert (path / "model.onnx").read_bytes() == before
 
 
 def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

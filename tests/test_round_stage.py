@@ -18,11 +18,12 @@ import hawq_tvm
 from hawq_tvm import HessianSettings, RoundingSettings
 from hawq_tvm.core.errors import RunError, SettingsError
 from hawq_tvm.core.hashing import file_sha256
-from hawq_tvm.core.quantizer import LayerWeights
+from hawq_tvm.core.quantizer import LayerWeights, quantize_weight
 from hawq_tvm.posttraining.layer import Found
 from hawq_tvm.runs.artifacts import MODEL, WEIGHTS, Artifacts
 from hawq_tvm.runs.checkpoint import Checkpoint
 from hawq_tvm.runs.rundir import Run, open_run
+from hawq_tvm.runs.summary import summarize
 from hawq_tvm.runs.weights_io import load_weights, save_weights
 
 from .conftest import HERE
@@ -132,6 +133,23 @@ def test_without_samples_edited_bits_are_rounded_to_nearest_with_a_word(tmp_path
         done.stderr.split()
     )
     assert {layer.bits.weight for layer in Artifacts(open_run(saved)).layers} == {3, 4, 8}
+    assert any("rounded to nearest and not as asked for" in remark for remark in summarize(open_run(saved)).remarks)
+
+
+def test_without_samples_given_scales_stand(tmp_path: Path) -> None:
+    saved = quantized(scales={"stem": 0.05, "conv1": 0.1}).save(tmp_path / "run")
+    done = compile_edited(saved)
+    assert done.returncode == 0, done.stderr
+    assert "rounded to nearest, at the given scales where there are some" in " ".join(done.stderr.split())
+    found = Artifacts(open_run(saved))
+    layers = {node.name: node for node in found.float_graph.layers}
+    for node in found.graph:
+        if node.name in ("stem", "conv1"):
+            weight, bits = layers[node.name].weight, found.bits.layers[node.name].weight
+            assert weight is not None
+            scales = np.full(len(weight), {"stem": 0.05, "conv1": 0.1}[node.name])
+            assert np.array_equal(node.op.weight, quantize_weight(weight, scales, bits))  # type: ignore[attr-defined]
+    assert found.bits.layers["conv1"].weight == 3, "the layer whose bits were edited"
 
 
 def test_a_checkpoint_answers_its_own_question_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

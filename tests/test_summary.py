@@ -36,6 +36,7 @@ from hawq_tvm.runs.layers import describe_layers
 from hawq_tvm.runs.report import render_card, render_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run
 from hawq_tvm.runs.summary import describe, summarize
+from hawq_tvm.settings import RoundingSettings, Settings
 
 from .builders import integers_of
 
@@ -98,10 +99,14 @@ def write_run(
     note: Any = None,
     sensitivity: Mapping[str, Any] | None = None,
     fidelity: Fidelity | None = None,
+    settings: Settings | None = None,
+    rounded: bool = False,
 ) -> Run:
     """A run of a graph as the stages leave it; without `described` as one from before there was a `LAYERS`."""
     with edit_run(path, identity={"model": "net<1>", "weights": "random", "data": "digits"}) as run:
         run.manifest["data"] = {"note": note}
+        if settings is not None:
+            run.manifest["settings"] = settings.to_json()
 
         def stage(name: str, writes: Mapping[str, Any], reads: tuple[str, ...] = ()) -> None:
             def make() -> None:
@@ -124,7 +129,10 @@ def write_run(
         stage("cost", {files.COSTS: (costs or costs_of(graph)).to_json()})
         stage("allocate", {files.BITS: BitConfig({"x": Bits(4, 4)}).to_json(), files.ALLOCATION: {"limits": {}}})
         written = [files.MODEL, *([files.LAYERS] if described else [])]
-        run.stage("integerize", integers, options={}, reads=[files.BITS], writes=written)
+        if rounded:
+            stage("round", {files.WEIGHTS: "weights"}, (files.BITS,))
+        reads = [files.BITS, *([files.WEIGHTS] if rounded else [])]
+        run.stage("integerize", integers, options={}, reads=reads, writes=written)
         stage("evaluate", {files.ACCURACY: Accuracy(64, 0.75, 0.5, -0.25, 0.01, 0.7).to_json()}, (files.MODEL,))
         stage("fidelity", {files.FIDELITY: (fidelity or fidelity_of(graph)).to_json()}, (files.MODEL,))
         names = files.library_files(TARGET)
@@ -316,6 +324,25 @@ def test_estimates_that_did_not_converge_are_remarked(graph: Graph, tmp_path: Pa
     assert note in render_report(summary)
     other = write_run(tmp_path / "other", graph, costs=uncertain(graph, None), sensitivity=sensitivity)
     assert summarize(other).remarks == (), "the cost table is not made from these sensitivities"
+
+
+NEAREST = RoundingSettings("nearest", scale_search=False, slope=False, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "rounded", "remarked"),
+    [(RoundingSettings(), False, True), (RoundingSettings(), True, False), (NEAREST, False, False)],
+    ids=["asked for and not done", "done", "not asked for"],
+)
+def test_weights_that_are_not_rounded_as_asked_for_are_remarked(
+    graph: Graph, tmp_path: Path, screen: Screen, rounding: RoundingSettings, rounded: bool, remarked: bool
+) -> None:
+    run = write_run(tmp_path / "run", graph, settings=Settings(rounding=rounding), rounded=rounded)
+    summary = summarize(run)
+    assert len(summary.remarks) == remarked
+    console.print_totals(summary)
+    for text in (screen.text(), render_report(summary), json.dumps(summary.to_json())):
+        assert ("rounded to nearest and not as asked for" in text) == remarked
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,9 @@ def compile(path: Path, target: str, batch: int | None, data: str | None, trust_
         work = _resume(run, chosen, data, trust_code)
         size = batch if batch is not None else work.artifacts.batch(chosen)  # that of the library that is there
         work.settings = replace(work.settings, batch=work.settings.batch if size is None else size)
-        if run.edited(files.BITS):
-            work.reporter.note(f"{path}/{files.BITS} was edited by hand; compiling it as it stands")
+        for name in (files.BITS, files.RANGES):
+            if run.edited(name):
+                work.reporter.note(f"{path}/{name} was edited by hand; compiling it as it stands")
         pipeline.perform(work, (*pipeline.INTEGERIZE, *pipeline.COMPILE))
         write_report(run, path)
     info = read_run(path, lambda made: Artifacts(made).library_info(chosen))

@@ -333,6 +333,17 @@ def clip_to(graph: FloatGraph, given: GivenRanges) -> FloatGraph:
     return replace(graph, nodes=tuple(nodes))
 
 
+def check_ranges(ranges: RangeTable, graph: FloatGraph) -> None:
+    """Refuse ranges of values that the network does not have: in a file that was edited, a slip of the hand.
+
+    Raises:
+        SettingsError: by name.
+    """
+    for name in ranges:
+        if name not in graph.shapes:
+            raise unknown_name("ranges.json has a range for", name, graph.shapes)
+
+
 # scales
 
 

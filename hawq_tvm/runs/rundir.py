@@ -138,10 +138,15 @@ class Run:
         """Whether a file is there and was made from the files that are there now."""
         return name in self._recorded() and name in self and not self._changed_since(name)
 
+    def made_from(self, name: str) -> Mapping[str, str]:
+        """The files that a file of the manifest was made from, with their hashes at that time."""
+        record = next(stage for stage in self.manifest["stages"].values() if name in stage["files"])
+        reads: Mapping[str, str] = record["key"]["reads"]
+        return reads
+
     def _changed_since(self, name: str) -> str | None:
         """A file that has changed since `name` was made from it."""
-        record = next(stage for stage in self.manifest["stages"].values() if name in stage["files"])
-        for source, digest in record["key"]["reads"].items():
+        for source, digest in self.made_from(name).items():
             path = self.path / source
             if not path.is_file() or self._hash(path) != digest:
                 return str(source)

@@ -22,6 +22,7 @@ from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.layers import LayerFacts
 from hawq_tvm.runs.rundir import Run
+from hawq_tvm.settings import Settings
 from hawq_tvm.sources.names import shown
 
 
@@ -125,8 +126,8 @@ class RunSummary:
         verification: by target.
         benchmark: by target.
         notes: what is missing or out of date, a sentence each.
-        remarks: what else to know of the numbers, a sentence each: how samples were held out, estimates that did not
-            converge, layers in integers that keep little of their signal.
+        remarks: what else to know of the numbers, a sentence each: how samples were held out, weights that were not
+            rounded as asked for, estimates that did not converge, layers in integers that keep little of their signal.
         sources: where each cost comes from.
         versions: of the packages that made the run.
     """
@@ -209,6 +210,7 @@ def summarize(run: Run) -> RunSummary:
         notes=_notes(run),
         remarks=(
             *_data_notes(run, accuracy),
+            *_rounding_notes(run),
             *(_sensitivity_notes(found, costs) if profiled else ()),
             *(() if fidelity is None else fidelity.warnings),
         ),
@@ -307,6 +309,18 @@ def _data_notes(run: Run, accuracy: Accuracy | None) -> tuple[str, ...]:
     if accuracy is not None and accuracy.data:
         note = accuracy.note
     return (note,) if isinstance(note, str) and note else ()
+
+
+def _rounding_notes(run: Run) -> tuple[str, ...]:
+    """That weights were rounded to nearest where more was asked for."""
+    asked = run.manifest.get("settings")
+    if asked is None or Settings.from_json(asked).rounding.is_nearest or files.WEIGHTS in run.made_from(files.MODEL):
+        return ()
+    return (
+        "weights are rounded to nearest and not as asked for, which costs accuracy below 8 bits: the samples that "
+        "calibrated the run were not at hand; hawq-tvm compile with them (--data, or --trust-code for your own code) "
+        "rounds them anew",
+    )
 
 
 def _sensitivity_notes(found: Artifacts, costs: CostTable) -> tuple[str, ...]:

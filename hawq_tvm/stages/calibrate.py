@@ -10,7 +10,7 @@ from torch import Tensor
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.calibration import AUTO, NetworkHistograms, make_observers
 from hawq_tvm.calibration.observers import Tap
-from hawq_tvm.core.given import override, settled_by
+from hawq_tvm.core.given import check_ranges, override, settled_by
 from hawq_tvm.core.quantizer import RangeTable, ranges_to_json
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, Bits
@@ -129,3 +129,13 @@ def described(
             **{str(bits): dict(choice.divergence) for bits, choice in choices.items()},
         }
     return {**result, "ranges": ranges_to_json(ranges)}
+
+
+def known_ranges(work: Work) -> None:
+    """Refuse names of an edited `ranges.json` that the network does not have, before anything is made of it.
+
+    Raises:
+        SettingsError: with the name, and what may have been meant.
+    """
+    if work.run.edited(RANGES):
+        check_ranges(work.artifacts.ranges, work.artifacts.float_graph)

@@ -12,10 +12,10 @@ from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.measure.debug import Quantised, find_causes
 from hawq_tvm.posttraining.layer_losses import PIECE
-from hawq_tvm.runs.artifacts import BITS, DEBUG, FLOAT_GRAPH, RANGES, WEIGHTS
+from hawq_tvm.runs.artifacts import BITS, DEBUG, FLOAT_GRAPH, RANGES
 from hawq_tvm.sources.data import batches
 from hawq_tvm.sources.names import shown
-from hawq_tvm.stages.round import rounded_weights
+from hawq_tvm.stages.round import rounded_weights, weights_file
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
@@ -32,8 +32,8 @@ def debug(work: Work) -> Stage:
     total = min(most, len(calibration)) + min(most, len(evaluation))
     if not work.can_calibrate:
         work.reporter.note("losses are measured on other samples than those that calibrated the run")
-    weights = rounded_weights(work)
-    if weights is None:
+    file = weights_file(work)
+    if not file:
         work.reporter.note("there are no rounded weights of these bits and ranges; the nearest integers are looked at")
 
     def make(advance: Advance) -> None:
@@ -43,8 +43,8 @@ def debug(work: Work) -> Stage:
         network = Quantised(
             graph,
             types,
-            _nearest(graph, types) if weights is None else weights,
-            rounded=weights is not None,
+            {**_nearest(graph, types), **rounded_weights(work)},
+            rounded=bool(file),
             corrects_means=work.settings.rounding.bias,
         )
         report = find_causes(
@@ -62,7 +62,7 @@ def debug(work: Work) -> Stage:
         "measuring what each layer causes",
         make,
         options={"samples": most, "rounding": vars(work.settings.rounding), "data": work.data_key},
-        reads=(FLOAT_GRAPH, RANGES, BITS, *(() if weights is None else (WEIGHTS,))),
+        reads=(FLOAT_GRAPH, RANGES, BITS, *file),
         writes=(DEBUG,),
     )
 

@@ -8,25 +8,24 @@ import numpy as np
 import onnx
 
 from hawq_tvm.backends.onnx.io import to_onnx
+from hawq_tvm.core.hashing import json_sha256
 from hawq_tvm.core.integerize import integerize as integerize_graph
 from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.runs.artifacts import BITS, BOUNDS, FLOAT_GRAPH, LAYERS, MODEL, RANGES, WEIGHTS
+from hawq_tvm.runs.artifacts import BITS, BOUNDS, FLOAT_GRAPH, LAYERS, MODEL, RANGES
 from hawq_tvm.runs.golden import GOLDEN, write_golden
 from hawq_tvm.runs.layers import describe_layers
-from hawq_tvm.stages.round import rounded_weights
+from hawq_tvm.stages.round import rounded_weights, weights_file
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
 
 def integerize(work: Work) -> Stage:
     """The network in integers, and what proves it."""
-    weights = rounded_weights(work)
-    rounded = () if weights is None else (WEIGHTS,)
 
     def make(_: Advance) -> None:
         found = work.artifacts
-        graph = integerize_graph(found.float_graph, found.ranges, found.bits, weights)
+        graph = integerize_graph(found.float_graph, found.ranges, found.bits, rounded_weights(work))
         model = to_onnx(graph)
         work.run.write(MODEL, lambda path: onnx.save(model, path))
         work.run.write_json(BOUNDS, describe_bounds(graph))
@@ -37,8 +36,8 @@ def integerize(work: Work) -> Stage:
         "integerize",
         "turning the network into integers",
         make,
-        options={"data": work.data_key},
-        reads=(FLOAT_GRAPH, RANGES, BITS, *rounded),
+        options={"data": work.data_key, "scales": json_sha256(dict(work.settings.scales))},
+        reads=(FLOAT_GRAPH, RANGES, BITS, *weights_file(work)),
         writes=(MODEL, BOUNDS, LAYERS, GOLDEN),
     )
 

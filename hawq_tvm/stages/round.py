@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.given import scales_of
 from hawq_tvm.core.hashing import file_sha256, json_sha256
-from hawq_tvm.core.quantizer import LayerWeights
+from hawq_tvm.core.integerize import check_alive
+from hawq_tvm.core.quantizer import LayerWeights, quantize_weight
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.posttraining.walk import PIECE, Walk, samples_that_fit
 from hawq_tvm.runs.artifacts import BITS, FLOAT_GRAPH, RANGES, WEIGHTS
@@ -24,16 +25,18 @@ def round(work: Work) -> Stage | None:
     """Rounding on the calibration samples.
 
     None where nearest integers and no correction are asked for, and where the samples that calibrated the run are not
-    at hand: rounded weights of the same bits and ranges then stay, and others are rounded to nearest, with a word.
+    at hand: rounded weights of the same bits and ranges then stay, and others are rounded to nearest, with a word, at
+    given scales where there are some.
     """
     settings, given = work.settings.rounding, work.settings.scales
     if not _rounds(work):
         return None
     if not work.can_calibrate:
         if not work.run.is_fresh(WEIGHTS):
+            at = ", at the given scales where there are some, and are not corrected" if given else ""
             work.reporter.note(
-                "the samples that calibrated this run are not at hand; weights are rounded to nearest, which costs "
-                "accuracy below 8 bits"
+                f"the samples that calibrated this run are not at hand; weights are rounded to nearest{at}, "
+                "which costs accuracy below 8 bits"
             )
         return None
     options = {
@@ -66,9 +69,31 @@ def round(work: Work) -> Stage | None:
     return Stage("round", "rounding weights", make, options, reads=_READS, writes=(WEIGHTS,))
 
 
-def rounded_weights(work: Work) -> Mapping[str, LayerWeights] | None:
-    """The weights that were rounded for the bits and ranges that stand now; None where they are rounded to nearest."""
-    return work.artifacts.weights if _rounds(work) and work.run.is_fresh(WEIGHTS) else None
+def rounded_weights(work: Work) -> Mapping[str, LayerWeights]:
+    """The weights that were rounded for the bits and ranges that stand now.
+
+    Where there are none, the layers of given scales, to nearest, which takes no samples; a layer that is not among them
+    is rounded to nearest at max-abs scales.
+    """
+    return work.artifacts.weights if weights_file(work) else _at_given_scales(work)
+
+
+def weights_file(work: Work) -> tuple[str, ...]:
+    """The file that `rounded_weights` are read from, where they are read from one."""
+    return (WEIGHTS,) if _rounds(work) and work.run.is_fresh(WEIGHTS) else ()
+
+
+def _at_given_scales(work: Work) -> Mapping[str, LayerWeights]:
+    bits, weights = work.artifacts.bits.layers, {}
+    for node in work.artifacts.float_graph.layers:
+        scales = scales_of(work.settings.scales, node)
+        if scales is None:
+            continue
+        check_alive(node)
+        assert node.weight is not None and node.bias is not None
+        width = bits[node.name].weight
+        weights[node.name] = LayerWeights(quantize_weight(node.weight, scales, width), scales, node.bias, width)
+    return weights
 
 
 def _rounds(work: Work) -> bool:
