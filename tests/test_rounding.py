@@ -357,6 +357,13 @@ def test_corrections_make_up_for_the_error_of_a_residual() -> None:
     assert torch.allclose(offset, torch.full((2,), 0.25, dtype=torch.float64))
 
 
+def test_a_constant_channel_gets_no_slope_from_the_noise_of_its_sums() -> None:
+    sums = ResultSums.of(torch.full((4900, 1), 0.3), torch.full((4900, 1), 0.123))
+    slope, offset = corrections(sums, slope=True, bias=True)
+    assert slope.item() == 1.0
+    assert offset.item() == pytest.approx(0.177, rel=1e-5)
+
+
 def test_dead_and_wild_channels_keep_their_slope() -> None:
     wanted = torch.stack([torch.zeros(9), torch.linspace(0, 1, 9), torch.linspace(0, 9, 9), torch.full((9,), 2.0)], 1)
     got = torch.stack([torch.linspace(0, 1, 9), torch.zeros(9), torch.linspace(0, 1, 9), torch.full((9,), 1.0)], 1)

@@ -11,12 +11,14 @@ import torch
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
+from hawq_tvm.calibration.moments import MomentSums
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.float_ir import FloatGraph
+from hawq_tvm.core.float_ir import FloatGraph, FloatNode
 from hawq_tvm.core.integerize import integerize
+from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import Conv2d
-from hawq_tvm.core.quantizer import LayerWeights, weight_limit
+from hawq_tvm.core.quantizer import LayerWeights, Range, weight_limit
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.posttraining.alone import round_alone
 from hawq_tvm.posttraining.layer import Found
@@ -173,6 +175,45 @@ def test_a_dead_input_channel_and_an_input_of_zeros() -> None:
         for layer in Walk(graph, types, RoundingSettings()).run([x]).values():
             assert np.isfinite(layer.restored).all()
             assert (layer.scales > 0).all()
+
+
+def signal_db(graph: FloatGraph, x: torch.Tensor, settings: RoundingSettings) -> float:
+    """Signal over error of a network at W4/A8 on samples like those that it was rounded on."""
+    network = FloatModule(graph)
+    ranges: dict[str, Range] = {}
+
+    def tap(name: str, value: torch.Tensor) -> None:
+        ranges[name] = Range(min(float(value.min()), 0.0), float(value.max()))
+
+    with torch.no_grad():
+        expected = network(x, tap=tap)
+        weights = Walk(graph, ActivationTypes(graph, ranges, bits_of(graph, "w4a8")), settings).run(x.split(8))
+        got = IntegerModule(integerize(graph, ranges, bits_of(graph, "w4a8"), weights))(x)
+    return float(10 * torch.log10(expected.square().sum() / (got - expected).square().sum()))
+
+
+@pytest.mark.parametrize("times", [3.0, 30.0, 316.0])
+def test_large_weights_of_an_input_that_is_always_0_cost_nothing(times: float) -> None:
+    """They set no scale, and the target and the integers do not serve them."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 4, 3, 3, generator=generator)
+    weight[:, 1] *= times
+    bias, window = np.zeros(8, np.float32), Window((3, 3), (1, 1), (1, 1, 1, 1))
+    layer = FloatNode("layer", "conv2d", ("x",), (8, 6, 6), weight=weight.numpy(), bias=bias, window=window)
+    graph = FloatGraph("dead", "x", (4, 6, 6), (layer,), "layer")
+    x = torch.randn(32, 4, 6, 6, generator=generator)
+    x[:, 1] = 0
+    assert signal_db(graph, x, RoundingSettings()) > 20
+
+
+@pytest.mark.parametrize("name", ["Residual", "Mobile"])
+def test_without_a_bias_the_weights_see_to_the_means(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing corrects the means, they count in what the weights are fitted to."""
+    alone = RoundingSettings("least-error", scale_search=False, slope=False, bias=False)
+    error = output_error(name, "w4a8", rounded(name, settings=alone))
+    centred = MomentSums.moments
+    monkeypatch.setattr(MomentSums, "moments", lambda sums, **_: centred(sums))
+    assert error < output_error(name, "w4a8", rounded(name, settings=alone))
 
 
 def test_weights_of_other_bits_are_refused() -> None:

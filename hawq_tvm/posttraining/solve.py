@@ -27,8 +27,9 @@ from hawq_tvm.settings import RoundingSettings
 FINE_BITS = 8
 """From so many bits on nearest integers lose nothing that is worth fitting."""
 
-MOST_INPUTS = 8192
-"""The most inputs of one output that second moments are kept of: their square in float64 takes half a gigabyte."""
+MOST_INPUTS = 4608
+"""The most inputs of one output that second moments are kept of: ResNet-50 has that many, and their square in float64,
+of which a dozen stand side by side, takes 170 megabytes. Layers of more are rounded to nearest, and corrected."""
 
 _ROWS = 512  # outputs of a block
 _FEW_SAMPLES_DAMPING = 3.0  # where samples are too few for halves
