@@ -114,7 +114,7 @@ class IntegerModule(nn.Module):
                 shape = (1, -1) + (1,) * (total.ndim - 2)
                 total.add_(_constant(op.bias).view(shape)).mul_(_constant(op.rescale.multiplier).view(shape))
                 if op.rescale.residual is not None:
-                    total.add_(inputs[1].long() * _constant(op.rescale.residual).view(shape))
+                    total.addcmul_(inputs[1].long(), _constant(op.rescale.residual).view(shape))
                 return _rescale(total, op.rescale)
             case Add():
                 first, second = (y.long() * int(m) for y, m in zip(inputs, op.rescale.multiplier, strict=True))
