@@ -146,6 +146,15 @@ class FloatGraph:
                 table[name].append(node)
         return table
 
+    @property
+    def last_reads(self) -> tuple[tuple[str, ...], ...]:
+        """For each node, the values that it is the last to read; the output, which outlives all, is none of them."""
+        last = {name: index for index, node in enumerate(self.nodes) for name in node.inputs if name != self.output}
+        ends: list[list[str]] = [[] for _ in self.nodes]
+        for name, index in last.items():
+            ends[index].append(name)
+        return tuple(map(tuple, ends))
+
     def source(self, value: str) -> str:
         """The value whose integers `value` holds, through max-pools, flattens and channels of zeros."""
         table = self.by_name

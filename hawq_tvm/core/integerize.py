@@ -15,7 +15,7 @@ import numpy as np
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.dyadic import round_half_up, to_dyadic
 from hawq_tvm.core.errors import AllocationError, CalibrationError, GraphError
-from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, Clip, FloatGraph, FloatNode
 from hawq_tvm.core.ir import OUTPUT_TYPE, Graph, Node, Operator, Rescale, TensorType
 from hawq_tvm.core.ops import (
     Add,
@@ -155,9 +155,7 @@ class _Integerizer:
         else:
             joint, shift = to_dyadic([*ratios, residual_ratio])
             multiplier, residual = joint[:-1], joint[-1:]
-        lo, hi = type.dtype.lo, type.dtype.hi
-        if node.clip is not None:
-            lo, hi = (_clamped(bound / type.scale, lo, hi) for bound in (node.clip.lo, node.clip.hi))
+        lo, hi = integer_bounds(type, node.clip)
         return Rescale(multiplier, shift, lo, hi, residual)
 
     def _weighted(self, node: FloatNode) -> tuple[Operator, tuple[str, ...], TensorType]:
@@ -223,6 +221,10 @@ def round_to_nearest(node: FloatNode, bits: int, input_scale: float) -> LayerWei
     return LayerWeights(quantize_weight(node.weight, scales, bits), scales, node.bias, bits)
 
 
-def _clamped(value: float, lo: int, hi: int) -> int:
-    """Round half up to an integer within lo..hi; infinities allowed."""
-    return int(round_half_up(np.clip(np.float64(value), lo, hi)))
+def integer_bounds(type: TensorType, clip: Clip | None) -> tuple[int, int]:
+    """The least and the largest integer of a value: its type's, or the nearest to a clip's bounds within them."""
+    lo, hi = type.dtype.lo, type.dtype.hi
+    if clip is None:
+        return lo, hi
+    least, most = round_half_up(np.clip(np.array([clip.lo, clip.hi]) / type.scale, lo, hi))
+    return int(least), int(most)

@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, weighted
+from hawq_tvm.backends.pytorch.float_module import FloatModule, weighted
 from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
-from hawq_tvm.posttraining.layer import LayerPiece, LayerSearch, bias_of, weight_of
+from hawq_tvm.posttraining.layer import LayerPiece, LayerSearch, weight_of
 from hawq_tvm.posttraining.walk import layer_seed
 from hawq_tvm.settings import RoundingSettings
 
@@ -49,9 +49,9 @@ def round_alone(
         What each layer would be deployed with, by name and width.
     """
     values: list[dict[str, Tensor]] = [{graph.input_name: x} for x in samples]
-    unread = {value: len(users) for value, users in graph.users.items()}
+    network = FloatModule(graph)
     found: dict[str, dict[int, LayerWeights]] = {}
-    for node in graph:
+    for node, ends in zip(graph, graph.last_reads, strict=True):
         if node.kind in WEIGHTED:
             pieces = run_pieces(partial(_arrive, node), values, threads)
             search = LayerSearch(node, pieces, settings, seed=layer_seed(seed, len(found)), threads=threads)
@@ -59,12 +59,10 @@ def round_alone(
             found[node.name] = {bits: search.find(bits, given).deployed(node, bits) for bits in sorted(set(widths))}
             if progress is not None:
                 progress(len(found))
-        run_pieces(partial(_pass, node), values, threads)
-        for value in node.inputs:
-            unread[value] -= 1
-            if unread[value] == 0 and value != graph.output:
-                for piece in values:
-                    del piece[value]
+        run_pieces(partial(_pass, network, node), values, threads)
+        for value in ends:
+            for piece in values:
+                del piece[value]
     return found
 
 
@@ -76,9 +74,5 @@ def _arrive(node: FloatNode, piece: dict[str, Tensor]) -> LayerPiece:
     )
 
 
-def _pass(node: FloatNode, piece: dict[str, Tensor]) -> None:
-    weight = weight_of(node) if node.kind in WEIGHTED else None
-    bias = bias_of(node) if node.kind in WEIGHTED else None
-    counts = None if node.counts is None else torch.from_numpy(node.counts)
-    result = evaluate(node, [piece[value] for value in node.inputs], weight, bias, counts)
-    piece[node.name] = clipped(result, node.clip)
+def _pass(network: FloatModule, node: FloatNode, piece: dict[str, Tensor]) -> None:
+    piece[node.name] = network.result(node, [piece[value] for value in node.inputs])

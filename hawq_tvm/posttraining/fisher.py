@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hawq_tvm.backends.pytorch.float_module import FloatModule, clipped, evaluate
+from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.posttraining.simulate import Grid
@@ -119,6 +119,5 @@ def _with_inputs(network: FloatModule, layers: Collection[str], x: Tensor) -> tu
         read = [values[name] for name in node.inputs]
         if node.name in layers:
             inputs[node.name] = read[0] = read[0].view_as(read[0])
-        constants = (network.constant(node.name, part) for part in ("weight", "bias", "counts"))
-        values[node.name] = clipped(evaluate(node, read, *constants), node.clip)
+        values[node.name] = network.result(node, read)
     return values[network.graph.output].flatten(1), inputs

@@ -202,7 +202,8 @@ class LayerSearch:
         if rows is None:
             return _Seen(live)
         at = positions(node, rows, np.random.default_rng((self._seed, index)))
-        wanted = piece.wanted if piece.drift is None else piece.wanted + piece.drift
+        drift = piece.drift
+        wanted = piece.wanted if drift is None else piece.wanted + drift
         importance = piece.importance(node) if node.groups == len(weight_of(node)) else None
         counted = None if importance is None else outputs_at(node, importance, at)
         sums = MomentSums.of(patches(node, piece.reads, at), outputs_at(node, wanted, at), counted)

@@ -109,11 +109,7 @@ class _Runner:
         self.network = network
         self.nodes = network.graph.nodes
         self._keeps_exact = keeps_exact
-        last = {name: index for index, node in enumerate(self.nodes) for name in node.inputs}
-        last.pop(network.graph.output, None)
-        self._ends: list[list[str]] = [[] for _ in self.nodes]
-        for name, index in last.items():
-            self._ends[index].append(name)
+        self._ends = network.graph.last_reads
 
     def _result(self, node: FloatNode, inputs: Sequence[Tensor], change: Change | None = None) -> Tensor:
         """A node's result before clip and storing, its first input as it is read."""

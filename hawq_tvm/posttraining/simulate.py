@@ -16,14 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import Tap, clipped, evaluate, run_nodes
 from hawq_tvm.core.activation_types import ActivationTypes
-from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, Clip, FloatGraph, FloatNode
+from hawq_tvm.core.integerize import integer_bounds
 from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.quantizer import RangeTable
 from hawq_tvm.core.specs import BitConfig, Bits
@@ -40,11 +39,7 @@ class Grid:
     @classmethod
     def of(cls, type: TensorType, clip: Clip | None = None) -> Grid:
         """The grid of a type, ended at the integers nearest to a clip's bounds."""
-        lo, hi = type.dtype.lo, type.dtype.hi
-        if clip is not None:
-            bounds = np.clip(np.array([clip.lo, clip.hi]) / type.scale, lo, hi)
-            lo, hi = (int(bound) for bound in round_half_up(bounds))
-        return cls(type.scale, lo, hi)
+        return cls(type.scale, *integer_bounds(type, clip))
 
     def nearest(self, x: Tensor) -> Tensor:
         """The points of the grid nearest to float32 `x`, ties up; a new tensor."""

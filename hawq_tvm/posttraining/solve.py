@@ -72,23 +72,19 @@ class LayerRounding:
         self._limit = weight_limit(bits)
         self._fine = bits >= FINE_BITS
         self._given = None if scales is None else torch.from_numpy(scales).reshape(*self._weight.shape[:2], 1)
+        self._searches = settings.scale_search and scales is None
         self._grid, self._on_grid = self._known_grid()
 
     def _known_grid(self) -> tuple[Tensor, Tensor]:
         """Scales of the rows that lie on a grid already, and which do."""
-        if self._given is not None or not self._settings.scale_search:
+        if not self._searches:
             return torch.ones_like(self._weight[:, :, :1]), torch.zeros(self._weight.shape[:2], dtype=torch.bool)
         return find_grid(self._weight, self._limit)
 
     @property
-    def keeps_scales(self) -> bool:
-        """Whether scales are given, and so are to stay as they are."""
-        return self._given is not None
-
-    @property
     def needs_moments(self) -> bool:
         """Whether the layer's second moments decide anything."""
-        weighs = self._settings.method == "least-error" or (self._settings.scale_search and self._given is None)
+        weighs = self._settings.method == "least-error" or self._searches
         fits = self._weight.shape[2] <= MOST_INPUTS
         return weighs and fits and not self._fine and not bool(self._on_grid.all())
 
@@ -97,13 +93,10 @@ class LayerRounding:
 
         Args:
             live: bool [g, 1, K], the inputs that are not 0 in all samples.
-            evidence: of the layer, where it needs moments.
+            evidence: of the layer where it `needs_moments`, else None.
         """
         scales = max_abs_scales(self._weight, self._limit, live) if self._given is None else self._given
-        if self.needs_moments and evidence is not None:
-            found = self._fitted(scales, evidence)
-        else:
-            found = self._nearest(scales)
+        found = self._nearest(scales) if evidence is None else self._fitted(scales, evidence)
         grid = Rounded(nearest(self._weight, self._grid, self._limit), self._grid)
         kept = self._on_grid[:, :, None]
         return Rounded(torch.where(kept, grid.integers, found.integers), torch.where(kept, grid.scales, found.scales))
@@ -113,7 +106,6 @@ class LayerRounding:
 
     def _fitted(self, scales: Tensor, evidence: Evidence) -> Rounded:
         moments = evidence.moments
-        searches = self._settings.scale_search and self._given is None
         if self._settings.method == "nearest":
             return self._nearest(search_nearest(self._weight, moments.inputs, scales, self._limit))
         inputs, ridge = damped(moments.inputs, self._damping(evidence))
@@ -121,7 +113,7 @@ class LayerRounding:
         target = elimination.solve(moments.outputs + ridge * self._weight)
 
         def fitted(rows: slice) -> Rounded:
-            return fit(target[:, rows], elimination, scales[:, rows], self._limit, search=searches)
+            return fit(target[:, rows], elimination, scales[:, rows], self._limit, search=self._searches)
 
         blocks = [slice(first, first + _ROWS) for first in range(0, target.shape[1], _ROWS)]
         parts = run_pieces(fitted, blocks, self._threads)

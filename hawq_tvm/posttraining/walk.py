@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, weighted
+from hawq_tvm.backends.pytorch.float_module import FloatModule, clipped, weighted
 from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.integerize import least_scales
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
@@ -82,6 +83,7 @@ class Walk:
         self._scales = scales or {}
         self._seed = seed
         self._threads = threads
+        self._float = FloatModule(graph)
         self._simulated = SimulatedNetwork(graph, types)
 
     @torch.no_grad()
@@ -107,9 +109,8 @@ class Walk:
         """
         start = self.graph.input_name
         pieces = [_Piece({start: x}, {start: self._simulated.start(x)}) for x in samples]
-        unread = {value: len(users) for value, users in self.graph.users.items()}
         deployed: dict[str, LayerWeights] = {}
-        for node in self.graph:
+        for node, ends in zip(self.graph, self.graph.last_reads, strict=True):
             if node.kind in WEIGHTED:
                 known = (done or {}).get(node.name)
                 at_layer = self._each(pieces, partial(self._arrive, node))
@@ -121,11 +122,9 @@ class Walk:
                     progress(len(deployed))
             else:
                 self._each(pieces, partial(self._pass, node))
-            for value in node.inputs:
-                unread[value] -= 1
-                if unread[value] == 0 and value != self.graph.output:
-                    for piece in pieces:
-                        del piece.real[value], piece.quantised[value]
+            for value in ends:
+                for piece in pieces:
+                    del piece.real[value], piece.quantised[value]
         return deployed
 
     def _each(self, pieces: Iterable[_Piece], work: Callable[[_Piece], _T]) -> list[_T]:
@@ -133,9 +132,7 @@ class Walk:
 
     def _pass(self, node: FloatNode, piece: _Piece) -> None:
         """Take the values past a node without weights."""
-        counts = None if node.counts is None else torch.from_numpy(node.counts)
-        real = evaluate(node, [piece.real[value] for value in node.inputs], counts=counts)
-        piece.real[node.name] = clipped(real, node.clip)
+        piece.real[node.name] = self._float.result(node, [piece.real[value] for value in node.inputs])
         piece.quantised[node.name] = self._simulated.node(node, [piece.quantised[value] for value in node.inputs])
 
     def _arrive(self, node: FloatNode, piece: _Piece) -> LayerPiece:
@@ -163,7 +160,7 @@ class Walk:
         found = found.with_room(least_scales(found.bias(node).numpy(), input_scale), node, self._bits(node))
         deployed = found.deployed(node, self._bits(node))
         step = deployed.scales * input_scale
-        bias = torch.from_numpy((np.floor(deployed.bias / step + 0.5) * step).astype(np.float32))
+        bias = torch.from_numpy((round_half_up(deployed.bias / step) * step).astype(np.float32))
         slope = found.slope.float()
 
         def work(item: tuple[_Piece, LayerPiece]) -> None:
@@ -188,13 +185,10 @@ def layer_seed(seed: int, index: int) -> int:
 
 def samples_that_fit(graph: FloatGraph) -> int:
     """How many samples a walk may keep the values of at one time, at least one."""
-    shapes, unread = graph.shapes, {value: len(users) for value, users in graph.users.items()}
+    shapes = graph.shapes
     live = most = prod(graph.input_shape)
-    for node in graph:
+    for node, ends in zip(graph, graph.last_reads, strict=True):
         live += prod(node.shape)
         most = max(most, live + prod(shapes[node.inputs[0]]))  # what a layer reads and owes stands beside
-        for value in node.inputs:
-            unread[value] -= 1
-            if unread[value] == 0 and value != graph.output:
-                live -= prod(shapes[value])
+        live -= sum(prod(shapes[value]) for value in ends)
     return max(1, _MOST_BYTES // (2 * 4 * most))

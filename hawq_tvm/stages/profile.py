@@ -11,8 +11,6 @@ from hawq_tvm.measure.sensitivity import Alone, Grids, probe_limit, profile_loss
 from hawq_tvm.posttraining.alone import round_alone
 from hawq_tvm.posttraining.layer_losses import PIECE
 from hawq_tvm.posttraining.simulate import input_grids
-from hawq_tvm.posttraining.walk import PIECE as ROUNDED
-from hawq_tvm.posttraining.walk import samples_that_fit
 from hawq_tvm.runs.artifacts import FLOAT_GRAPH, RANGES, SENSITIVITY
 from hawq_tvm.sources.data import batches
 from hawq_tvm.stages.stage import Stage
@@ -54,10 +52,9 @@ def profile(work: Work) -> Stage | None:
 def _rounded(work: Work, widths: list[int], advance: Advance) -> Alone:
     """The layers' weights at every width, each rounded as it will be deployed, but on float inputs."""
     graph = work.artifacts.float_graph
-    count = min(len(work.data.calibration), samples_that_fit(graph))
     return round_alone(
         graph,
-        (batch.images for batch in batches(work.data.calibration, ROUNDED, limit=count)),
+        work.rounding_pieces(),
         widths,
         work.settings.rounding,
         scales={node.name: scales_of(work.settings.scales, node) for node in graph.layers},

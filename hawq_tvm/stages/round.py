@@ -10,11 +10,10 @@ from hawq_tvm.core.hashing import file_sha256, json_sha256
 from hawq_tvm.core.integerize import check_alive
 from hawq_tvm.core.quantizer import LayerWeights, quantize_weight
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.posttraining.walk import PIECE, Walk, samples_that_fit
+from hawq_tvm.posttraining.walk import Walk
 from hawq_tvm.runs.artifacts import BITS, FLOAT_GRAPH, RANGES, WEIGHTS
 from hawq_tvm.runs.checkpoint import Checkpoint
 from hawq_tvm.runs.weights_io import save_weights
-from hawq_tvm.sources.data import batches
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
@@ -50,7 +49,7 @@ def round(work: Work) -> Stage | None:
         found = work.artifacts
         graph, total = found.float_graph, len(work.layers)
         types = ActivationTypes(graph, found.ranges, found.bits)
-        count = min(len(work.data.calibration), samples_that_fit(graph))
+        count = work.rounding_samples
         if count < len(work.data.calibration):
             work.reporter.note(f"weights are rounded on {count} calibration samples, whose values fit into memory")
         checkpoint = Checkpoint(work.run, {**options, "files": [file_sha256(work.run.file(name)) for name in _READS]})
@@ -58,7 +57,7 @@ def round(work: Work) -> Stage | None:
         scales = {node.name: scales_of(given, node) for node in graph.layers}
         walk = Walk(graph, types, settings, scales=scales, seed=work.settings.seed, threads=work.threads)
         weights = walk.run(
-            (batch.images for batch in batches(work.data.calibration, PIECE, limit=count)),
+            work.rounding_pieces(),
             done=checkpoint.found(shapes),
             keep=checkpoint.keep,
             progress=lambda done: advance(done, total),

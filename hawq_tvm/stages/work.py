@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm.host import default_threads
@@ -18,6 +19,7 @@ from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.reporter import Reporter
 from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
+from hawq_tvm.posttraining.walk import PIECE, samples_that_fit
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.golden import read_golden
 from hawq_tvm.runs.rundir import Run
@@ -120,6 +122,16 @@ class Work:
     def batch_size(self, most: int = 64) -> int:
         """Samples to run at once."""
         return int(np.clip(_BATCH_ELEMENTS // np.prod(self.artifacts.float_graph.input_shape), 1, most))
+
+    @property
+    def rounding_samples(self) -> int:
+        """On how many calibration samples weights are rounded: all whose values fit into memory together."""
+        return min(len(self.data.calibration), samples_that_fit(self.artifacts.float_graph))
+
+    def rounding_pieces(self) -> Iterator[Tensor]:
+        """Those samples, float32 [N, ...], in the pieces that they pass in."""
+        for batch in batches(self.data.calibration, PIECE, limit=self.rounding_samples):
+            yield batch.images
 
     def golden_input(self, graph: Graph) -> Array:
         """One input in integers [1, ...]: the first evaluation sample; without samples at hand, the golden one."""

@@ -80,18 +80,15 @@ def run_nodes(
     Returns:
         The output's value.
     """
-    unread = {name: len(users) for name, users in graph.users.items()}
     values = {graph.input_name: x}
     if tap is not None:
         tap(graph.input_name, x)
-    for node in graph:
+    for node, ends in zip(graph, graph.last_reads, strict=True):
         values[node.name] = compute(node, [values[name] for name in node.inputs])
         if tap is not None:
             tap(node.name, values[node.name])
-        for name in node.inputs:
-            unread[name] -= 1
-            if unread[name] == 0 and name != graph.output:
-                del values[name]
+        for name in ends:
+            del values[name]
     return values[graph.output]
 
 
