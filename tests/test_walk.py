@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.pytorch.float_module import FloatModule, weighted
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
 from hawq_tvm.calibration.moments import MomentSums
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.float_ir import FloatGraph, FloatNode
-from hawq_tvm.core.integerize import integerize
+from hawq_tvm.core.integerize import integerize, round_to_nearest
 from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.quantizer import LayerWeights, Range, weight_limit
@@ -95,8 +95,10 @@ def test_the_same_on_any_number_of_threads() -> None:
     assert same(one, three)
 
 
-def test_the_seed_decides_the_positions_alone() -> None:
+def test_the_seed_decides_which_positions_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hawq_tvm.posttraining.layer.ROWS", 24 * 10)  # ten of each sample's, and not all
     assert same(rounded("Residual", seed=3), rounded("Residual", seed=3))
+    assert not same(rounded("Residual", seed=3), rounded("Residual", seed=4))
     assert len({layer_seed(seed, index) for seed in range(5) for index in range(5)}) == 25
 
 
@@ -247,8 +249,22 @@ def test_layers_alone_are_rounded_towards_themselves(name: str) -> None:
     found = round_alone(graph, pieces(), (4, 8), RoundingSettings(), threads=2)
     again = round_alone(graph, pieces(), (8, 4), RoundingSettings())
     assert [*found] == [layer.name for layer in graph.layers]
+    inputs: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        FloatModule(graph)(torch.cat(pieces()), tap=inputs.__setitem__)
+
+    def error(layer: FloatNode, weights: LayerWeights) -> float:
+        """Of a layer's own results; its residual and its clip are the same in both."""
+        assert layer.weight is not None and layer.bias is not None
+        x = inputs[layer.inputs[0]]
+        parts = [(weights.restored, weights.bias), (layer.weight, layer.bias)]
+        got, wanted = (weighted(layer, x, *(torch.from_numpy(part).float() for part in pair)) for pair in parts)
+        return float((got - wanted).square().mean())
+
     for layer in graph.layers:
         assert [*found[layer.name]] == [4, 8]
+        assert error(layer, found[layer.name][4]) < error(layer, round_to_nearest(layer, 4, 1.0)), layer.name
+        assert error(layer, found[layer.name][8]) <= 1.01 * error(layer, round_to_nearest(layer, 8, 1.0)), layer.name
         for bits, weights in found[layer.name].items():
             assert weights.bits == bits
             assert np.array_equal(weights.integers, again[layer.name][bits].integers)
