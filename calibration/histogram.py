@@ -55,11 +55,16 @@ class Histogram:
         """
         lo, hi = (float(bound) for bound in torch.aminmax(x))
         self._take_extremes(lo, hi)
-        scaled = x.detach().flatten() * (BINS / self.width)  # exact: a power of two
+        scale = BINS / self.width
+        scaled = x.detach().flatten() * scale  # exact, being a power of two, where nothing becomes 0
         away = scaled.ceil() if lo >= 0 else scaled.abs().ceil_().copysign_(scaled)
         found = torch.bincount(away.long().add_(BINS), minlength=2 * BINS + 1).numpy()
-        self.zeros += int(found[BINS])
-        self.counts += np.stack([found[BINS + 1 :], found[:BINS][::-1]])
+        zeros, counts = int(found[BINS]), np.stack([found[BINS + 1 :], found[:BINS][::-1]])
+        if scale < 1:  # float32 scaled down: the least magnitudes have become 0, and are of the first bins
+            lost = np.array([int((x > 0).sum()), int((x < 0).sum())]) - counts.sum(axis=1)
+            zeros, counts[:, 0] = zeros - int(lost.sum()), counts[:, 0] + lost
+        self.zeros += zeros
+        self.counts += counts
 
     def merge(self, other: Histogram) -> None:
         """Take in what another histogram has seen."""
