@@ -24,6 +24,9 @@ from hawq_tvm.core.float_ir import FloatNode
 ROWS = 20_000
 """Patches that a layer's moments are taken over, about: more were seen to change nothing."""
 
+FEW_INPUTS = 64
+"""Up to so many inputs an output, moments of each output's own are cheap."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -60,16 +63,31 @@ class MomentSums:
     yx: Tensor
 
     @classmethod
+    def of_each(cls, x: Tensor, y: Tensor, importance: Tensor) -> MomentSums:
+        """Sums over one batch for each output alone, which is then a group of its own.
+
+        Args:
+            x: float32 [g, K, rows] patches.
+            y: float32 [g, o, rows] wanted outputs.
+            importance: float32 [g, o, rows], above 0, how much each counts.
+
+        Returns:
+            Of g * o groups of one output.
+        """
+        outputs = range(y.shape[1])
+        parts = [cls.of(x, y[:, o : o + 1], importance[:, o : o + 1]) for o in outputs]
+        each = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(torch.stack(sums, 1).flatten(0, 1) for sums in each))
+
+    @classmethod
     def of(cls, x: Tensor, y: Tensor, importance: Tensor | None = None) -> MomentSums:
         """Sums over one batch.
 
         Args:
             x: float32 [g, K, rows] patches.
             y: float32 [g, o, rows] wanted outputs.
-            importance: float32 [g, 1, rows], above 0, how much each counts, where a group has one output; None for all
-                alike.
+            importance: float32 [g, 1, rows], above 0, how much each patch counts; None for all alike.
         """
-        assert importance is None or y.shape[1] == 1, "outputs of one group share the moments of their inputs"
         counted = torch.ones(len(x), 1, x.shape[2]) if importance is None else importance
         weight = counted.double().sum(2)
         x_mean, y_mean = ((part.double() * counted).sum(2) / weight for part in (x, y))
@@ -153,5 +171,15 @@ def outputs_at(node: FloatNode, y: Tensor, at: Tensor) -> Tensor:
 
 
 def by_group(node: FloatNode, weight: Tensor) -> Tensor:
-    """A weight [out, ...] as float64 [g, o, K]."""
-    return weight.double().reshape(node.groups, len(weight) // node.groups, -1)
+    """A weight [out, ...] as float64 [g, o, K], g the groups whose outputs share the moments of their inputs."""
+    groups = len(weight) if has_own_moments(node) else node.groups
+    return weight.double().reshape(groups, len(weight) // groups, -1)
+
+
+def has_own_moments(node: FloatNode) -> bool:
+    """Whether each output of a layer has moments of its own, as if it were a group.
+
+    A clip takes the errors of some results away, and of which ones differs from output to output. Where that is cheap,
+    each output's patches are counted by it: it has few inputs.
+    """
+    return node.clip is not None and node.weight is not None and node.weight[0].size <= FEW_INPUTS

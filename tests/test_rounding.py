@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import weighted
 from hawq_tvm.calibration.corrections import ResultSums, corrections
-from hawq_tvm.calibration.moments import Moments, MomentSums, by_group, outputs_at, patches, positions
+from hawq_tvm.calibration.moments import Moments, MomentSums, by_group, has_own_moments, outputs_at, patches, positions
 from hawq_tvm.calibration.rounding import (
     _CANDIDATES,
     Elimination,
@@ -30,7 +30,7 @@ from hawq_tvm.calibration.rounding import (
     search_nearest,
     squared_error,
 )
-from hawq_tvm.core.float_ir import FloatNode
+from hawq_tvm.core.float_ir import Clip, FloatNode
 from hawq_tvm.core.ir import Window
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -295,6 +295,34 @@ def test_moments_of_inputs_that_hardly_vary_lose_no_digits() -> None:
     assert torch.allclose(found.outputs, found.inputs[:, :1])
     constant = MomentSums.of(torch.full((1, 3, 7), 1234.567), torch.ones(1, 2, 7)).moments()
     assert not constant.inputs.any()
+
+
+def test_outputs_alone_have_the_moments_of_groups() -> None:
+    """Of each output by itself: its own patches' weights, in the order of by_group."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 3, 20, generator=generator), torch.randn(2, 4, 20, generator=generator)
+    importance = torch.rand(2, 4, 20, generator=generator) + 0.1
+    found = MomentSums.of_each(x, y, importance).moments()
+    for group in range(2):
+        for output in range(4):
+            part = slice(group, group + 1), slice(output, output + 1)
+            alone = MomentSums.of(x[part[0]], y[part], importance[part]).moments()
+            assert torch.equal(found.inputs[4 * group + output], alone.inputs[0])
+            assert torch.equal(found.outputs[4 * group + output], alone.outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("clip", "channels", "groups", "own"),
+    [(Clip(0, 6), 8, 1, False), (Clip(0, 6), 7, 1, True), (None, 7, 1, False), (Clip(0, 6), 14, 2, True)],
+)
+def test_outputs_of_few_inputs_behind_a_clip_have_own_moments(
+    clip: Clip | None, channels: int, groups: int, own: bool
+) -> None:
+    """Up to 64 inputs: 63 of 7 channels, and not 72 of 8."""
+    weight = np.ones((4, channels // groups, 3, 3), np.float32)
+    node = FloatNode("layer", "conv2d", ("x",), (4, 6, 6), weight=weight, groups=groups, clip=clip)
+    assert has_own_moments(node) == own
+    assert by_group(node, torch.from_numpy(weight)).shape[:2] == ((4, 1) if own else (groups, 4 // groups))
 
 
 def test_importance_counts_patches_as_often() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from hawq_tvm.backends.pytorch.float_module import weighted
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.calibration.corrections import ResultSums, corrections
-from hawq_tvm.calibration.moments import ROWS, MomentSums, outputs_at, patches, positions
+from hawq_tvm.calibration.moments import ROWS, MomentSums, has_own_moments, outputs_at, patches, positions
 from hawq_tvm.calibration.rounding import Rounded
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.integerize import check_alive
@@ -96,13 +96,12 @@ class LayerPiece:
         """What the layer is to make up for beside its own error: that of its residual."""
         return None if self.residual is None else self.residual[0] - self.residual[1]
 
-    def importance(self, node: FloatNode) -> Tensor | None:
-        """How much each result counts: less where the layer's clip takes its error away; None where it has no clip.
+    def importance(self, node: FloatNode) -> Tensor:
+        """How much each result of a layer with a clip counts: less where the clip takes its error away.
 
         What lies within the clip counts whole, and so does what lies near it, since rounding may bring it there.
         """
-        if node.clip is None:
-            return None
+        assert node.clip is not None
         result = self.wanted + beside(bias_of(node), self.wanted)
         if self.residual is not None:
             result += self.residual[0]
@@ -204,10 +203,10 @@ class LayerSearch:
         at = positions(node, rows, np.random.default_rng((self._seed, index)))
         drift = piece.drift
         wanted = piece.wanted if drift is None else piece.wanted + drift
-        importance = piece.importance(node) if node.groups == len(weight_of(node)) else None
-        counted = None if importance is None else outputs_at(node, importance, at)
-        sums = MomentSums.of(patches(node, piece.reads, at), outputs_at(node, wanted, at), counted)
-        return _Seen(live, {index % 2: sums})
+        x, y = patches(node, piece.reads, at), outputs_at(node, wanted, at)
+        if has_own_moments(node):
+            return _Seen(live, {index % 2: MomentSums.of_each(x, y, outputs_at(node, piece.importance(node), at))})
+        return _Seen(live, {index % 2: MomentSums.of(x, y)})
 
     def _results(self, found: Found) -> Iterator[ResultSums]:
         node = self._node

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.threads import run_pieces
-from hawq_tvm.calibration.moments import Moments, by_group
+from hawq_tvm.calibration.moments import Moments, by_group, has_own_moments
 from hawq_tvm.calibration.rounding import (
     Elimination,
     Rounded,
@@ -127,7 +127,7 @@ class LayerRounding:
 
 
 def live_inputs(node: FloatNode, channels: Tensor) -> Tensor:
-    """Which inputs of an output are not always 0, bool [g, 1, K].
+    """Which inputs of an output are not always 0, bool [g, 1, K]; g as of `by_group`.
 
     Args:
         node: with weights.
@@ -135,4 +135,5 @@ def live_inputs(node: FloatNode, channels: Tensor) -> Tensor:
     """
     assert node.weight is not None
     taps = node.weight[0, 0].size if node.kind == "conv2d" else 1
-    return channels.repeat_interleave(taps).reshape(node.groups, 1, -1)
+    live = channels.repeat_interleave(taps).reshape(node.groups, 1, -1)
+    return live.repeat_interleave(len(node.weight) // node.groups, 0) if has_own_moments(node) else live
