@@ -64,6 +64,16 @@ Checkpoint.keep = counted
 """
 
 
+def test_layers_of_too_many_inputs_are_named(tmp_path: Path) -> None:
+    """Those of 4 bits alone, which are not the first and the last."""
+    narrow = "import hawq_tvm.posttraining.solve as solve\nsolve.MOST_INPUTS = 4"
+    said = run(tmp_path / "run", before=narrow).stderr
+    (line,) = [line for line in said.splitlines() if "are rounded to nearest and corrected" in line]
+    bits = json.loads((tmp_path / "run" / "bits.json").read_text())["bits"]
+    named = line.split("weights of ")[1].split(" are rounded")[0].split(", ")
+    assert named == [name for name, pair in bits.items() if pair == "w4a4"]
+
+
 def test_the_same_integers_on_one_and_two_threads_and_after_a_kill(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", "--threads", "1", before=COUNT)
     assert whole.returncode == 0, whole.stderr

@@ -71,6 +71,7 @@ class LayerRounding:
         self._weight = by_group(node, torch.from_numpy(node.weight))
         self._limit = weight_limit(bits)
         self._fine = bits >= FINE_BITS
+        self._wide = is_wide(node)
         self._given = None if scales is None else torch.from_numpy(scales).reshape(*self._weight.shape[:2], 1)
         self._searches = settings.scale_search and scales is None
         self._grid, self._on_grid = self._known_grid()
@@ -85,8 +86,7 @@ class LayerRounding:
     def needs_moments(self) -> bool:
         """Whether the layer's second moments decide anything."""
         weighs = self._settings.method == "least-error" or self._searches
-        fits = self._weight.shape[2] <= MOST_INPUTS
-        return weighs and fits and not self._fine and not bool(self._on_grid.all())
+        return weighs and not self._fine and not self._wide and not bool(self._on_grid.all())
 
     def solve(self, live: Tensor, evidence: Evidence | None = None) -> Rounded:
         """The integers.
@@ -124,6 +124,12 @@ class LayerRounding:
         if self._settings.damping is not None:
             return self._settings.damping
         return _FEW_SAMPLES_DAMPING if evidence.halves is None else find_damping(self._weight, evidence.halves)
+
+
+def is_wide(node: FloatNode) -> bool:
+    """Whether a layer has more than `MOST_INPUTS` inputs an output, so that its weights are rounded to nearest."""
+    assert node.weight is not None
+    return bool(node.weight[0].size > MOST_INPUTS)
 
 
 def live_inputs(node: FloatNode, channels: Tensor) -> Tensor:

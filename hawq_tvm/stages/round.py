@@ -10,6 +10,7 @@ from hawq_tvm.core.hashing import file_sha256, json_sha256
 from hawq_tvm.core.integerize import check_alive
 from hawq_tvm.core.quantizer import LayerWeights, quantize_weight
 from hawq_tvm.core.reporter import Advance
+from hawq_tvm.posttraining.solve import FINE_BITS, MOST_INPUTS, is_wide
 from hawq_tvm.posttraining.walk import Walk
 from hawq_tvm.runs.artifacts import BITS, FLOAT_GRAPH, RANGES, WEIGHTS
 from hawq_tvm.runs.checkpoint import Checkpoint
@@ -52,6 +53,12 @@ def round(work: Work) -> Stage | None:
         count = work.rounding_samples
         if count < len(work.data.calibration):
             work.reporter.note(f"weights are rounded on {count} calibration samples, whose values fit into memory")
+        wide = [node.name for node in graph.layers if is_wide(node) and found.bits.layers[node.name].weight < FINE_BITS]
+        if wide and settings.method != "nearest":
+            work.reporter.note(
+                f"weights of {', '.join(wide)} are rounded to nearest and corrected: more than {MOST_INPUTS} inputs an "
+                "output, so their second moments would not fit; give them 8 bits where accuracy falls"
+            )
         checkpoint = Checkpoint(work.run, {**options, "files": [file_sha256(work.run.file(name)) for name in _READS]})
         shapes = {node.name: node.weight.shape for node in graph.layers if node.weight is not None}
         scales = {node.name: scales_of(given, node) for node in graph.layers}
