@@ -80,7 +80,8 @@ def max_abs_scales(weight: Tensor, limit: int, live: Tensor | None = None) -> Te
 def find_grid(weight: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """The coarsest grid that each row lies on already.
 
-    Trained on a grid of ``-limit..limit``, a row's largest weight stands at some level k, so the scale is max / k.
+    Trained on a grid of ``-limit..limit``, a row's largest weight stands at some level k, so the scale is max / k. A
+    row of zeros lies on every grid; it takes the scale of the largest weight of all.
 
     Args:
         weight: float64 [g, o, K].
@@ -90,11 +91,12 @@ def find_grid(weight: Tensor, limit: int) -> tuple[Tensor, Tensor]:
         Scales float64 [g, o, 1], and bool [g, o], which rows lie on one.
     """
     largest = weight.abs().amax(2, keepdim=True)
-    scales, found = torch.zeros_like(largest), torch.zeros_like(largest, dtype=torch.bool)
+    found = largest == 0
+    scales = torch.where(found, largest.max() / limit, 0.0)
     for level in range(1, limit + 1):
         candidate = largest / level
         ratio = weight / candidate
-        fits = ((ratio - ratio.round()).abs() < _GRID_TOLERANCE).all(2, keepdim=True) & ~found  # of a row of zeros: NaN
+        fits = ((ratio - ratio.round()).abs() < _GRID_TOLERANCE).all(2, keepdim=True) & ~found
         scales, found = torch.where(fits, candidate, scales), found | fits
     return scales, found[:, :, 0]
 

@@ -69,7 +69,15 @@ def test_no_grid_is_found_where_there_is_none() -> None:
     weight, _ = problem(0, columns=20)
     _, found = find_grid(weight, 7)
     assert not found.any()
-    assert not find_grid(torch.zeros(1, 2, 3, dtype=torch.float64), 7)[1].any()
+
+
+def test_a_row_of_zeros_lies_on_every_grid() -> None:
+    """Fitting would give it weights that make up for a residual's error, of those samples alone."""
+    weight, _ = problem(0, columns=20)
+    weight[0, 1] = 0
+    scales, found = find_grid(weight, 7)
+    assert found.nonzero().tolist() == [[0, 1]]
+    assert scales[0, 1] == weight.abs().max() / 7
 
 
 def test_candidates_are_narrower_and_wider_than_max_abs() -> None:
