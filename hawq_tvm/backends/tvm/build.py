@@ -78,7 +78,15 @@ def build_library(lowered: Lowered, path: Path, *, also: Sequence[Target] = ()) 
             text = format_texts(kernel_texts(kernels))
             LibraryInfo.text_beside(library).write_text(text)
             beside.insert(0, LibraryInfo.text_beside(library))
-            gpu = gpu_info(kernels, lowered.functions, target.gpu, architectures, find_cuda_compiler(), text)
+            gpu = gpu_info(
+                kernels,
+                target.gpu,
+                architectures,
+                functions=lowered.functions,
+                device_bytes=lowered.device_bytes,
+                compiler=find_cuda_compiler().name,
+                text=text,
+            )
         info = _library_info(lowered, library, gpu)
         info.write(library)
         beside.insert(0, LibraryInfo.path_beside(library))

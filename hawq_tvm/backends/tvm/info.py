@@ -80,6 +80,7 @@ class GpuInfo:
         compiler: what compiled it.
         functions: what the virtual machine calls, by the names in `LibraryInfo.calls`.
         kernels: by symbol, in the order of their functions.
+        device_bytes: memory that a call takes: constants, activations and the input.
         text_sha256: of the file with the kernels' CUDA text beside the library.
     """
 
@@ -88,6 +89,7 @@ class GpuInfo:
     compiler: str
     functions: Mapping[str, str]
     kernels: Mapping[str, GpuKernelInfo]
+    device_bytes: int
     text_sha256: str
 
     def launched_by(self, call: str) -> dict[str, GpuKernelInfo]:

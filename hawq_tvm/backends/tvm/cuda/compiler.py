@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from hawq_tvm.backends.tvm.cuda import nvrtc
+from hawq_tvm.backends.tvm.cuda.packages import package_roots
 from hawq_tvm.core.errors import CompileError, first_line
 
 CHOICE = "HAWQ_TVM_CUDA_COMPILER"
@@ -84,14 +84,6 @@ def _candidates(choice: str, cuda_home: str, path: str) -> Iterator[Callable[[],
         for root in package_roots():
             for library in sorted(root.glob("lib/libnvrtc.so.*")):
                 yield lambda root=root, library=library: _nvrtc(root, library)  # type: ignore[misc]
-
-
-@cache
-def package_roots() -> tuple[Path, ...]:
-    """Where NVIDIA's packages of PyPI lie, such as ``site-packages/nvidia/cu13``."""
-    spec = importlib.util.find_spec("nvidia")
-    folders = spec.submodule_search_locations if spec is not None else None
-    return tuple(sorted(found for folder in folders or () for found in Path(folder).glob("cu[0-9]*")))
 
 
 def _output(command: list[str]) -> str:

@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from hawq_tvm.backends.tvm.cuda.compiler import package_roots
+from hawq_tvm.backends.tvm.cuda.packages import package_roots
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 _TENSOR_CORE = re.compile(r"(?:I|H|B|D|Q|O|IG|HG|QG|BG)MMA\b.*")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from hawq_tvm.backends.tvm.cuda.cache import cache_key, read_entry, write_entry
-from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.backends.tvm.cuda.disassembly import find_disassembler, tensor_core_instructions
 from hawq_tvm.backends.tvm.cuda.fatbin import ELF, read_fatbin
 from hawq_tvm.backends.tvm.cuda.images import KernelImage
@@ -60,19 +59,22 @@ def kernel_texts(kernels: Sequence[CompiledKernel]) -> Iterator[KernelText]:
 
 def gpu_info(
     kernels: Sequence[CompiledKernel],
-    functions: Mapping[str, str],
     gpu: GpuFacts,
     architectures: Sequence[int],
-    compiler: CudaCompiler,
+    *,
+    functions: Mapping[str, str],
+    device_bytes: int,
+    compiler: str,
     text: str,
 ) -> GpuInfo:
     """Describe a library's kernels.
 
     Args:
         kernels: all of them.
-        functions: what each call of the virtual machine calls, by the call's name.
         gpu: the GPU that the kernels were chosen for.
         architectures: all that they were compiled for.
+        functions: what each call of the virtual machine calls, by the call's name.
+        device_bytes: memory that a call takes.
         compiler: what compiled them.
         text: the content of the file with their CUDA text.
     """
@@ -82,12 +84,13 @@ def gpu_info(
     return GpuInfo(
         architectures=tuple(f"sm_{number}" for number in architectures),
         ptx=f"compute_{min(architectures)}",
-        compiler=compiler.name,
+        compiler=compiler,
         functions=dict(functions),
         kernels={
             kernel.name: _kernel_info(kernel, image, gpu, found)
             for (kernel, image), found in zip(kernels, instructions, strict=True)
         },
+        device_bytes=device_bytes,
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
 
