@@ -39,10 +39,10 @@ from hawq_tvm.core.aside import ASIDE
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ops import Flatten
+from hawq_tvm.core.targets import Target, architectures_of
 
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.lower import Lowered
-    from hawq_tvm.core.targets import Target
 
 
 def build_library(lowered: Lowered, path: Path, *, also: Sequence[Target] = ()) -> LibraryInfo:
@@ -61,7 +61,7 @@ def build_library(lowered: Lowered, path: Path, *, also: Sequence[Target] = ()) 
             hold, or TVM, LLVM, the CUDA compiler or the linker failed.
     """
     target = lowered.machine.target
-    architectures = gpu_architectures(target, also)
+    architectures = architectures_of(target, also)
     _check_room(lowered, path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compile-", suffix=ASIDE) as scratch:
         library = Path(scratch) / path.name
@@ -133,26 +133,6 @@ def compile_library(
         except Exception as error:  # TVM raises many unrelated kinds
             raise CompileError(f"{failure}: {_reason(str(error)) or type(error).__name__}") from error
     return kernels
-
-
-def gpu_architectures(target: Target, also: Sequence[Target] = ()) -> tuple[int, ...]:
-    """The numbers of the architectures that a library is compiled for, ascending; none for a CPU.
-
-    Raises:
-        CompileError: a further target that is no GPU, or older than the one whose kernels are taken.
-    """
-    for other in also:
-        if target.gpu is None or other.gpu is None:
-            raise CompileError(
-                f"a library for '{target.name}' cannot hold machine code for '{other.name}' too; both must be GPUs"
-            )
-        if other.gpu.architecture.number < target.gpu.architecture.number:
-            raise CompileError(
-                f"kernels chosen for '{target.name}' ({target.gpu.architecture.sm}) do not run on '{other.name}' "
-                f"({other.gpu.architecture.sm}), which is older; compile for --target {other.name} --also {target.name}"
-            )
-    facts = [one.gpu for one in (target, *also) if one.gpu is not None]
-    return tuple(sorted({gpu.architecture.number for gpu in facts}))
 
 
 def _lower_kernels(
