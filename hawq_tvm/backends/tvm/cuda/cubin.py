@@ -16,6 +16,12 @@ _MACHINE = 190  # EM_CUDA
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _ABI_WITH_FLAGS_OF_CUDA_13 = 8
+_RESERVED_SHARED_BYTES = 1024  # what the system takes of each block, counted in from sm_90 on
+_SYMBOL = 0xFFFFFF  # of a code section's info: its kernel's index in the symbol table
+
+_SIZED_VALUE = 4  # EIFMT_SVAL: two bytes of size, then the value; the other formats hold two bytes in place
+_FRAME_SIZE = 0x11  # EIATTR_FRAME_SIZE and EIATTR_REGCOUNT, as nvdisasm names them: symbol index, number
+_REGISTERS = 0x2F
 
 
 @dataclass(frozen=True)
@@ -64,18 +70,26 @@ def read_cubin(data: bytes) -> Cubin:
         ident, _, machine, _, _, _, sections_at, flags, _, _, _, size, count, names = _HEADER.unpack_from(data)
         if ident[:5] != b"\x7fELF\x02" or machine != _MACHINE or size != _SECTION.size:
             raise ValueError("not a cubin")
-        sections = list(_sections(data, sections_at, count, names))
-        stacks = _stack_bytes(data, sections)
+        sections = {section.name: section for section in _sections(data, sections_at, count, names)}
+        attributes = dict(_attributes(data, sections[".nv.info"])) if ".nv.info" in sections else {}
     except (struct.error, IndexError) as error:
         raise ValueError("a truncated cubin") from error
-    code = {s.name.removeprefix(".text."): s for s in sections if s.name.startswith(".text.")}
-    shared = {s.name.removeprefix(".nv.shared."): s.size for s in sections if s.name.startswith(".nv.shared.")}
-    # The low bits of a code section's info are the index of its symbol, the top byte its registers.
-    kernels = {
-        name: KernelUse(section.info >> 24, shared.get(name, 0), stacks.get(section.info & 0xFFFFFF, 0))
-        for name, section in code.items()
-    }
     abi = ident[8]
+    reserved = _RESERVED_SHARED_BYTES if ".nv.shared.reserved.0" in sections else 0
+
+    def use(name: str, symbol: int) -> KernelUse:
+        shared = sections.get(f".nv.shared.{name}")
+        return KernelUse(
+            registers=attributes.get((symbol, _REGISTERS), 0),
+            shared_bytes=max(shared.size - reserved, 0) if shared is not None else 0,
+            stack_bytes=attributes.get((symbol, _FRAME_SIZE), 0),
+        )
+
+    kernels = {
+        name.removeprefix(".text."): use(name.removeprefix(".text."), section.info & _SYMBOL)
+        for name, section in sections.items()
+        if name.startswith(".text.")
+    }
     return Cubin((flags >> 8 if abi >= _ABI_WITH_FLAGS_OF_CUDA_13 else flags) & 0xFF, kernels)
 
 
@@ -84,27 +98,20 @@ def _sections(data: bytes, at: int, count: int, names: int) -> Iterator[_Section
     texts_at = rows[names][4]
     for name, _, _, _, offset, size, _, info, _, _ in rows:
         start = texts_at + name
-        end = data.index(b"\0", start)
-        yield _Section(data[start:end].decode(), offset, size, info)
+        end = data.find(b"\0", start)
+        if end < 0:
+            raise IndexError("a name without an end")
+        yield _Section(data[start:end].decode(errors="replace"), offset, size, info)
 
 
-_FRAME_SIZE = 0x11  # EIATTR_FRAME_SIZE, as nvdisasm names it: symbol index, bytes
-_SIZED_VALUE = 4  # EIFMT_SVAL: two bytes of size, then the value; the other formats hold two bytes in place
-
-
-def _stack_bytes(data: bytes, sections: list[_Section]) -> dict[int, int]:
-    """Local memory of a thread, by the kernel's symbol index."""
-    found = {}
-    for section in sections:
-        if section.name != ".nv.info":
-            continue
-        at, end = section.offset, section.offset + section.size
-        while at < end:
-            form, attribute, size = struct.unpack_from("<BBH", data, at)
-            at += 4
-            if form == _SIZED_VALUE:
-                if attribute == _FRAME_SIZE:
-                    symbol, frame = struct.unpack_from("<II", data, at)
-                    found[symbol] = frame
-                at += size
-    return found
+def _attributes(data: bytes, section: _Section) -> Iterator[tuple[tuple[int, int], int]]:
+    """Numbers that belong to a kernel, by its symbol and what they tell."""
+    at, end = section.offset, section.offset + section.size
+    while at < end:
+        form, attribute, size = struct.unpack_from("<BBH", data, at)
+        at += 4
+        if form == _SIZED_VALUE:
+            if attribute in (_REGISTERS, _FRAME_SIZE):
+                symbol, value = struct.unpack_from("<II", data, at)
+                yield (symbol, attribute), value
+            at += size

@@ -18,6 +18,8 @@ _MAGIC = 0xBA55ED50
 _VERSION = 1
 _HEADER = struct.Struct("<IHHQ")  # magic, version, size of this header, size of what follows
 
+_START = _HEADER.pack(_MAGIC, _VERSION, _HEADER.size, 0)[:8]
+
 _ENTRY_VERSION = 0x0101
 _ENTRY = struct.Struct("<HHIQIIHHIQQQQ")
 """Kind, version, size of this header with `_NO_OPTIONS`, padded size of the code, its compressed size, where the
@@ -76,7 +78,7 @@ def read_fatbin(data: bytes) -> list[Entry]:
     Raises:
         ValueError: not one, truncated, or compressed.
     """
-    if not data.startswith(_HEADER.pack(_MAGIC, _VERSION, _HEADER.size, 0)[:8]):
+    if not data.startswith(_START) or len(data) < _HEADER.size:
         raise ValueError("not a fatbin")
     at, end = _HEADER.size, _HEADER.size + _HEADER.unpack_from(data)[3]
     entries = []
@@ -95,9 +97,8 @@ def read_fatbin(data: bytes) -> list[Entry]:
 
 def find_fatbins(data: bytes) -> Iterator[bytes]:
     """Every container in a file, such as a compiled library."""
-    start = _HEADER.pack(_MAGIC, _VERSION, _HEADER.size, 0)[:8]
-    at = data.find(start)
+    at = data.find(_START)
     while at >= 0:
         size = _HEADER.size + _HEADER.unpack_from(data, at)[3] if at + _HEADER.size <= len(data) else 0
         yield data[at : at + size]
-        at = data.find(start, at + max(size, 1))
+        at = data.find(_START, at + max(size, 1))

@@ -59,9 +59,9 @@ def format_texts(kernels: Iterable[KernelText]) -> str:
 def parse_texts(data: str) -> list[KernelText]:
     """The inverse of `format_texts`."""
     titles = list(_TITLE.finditer(data))
-    ends = [title.start() for title in titles[1:]] + [len(data)]
+    ends = [*(title.start() for title in titles[1:]), len(data)]
     found = []
-    for title, end in zip(titles, ends, strict=True):
+    for title, end in zip(titles, ends[: len(titles)], strict=True):
         name, *numbers, image = title.groups()
         gx, gy, gz, bx, by, bz, shared = map(int, numbers)
         text = data[title.end() : end].removesuffix("\n")
