@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hawq_tvm.core.errors import CompileError
+from hawq_tvm.core.gpu import A10, A100, H100, L4, MAX_THREADS_PER_BLOCK, T4, WARP_SIZE, GpuFacts
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Target:
         summary: one line for ``hawq-tvm compile --help`` and `doctor`.
         host_cpu: whether the CPU of the compiling machine is detected and compiled for (``mcpu``).
         attributes: further attributes of the TVM target.
+        gpu: what is known of the GPU; None for a CPU.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Target:
     summary: str
     host_cpu: bool = False
     attributes: Mapping[str, str | int] = field(default_factory=dict)
+    gpu: GpuFacts | None = None
 
     @property
     def library_name(self) -> str:
@@ -32,11 +35,29 @@ class Target:
         return f"model.{self.name.replace('/', '-')}.so"
 
 
+def _gpu_target(name: str, facts: GpuFacts) -> Target:
+    """A row for a GPU: everything TVM needs to know follows from the facts."""
+    architecture = facts.architecture
+    attributes: dict[str, str | int] = {
+        "arch": architecture.sm,
+        "max_shared_memory_per_block": architecture.shared_bytes_per_block,
+        "max_threads_per_block": MAX_THREADS_PER_BLOCK,
+        "thread_warp_size": WARP_SIZE,
+    }
+    summary = f"NVIDIA {facts.name} ({architecture.sm})"
+    return Target(name, "cuda", summary, attributes=attributes, gpu=facts)
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target("llvm", "llvm", "this machine's CPU, with every instruction set it has", host_cpu=True),
         Target("llvm/portable", "llvm", "any CPU of this machine's architecture"),
+        _gpu_target("nvidia/t4", T4),
+        _gpu_target("nvidia/a100", A100),
+        _gpu_target("nvidia/a10", A10),
+        _gpu_target("nvidia/l4", L4),
+        _gpu_target("nvidia/h100", H100),
     )
 }
 """Every target by its name. To add one, see `docs/adding.md`."""

@@ -34,9 +34,9 @@ class Machine:
 
     Attributes:
         target: the row of `hawq_tvm.core.targets`.
-        tvm_target: TVM's target, ``mcpu`` filled in.
+        tvm_target: TVM's target, ``mcpu`` filled in; a GPU's with the host that calls its kernels.
         cpu: the LLVM name of the CPU compiled for; empty for a portable target.
-        vector_bits: width of its vector registers.
+        vector_bits: width of its vector registers; of a GPU, of a thread's widest access.
     """
 
     target: Target
@@ -47,6 +47,10 @@ class Machine:
     @classmethod
     def resolve(cls, target: Target) -> Machine:
         """Detect what the target leaves open."""
+        if target.gpu is not None:
+            # Code around the kernels is portable: the machine that compiles is not the one that runs.
+            resolved = tvm.target.Target({"kind": target.kind, **target.attributes}, host="llvm")
+            return cls(target, resolved, "", _GPU_ACCESS_BITS)
         cpu = str(tvm.target.codegen.llvm_get_system_cpu()) if target.host_cpu else ""
         attributes: dict[str, Any] = {"kind": target.kind, **target.attributes}
         if cpu:
@@ -54,6 +58,10 @@ class Machine:
         resolved = tvm.target.Target(attributes)
         vector_bits = int(tvm.target.codegen.llvm_get_vector_width(resolved))
         return cls(target, resolved, cpu, max(vector_bits, 128))
+
+
+_GPU_ACCESS_BITS = 128
+"""The widest load and store of one thread, on every NVIDIA GPU that is in the table (PTX ISA, ``ld.global.v4.b32``)."""
 
 
 @dataclass(frozen=True, eq=False)
