@@ -41,6 +41,7 @@ class Gemm:
         signed: whether the input is.
         out_channels: of the result, none that fill up counted.
         shape: the instruction that multiplies.
+        async_copy: whether the GPU copies to shared memory without registers.
     """
 
     batch: int
@@ -53,6 +54,7 @@ class Gemm:
     signed: bool
     out_channels: int
     shape: MmaShape
+    async_copy: bool
 
     @classmethod
     def of(cls, request: Request, reads: Storage) -> Gemm:
@@ -72,6 +74,7 @@ class Gemm:
             signed=x.dtype.signed,
             out_channels=op.out_channels,
             shape=architecture.mma[bits][0],
+            async_copy=architecture.async_copy,
         )
 
     @property
@@ -111,6 +114,11 @@ class Gemm:
     def widens(self) -> bool:
         """Whether 4-bit values are multiplied as 8-bit ones."""
         return self.stored_bits < self.bits
+
+    @property
+    def copies(self) -> bool:
+        """Whether operands are copied to shared memory asynchronously, as they are."""
+        return self.async_copy and not self.widens
 
     @property
     def shifted(self) -> bool:
@@ -200,7 +208,9 @@ class Tile:
 
 
 TILES: tuple[Tile, ...] = (
-    Tile(128, 128, 4, 2, 4),
+    Tile(128, 128, 2, 2, 4),
+    Tile(64, 128, 2, 1, 4),
+    Tile(128, 64, 4, 4, 2),
     Tile(64, 128, 4, 1, 4),
     Tile(128, 64, 4, 2, 2),
     Tile(64, 64, 4, 2, 2),

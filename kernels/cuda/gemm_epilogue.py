@@ -8,21 +8,23 @@ of 0, and come out as 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ir import Rescale, TensorType
+from hawq_tvm.core.ir import IntType, Rescale, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm
 from hawq_tvm.kernels.cuda.gemm_kernel import Sums
 from hawq_tvm.kernels.cuda.gemm_operands import local
+from hawq_tvm.kernels.cuda.ptx import uint32
 from hawq_tvm.kernels.cuda.storages import WORD_BITS
-from hawq_tvm.kernels.cuda.values import field, int32, joined
-from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
+from hawq_tvm.kernels.cuda.values import field, int32
+from hawq_tvm.kernels.generic.expressions import Expr, int64, shifted_half_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,11 @@ def signed(register: Expr) -> Expr:
     return tirx.reinterpret("int32", register)
 
 
+def unsigned(value: Expr) -> Expr:
+    """The inverse of `signed`."""
+    return tirx.reinterpret("uint32", value)
+
+
 def load_channels(buffer: Any, first: Expr, count: int) -> Any:
     """A lane's values of a constant with one value a channel, as uint32 registers."""
     registers = local(count, "uint32")
@@ -113,17 +120,15 @@ def finish(
                 _load_row(residual, row, at[1], count)
             for start in range(0, count, y.a_word):
                 values = [
-                    _finished(sums, rescale, multiplier, residual, block, start + lane) for lane in range(y.a_word)
+                    shifted_half_up(_total(sums, multiplier, residual, block, start + lane), rescale)
+                    for lane in range(y.a_word)
                 ]
-                word = values[0] if y.bits == WORD_BITS else joined(values, y.bits)
-                T.buffer_store(words, word.astype("uint32"), [start // y.a_word])
+                _clip_and_join(values, rescale, y, words, start // y.a_word)
             _store_row(words, y, row, at[1], count)
 
 
-def _finished(
-    sums: Sums, rescale: Rescale, multiplier: Any, residual: Residual | None, block: int, channel: int
-) -> Expr:
-    """One result, as int32: the law of `hawq_tvm.core.dyadic`."""
+def _total(sums: Sums, multiplier: Any, residual: Residual | None, block: int, channel: int) -> Expr:
+    """What is rounded, int64."""
     total = int64(signed(sums.at(block, channel))) * int64(signed(multiplier[channel]))
     if residual is not None:
         rows = residual.rows
@@ -133,7 +138,26 @@ def _finished(
             int64(residual.multiplier) if residual.multipliers is None else int64(signed(residual.multipliers[channel]))
         )
         total = total + int64(value) * factor
-    return rounded(total, rescale)
+    return total
+
+
+def _clip_and_join(values: Sequence[Expr], rescale: Rescale, y: Rows, words: Any, index: int) -> None:
+    """Clip the integers of a word of the result, and put them into it.
+
+    `ptx.pack_saturated` clips to what an element can hold, two at a time; only what the layer clips further is clipped
+    before.
+    """
+    stored = IntType(y.bits, y.signed)
+    if rescale.hi < stored.hi:
+        values = [tirx.min(value, int32(rescale.hi)) for value in values]
+    if rescale.lo > stored.lo:
+        values = [tirx.max(value, int32(rescale.lo)) for value in values]
+    if y.bits == WORD_BITS:
+        T.buffer_store(words, unsigned(values[0]), [index])
+        return
+    for low in reversed(range(0, y.a_word, 2)):
+        rest = uint32(0) if low == y.a_word - 2 else words[index]
+        ptx.pack_saturated(words[index], values[low + 1], values[low], rest, y.bits, y.signed)
 
 
 def _load_row(residual: Residual, row: Expr, channel: Expr, count: int) -> None:

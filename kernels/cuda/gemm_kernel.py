@@ -22,6 +22,8 @@ from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
 from hawq_tvm.kernels.generic.expressions import Expr
 
 STAGES = 2
+ASYNC_STAGES = 3
+"""Steps in shared memory at once: while one is multiplied, and where copies do not pass through registers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +159,17 @@ class Sums:
 
 def accumulate(gemm: Gemm, tile: Tile, sums: Sums, pixels: Pixels, weights: Weights) -> None:
     """All products of a block's tile."""
-    shared = T.alloc_buffer((STAGES * tile.stage_words,), "uint32", scope="shared", align=128)
     steps = -(-gemm.chunks // tile.k)
+    stages = min(ASYNC_STAGES if gemm.copies else STAGES, steps)
+    shared = T.alloc_buffer((stages * tile.stage_words,), "uint32", scope="shared", align=128)
+    if gemm.copies:
+        _accumulate_copied(tile, sums, pixels, weights, shared, steps, stages)
+    else:
+        _accumulate_loaded(tile, sums, pixels, weights, shared, steps)
+
+
+def _accumulate_loaded(tile: Tile, sums: Sums, pixels: Pixels, weights: Weights, shared: Any, steps: int) -> None:
+    """With the next step on its way through registers while this one is multiplied."""
 
     def store(stage: Expr) -> None:
         pixels.store(shared, stage * tile.stage_words)
@@ -177,3 +188,32 @@ def accumulate(gemm: Gemm, tile: Tile, sums: Sums, pixels: Pixels, weights: Weig
         sums.multiply(shared, step % STAGES * tile.stage_words)
         store((step + 1) % STAGES)
     sums.multiply(shared, (steps - 1) % STAGES * tile.stage_words)
+
+
+def _accumulate_copied(
+    tile: Tile, sums: Sums, pixels: Pixels, weights: Weights, shared: Any, steps: int, stages: int
+) -> None:
+    """With as many steps on their way to shared memory as there are stages, less one.
+
+    The barrier of a step says two things: everyone's copies of this step have landed, and everyone has multiplied the
+    step before, whose place the next copies take.
+    """
+
+    def copy(step: Expr, stage: Expr) -> None:
+        pixels.copy(step, shared, stage * tile.stage_words)
+        weights.copy(step, shared, stage * tile.stage_words + tile.a_words)
+
+    for step in range(stages - 1):
+        copy(step, step)
+        ptx.commit_copies()
+    if stages == 1:
+        copy(0, 0)
+        ptx.commit_copies()
+    with T.serial(steps, annotations={"disable_unroll": True}) as step:
+        ptx.wait_copies(max(stages - 2, 0))
+        ptx.barrier()
+        if stages > 1:
+            with T.If(step + (stages - 1) < steps), T.Then():
+                copy(step + (stages - 1), (step + (stages - 1)) % stages)
+            ptx.commit_copies()  # a group a step, an empty one too, so that waiting counts steps
+        sums.multiply(shared, step % stages * tile.stage_words)

@@ -20,6 +20,9 @@ from hawq_tvm.kernels.cuda.launch import function, stored_parameters
 from hawq_tvm.kernels.cuda.values import words_of
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
+MIN_BLOCKS = 2
+"""Blocks of a multiprocessor at least: 128 registers for each of 256 threads."""
+
 
 def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: Tile | None = None) -> BuiltKernel:
     """The function of a convolution or a linear layer.
@@ -44,7 +47,11 @@ def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: T
         x, *rest = (words_of(buffer, "uint32") for buffer in inputs)
         columns = -(-gemm.out_channels // chosen.n)
         grid = -(-gemm.rows // chosen.m) * columns
-        with T.launch_thread("blockIdx.x", grid) as block, T.launch_thread("threadIdx.x", chosen.threads) as thread:
+        with (
+            T.launch_thread("blockIdx.x", grid) as block,
+            T.launch_thread("threadIdx.x", chosen.threads) as thread,
+            T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", MIN_BLOCKS),
+        ):
             first_row, column = T.bind(block // columns * chosen.m), T.bind(block % columns)
             sums = Sums.of(gemm, chosen, thread)
             channel = T.bind(column * chosen.n + sums.first_channel)

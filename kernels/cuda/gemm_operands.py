@@ -6,6 +6,7 @@ image are found once; a step then adds the offset of its window tap, and loads n
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +15,12 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.ptx import uint32
 from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
 
 OUTSIDE = -(2**24)
 """The row of pixels that are none: no window reaches from it into an image."""
-
-
-def uint32(value: int) -> Expr:
-    return tirx.const(value, "uint32")
 
 
 def local(count: int, dtype: str) -> Any:
@@ -31,8 +29,29 @@ def local(count: int, dtype: str) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
+class Piece:
+    """Words that lie together, of one of a thread's chunks.
+
+    Attributes:
+        chunk: its number among the thread's.
+        word: the piece's first word in it.
+        count: its words.
+        place: its first word in memory.
+        condition: whether it is there; what is not is zero. None for always.
+    """
+
+    chunk: int
+    word: int
+    count: int
+    place: Expr
+    condition: Expr
+
+
+@dataclass(frozen=True, eq=False)
 class Pixels:
     """The left operand: rows of A, gathered from the image.
+
+    Either `load` to registers and `store` to shared memory, or `copy` there without registers.
 
     Attributes:
         gemm: the product.
@@ -78,23 +97,35 @@ class Pixels:
         return i * (self.tile.threads // self.tile.k) + self.thread // self.tile.k
 
     def load(self, step: Expr) -> None:
-        """Start reading the thread's chunks of a step."""
+        """Start reading the thread's chunks of a step into registers."""
+        for piece in self._pieces(step):
+            registers = [self.loaded[piece.chunk * CHUNK_WORDS + piece.word + i] for i in range(piece.count)]
+            if piece.condition is not None:
+                for i in range(piece.count):
+                    T.buffer_store(self.loaded, uint32(0), [piece.chunk * CHUNK_WORDS + piece.word + i])
+            ptx.load_global(registers, self.words.ptr_to([piece.place]), piece.condition)
+
+    def copy(self, step: Expr, shared: Any, start: Expr) -> None:
+        """Start copying the thread's chunks of a step to shared memory, from word `start` on."""
+        for piece in self._pieces(step):
+            place = piece.place if piece.condition is None else tirx.Select(piece.condition, piece.place, int32(0))
+            to = shared.ptr_to([start + self._shared_place(piece.chunk) + piece.word])
+            ptx.copy_async(to, self.words.ptr_to([place]), piece.count, piece.condition)
+
+    def _pieces(self, step: Expr) -> Iterator[Piece]:
+        """What a thread reads in a step: a piece a chunk, or one for each of its taps."""
         gemm, words = self.gemm, self.gemm.loaded_words
         chunk = T.bind(step * self.tile.k + self.thread % self.tile.k)
-        for i in range(self.count):
-            for word in range(words):
-                T.buffer_store(self.loaded, uint32(0), [i * CHUNK_WORDS + word])
         if gemm.taps_per_chunk == 1:
-            a_tap = gemm.channels // gemm.chunk_elements
-            tap, within = self._tap_of(step, chunk, a_tap)
+            tap, within = self._tap_of(step, chunk, gemm.channels // gemm.chunk_elements)
             for i in range(self.count):
-                self._load_tap(i, 0, words, tap, within * words, chunk < gemm.chunks)
+                yield self._piece(i, 0, words, tap, within * words, chunk < gemm.chunks)
         else:
-            one = words // gemm.taps_per_chunk
+            count = words // gemm.taps_per_chunk
             for part in range(gemm.taps_per_chunk):
                 tap = T.bind(chunk * gemm.taps_per_chunk + part)
                 for i in range(self.count):
-                    self._load_tap(i, part * one, one, tap, int32(0), tap < gemm.taps)
+                    yield self._piece(i, part * count, count, tap, int32(0), tap < gemm.taps)
 
     def _tap_of(self, step: Expr, chunk: Expr, a_tap: int) -> tuple[Expr, Expr]:
         """The window tap of a chunk and its number in it, where a tap has `a_tap` chunks."""
@@ -105,8 +136,8 @@ class Pixels:
             return T.bind(step // steps), T.bind(step % steps * self.tile.k + self.thread % self.tile.k)
         return T.bind(chunk // a_tap), T.bind(chunk % a_tap)
 
-    def _load_tap(self, i: int, register: int, count: int, tap: Expr, offset: Expr, there: Expr) -> None:
-        """Read `count` words of a tap's pixel from word `offset` on, where the pixel is in the image."""
+    def _piece(self, i: int, word: int, count: int, tap: Expr, offset: Expr, there: Expr) -> Piece:
+        """`count` words of a tap's pixel from word `offset` on, read where the pixel is in the image."""
         window, (height, width) = self.gemm.window, self.gemm.size
         dy, dx = window.dilations
         y, x = tap // window.kernel[1] * dy, tap % window.kernel[1] * dx
@@ -118,19 +149,20 @@ class Pixels:
             conditions.append(_within(self.row[i] + y, height))
         if any(window.pads):
             conditions.append(_within(self.column[i] + x, width))
-        condition = None if not conditions else conditions[0] if len(conditions) == 1 else tirx.all(*conditions)
-        registers = [self.loaded[i * CHUNK_WORDS + register + word] for word in range(count)]
-        ptx.load_global(registers, self.words.ptr_to([place]), condition)
+        return Piece(i, word, count, place, _all(conditions))
+
+    def _shared_place(self, i: int) -> Expr:
+        """The word of a stage at which the thread's chunk `i` lies."""
+        row = self.tile_row(i)
+        return (row * self.tile.k + self.tile.swizzled(row, self.thread % self.tile.k)) * CHUNK_WORDS
 
     def store(self, shared: Any, start: Expr) -> None:
         """Write the chunks that were loaded to shared memory, from word `start` on."""
         for i in range(self.count):
-            row = self.tile_row(i)
-            place = (row * self.tile.k + self.tile.swizzled(row, self.thread % self.tile.k)) * CHUNK_WORDS
             registers = [self.loaded[i * CHUNK_WORDS + word] for word in range(CHUNK_WORDS)]
             if self.gemm.widens:
                 registers = self._widened(i)
-            ptx.store_shared(registers, shared.ptr_to([start + place]))
+            ptx.store_shared(registers, shared.ptr_to([start + self._shared_place(i)]))
 
     def _widened(self, i: int) -> list[Expr]:
         """Two words of eight 4-bit values each as four of bytes: of each word its even values, then its odd ones."""
@@ -146,6 +178,13 @@ class Pixels:
 def _within(value: Expr, size: int) -> Expr:
     """0 <= value < size, in one comparison: negative values are large as unsigned ones."""
     return value.astype("uint32") < uint32(size)
+
+
+def _all(conditions: Sequence[Expr]) -> Expr:
+    """All of them; None for none."""
+    if len(conditions) < 2:
+        return conditions[0] if conditions else None
+    return tirx.all(*conditions)
 
 
 def _or_outside(condition: Expr, row: Expr) -> Expr:
@@ -189,6 +228,12 @@ class Weights:
         """Start reading the thread's chunks of a step."""
         for i in range(self.count):
             ptx.load_global(self._registers(i), self.words.ptr_to([self.column, step, self._place(i)]))
+
+    def copy(self, step: Expr, shared: Any, start: Expr) -> None:
+        """Start copying the thread's chunks of a step to shared memory, from word `start` on."""
+        for i in range(self.count):
+            pointer = self.words.ptr_to([self.column, step, self._place(i)])
+            ptx.copy_async(shared.ptr_to([start + self._place(i)]), pointer, CHUNK_WORDS)
 
     def store(self, shared: Any, start: Expr) -> None:
         """Write the chunks that were loaded to shared memory, from word `start` on."""

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.generic.expressions import Expr
+
+
+def uint32(value: int) -> Expr:
+    return tirx.const(value, "uint32")
 
 
 def _vector(count: int) -> str:
@@ -39,6 +44,31 @@ def store_shared(registers: Sequence[Expr], pointer: Expr) -> None:
     T.evaluate(T.ptx[f"st.shared{_vector(len(registers))}.b32"](pointer, *registers))
 
 
+def copy_async(shared: Expr, pointer: Expr, words: int, condition: Expr = None) -> None:
+    """Start a copy of 1 or 4 words from global to shared memory (``cp.async``, 9.7.9.25.3).
+
+    Args:
+        shared: where to, a multiple of all its bytes.
+        pointer: where from, likewise, and in a buffer whatever the condition.
+        words: how many; 4 leave the first-level cache out.
+        condition: whether to read; where it is false, zeros are written. None for always.
+    """
+    size = 4 * words
+    instruction = f"cp.async.{'cg' if words == 4 else 'ca'}.shared.global"
+    given = () if condition is None else (tirx.Select(condition, uint32(size), uint32(0)),)
+    T.evaluate(T.ptx[instruction](shared, pointer, size, *given))
+
+
+def commit_copies() -> None:
+    """The copies that were started since the last call are a group (``cp.async.commit_group``, 9.7.9.25.3.2)."""
+    T.evaluate(T.ptx["cp.async.commit_group"]())
+
+
+def wait_copies(newest: int) -> None:
+    """Wait for all groups of the thread's copies but the `newest` (``cp.async.wait_group``, 9.7.9.25.3.3)."""
+    T.evaluate(T.ptx["cp.async.wait_group"](newest))
+
+
 def load_matrix(registers: Sequence[Expr], pointer: Expr) -> None:
     """Read 1, 2 or 4 matrices of 8 rows of 16 bytes (``ldmatrix``, 9.7.14.5.15).
 
@@ -60,6 +90,22 @@ def multiply(shape: str, a_type: str, b_type: str, sums: Sequence[Expr], a: Sequ
     """
     instruction = f"mma.sync.aligned.{shape}.row.col.s32.{a_type}.{b_type}.s32"
     T.evaluate(T.ptx[instruction](*sums, *a, *b, *sums))
+
+
+def pack_saturated(result: Expr, high: Expr, low: Expr, rest: Expr, bits: int, signed: bool) -> None:
+    """Clip two int32 to a type and put them below what is packed already (``cvt.pack.sat``, 9.7.10.25).
+
+    ``result = rest << 2 bits | clip(high) << bits | clip(low)``
+
+    Args:
+        result: a register.
+        high: int32.
+        low: int32.
+        rest: a register, or 0.
+        bits: 4 or 8.
+        signed: whether the type is.
+    """
+    T.evaluate(T.ptx[f"cvt_pack.sat.{'s' if signed else 'u'}{bits}.s32.b32"](result, high, low, rest))
 
 
 def barrier() -> None:
