@@ -21,6 +21,7 @@ constexpr unsigned kMaxThreads = 1024;  // CUDA C++ Programming Guide, "Technica
 
 struct Parameter {
   const char* name;
+  unsigned bytes;          // of its value
   unsigned element_bytes;  // of what a pointer points to; 0 for a parameter that is a value
 };
 
