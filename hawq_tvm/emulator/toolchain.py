@@ -24,8 +24,8 @@ CXX_COMPILERS = ("g++", "clang++", "c++")
 
 CPP = Path(__file__).parent / "cpp"
 
-_COMMON = ("-std=c++17", "-fPIC", "-fno-semantic-interposition", "-march=native", "-fno-strict-aliasing")
-_MACHINE = (*_COMMON, "-O3", "-pthread")
+_COMMON = ("-std=c++17", "-fPIC", "-fno-semantic-interposition", "-fno-strict-aliasing")
+_MACHINE = (*_COMMON, "-O3", "-flto", "-pthread")
 _KERNEL = (
     *_COMMON,
     "-O1",

@@ -58,6 +58,18 @@ uint32_t shuffle(Shuffle kind, uint32_t mask, uint32_t value, int operand, int w
 uint32_t ballot(uint32_t mask, bool predicate);
 uint32_t active_mask();
 
+// "CUDA C++ Programming Guide", "Atomic Functions": the value before, of an update that no other comes between.
+template <class T>
+T atomic_add(T* address, T value);
+template <class T>
+T atomic_min(T* address, T value);
+template <class T>
+T atomic_max(T* address, T value);
+template <class T>
+T atomic_exchange(T* address, T value);
+template <class T>
+T atomic_compare_and_swap(T* address, T expected, T value);
+
 [[noreturn]] void unsupported(const char* what);
 
 // ---- accesses that the compiler does not report by itself: those of PTX and WMMA -------------------------------------
