@@ -37,9 +37,6 @@ void gather(const uint32_t words[][16], unsigned group, unsigned first_register,
 }
 
 // The product of `rows` rows of A with 8 columns of B. Sums wrap around, as without .satfinite they do on the GPU.
-#if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target_clones("avx512bw", "avx2", "default")))  // the loader takes what the CPU has
-#endif
 void multiply(const int16_t a[][kMostDepth], const int16_t b[][kMostDepth], unsigned rows, unsigned depth,
               int32_t* product) {
   for (unsigned row = 0; row < rows; row++)
