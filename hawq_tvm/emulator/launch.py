@@ -87,7 +87,7 @@ def load_kernel(text: str, name: str, *, checked: bool = True) -> CompiledKernel
     kernels = split_kernels(text)
     if name not in kernels:
         raise EmulatorError(f"the CUDA text has no kernel '{name}'; it has {', '.join(kernels)}")
-    library = compile_kernels([kernels[name]], checked=checked)[name]
+    (library,) = compile_kernels([kernels[name]], checked=checked)
     return CompiledKernel(kernels[name], _load(library))
 
 

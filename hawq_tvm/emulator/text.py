@@ -114,7 +114,10 @@ def _kernel(definition: _Definition, prologue: str) -> Kernel:
     parameters = tuple(_parameter(part) for part in split_at(definition.parameters, ",") if part.strip())
     layout, arrays, body = _place_shared_arrays(name, definition.body)
     indices = ", ".join(f"{cuda} = emulator::{ours}()" for cuda, ours in _INDICES.items())
-    listed = ", ".join(f'{{"{p.name}", emulator::element_bytes<{_unqualified(p.type)}>()}}' for p in parameters)
+    listed = ", ".join(
+        f'{{"{p.name}", sizeof({_unqualified(p.type)}), emulator::element_bytes<{_unqualified(p.type)}>()}}'
+        for p in parameters
+    )
     arguments = ", ".join(f"*static_cast<{_unqualified(p.type)} const*>(a[{i}])" for i, p in enumerate(parameters))
     shared = ", ".join(f'{{"{a}", {name}__begin_{a}, {name}__end_{a} - {name}__begin_{a}, {s}}}' for a, s in arrays)
     static_bytes = " + ".join(["0", *(f"({name}__end_{a} - {name}__begin_{a})" for a, _ in arrays)])

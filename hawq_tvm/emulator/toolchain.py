@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
@@ -24,25 +24,22 @@ CXX_COMPILERS = ("g++", "clang++", "c++")
 
 CPP = Path(__file__).parent / "cpp"
 
-_COMMON = (
-    "-std=c++17",
-    "-fPIC",
-    "-fno-semantic-interposition",
-    "-march=native",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-)
-_MACHINE = (*_COMMON, "-O3", "-Wall", "-Wextra", "-pthread", "-shared")
+_COMMON = ("-std=c++17", "-fPIC", "-fno-semantic-interposition", "-fno-strict-aliasing")
+_MACHINE = (*_COMMON, "-O3", "-flto", "-pthread")
 _KERNEL = (
     *_COMMON,
     "-O1",
     "-w",  # TVM's text is not ours to mend
     "-fwrapv",  # as integers of the GPU wrap around
+    "-ffp-contract=off",  # what is to be rounded once is written as fma
     "-ftrivial-auto-var-init=pattern",  # registers that were never written hold nothing that looks right
     "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,float-cast-overflow",
 )
 _CHECKED = ("-fsanitize=thread", "-DEMULATOR_CHECKED=true")
 _QUICK = ("-DEMULATOR_CHECKED=false",)
+
+DRIVER = {"libcuda.so.1": (), "libcudart.so.13": (f"-Wl,--version-script={CPP / 'driver' / 'libcudart.map'}",)}
+"""The emulated libraries of CUDA, as the loader looks for them, and how each is linked."""
 
 
 def find_compiler() -> str | None:
@@ -57,19 +54,41 @@ def cache_folder() -> Path:
     return Path(base) / "hawq_tvm" / "emulator"
 
 
+@cache
 def machine_library() -> Path:
     """The emulated machine as a shared library, compiled where it is not in the cache.
 
     Raises:
         EmulatorError: no C++ compiler, or it fails.
     """
-    sources = sorted(CPP.glob("*.cpp"))
-    content = "".join(path.read_text() for path in (*sources, *_headers()))
-    return _build("machine", content, [*_MACHINE, *map(str, sources), f"-I{CPP}"], name="libhawq_emulator.so")
+    sources = [str(path) for path in sorted(CPP.glob("*.cpp"))]
+
+    def make(folder: Path, compiler: str) -> None:
+        _run([compiler, *_MACHINE, "-shared", *sources, f"-I{CPP}", "-ldl", "-o", str(folder / "libhawq_emulator.so")])
+
+    return _in_cache("the emulated machine", _sources(), *_MACHINE, make=make) / "libhawq_emulator.so"
 
 
-def compile_kernels(kernels: Iterable[Kernel], *, checked: bool) -> dict[str, Path]:
-    """Shared libraries of kernels by name, compiled side by side where they are not in the cache.
+@cache
+def driver_folder() -> Path:
+    """A folder for the loader's path with the emulated ``libcuda.so.1`` and ``libcudart.so.13``.
+
+    Raises:
+        EmulatorError: as `machine_library`.
+    """
+    machine = machine_library()
+
+    def make(folder: Path, compiler: str) -> None:
+        for name, options in DRIVER.items():
+            source = CPP / "driver" / f"{name.partition('.')[0]}.cpp"
+            named = [f"-Wl,-soname,{name}", "-o", str(folder / name)]
+            _run([compiler, *_MACHINE, "-shared", str(source), f"-I{CPP}", *_linked_with(machine), *options, *named])
+
+    return _in_cache("the emulated driver", _sources(), *_MACHINE, str(machine), make=make)
+
+
+def compile_kernels(kernels: Iterable[Kernel], *, checked: bool) -> list[Path]:
+    """A shared library for each kernel, compiled side by side where they are not in the cache.
 
     Args:
         kernels: of `hawq_tvm.emulator.text.split_kernels`.
@@ -79,72 +98,66 @@ def compile_kernels(kernels: Iterable[Kernel], *, checked: bool) -> dict[str, Pa
         EmulatorError: no C++ compiler, or it fails.
     """
     machine = machine_library()
-    headers = "".join(path.read_text() for path in _headers())
     options = [*_KERNEL, *(_CHECKED if checked else _QUICK), f"-I{CPP}", f"-I{CPP / 'include'}"]
 
     def build(kernel: Kernel) -> Path:
-        return _build(
-            f"kernel {kernel.name}",
-            headers + kernel.unit(),
-            options,
-            name=f"{kernel.name[:80]}.so",
-            source=kernel.unit(),
-            link=machine,
-        )
+        name = f"{kernel.name[:80]}.so"
 
-    kernels = list(kernels)
+        def make(folder: Path, compiler: str) -> None:
+            text, code = folder / "kernel.cpp", folder / "kernel.o"
+            text.write_text(kernel.unit())
+            # In two steps: linking with -fsanitize would ask for a sanitizer's library.
+            _run([compiler, *options, "-c", str(text), "-o", str(code)])
+            _run([compiler, "-shared", str(code), *_linked_with(machine), "-o", str(folder / name)])
+            code.unlink()
+
+        return _in_cache(f"kernel '{kernel.name}'", kernel.unit(), *options, str(machine), make=make) / name
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return dict(zip((kernel.name for kernel in kernels), pool.map(build, kernels), strict=True))
-
-
-def _headers() -> list[Path]:
-    return sorted(CPP.rglob("*.h"))
+        return list(pool.map(build, kernels))
 
 
 @cache
-def _compiler_version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
+def _sources() -> str:
+    return "\0".join(path.read_text() for path in sorted(CPP.rglob("*")) if path.is_file())
 
 
-def _build(
-    what: str, content: str, options: Sequence[str], *, name: str, source: str | None = None, link: Path | None = None
-) -> Path:
+def _linked_with(library: Path) -> list[str]:
+    return [str(library), f"-Wl,-rpath,{library.parent}"]
+
+
+@cache
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def _in_cache(what: str, *content: str, make: Callable[[Path, str], None]) -> Path:
+    """The folder of that content, which `make(folder, compiler)` fills where it is not there yet."""
     compiler = find_compiler()
     if compiler is None:
         raise EmulatorError(
             f"no C++ compiler found ({', '.join(CXX_COMPILERS)}), and the emulator compiles kernels with one; install "
             "one, as with apt install g++, or name it in the environment variable CXX"
         )
-    key = sha256("\0".join((_compiler_version(compiler), *options, content, str(link))).encode()).hexdigest()
-    folder = cache_folder() / key[:32]
-    if (folder / name).exists():
-        return folder / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, suffix=ASIDE) as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
-        try:
-            _compile([compiler, *options], made / name, source, link)
-        except subprocess.CalledProcessError as error:
-            raise EmulatorError(f"{compiler} cannot compile the emulator's {what}: {_first_error(error)}") from error
-        try:
-            os.rename(made, folder)
-        except OSError:  # another process was faster
-            if not (folder / name).exists():
-                raise
-    return folder / name
-
-
-def _compile(command: list[str], library: Path, source: str | None, link: Path | None) -> None:
-    """One step for the machine; for a kernel two, since linking with -fsanitize would ask for a sanitizer's library."""
-    if source is None or link is None:
-        _run([*command, "-o", str(library)])
-        return
-    text, code = library.with_suffix(".cpp"), library.with_suffix(".o")
-    text.write_text(source)
-    _run([*command, "-c", str(text), "-o", str(code)])
-    _run([command[0], "-shared", str(code), str(link), f"-Wl,-rpath,{link.parent}", "-o", str(library)])
-    code.unlink()
+    folder = cache_folder() / sha256("\0".join((_version(compiler), *content)).encode()).hexdigest()[:32]
+    if folder.exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=ASIDE) as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            make(made, compiler)
+            try:
+                made.rename(folder)
+            except OSError:  # another process was faster
+                if not folder.exists():
+                    raise
+    except subprocess.CalledProcessError as error:
+        raise EmulatorError(f"{compiler} cannot compile {what} for the emulator: {_first_error(error)}") from error
+    except OSError as error:
+        raise EmulatorError(f"the emulator cannot keep compiled code in {folder.parent}: {error.strerror}") from error
+    return folder
 
 
 def _run(command: list[str]) -> None:
@@ -152,5 +165,5 @@ def _run(command: list[str]) -> None:
 
 
 def _first_error(error: subprocess.CalledProcessError) -> str:
-    lines = [line for line in str(error.stderr).splitlines() if "error" in line] or str(error.stderr).splitlines()
-    return lines[0] if lines else f"status {error.returncode}"
+    lines = str(error.stderr).splitlines()
+    return next((line for line in lines if "error" in line), f"status {error.returncode}")

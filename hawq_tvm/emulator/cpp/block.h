@@ -9,6 +9,7 @@
 
 #include "fibers.h"
 #include "machine.h"
+#include "memory.h"
 
 namespace emulator {
 
@@ -64,7 +65,8 @@ struct Block {
   Stacks* stacks;
   char* shared;
   size_t shared_bytes;  // with the gaps between arrays
-  std::vector<SharedCell> shadow;
+  std::vector<SharedCell> shadow;  // empty where accesses are not checked
+  Buffer* last_buffer;             // that an access lay in
   uint32_t tick, barrier_tick;  // clock of meetings, and its value at the last barrier
   Context scheduler;
   sigjmp_buf fault;
@@ -101,7 +103,7 @@ inline const uint32_t* meet(const char* operation, const uint32_t* words, unsign
   const unsigned side = warp.generation & 1;
   if (warp.arrived == 0) {
     warp.operation = operation;
-  } else if (strcmp(warp.operation, operation) != 0) {
+  } else if (warp.operation != operation) {  // each has its own literal
     fail(Failure::launch_failure, "threads of one warp diverge: this one is at %s, another at %s", operation,
          warp.operation);
   }

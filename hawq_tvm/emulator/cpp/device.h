@@ -119,6 +119,21 @@ static inline uint32_t __cvta_generic_to_shared(const void* pointer) { return em
 template <class T>
 static inline T __ldg(const T* pointer) { return *pointer; }
 
+template <class T>
+static inline T atomicAdd(T* address, std::common_type_t<T> value) { return emulator::atomic_add(address, value); }
+template <class T>
+static inline T atomicMin(T* address, std::common_type_t<T> value) { return emulator::atomic_min(address, value); }
+template <class T>
+static inline T atomicMax(T* address, std::common_type_t<T> value) { return emulator::atomic_max(address, value); }
+template <class T>
+static inline T atomicExch(T* address, std::common_type_t<T> value) { return emulator::atomic_exchange(address, value); }
+template <class T>
+static inline T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
+  return emulator::atomic_compare_and_swap(address, expected, value);
+}
+static inline void __threadfence() {}  // one thread of a block runs at a time, and blocks share memory
+static inline void __threadfence_block() {}
+
 // "CUDA Math API", "Integer Intrinsics"
 static inline int __mulhi(int a, int b) { return static_cast<int>((int64_t(a) * b) >> 32); }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t(a) * b) >> 32); }

@@ -44,29 +44,27 @@ void Stacks::start(unsigned number, void (*function)(), Context& context) {
 #else
 
 // System V ABI, AMD64, "Register Usage": rbx, rbp and r12 to r15 belong to the caller; all others may change.
-extern "C" void emulator_switch_stack(void** save, void* load);
-asm(R"(
-.text
-.type emulator_switch_stack, @function
-emulator_switch_stack:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-)");
+__attribute__((naked, noinline)) static void switch_stack(void** /* save, in rdi */, void* /* load, in rsi */) {
+  asm(R"(
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+  )");
+}
 
-void switch_context(Context& from, Context& to) { emulator_switch_stack(&from.stack_pointer, to.stack_pointer); }
+void switch_context(Context& from, Context& to) { switch_stack(&from.stack_pointer, to.stack_pointer); }
 
 void Stacks::start(unsigned number, void (*function)(), Context& context) {
   // After the pops and the return, the stack pointer must be 8 off a multiple of 16, as after a call.

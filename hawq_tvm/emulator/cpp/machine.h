@@ -21,6 +21,7 @@ constexpr unsigned kMaxThreads = 1024;  // CUDA C++ Programming Guide, "Technica
 
 struct Parameter {
   const char* name;
+  unsigned bytes;          // of its value
   unsigned element_bytes;  // of what a pointer points to; 0 for a parameter that is a value
 };
 
@@ -56,6 +57,18 @@ enum class Shuffle { index, up, down, exclusive_or };
 uint32_t shuffle(Shuffle kind, uint32_t mask, uint32_t value, int operand, int width);
 uint32_t ballot(uint32_t mask, bool predicate);
 uint32_t active_mask();
+
+// "CUDA C++ Programming Guide", "Atomic Functions": the value before, of an update that no other comes between.
+template <class T>
+T atomic_add(T* address, T value);
+template <class T>
+T atomic_min(T* address, T value);
+template <class T>
+T atomic_max(T* address, T value);
+template <class T>
+T atomic_exchange(T* address, T value);
+template <class T>
+T atomic_compare_and_swap(T* address, T expected, T value);
 
 [[noreturn]] void unsupported(const char* what);
 

@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kAlignment = 256;  // of cudaMalloc: "CUDA C++ Programming Guide", "Device Memory Accesses"
-constexpr size_t kRange = size_t(1) << 36;
+constexpr size_t kRange = size_t(1) << 37;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 

@@ -36,13 +36,14 @@ void gather(const uint32_t words[][16], unsigned group, unsigned first_register,
     }
 }
 
-// Sums wrap around, as without .satfinite they do on the GPU.
-template <unsigned Depth>
-void multiply(const int16_t a[][kMostDepth], const int16_t b[][kMostDepth], unsigned rows, int32_t* product) {
+// The product of `rows` rows of A with 8 columns of B. Sums wrap around, as without .satfinite they do on the GPU.
+void multiply(const int16_t a[][kMostDepth], const int16_t b[][kMostDepth], unsigned rows, unsigned depth,
+              int32_t* product) {
   for (unsigned row = 0; row < rows; row++)
     for (unsigned column = 0; column < kColumns; column++) {
       int32_t sum = 0;
-      for (unsigned k = 0; k < Depth; k++) sum += int32_t(a[row][k]) * b[column][k];
+      for (unsigned k = 0; k < depth; k += 16)
+        for (unsigned i = 0; i < 16; i++) sum += int32_t(a[row][k + i]) * b[column][k + i];
       product[row * kColumns + column] = sum;
     }
 }
@@ -69,9 +70,7 @@ Registers mma_sync(MmaForm form, MmaOperands operands) {
         gather(of, group, half, halves, form, form.a_signed, a[half * 8 + group]);
       gather(of, group, a_count, 1, form, form.b_signed, b[group]);
     }
-    if (form.depth == 16) multiply<16>(a, b, form.rows, product);
-    else if (form.depth == 32) multiply<32>(a, b, form.rows, product);
-    else multiply<64>(a, b, form.rows, product);
+    multiply(a, b, form.rows, form.depth, product);
     // C and D: register i of thread t in group g holds row g + 8 * (i / 2), column 2 * t + i % 2.
     for (unsigned lane = 0; lane < kWarpSize; lane++)
       for (unsigned i = 0; i < c_count; i++) {

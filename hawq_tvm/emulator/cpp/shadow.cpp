@@ -25,10 +25,12 @@ namespace {
 constexpr uint32_t kCodeBits = 12;
 constexpr uint32_t kCodes = (1u << kCodeBits) - 1;
 constexpr uint32_t kLastTick = (1u << (32 - kCodeBits)) - 2;
-// Codes: a thread's number; then, where several threads of one warp made it, or several warps, or a cp.async will.
+// Codes: a thread's number; then, where several threads of one warp made it, or several warps, a cp.async will, or it
+// was atomic.
 constexpr uint32_t kWarpCode = kMaxThreads;
 constexpr uint32_t kSeveralWarps = kWarpCode + kMaxThreads / kWarpSize;
 constexpr uint32_t kInFlight = kSeveralWarps + 1;
+constexpr uint32_t kAtomic = kInFlight + 1;
 constexpr uint32_t kGap = ~0u;  // a write stamp: the byte lies between two arrays
 
 uint32_t stamp(uint32_t tick, uint32_t code) { return tick << kCodeBits | code; }
@@ -87,6 +89,7 @@ std::string describe_shared(const Block& block, const char* address) {
 
 std::string who(const Block& block, uint32_t code) {
   if (code == kSeveralWarps) return "threads of several warps";
+  if (code == kAtomic) return "an atomic function of some thread";
   if (code >= kWarpCode) return text("threads of warp %u", code - kWarpCode);
   const Index& t = block.threads[code].index;
   return text("thread (%u, %u, %u)", t.x, t.y, t.z);
@@ -161,23 +164,23 @@ std::string describe_global(const Launch& launch, const Buffer& buffer, uintptr_
        describe_address(address).c_str());
 }
 
+// Stamps of global memory: the number of a block, plus 1; or one of these.
+constexpr uint32_t kSeveralBlocks = ~0u, kAtomicBlocks = ~0u - 1;
+
 [[noreturn]] void fail_between_blocks(const char* access, uintptr_t address, const Buffer& buffer, const char* before,
                                       uint32_t other) {
   const std::string place = describe_global(*running->launch, buffer, address);
-  if (other == ~0u)
-    fail(Failure::launch_failure, "race: it %s %s, which several blocks %s in the same launch", access, place.c_str(),
-         before);
-  fail(Failure::launch_failure, "race: it %s %s, which block number %u %s in the same launch", access, place.c_str(),
-       other - 1, before);
+  const std::string whom = other == kSeveralBlocks  ? "several blocks"
+                           : other == kAtomicBlocks ? "an atomic function of some block"
+                                                    : text("block number %u", other - 1);
+  fail(Failure::launch_failure, "race: it %s %s, which %s %s in the same launch", access, place.c_str(), whom.c_str(),
+       before);
 }
 
-constexpr uint32_t kSeveralBlocks = ~0u;
-
 // Blocks run side by side, so stamps are taken and left without waiting: of two that race, one sees the other.
-void stamp_global(Buffer& buffer, uintptr_t address, size_t bytes, bool write) {
+void stamp_global(Buffer& buffer, uintptr_t address, size_t bytes, bool write, uint32_t mine) {
   if (!__atomic_load_n(&buffer.stamps, __ATOMIC_ACQUIRE)) reserve_stamps(buffer);
   __atomic_store_n(&buffer.stamped, true, __ATOMIC_RELAXED);
-  const uint32_t mine = running->number + 1;
   uint32_t* stamps = buffer.stamps + 2 * (address - buffer.begin);
   for (size_t i = 0; i < bytes; i++, stamps += 2) {
     uint32_t& wrote = stamps[0];
@@ -197,25 +200,34 @@ void stamp_global(Buffer& buffer, uintptr_t address, size_t bytes, bool write) {
 
 // ---- any memory --------------------------------------------------------------------------------------------------------
 
-void check(const char* address, size_t bytes, size_t alignment, bool write, uint32_t code) {
+// The buffer that the access lies in, which is most often that of the access before.
+Buffer& buffer_of(Block& block, const char* address, size_t bytes, const char* access) {
+  const auto begin = reinterpret_cast<uintptr_t>(address);
+  const auto holds = [&](const Buffer* buffer) {
+    return buffer && begin - buffer->begin < buffer->end - buffer->begin && bytes <= buffer->end - begin;
+  };
+  if (holds(block.last_buffer)) return *block.last_buffer;
+  Buffer* buffer = find_buffer(address);
+  if (!holds(buffer)) fail_global(access, bytes, address);
+  block.last_buffer = buffer;
+  return *buffer;
+}
+
+inline void check(const char* address, size_t bytes, size_t alignment, bool write, uint32_t code) {
   Block& block = *running;
   const char* access = write ? "write" : "read";
-  if (reinterpret_cast<uintptr_t>(address) % alignment != 0)
+  if (reinterpret_cast<uintptr_t>(address) & (alignment - 1))  // a power of two
     fail(Failure::misaligned_address, "misaligned %s of %zu bytes at %s", access, bytes,
          describe_address(address).c_str());
   if (in_shared(block, address)) {
     if (write) write_shared(block, address, bytes, code);
     else read_shared(block, address, bytes, code);
-    return;
+  } else if (!block.stacks->holds(address)) {
+    Buffer& buffer = buffer_of(block, address, bytes, access);
+    if (block.shadow.empty()) return;
+    const uint32_t mine = code == kAtomic ? kAtomicBlocks : block.number + 1;
+    stamp_global(buffer, reinterpret_cast<uintptr_t>(address), bytes, write, mine);
   }
-  if (is_device_address(address)) {
-    Buffer* buffer = find_buffer(address);
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(address);
-    if (!buffer || begin < buffer->begin || begin + bytes > buffer->end) fail_global(access, bytes, address);
-    if (!block.shadow.empty()) stamp_global(*buffer, begin, bytes, write);
-    return;
-  }
-  if (!block.stacks->holds(address)) fail_global(access, bytes, address);
 }
 
 }  // namespace
@@ -260,6 +272,10 @@ void check_write(const void* address, size_t bytes, size_t alignment) {
 
 void check_warp_access(const void* address, size_t bytes, size_t alignment, bool write) {
   check(static_cast<const char*>(address), bytes, alignment, write, kWarpCode + current_thread().warp());
+}
+
+void check_atomic(const void* address, size_t bytes) {
+  check(static_cast<const char*>(address), bytes, bytes, true, kAtomic);
 }
 
 void begin_async_write(const void* address, size_t bytes) {

@@ -15,6 +15,9 @@ void finish_async_copies(Block& block);     // it has ended
 // An access by a whole warp together, as of WMMA: read or write of those bytes.
 void check_warp_access(const void* address, size_t bytes, size_t alignment, bool write);
 
+// An atomic update: of these, several may meet.
+void check_atomic(const void* address, size_t bytes);
+
 // cp.async: the bytes are in flight from `begin` to `land`, and nobody may touch them.
 void begin_async_write(const void* address, size_t bytes);
 void land_async_write(const void* address, size_t bytes);
