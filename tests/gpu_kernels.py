@@ -8,14 +8,14 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tvm
-from tvm import tirx
 
+from hawq_tvm.backends.tvm.cuda.lowering import DeviceKernel, lower_for_gpu
 from hawq_tvm.backends.tvm.host import find_c_compiler
+from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS, Target
@@ -29,68 +29,24 @@ needs_compiler = pytest.mark.skipif(find_c_compiler() is None, reason="the emula
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch: CUDA text, and how the host starts it.
-
-    Attributes:
-        text: as TVM generates it.
-        name: of the kernel.
-        arguments: names of the function's parameters, in the kernel's order.
-        grid: blocks in x, y and z.
-        block: threads in x, y and z.
-        shared_bytes: of dynamic shared memory.
-    """
-
-    text: str
-    name: str
-    arguments: tuple[str, ...]
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    shared_bytes: int
-
-
-def tvm_target(target: Target) -> Any:
-    host = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
-    return tvm.target.Target({"kind": target.kind, **target.attributes}, host=host)
-
-
-def cuda_launch(built: BuiltKernel, target: Target) -> Launch:
-    """A kernel's CUDA text, through the passes that every kernel goes through."""
-    where = tvm_target(target)
-    module = tvm.IRModule({"kernel": built.function.with_attr("global_symbol", "kernel")})
-    passes, _, finish = tirx.get_default_tir_pipeline(where)
-    with where:
-        split = passes(tirx.transform.BindTarget(where.with_host(where.host))(module))
-    device = {name: f for name, f in split.functions.items() if int(f.attrs.get("calling_conv", 0)) == 2}
-    (host,) = (f for name, f in split.functions.items() if name not in device)
-    # The code generator hands the text to a compiler, which is none of these tests' business.
-    tvm.register_global_func("tvm_callback_cuda_compile", lambda *_: bytearray(b"none"), override=True)
-    text = tvm.get_global_func("target.build.cuda")(finish()(tvm.IRModule(device)), where).inspect_source()
-    call = re.search(r'T\.call_\w+\("(\w+)", (.*?), launch_params=\[(.*?)\]', host.script())
-    assert call is not None
-    names = re.findall(r'"([^"]+)"', call[3])
-    given = [part.strip() for part in re.split(r",\s*(?![^()]*\))", call[2])]
-    sizes = dict(zip(names, (int(re.sub(r"\D*\((\d+)\)", r"\1", part)) for part in given[-len(names) :]), strict=True))
-    return Launch(
-        text,
-        call[1],
-        tuple(re.sub(r"(_words)?(_\d+)?\.data$", "", part) for part in given[: -len(names)]),
-        (sizes.get("blockIdx.x", 1), sizes.get("blockIdx.y", 1), sizes.get("blockIdx.z", 1)),
-        (sizes.get("threadIdx.x", 1), sizes.get("threadIdx.y", 1), sizes.get("threadIdx.z", 1)),
-        sizes.get("tirx.use_dyn_shared_memory", 0),
-    )
+def cuda_kernel(built: BuiltKernel, target: Target) -> DeviceKernel:
+    """A kernel's CUDA text and launch, through the passes that every kernel goes through."""
+    functions = tvm.IRModule({"kernel": built.function.with_attr("global_symbol", "kernel")})
+    _, (kernel,) = lower_for_gpu(functions, Machine.resolve(target).tvm_target)
+    return kernel
 
 
 def emulated(built: BuiltKernel, inputs: Sequence[Array], output: Array, target: Target, *, order: int = 0) -> Array:
     """What a kernel leaves in `output`, whose memory held something else before."""
-    launch = cuda_launch(built, target)
-    arrays = dict(zip((str(p.name) for p in built.function.params), (*inputs, *built.constants, output), strict=True))
-    own = {name: np.array(array) for name, array in arrays.items()}  # writable, as the emulator wants them
-    kernel = load_kernel(launch.text, launch.name)
-    given = [own[name] for name in launch.arguments]
-    kernel.run(given, launch.grid, launch.block, shared_bytes=launch.shared_bytes, order=order)
-    return own[str(built.function.params[-1].name)]
+    kernel = cuda_kernel(built, target)
+    names = [str(parameter.name) for parameter in built.function.params]
+    own = dict(zip(names, (np.array(array) for array in (*inputs, *built.constants, output)), strict=True))
+    loaded = load_kernel(kernel.text, kernel.name)
+    # A parameter of the text is one of the function's, or a view of it as words.
+    given = [own[re.sub(r"(_words)?(_\d+)?_ptr$", "", parameter.name)] for parameter in loaded.kernel.parameters]
+    launch = kernel.launch
+    loaded.run(given, launch.grid, launch.block, shared_bytes=launch.dynamic_shared_bytes, order=order)
+    return own[names[-1]]
 
 
 def gpu_request(
@@ -148,7 +104,7 @@ def compiled_by_nvcc(built: BuiltKernel, target: Target, folder: Path) -> Compil
     """Compile a kernel's text for the target's architecture."""
     assert target.gpu is not None
     source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
-    source.write_text(cuda_launch(built, target).text)
+    source.write_text(cuda_kernel(built, target).text)
     command = ["nvcc", "-cubin", f"-arch={target.gpu.architecture.sm}", "--ptxas-options=-v", "-w", "-o", str(cubin)]
     result = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
