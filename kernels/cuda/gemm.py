@@ -146,9 +146,10 @@ class Tile:
     Attributes:
         m: output pixels of a block.
         n: output channels of a block.
-        k: chunks that are in shared memory at once: 2, 4 or 8.
+        k: chunks of a step, which are in shared memory at once.
         warps_m: warps side by side along the pixels.
         warps_n: warps side by side along the channels.
+        slices: parts of a step that warps of their own sum over, added up in the end: more warps for few blocks.
     """
 
     m: int
@@ -156,9 +157,11 @@ class Tile:
     k: int
     warps_m: int
     warps_n: int
+    slices: int = 1
 
     def __post_init__(self) -> None:
-        assert self.k in (2, 4, 8), self
+        assert self.k in (2, 4, 8, 16) and self.slice_k >= 2, f"an instruction sums over up to two chunks: {self}"
+        assert self.warp_m // 8 % self.slices == 0 or self.slices % (self.warp_m // 8) == 0, self
         assert self.warp_m % 32 == 0 and self.warps_m * self.warp_m == self.m, f"ldmatrix reads 32 rows: {self}"
         assert self.warp_n in (32, 64) and self.warps_n * self.warp_n == self.n, f"a lane stores words: {self}"
         for side in (self.m, self.n):
@@ -166,7 +169,12 @@ class Tile:
 
     @property
     def threads(self) -> int:
-        return self.warps_m * self.warps_n * WARP_SIZE
+        return self.warps_m * self.warps_n * self.slices * WARP_SIZE
+
+    @property
+    def slice_k(self) -> int:
+        """Chunks of a step that one warp sums over."""
+        return self.k // self.slices
 
     @property
     def warp_m(self) -> int:
@@ -201,10 +209,11 @@ class Tile:
 
         Works on expressions of TIR as on integers.
         """
-        return chunk ^ (row // self.rows_per_line % self.k)
+        return chunk ^ (row // self.rows_per_line % min(self.k, 8))
 
     def __str__(self) -> str:
-        return f"{self.m}x{self.n}x{self.k * CHUNK_BYTES}B {self.warps_m}x{self.warps_n} warps"
+        warps = f"{self.warps_m}x{self.warps_n}" + (f"x{self.slices}" if self.slices > 1 else "")
+        return f"{self.m}x{self.n}x{self.k * CHUNK_BYTES}B {warps} warps"
 
 
 TILES: tuple[Tile, ...] = (
@@ -216,6 +225,9 @@ TILES: tuple[Tile, ...] = (
     Tile(64, 64, 4, 2, 2),
     Tile(32, 64, 4, 1, 2),
     Tile(64, 32, 4, 2, 1),
+    Tile(64, 64, 8, 2, 2, 2),
+    Tile(32, 64, 8, 1, 2, 4),
+    Tile(32, 32, 16, 1, 1, 8),
     Tile(32, 32, 4, 1, 1),
 )
 """What is chosen from, largest first."""
@@ -226,7 +238,7 @@ def choose_tile(gemm: Gemm, sms: int) -> Tile:
 
     Larger tiles load less for every multiplication, smaller ones fill more multiprocessors and waste less at the edges.
     The rule counts, in multiply-accumulates, what the busiest multiprocessor does, and charges smaller tiles for their
-    loads.
+    loads, and few warps for waiting.
 
     Args:
         gemm: the product.
@@ -238,4 +250,14 @@ def choose_tile(gemm: Gemm, sms: int) -> Tile:
 def _work(gemm: Gemm, tile: Tile, sms: int) -> float:
     blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
     loads = 64 * (1 / tile.m + 1 / tile.n)  # 1 at 128 x 128
-    return -(-blocks // sms) * tile.m * tile.n * (1 + loads)
+    steps = -(-gemm.chunks // tile.k)
+    a_block = tile.m * tile.n * (steps * tile.k * (1 + loads) + FIXED_CHUNKS)
+    waves = -(-blocks // sms)
+    return waves * a_block * max(1.0, BUSY_WARPS * WARP_SIZE / (waves * tile.threads))
+
+
+BUSY_WARPS = 8
+"""Warps that keep a multiprocessor busy, two for each of its parts: while one waits, the other computes."""
+
+FIXED_CHUNKS = 16
+"""What starts and ends a block, as if it were so many chunks more."""

@@ -115,7 +115,8 @@ def finish(
     words = local(count // y.a_word, "uint32")
     for block in range(sums.row_blocks):
         row = T.bind(at[0] + sums.first_row + block * 8 + sums.lane // 4)
-        with T.If(row < gemm.rows), T.Then():
+        there = row < gemm.rows
+        with T.If(there if sums.tile.slices == 1 else tirx.all(there, sums.has_rows)), T.Then():
             if residual is not None:
                 _load_row(residual, row, at[1], count)
             for start in range(0, count, y.a_word):

@@ -10,15 +10,18 @@ finish the sums and store them                     gemm_epilogue
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.gpu import WARP_SIZE
 from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
+from hawq_tvm.kernels.cuda.ptx import uint32
+from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
 
 STAGES = 2
@@ -36,8 +39,11 @@ class Sums:
         registers: the sums; uint32, since that is how `ptx.multiply` takes them.
         a: registers of the left operand's rows, a word for 8 rows and 16 bytes.
         b: registers of the right operand's.
-        warp: the warp's number in its block.
         lane: the thread's number in its warp.
+        slice: which part of each step the warp sums over.
+        first_row: the warp's first row of the tile.
+        first_column: the warp's first column of the tile.
+        row_blocks: eights of rows of the warp.
     """
 
     gemm: Gemm
@@ -45,27 +51,30 @@ class Sums:
     registers: Any
     a: Any
     b: Any
-    warp: Expr
     lane: Expr
+    slice: Expr
+    first_row: Expr
+    first_column: Expr
+    row_blocks: int
 
     @classmethod
     def of(cls, gemm: Gemm, tile: Tile, thread: Expr) -> Sums:
         row_blocks, column_blocks = tile.warp_m // 8, tile.warp_n // 8
         wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
+        warps = tile.warps_m * tile.warps_n
+        warp = T.bind(thread // WARP_SIZE % warps)
         return cls(
             gemm,
             tile,
             local(row_blocks * column_blocks * 2, "uint32"),
             local(row_blocks * wide, "uint32"),
             local(column_blocks * wide, "uint32"),
-            T.bind(thread // WARP_SIZE),
             T.bind(thread % WARP_SIZE),
+            T.bind(thread // (WARP_SIZE * warps)) if tile.slices > 1 else int32(0),
+            warp // tile.warps_n * tile.warp_m,
+            warp % tile.warps_n * tile.warp_n,
+            row_blocks,
         )
-
-    @property
-    def row_blocks(self) -> int:
-        """Eights of rows of the warp."""
-        return self.tile.warp_m // 8
 
     @property
     def column_blocks(self) -> int:
@@ -77,26 +86,16 @@ class Sums:
         return self.gemm.shape.k * self.gemm.bits // 8 // CHUNK_BYTES
 
     @property
-    def first_row(self) -> Expr:
-        """The warp's first row of the tile."""
-        return self.warp // self.tile.warps_n * self.tile.warp_m
-
-    @property
     def first_channel(self) -> Expr:
         """The lane's first channel of the tile."""
         return self.first_column + self.lane % 4 * self.tile.lane_channels
-
-    @property
-    def first_column(self) -> Expr:
-        """The warp's first column of the tile."""
-        return self.warp % self.tile.warps_n * self.tile.warp_n
 
     def at(self, row_block: int, channel: int) -> Expr:
         """The sum of row lane / 4 of a block of rows and the lane's channel of that number."""
         return self.registers[(row_block * self.column_blocks + channel // 2) * 2 + channel % 2]
 
     def start(self, bias: Any, first_channel: Expr) -> None:
-        """Put the bias of each channel into its sums."""
+        """Put the bias of each channel into its sums, those of the first slice."""
         values = local(self.tile.lane_channels, "uint32")
         for start in range(0, self.tile.lane_channels, CHUNK_WORDS):
             registers = [values[start + word] for word in range(CHUNK_WORDS)]
@@ -104,11 +103,15 @@ class Sums:
         for row_block in range(self.row_blocks):
             for channel in range(self.tile.lane_channels):
                 index = (row_block * self.column_blocks + channel // 2) * 2 + channel % 2
-                T.buffer_store(self.registers, values[channel], [index])
+                value = values[channel]
+                if self.tile.slices > 1:
+                    value = tirx.Select(self.slice == 0, value, uint32(0))
+                T.buffer_store(self.registers, value, [index])
 
     def multiply(self, shared: Any, start: Expr) -> None:
         """Add the products of the step that lies in shared memory from word `start` on."""
-        for chunk in range(0, self.tile.k, self.chunks_at_once):
+        for part in range(0, self.tile.slice_k, self.chunks_at_once):
+            chunk = self.slice * self.tile.slice_k + part
             if self.chunks_at_once == 1:
                 self._load_narrow(self.a, self.row_blocks, shared, start, self.first_row, chunk)
                 self._load_narrow(
@@ -123,25 +126,65 @@ class Sums:
         place = (row * self.tile.k + self.tile.swizzled(row, chunk)) * CHUNK_WORDS
         return shared.ptr_to([start + place])
 
-    def _load_narrow(self, registers: Any, blocks: int, shared: Any, start: Expr, first: Expr, chunk: int) -> None:
+    def _load_narrow(self, registers: Any, blocks: int, shared: Any, start: Expr, first: Expr, chunk: Expr) -> None:
         """One chunk of `blocks` eights of rows, from row `first` on: a register for each eight."""
         for block in range(0, blocks, 4):
             row = first + block * 8 + self.lane
             ptx.load_matrix([registers[block + i] for i in range(4)], self._pointer(shared, start, row, chunk))
 
-    def _load_a_wide(self, shared: Any, start: Expr, chunk: int) -> None:
+    def _load_a_wide(self, shared: Any, start: Expr, chunk: Expr) -> None:
         """Two chunks of sixteens of rows; registers: both eights of the first chunk, then those of the second."""
         for block in range(0, self.row_blocks, 2):
             row = self.first_row + block * 8 + self.lane % 16
             pointer = self._pointer(shared, start, row, chunk + self.lane // 16)
             ptx.load_matrix([self.a[block * 2 + i] for i in range(4)], pointer)
 
-    def _load_b_wide(self, shared: Any, start: Expr, chunk: int) -> None:
+    def _load_b_wide(self, shared: Any, start: Expr, chunk: Expr) -> None:
         """Two chunks of eights of rows: an eight's registers are its first and its second chunk."""
         for block in range(0, self.column_blocks, 2):
             row = self.first_column + block * 8 + self.lane // 16 * 8 + self.lane % 8
             pointer = self._pointer(shared, start, row, chunk + self.lane // 8 % 2)
             ptx.load_matrix([self.b[block * 2 + i] for i in range(4)], pointer)
+
+    def add_up(self, shared: Any) -> Sums:
+        """The sums of all slices, added up: each warp gets some of its row blocks.
+
+        Args:
+            shared: words for the sums of all slices, which no warp reads any more.
+
+        Returns:
+            What is left to this warp; warps of slices past the last row block have none (`has_rows`).
+        """
+        tile = self.tile
+        if tile.slices == 1:
+            return self
+        of_block = self.column_blocks * 2  # registers of a row block
+        rows_a_slice = max(1, self.row_blocks // tile.slices)
+        warps, held = tile.warps_m * tile.warps_n, self.row_blocks * of_block
+        warp = self.first_row // tile.warp_m * tile.warps_n + self.first_column // tile.warp_n
+
+        def place(slice: Expr, register: Expr) -> Expr:
+            return ((slice * warps + warp) * held + register) * WARP_SIZE + self.lane
+
+        ptx.barrier()
+        for register in range(held):
+            ptx.store_shared([self.registers[register]], shared.ptr_to([place(self.slice, register)]))
+        ptx.barrier()
+        first = self.slice * rows_a_slice
+        total, read = local(rows_a_slice * of_block, "uint32"), local(1, "uint32")
+        mine = replace(self, registers=total, first_row=self.first_row + first * 8, row_blocks=rows_a_slice)
+        with T.If(mine.has_rows), T.Then():
+            for register in range(rows_a_slice * of_block):
+                T.buffer_store(total, uint32(0), [register])
+                for slice in range(tile.slices):
+                    ptx.load_shared([read[0]], shared.ptr_to([place(slice, first * of_block + register)]))
+                    T.buffer_store(total, total[register] + read[0], [register])
+        return mine
+
+    @property
+    def has_rows(self) -> Expr:
+        """Whether `add_up` left any rows to this warp."""
+        return self.slice < self.tile.warp_m // 8
 
     def _multiply_chunk(self) -> None:
         rows = self.gemm.shape.m // 8
@@ -157,15 +200,19 @@ class Sums:
                 )
 
 
-def accumulate(gemm: Gemm, tile: Tile, sums: Sums, pixels: Pixels, weights: Weights) -> None:
-    """All products of a block's tile."""
+def accumulate(gemm: Gemm, tile: Tile, sums: Sums, pixels: Pixels, weights: Weights) -> Sums:
+    """All products of a block's tile; gives the finished sums."""
     steps = -(-gemm.chunks // tile.k)
     stages = min(ASYNC_STAGES if gemm.copies else STAGES, steps)
-    shared = T.alloc_buffer((stages * tile.stage_words,), "uint32", scope="shared", align=128)
+    words = stages * tile.stage_words
+    if tile.slices > 1:
+        words = max(words, tile.slices * tile.m * tile.n)
+    shared = T.alloc_buffer((words,), "uint32", scope="shared", align=128)
     if gemm.copies:
         _accumulate_copied(tile, sums, pixels, weights, shared, steps, stages)
     else:
         _accumulate_loaded(tile, sums, pixels, weights, shared, steps)
+    return sums.add_up(shared)
 
 
 def _accumulate_loaded(tile: Tile, sums: Sums, pixels: Pixels, weights: Weights, shared: Any, steps: int) -> None:

@@ -57,7 +57,7 @@ def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: T
             channel = T.bind(column * chosen.n + sums.first_channel)
             sums.start(given[1], channel)
             pixels = Pixels.of(gemm, chosen, x, first_row, thread)
-            accumulate(gemm, chosen, sums, pixels, Weights.of(chosen, given[0], column, thread))
+            sums = accumulate(gemm, chosen, sums, pixels, Weights.of(chosen, given[0], column, thread))
             multiplier = load_channels(given[2], channel, chosen.lane_channels)
             residual = None
             if rest:

@@ -39,6 +39,11 @@ def store_global(registers: Sequence[Expr], pointer: Expr) -> None:
     T.evaluate(T.ptx[f"st.global{_vector(len(registers))}.b32"](pointer, *registers))
 
 
+def load_shared(registers: Sequence[Expr], pointer: Expr) -> None:
+    """Read 1, 2 or 4 words of shared memory (``ld.shared``, 9.7.9.8)."""
+    T.evaluate(T.ptx[f"ld.shared{_vector(len(registers))}.b32"](*registers, pointer))
+
+
 def store_shared(registers: Sequence[Expr], pointer: Expr) -> None:
     """Write 1, 2 or 4 words to shared memory (``st.shared``, 9.7.9.12)."""
     T.evaluate(T.ptx[f"st.shared{_vector(len(registers))}.b32"](pointer, *registers))
