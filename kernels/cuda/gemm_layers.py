@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
-from hawq_tvm.kernels.cuda.costs import LAUNCH_US, moved_bytes
+from hawq_tvm.kernels.cuda.costs import EFFICIENCY, LAUNCH_US, memory_us, moved_bytes
 from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile, choose_tile
 from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
 from hawq_tvm.kernels.cuda.gemm_kernel import Sums, accumulate
@@ -120,7 +120,7 @@ def _refuse_width(request: Request, reads: Storage, bits: int) -> str | None:
 
 
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
-    """A launch, and the longer of what the tensor cores and the memory take at `EFFICIENCY` of their peaks."""
+    """A launch, and the longer of what the tensor cores and the memory take."""
     op, gpu = request.node.op, request.target.gpu
     assert isinstance(op, WeightedOperator) and gpu is not None
     gemm = Gemm.of(request, reads[0])
@@ -128,13 +128,11 @@ def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> floa
     blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
     cycles = -(-blocks // gpu.sms) * tile.m * tile.n * gemm.chunks * gemm.chunk_elements
     cycles //= gpu.architecture.macs_per_cycle[gemm.bits]
+    tensor_us = cycles / gpu.base_clock_mhz / EFFICIENCY
     stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
     bytes_ = moved_bytes(stored, request.batch) + op.weight.size * gemm.bits // 8
-    return LAUNCH_US + max(cycles / gpu.base_clock_mhz, bytes_ / (gpu.bandwidth_gb_s * 1e3)) / EFFICIENCY
+    return LAUNCH_US + max(tensor_us, memory_us(gpu, bytes_))
 
-
-EFFICIENCY = 0.6
-"""What is reached of a peak; an estimate."""
 
 CONV2D_W4_MMA = Kernel("conv2d_x4w4s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(4)))
 CONV2D_W8_MMA = Kernel("conv2d_x8w8s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(8)))
