@@ -6,6 +6,7 @@ from hawq_tvm.core.errors import CompileError
 from hawq_tvm.kernels.cuda import conv2d as cuda_conv2d
 from hawq_tvm.kernels.cuda import convert as cuda_convert
 from hawq_tvm.kernels.cuda import elementwise as cuda_elementwise
+from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda import linear as cuda_linear
 from hawq_tvm.kernels.cuda import pooling as cuda_pooling
 from hawq_tvm.kernels.generic import (
@@ -48,6 +49,9 @@ KERNELS: tuple[Kernel, ...] = (
     nhwc_pooling.AVG_POOL2D_NHWC,
     pooling.GLOBAL_AVG_POOL2D_GENERIC,
     nhwc_pooling.GLOBAL_AVG_POOL2D_NHWC,
+    gemm_layers.CONV2D_W4_MMA,
+    gemm_layers.CONV2D_W8_MMA,
+    gemm_layers.LINEAR_W8_MMA,
     cuda_conv2d.CONV2D_CUDA,
     cuda_conv2d.CONV2D_CUDA_NHWC,
     cuda_linear.LINEAR_CUDA,

@@ -40,11 +40,25 @@ def too_large(types: tuple[TensorType, ...], batch: int) -> str | None:
     return None
 
 
-def canonical(operator: type[Operator], cost: Cost, build: Build) -> Callable[[Request], Offer | str]:
-    """The `offer` of a kernel that takes every node of one operator and reads and writes canonical values."""
+def _nothing(request: Request) -> str | None:
+    """No reason to decline."""
+    return None
+
+
+def canonical(
+    operator: type[Operator], cost: Cost, build: Build, *, refuse: Callable[[Request], str | None] = _nothing
+) -> Callable[[Request], Offer | str]:
+    """The `offer` of a kernel of one operator that reads and writes canonical values.
+
+    Args:
+        operator: what it computes.
+        cost: estimated microseconds.
+        build: makes the function.
+        refuse: a further reason to decline.
+    """
 
     def offer(request: Request) -> Offer | str:
-        reason = decline(request, operator)
+        reason = decline(request, operator) or refuse(request)
         if reason is not None:
             return reason
         reads = tuple(Storage.canonical(x) for x in request.inputs)
@@ -60,7 +74,7 @@ def packed(
     *,
     reads_canonical: bool = False,
     writes_canonical: bool = False,
-    refuse: Callable[[Request], str | None] = lambda request: None,
+    refuse: Callable[[Request], str | None] = _nothing,
 ) -> Callable[[Request], Offer | str]:
     """The `offer` of a kernel that reads and writes the channels-last storages that are in play.
 

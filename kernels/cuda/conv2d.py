@@ -18,7 +18,7 @@ from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
-from hawq_tvm.kernels.cuda.costs import outputs, simple_cost
+from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import thread_a_word
 from hawq_tvm.kernels.cuda.pooling import over_taps
 from hawq_tvm.kernels.cuda.values import Value, field, int32
@@ -137,7 +137,7 @@ def _inputs_of(x: Value, op: Conv2d, at: Place, ci: Expr, lanes: int) -> list[Ex
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
     op = request.node.op
     assert isinstance(op, Conv2d)
-    return simple_cost(request, reads, writes, outputs(request) * prod(op.weight.shape[1:]), op.weight.size)
+    return simple_cost(request, reads, writes, prod(op.weight.shape[1:]), op.weight.size)
 
 
 CONV2D_CUDA = Kernel("conv2d_x8w8s32_cuda", canonical(Conv2d, _cost, _build))

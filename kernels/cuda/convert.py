@@ -29,7 +29,7 @@ def _offer(request: ConvertRequest) -> Offer | str:
     def body(inputs: Sequence[Value], _constants: Any, y: Value, at: tuple[Expr, Expr, Expr, Expr]) -> list[Expr]:
         return inputs[0].load_run(*at, y.lanes)
 
-    cost = microseconds(moved_bytes([source, to], request.batch), 0)
+    cost = microseconds(request.target, moved_bytes([source, to], request.batch))
     return Offer((request.source,), request.to, cost, lambda: thread_a_word([source], (), to, request.batch, body))
 
 

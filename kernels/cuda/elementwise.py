@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
-from hawq_tvm.kernels.cuda.costs import outputs, simple_cost
+from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import thread_a_word
 from hawq_tvm.kernels.cuda.values import Value, int32
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
@@ -90,7 +90,7 @@ def _side_by_side(
 
 
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
-    return simple_cost(request, reads, writes, outputs(request) * len(reads))
+    return simple_cost(request, reads, writes, len(reads))
 
 
 ADD_CUDA = Kernel("add_cuda", canonical(Add, _cost, _build_sum))

@@ -12,7 +12,7 @@ from hawq_tvm.core.ops import Linear
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical
 from hawq_tvm.kernels.cuda.conv2d import finish, per_channel
-from hawq_tvm.kernels.cuda.costs import outputs, simple_cost
+from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import thread_a_word
 from hawq_tvm.kernels.cuda.pooling import accumulators
 from hawq_tvm.kernels.cuda.values import Value
@@ -44,7 +44,7 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
     op = request.node.op
     assert isinstance(op, Linear)
-    return simple_cost(request, reads, writes, outputs(request) * op.weight.shape[1], op.weight.size)
+    return simple_cost(request, reads, writes, op.weight.shape[1], op.weight.size)
 
 
 LINEAR_CUDA = Kernel("linear_x8w8s32_cuda", canonical(Linear, _cost, _build))

@@ -14,7 +14,7 @@ from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
-from hawq_tvm.kernels.cuda.costs import outputs, simple_cost
+from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import thread_a_word
 from hawq_tvm.kernels.cuda.values import Value, int32
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
@@ -108,7 +108,7 @@ def _build_global(request: Request, reads: tuple[Storage, ...], writes: Storage)
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
     op = request.node.op
     taps = prod(op.window.kernel) if isinstance(op, MaxPool2d | AvgPool2d) else prod(request.inputs[0].shape[1:])
-    return simple_cost(request, reads, writes, outputs(request) * taps)
+    return simple_cost(request, reads, writes, taps)
 
 
 MAX_POOL2D_CUDA = Kernel("max_pool2d_cuda", canonical(MaxPool2d, _cost, _build_max))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -48,8 +49,8 @@ def joined(values: Sequence[Expr], bits: int) -> Expr:
 
 
 def words_of(buffer: Any, dtype: str = "int32") -> Any:
-    """A view of a buffer of bytes as 32-bit words; to be called in the function's body."""
-    size = prod(int(extent) for extent in buffer.shape)
+    """A view of a buffer as 32-bit words; to be called in the function's body."""
+    size = prod(int(extent) for extent in buffer.shape) * np.dtype(str(buffer.dtype)).itemsize
     return IRBuilder.name(f"{buffer.name}_words", T.decl_buffer((size // 4,), dtype, data=buffer.data))
 
 
