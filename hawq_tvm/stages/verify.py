@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hawq_tvm.backends.onnx.io import load_model
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
@@ -22,7 +23,7 @@ from hawq_tvm.stages.work import Work
 EMULATED = "tvm on an emulated GPU"
 """What the library is called in a report where its GPU is emulated: such a proof takes the place of no other."""
 
-EMULATED_MACS = 2 * 10**9
+EMULATED_MACS = 5 * 10**8
 """Multiply-accumulates that are emulated unless a number of samples is asked for: a minute or two."""
 
 
@@ -74,14 +75,13 @@ def _library(work: Work) -> Iterator[tuple[str, Executor]]:
     if target.gpu is None:
         yield "tvm", work.artifacts.library(target).values
         return
-    path = work.run.path / target.library_name
     gpu = work.artifacts.library_info(target).gpu
-    why = None if gpu is None else why_not_here(path, gpu)
+    why = None if gpu is None else why_not_here(Path(work.run.name, target.library_name), gpu)
     if why is None:
         yield "tvm on the GPU", work.artifacts.library(target).values
         return
     work.reporter.note(f"{why}; verifying on an emulated {target.gpu.name}")
-    with emulated_module(path) as module:
+    with emulated_module(work.run.path / target.library_name) as module:
         yield EMULATED, module.values
 
 

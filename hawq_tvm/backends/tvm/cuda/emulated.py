@@ -21,7 +21,7 @@ from hawq_tvm.emulator import Conditions, Image, Session, emulated_session
 
 
 def why_not_here(library: Path, gpu: GpuInfo) -> str | None:
-    """Why this machine cannot run a GPU's library, in a sentence; None where it can."""
+    """Why this machine cannot run a GPU's library, named as in messages, in a sentence; None where it can."""
     try:
         check_device(library, gpu)
     except RuntimeModuleError as error:
