@@ -56,6 +56,8 @@ struct SharedCell {
   uint32_t write, read;
 };
 
+constexpr size_t kSharedMargin = 1024;  // on both sides of shared memory, where an index that is wrong may land
+
 struct Block {
   const Launch* launch;
   Index index;

@@ -297,9 +297,9 @@ void work(const Launch& launch, std::atomic<uint64_t>& next, uint64_t blocks) {
     block.stacks = &stacks;
     block.shared_bytes = launch.kernel->dynamic_offset + launch.dynamic_shared;
     constexpr size_t kSharedAlignment = 1024;
-    std::vector<char> arena(block.shared_bytes + kSharedAlignment);
-    block.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(arena.data()) + kSharedAlignment - 1) &
-                                           ~(kSharedAlignment - 1));
+    std::vector<char> arena(block.shared_bytes + kSharedAlignment + 2 * kSharedMargin);
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(arena.data()) + kSharedMargin + kSharedAlignment - 1;
+    block.shared = reinterpret_cast<char*>(begin & ~(kSharedAlignment - 1));
     if (launch.kernel->checked) prepare_shadow(block);
     running = &block;
     if (sigsetjmp(block.fault, 1) == 0)

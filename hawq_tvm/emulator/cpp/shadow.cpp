@@ -107,13 +107,14 @@ std::string who(const Block& block, uint32_t code) {
 
 // ---- shared memory -----------------------------------------------------------------------------------------------------
 
+// Beside shared memory counts too: an access there is meant for it.
 bool in_shared(const Block& block, const char* address) {
-  return static_cast<size_t>(address - block.shared) < block.shared_bytes;
+  return static_cast<size_t>(address - block.shared + kSharedMargin) < block.shared_bytes + 2 * kSharedMargin;
 }
 
 void check_shared_bounds(const Block& block, const char* address, size_t bytes, const char* access) {
   const size_t offset = address - block.shared;
-  bool outside = offset + bytes > block.shared_bytes;
+  bool outside = offset > block.shared_bytes || offset + bytes > block.shared_bytes;
   if (!outside && !block.shadow.empty())
     outside = block.shadow[offset].write == kGap || block.shadow[offset + bytes - 1].write == kGap;
   if (outside)

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from hawq_tvm.backends.tvm.cuda import nvrtc
-from hawq_tvm.backends.tvm.cuda.packages import package_roots
+from hawq_tvm.backends.tvm.cuda.packages import TOOLKIT, package_roots
 from hawq_tvm.core.errors import CompileError, first_line
 
 CHOICE = "HAWQ_TVM_CUDA_COMPILER"
@@ -77,7 +77,7 @@ def _candidates(choice: str, cuda_home: str, path: str) -> Iterator[Callable[[],
         return
     if choice in ("", "nvcc"):
         folders = [f"{cuda_home}/bin"] if cuda_home else []
-        folders += [*path.split(os.pathsep), "/usr/local/cuda/bin", *(f"{root}/bin" for root in package_roots())]
+        folders += [*path.split(os.pathsep), TOOLKIT, *(f"{root}/bin" for root in package_roots())]
         for nvcc in dict.fromkeys(filter(None, (shutil.which("nvcc", path=folder) for folder in folders if folder))):
             yield lambda nvcc=nvcc: _nvcc(Path(nvcc))  # type: ignore[misc]
     if choice in ("", "nvrtc"):

@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from hawq_tvm.backends.tvm.cuda.packages import package_roots
+from hawq_tvm.backends.tvm.cuda.packages import TOOLKIT, package_roots
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 _TENSOR_CORE = re.compile(r"(?:I|H|B|D|Q|O|IG|HG|QG|BG)MMA\b.*")
@@ -22,7 +22,7 @@ _TENSOR_CORE = re.compile(r"(?:I|H|B|D|Q|O|IG|HG|QG|BG)MMA\b.*")
 @cache
 def find_disassembler() -> str | None:
     """The path of nvdisasm: of ``PATH``, ``CUDA_HOME``, ``/usr/local/cuda`` or Python's packages; None without one."""
-    folders = ["/usr/local/cuda/bin", *(f"{root}/bin" for root in package_roots())]
+    folders = [TOOLKIT, *(f"{root}/bin" for root in package_roots())]
     if os.environ.get("CUDA_HOME"):
         folders.insert(0, f"{os.environ['CUDA_HOME']}/bin")
     return shutil.which("nvdisasm") or shutil.which("nvdisasm", path=os.pathsep.join(folders))

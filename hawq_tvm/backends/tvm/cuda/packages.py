@@ -1,10 +1,13 @@
-"""Where NVIDIA's packages of PyPI lie. Standard library alone."""
+"""Where NVIDIA's programs and libraries lie: a toolkit's, and those of PyPI's packages. Standard library alone."""
 
 from __future__ import annotations
 
 import importlib.util
 from functools import cache
 from pathlib import Path
+
+TOOLKIT = "/usr/local/cuda/bin"
+"""Where a CUDA toolkit's programs lie by default."""
 
 
 @cache
