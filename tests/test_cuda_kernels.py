@@ -27,7 +27,8 @@ from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer
 from hawq_tvm.kernels.cuda import gemm_layers
-from hawq_tvm.kernels.cuda.gemm import TILES, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_tiles import TILES
 from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row
 from hawq_tvm.kernels.cuda.storages import channels_last
 

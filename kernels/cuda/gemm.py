@@ -12,7 +12,6 @@ chunk is of several taps. A linear layer is a convolution of images of one pixel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hawq_tvm.core.gpu import WARP_SIZE, MmaShape
@@ -206,60 +205,3 @@ class Tile:
     def __str__(self) -> str:
         warps = f"{self.warps_m}x{self.warps_n}" + (f"x{self.slices}" if self.slices > 1 else "")
         return f"{self.m}x{self.n}x{self.k * CHUNK_BYTES}B {warps} warps"
-
-
-TILES: tuple[Tile, ...] = (
-    Tile(128, 128, 2, 2, 4),
-    Tile(64, 128, 2, 1, 4),
-    Tile(128, 64, 4, 4, 2),
-    Tile(64, 128, 4, 1, 4),
-    Tile(128, 64, 4, 2, 2),
-    Tile(64, 64, 4, 2, 2),
-    Tile(32, 64, 4, 1, 2),
-    Tile(64, 32, 4, 2, 1),
-    Tile(64, 64, 8, 2, 2, 2),
-    Tile(32, 64, 8, 1, 2, 4),
-    Tile(32, 32, 16, 1, 1, 8),
-    Tile(32, 32, 4, 1, 1),
-)
-"""What is chosen from, largest first."""
-
-
-WMMA_TILES: tuple[Tile, ...] = (
-    Tile(128, 64, 4, 4, 2),
-    Tile(64, 64, 4, 2, 2),
-    Tile(32, 64, 4, 1, 2),
-    Tile(32, 32, 4, 1, 1),
-)
-"""The same for WMMA."""
-
-
-def choose_tile(gemm: Gemm, sms: int, tiles: Sequence[Tile] = TILES) -> Tile:
-    """The tile for a product: the one place to change where tiles are ranked by a model or by measurements.
-
-    Larger tiles load less for every multiplication, smaller ones fill more multiprocessors and waste less at the edges.
-    The rule counts, in multiply-accumulates, what the busiest multiprocessor does, and charges smaller tiles for their
-    loads, and few warps for waiting.
-
-    Args:
-        gemm: the product.
-        sms: multiprocessors.
-        tiles: what to choose from.
-    """
-    return min(tiles, key=lambda tile: _work(gemm, tile, sms))
-
-
-def _work(gemm: Gemm, tile: Tile, sms: int) -> float:
-    blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
-    loads = 64 * (1 / tile.m + 1 / tile.n)  # 1 at 128 x 128
-    steps = -(-gemm.chunks // tile.k)
-    a_block = tile.m * tile.n * (steps * tile.k * (1 + loads) + FIXED_CHUNKS)
-    waves = -(-blocks // sms)
-    return waves * a_block * max(1.0, BUSY_WARPS * WARP_SIZE / (waves * tile.threads))
-
-
-BUSY_WARPS = 8
-"""Warps that keep a multiprocessor busy, two for each of its parts: while one waits, the other computes."""
-
-FIXED_CHUNKS = 16
-"""What starts and ends a block, as if it were so many chunks more."""

@@ -12,12 +12,13 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import Build, Cost, canonical, packed
-from hawq_tvm.kernels.cuda.costs import EFFICIENCY, LAUNCH_US, memory_us, moved_bytes
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, TILES, WMMA_TILES, Gemm, Tile, choose_tile
+from hawq_tvm.kernels.cuda.costs import LAUNCH_US, memory_us, moved_bytes
+from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
 from hawq_tvm.kernels.cuda.gemm_kernel import Products, Sums, accumulate, first_channel
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
 from hawq_tvm.kernels.cuda.gemm_shared import Layout, Planes, Swizzled
+from hawq_tvm.kernels.cuda.gemm_tiles import TILES, WMMA_TILES, choose_tile, estimated_cycles
 from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row, filled_up, first_sums, pack_weights
 from hawq_tvm.kernels.cuda.gemm_wmma import Fragments
 from hawq_tvm.kernels.cuda.launch import function, stored_parameters
@@ -68,7 +69,7 @@ def build(
     op, node = request.node.op, request.node
     assert isinstance(op, WeightedOperator) and request.target.gpu is not None
     gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
-    chosen = tile or choose_tile(gemm, request.target.gpu.sms, family.tiles)
+    chosen = tile or choose_tile(gemm, request.target.gpu, family.tiles)
     layout = family.layout(chosen)
     constants = [pack_weights(op, gemm, layout, family.channel_of_row(chosen))]
     constants += [filled_up(values, chosen) for values in (first_sums(op, gemm), op.rescale.multiplier)]
@@ -158,14 +159,11 @@ def _cost(family: Family) -> Cost:
     def cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
         op, gpu = request.node.op, request.target.gpu
         assert isinstance(op, WeightedOperator) and gpu is not None
-        gemm = Gemm.of(request, reads[0])
-        tile = choose_tile(gemm, gpu.sms, family.tiles)
-        blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
-        macs = -(-blocks // gpu.sms) * tile.m * tile.n * gemm.chunks * gemm.chunk_elements
-        cycles = macs / gpu.architecture.macs_per_cycle[gemm.bits] * family.slowdown
+        gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
+        cycles = estimated_cycles(gemm, choose_tile(gemm, gpu, family.tiles), gpu) * family.slowdown
         stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
         bytes_ = moved_bytes(stored, request.batch) + op.weight.size * gemm.bits // 8
-        return LAUNCH_US + max(cycles / gpu.base_clock_mhz / EFFICIENCY, memory_us(gpu, bytes_) * family.slowdown)
+        return LAUNCH_US + max(cycles / gpu.base_clock_mhz, memory_us(gpu, bytes_) * family.slowdown)
 
     return cost
 
