@@ -165,12 +165,18 @@ def test_the_faster_family_costs_less(channels: int, out: int, size: int, kernel
     offers = gpu_offers(gpu_request(op, [image("u8", channels, size, size)], U8, batch=batch))
     mma, wmma = offers["conv2d_x8w8s32_mma_nhwc"].cost, offers["conv2d_x8w8s32_wmma_16x16x16_nhwc"].cost
     assert mma < wmma
-    if batch * channels * out * (size * kernel) ** 2 > 10**6:
+    if channels >= 16 and out >= 64:
         assert mma < min(offers[name].cost for name in ("conv2d_x8w8s32_cuda", "conv2d_x8w8s32_cuda_nhwc"))
     gemm = gemm_of(op, image("u8", channels, size, size), batch)
     best = estimated_cycles(gemm, choose_tile(gemm, T4), T4)
     assert best == min(estimated_cycles(gemm, tile, T4) for tile in TILES)
     assert best <= estimated_cycles(gemm, choose_tile(gemm, T4, WMMA_TILES), T4)
+
+
+def test_a_stem_takes_tensor_cores() -> None:
+    op = conv(3, 64, Window((7, 7), (2, 2), (3, 3, 3, 3)))
+    offers = gpu_offers(gpu_request(op, [image("u8", 3, 224, 224)], U8))
+    assert min(offers, key=lambda name: offers[name].cost) == "conv2d_x8w8s32_mma_nhwc"
 
 
 def test_linear_layers_take_tensor_cores() -> None:

@@ -34,7 +34,7 @@ WMMA_TILES: tuple[Tile, ...] = (
 BUSY_WARPS = 8
 """Warps that keep a multiprocessor busy, two for each of its parts: while one waits, the other computes."""
 
-FIXED_CHUNKS = 16
+FIXED_CHUNKS = 8
 """What starts and ends a block, as if it were so many chunks more."""
 
 
