@@ -177,6 +177,37 @@ def test_grouped_and_depthwise_convolutions(
 
 
 @needs_compiler
+@pytest.mark.parametrize("x", ["u8", "s8", "u4", "s4"])
+@pytest.mark.parametrize(
+    ("channels", "y", "window"),
+    [
+        (20, "u8", Window((3, 3), pads=(1, 1, 1, 1))),
+        (40, "s4", Window((3, 3), (2, 2), (1, 1, 1, 1))),
+        (3, "s8", Window((2, 3), dilations=(2, 2))),
+        (8, "s4", Window((5, 5), (2, 2), (2, 2, 2, 2))),
+        (17, "u8", Window((1, 1))),
+    ],
+    ids=str,
+)
+def test_depthwise_convolutions_by_dot_products(channels: int, y: str, window: Window, x: str) -> None:
+    """All four ways from words of channels to words of taps: either side of 8 bits, or packed."""
+    output = IntType.parse(y)
+    op = random_conv(channels, channels, window, 8, output, groups=channels, residual="each")
+    inputs = [image(x, channels, 7, 9), image("s4", channels, *window.output_size(7, 9))]
+    request = gpu_request(op, inputs, output, batch=2)
+    name = "conv2d_depthwise_x8w8s32_dp4a_nhwc"
+    assert computed_wrongly(request, {name: gpu_offers(request)[name]}) == []
+
+
+@needs_nvcc
+def test_the_largest_depthwise_window_spills_nothing(tmp_path: Path) -> None:
+    op = random_conv(64, 64, Window((7, 7), pads=(3, 3, 3, 3)), 8, S4, groups=64)
+    request = gpu_request(op, [image("s4", 64, 14, 14)], S4)
+    built = gpu_offers(request)["conv2d_depthwise_x8w8s32_dp4a_nhwc"].build()
+    assert compiled_by_nvcc(built, request.target, tmp_path).spilled_bytes == 0
+
+
+@needs_compiler
 @pytest.mark.parametrize("target", GPUS)
 @pytest.mark.parametrize(
     ("features", "outputs", "bits", "result"),

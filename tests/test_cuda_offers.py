@@ -69,6 +69,20 @@ def test_declines_say_why(kernel: str, request_: Request, reason: str) -> None:
     assert reason in declines(request_)[kernel]
 
 
+@pytest.mark.parametrize(
+    ("groups", "window", "reason"),
+    [(1, SAME, "each channel has one of its own"), (8, Window((8, 8), pads=(4, 4, 4, 4)), "this window has 64")],
+)
+def test_what_is_not_depthwise_or_too_wide_is_declined(groups: int, window: Window, reason: str) -> None:
+    request = gpu_request(conv(8, 8, window, groups=groups), [image("u8", 8, 9, 9)], U8)
+    assert reason in declines(request)["conv2d_depthwise_x8w8s32_dp4a_nhwc"]
+
+
+def test_depthwise_layers_take_dot_products() -> None:
+    offers = gpu_offers(gpu_request(conv(96, 96, groups=96), [image("u8", 96, 56, 56)], U8))
+    assert min(offers, key=lambda name: offers[name].cost) == "conv2d_depthwise_x8w8s32_dp4a_nhwc"
+
+
 def test_gpu_kernels_decline_what_is_for_a_cpu() -> None:
     request = replace(gpu_request(conv(8, 8), [image("u8", 8, 5, 5)], U8), target=TARGETS["llvm"])
     found = {name: reason for name, reason in declines(request).items() if "NVIDIA" in reason}
@@ -165,7 +179,7 @@ def test_the_faster_family_costs_less(channels: int, out: int, size: int, kernel
     offers = gpu_offers(gpu_request(op, [image("u8", channels, size, size)], U8, batch=batch))
     mma, wmma = offers["conv2d_x8w8s32_mma_nhwc"].cost, offers["conv2d_x8w8s32_wmma_16x16x16_nhwc"].cost
     assert mma < wmma
-    if channels >= 16 and out >= 64:
+    if channels >= 64 and out >= 64:
         assert mma < min(offers[name].cost for name in ("conv2d_x8w8s32_cuda", "conv2d_x8w8s32_cuda_nhwc"))
     gemm = gemm_of(op, image("u8", channels, size, size), batch)
     best = estimated_cycles(gemm, choose_tile(gemm, T4), T4)
