@@ -220,7 +220,11 @@ def test_memory_and_registers_that_were_never_written_hold_no_zeros() -> None:
         ("if (threadIdx.x % 2) __syncwarp(); else __shfl_sync(-1, 1, 0);", "threads of one warp diverge"),
         ("__syncwarp(1);", "__syncwarp of a part of a warp"),
         ('asm volatile("bar.sync 1;");', "the emulator does not know barriers other than number 0"),
-        ("((int*)0)[threadIdx.x] = 1;", "which is no memory of the device"),
+        ("((int*)(long)x_ptr[0])[threadIdx.x] = 1;", "which is no memory of the device"),
+        (
+            "int deep[100000]; deep[x_ptr[0]] = 1; x_ptr[0] = deep[x_ptr[0] + 99999];",
+            "the thread's own registers or stack",
+        ),
     ],
 )
 def test_threads_that_part_are_told(body: str, message: str) -> None:

@@ -32,6 +32,7 @@ _KERNEL = (
     "-w",  # TVM's text is not ours to mend
     "-fwrapv",  # as integers of the GPU wrap around
     "-ffp-contract=off",  # what is to be rounded once is written as fma
+    "-fstack-clash-protection",  # arrays that are too large for a stack end in the page below it
     "-ftrivial-auto-var-init=pattern",  # registers that were never written hold nothing that looks right
     "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,float-cast-overflow",
 )

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <iterator>
 #include <mutex>
 #include <numeric>
 #include <string>
@@ -250,17 +251,22 @@ void run_block(Block& block, uint32_t number) {
 
 // ---- faults ------------------------------------------------------------------------------------------------------------
 
-// Where the compiler does not report accesses, and for pointers into nowhere, the pages that no one may touch do.
-struct sigaction faults_before[2];
+// Where the compiler does not report accesses, and for pointers into nowhere, the pages that no one may touch do. Where
+// it can prove that a text is undefined, clang leaves an illegal instruction.
+constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+struct sigaction before_faults[std::size(kFaults)];
 
 void on_fault(int signal, siginfo_t* info, void*) {
   Block* block = running;
   if (!block || !block->current) {  // not ours: as if we were not here
-    sigaction(signal, &faults_before[signal == SIGBUS], nullptr);
+    for (size_t i = 0; i < std::size(kFaults); i++)
+      if (kFaults[i] == signal) sigaction(signal, &before_faults[i], nullptr);
     return;
   }
-  const std::string where = describe_address(info->si_addr);
-  report(*block->launch, Failure::illegal_address, place(*block) + "access to " + where);
+  const bool by_address = signal == SIGSEGV || signal == SIGBUS;
+  const std::string what = by_address ? "access to " + describe_address(info->si_addr)
+                                      : std::string("something that C++ leaves undefined: ") + strsignal(signal);
+  report(*block->launch, by_address ? Failure::illegal_address : Failure::launch_failure, place(*block) + what);
   siglongjmp(block->fault, 1);
 }
 
@@ -270,12 +276,10 @@ class FaultHandlers {
     struct sigaction action {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &faults_before[0]);
-    sigaction(SIGBUS, &action, &faults_before[1]);
+    for (size_t i = 0; i < std::size(kFaults); i++) sigaction(kFaults[i], &action, &before_faults[i]);
   }
   ~FaultHandlers() {
-    sigaction(SIGSEGV, &faults_before[0], nullptr);
-    sigaction(SIGBUS, &faults_before[1], nullptr);
+    for (size_t i = 0; i < std::size(kFaults); i++) sigaction(kFaults[i], &before_faults[i], nullptr);
   }
 };
 
