@@ -120,6 +120,35 @@ class Architecture:
         """Whether tensor cores multiply operands of that many bits, rather than emulate it."""
         return bits in self.mma
 
+    def resident_blocks(self, threads: int, registers: int, shared_bytes: int) -> int:
+        """How many blocks of a kernel a multiprocessor holds at once; 0 where not even one fits.
+
+        The rules of NVIDIA's occupancy calculator (``cuda_occupancy.h``): a warp's registers are rounded up and come
+        from the register file of one scheduler, a block's shared memory is rounded up.
+
+        Args:
+            threads: of a block.
+            registers: of a thread, as the compiler reports them.
+            shared_bytes: of a block, static and dynamic.
+        """
+        if threads > MAX_THREADS_PER_BLOCK or shared_bytes > self.shared_bytes_per_block:
+            return 0
+        warps = -(-threads // WARP_SIZE)
+        warp_registers = _round_up(max(registers, 1) * WARP_SIZE, self.register_granularity)
+        warps_by_registers = self.registers_per_sm // self.schedulers // warp_registers * self.schedulers
+        block_shared = _round_up(shared_bytes + self.shared_bytes_reserved, self.shared_granularity)
+        by_shared = self.shared_bytes_per_sm // block_shared if block_shared else self.blocks_per_sm
+        return min(self.warps_per_sm // warps, warps_by_registers // warps, by_shared, self.blocks_per_sm)
+
+    def occupancy(self, threads: int, registers: int, shared_bytes: int) -> float:
+        """The share of a multiprocessor's warps that a kernel keeps resident; arguments as of `resident_blocks`."""
+        warps = -(-threads // WARP_SIZE)
+        return self.resident_blocks(threads, registers, shared_bytes) * warps / self.warps_per_sm
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
 
 _M8N8K16 = MmaShape(8, 8, 16, "IMMA.8816")
 _M8N8K32 = MmaShape(8, 8, 32, "IMMA.8832")
@@ -320,3 +349,6 @@ H100 = GpuFacts(
     l2_bytes=50 * 2**20,
     published_tops={8: 1978.9, 16: 989.4},  # [Hopper] table 2
 )
+
+ARCHITECTURES = {architecture.number: architecture for architecture in (SM_75, SM_80, SM_86, SM_89, SM_90)}
+"""Every architecture by its number."""

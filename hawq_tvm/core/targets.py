@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hawq_tvm.core.errors import CompileError
@@ -75,3 +75,28 @@ def find_target(name: str) -> Target:
     if name not in TARGETS:
         raise CompileError(f"unknown target '{name}'; known: {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def architectures_of(target: Target, also: Sequence[Target] = ()) -> tuple[int, ...]:
+    """The numbers of the GPU architectures that a library is compiled for, ascending; none for a CPU.
+
+    Args:
+        target: whose kernels are taken.
+        also: further GPUs that the library is to hold machine code for.
+
+    Raises:
+        CompileError: a further target that is no GPU, or older than the one whose kernels are taken.
+    """
+    numbers = set() if target.gpu is None else {target.gpu.architecture.number}
+    for other in also:
+        if target.gpu is None or other.gpu is None:
+            raise CompileError(
+                f"a library for '{target.name}' cannot hold machine code for '{other.name}' too; both must be GPUs"
+            )
+        if other.gpu.architecture.number < target.gpu.architecture.number:
+            raise CompileError(
+                f"kernels for '{target.name}' ({target.gpu.architecture.sm}) do not run on '{other.name}' "
+                f"({other.gpu.architecture.sm}), which is older; compile for --target {other.name} --also {target.name}"
+            )
+        numbers.add(other.gpu.architecture.number)
+    return tuple(sorted(numbers))
