@@ -321,24 +321,17 @@ std::string refuse(const Kernel& kernel, const Index& grid, const Index& block) 
   return "";
 }
 
-}  // namespace
+// One launch at a time, and no buffer comes or goes while it runs.
+std::mutex api_lock;
 
-}  // namespace emulator
-
-using namespace emulator;
-
-extern "C" int emulator_launch(const Kernel* kernel, const unsigned* grid, const unsigned* block,
-                               size_t dynamic_shared, void* const* arguments, unsigned order, unsigned workers,
-                               char* message, size_t message_bytes) {
-  const Launch launch{kernel,    {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, dynamic_shared,
-                      arguments, order};
+int launch_grid(const Launch& launch, unsigned workers, char* message, size_t message_bytes) {
   failure = 0;
   failure_message.clear();
-  const std::string refusal = refuse(*kernel, launch.grid, launch.block);
+  const std::string refusal = refuse(*launch.kernel, launch.grid, launch.block);
   if (!refusal.empty()) {
     report(launch, Failure::launch_failure, refusal);
   } else {
-    const uint64_t blocks = uint64_t(grid[0]) * grid[1] * grid[2];
+    const uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
     std::atomic<uint64_t> next{0};
     FaultHandlers handlers;
     std::vector<std::thread> cores;
@@ -348,10 +341,32 @@ extern "C" int emulator_launch(const Kernel* kernel, const unsigned* grid, const
     if (const void* trampled = failure ? nullptr : first_trampled_buffer())
       report(launch, Failure::illegal_address, "it wrote beside " + describe_buffer(launch, trampled));
   }
-  if (kernel->checked) clear_stamps();
+  if (launch.kernel->checked) clear_stamps();
   snprintf(message, message_bytes, "%s", failure_message.c_str());
   return failure;
 }
 
-extern "C" void* emulator_malloc(size_t bytes) { return device_malloc(bytes ? bytes : 1); }
-extern "C" int emulator_free(void* pointer) { return device_free(pointer); }
+}  // namespace
+
+}  // namespace emulator
+
+using namespace emulator;
+
+extern "C" int emulator_launch(const Kernel* kernel, const unsigned* grid, const unsigned* block,
+                               size_t dynamic_shared, void* const* arguments, unsigned order, unsigned workers,
+                               char* message, size_t message_bytes) {
+  std::lock_guard<std::mutex> guard(api_lock);
+  const Launch launch{kernel,    {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, dynamic_shared,
+                      arguments, order};
+  return launch_grid(launch, workers, message, message_bytes);
+}
+
+extern "C" void* emulator_malloc(size_t bytes) {
+  std::lock_guard<std::mutex> guard(api_lock);
+  return device_malloc(bytes ? bytes : 1);
+}
+
+extern "C" int emulator_free(void* pointer) {
+  std::lock_guard<std::mutex> guard(api_lock);
+  return device_free(pointer);
+}
