@@ -43,6 +43,14 @@ def test_threads_know_where_they_are() -> None:
     assert np.array_equal(y, thread // 6 * 100 + block // 2 * 1000 + block * 10000 + thread)
 
 
+def test_constants_are_read() -> None:
+    body = "y_ptr[threadIdx.x] = table[x_ptr[threadIdx.x]] + other[x_ptr[threadIdx.x] + 1];"
+    before = "__constant__ int table[4] = {5, 6, 7, 8};\nstatic const short other[5] = {0, 10, 20, 30, 40};"
+    x, y = np.array([3, 0, 2, 1], np.int32), np.zeros(4, np.int32)
+    run(cuda("int* x_ptr, int* y_ptr", body, before=before), "kernel", [x, y], (1,), (4,))
+    assert y.tolist() == [48, 15, 37, 26]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(I32.min, I32.max), st.integers(I32.min, I32.max))
 def test_integers_wrap_around(a: int, b: int) -> None:

@@ -321,6 +321,9 @@ std::string refuse(const Kernel& kernel, const Index& grid, const Index& block) 
   return "";
 }
 
+// Each guarded stack takes two of the mappings that Linux grants a process (vm.max_map_count, 65,530 unless raised).
+constexpr uint64_t kMostWorkers = 16;
+
 // One launch at a time, and no buffer comes or goes while it runs.
 std::mutex api_lock;
 
@@ -335,7 +338,7 @@ int launch_grid(const Launch& launch, unsigned workers, char* message, size_t me
     std::atomic<uint64_t> next{0};
     FaultHandlers handlers;
     std::vector<std::thread> cores;
-    for (uint64_t i = 0; i < std::min<uint64_t>(workers, blocks); i++)
+    for (uint64_t i = 0; i < std::min({uint64_t(workers), blocks, kMostWorkers}); i++)
       cores.emplace_back([&] { work(launch, next, blocks); });
     for (std::thread& core : cores) core.join();
     if (const void* trampled = failure ? nullptr : first_trampled_buffer())
