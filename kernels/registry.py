@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from hawq_tvm.core.errors import CompileError
+from hawq_tvm.kernels.cuda import conv2d as cuda_conv2d
+from hawq_tvm.kernels.cuda import convert as cuda_convert
+from hawq_tvm.kernels.cuda import elementwise as cuda_elementwise
+from hawq_tvm.kernels.cuda import gemm_layers
+from hawq_tvm.kernels.cuda import linear as cuda_linear
+from hawq_tvm.kernels.cuda import pooling as cuda_pooling
 from hawq_tvm.kernels.generic import (
     concat,
     conv2d,
@@ -43,10 +49,31 @@ KERNELS: tuple[Kernel, ...] = (
     nhwc_pooling.AVG_POOL2D_NHWC,
     pooling.GLOBAL_AVG_POOL2D_GENERIC,
     nhwc_pooling.GLOBAL_AVG_POOL2D_NHWC,
+    gemm_layers.CONV2D_W4_MMA,
+    gemm_layers.CONV2D_W8_MMA,
+    gemm_layers.LINEAR_W8_MMA,
+    cuda_conv2d.CONV2D_CUDA,
+    cuda_conv2d.CONV2D_CUDA_NHWC,
+    cuda_linear.LINEAR_CUDA,
+    cuda_elementwise.ADD_CUDA,
+    cuda_elementwise.ADD_CUDA_NHWC,
+    cuda_elementwise.REQUANTIZE_CUDA,
+    cuda_elementwise.REQUANTIZE_CUDA_NHWC,
+    cuda_elementwise.CONCAT_CUDA,
+    cuda_elementwise.CONCAT_CUDA_NHWC,
+    cuda_elementwise.PAD_CHANNELS_CUDA,
+    cuda_elementwise.PAD_CHANNELS_CUDA_NHWC,
+    cuda_pooling.MAX_POOL2D_CUDA,
+    cuda_pooling.MAX_POOL2D_CUDA_NHWC,
+    cuda_pooling.AVG_POOL2D_CUDA,
+    cuda_pooling.AVG_POOL2D_CUDA_NHWC,
+    cuda_pooling.GLOBAL_AVG_POOL2D_CUDA,
+    cuda_pooling.GLOBAL_AVG_POOL2D_CUDA_NHWC,
+    cuda_pooling.GLOBAL_AVG_POOL2D_CUDA_NHWC_NCHW,
 )
 """Every kernel; of offers that cost the same, the earlier row's is taken. To add one, see `docs/adding.md`."""
 
-CONVERTERS: tuple[Converter, ...] = (convert.CONVERT_GENERIC,)
+CONVERTERS: tuple[Converter, ...] = (convert.CONVERT_GENERIC, cuda_convert.CONVERT_CUDA)
 """Every way to copy a value into another storage, best first."""
 
 

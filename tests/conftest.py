@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: PyTorch's threads would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler, find_cuda_compiler
 from hawq_tvm.cli.app import main
+from hawq_tvm.core.errors import CompileError
 
 HERE = Path(__file__).parent
 NETWORKS = HERE / "networks.py"
@@ -30,6 +32,23 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Run:
         return status, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled kernels are kept for these tests alone, and nothing of the user's is taken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def cuda_compiler() -> CudaCompiler:
+    """The CUDA compiler of this machine."""
+    try:
+        return find_cuda_compiler()
+    except CompileError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ FLOORS = (
     ("posttraining",),
     ("sources", "frontend"),
     ("backends", *ROOMS),
+    ("emulator",),
     ("settings",),
     ("core",),
 )
@@ -44,6 +45,7 @@ LIBRARIES = {
     "calibration": {"numpy", "torch"},
     "ilp": {"numpy", "pulp"},
     "kernels": {"numpy", "tvm"},
+    "emulator": {"numpy"},
     "backends/tvm/runtime": {"numpy", "tvm", "tvm_ffi"},
     "backends/tvm/codegen": {"tvm_ffi"},
     "backends/tvm/host": set(),

@@ -19,7 +19,7 @@ from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes, Of, flat
 from hawq_tvm.core.errors import HawqError, SettingsError
 from hawq_tvm.core.specs import CHOICE, Budget
-from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, find_target
+from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, architectures_of, find_target
 from hawq_tvm.core.version import VERSION
 from hawq_tvm.runs.rundir import open_run
 from hawq_tvm.settings import SAMPLES, Settings
@@ -204,16 +204,23 @@ def compile(
     path: RunPath,
     target: TargetName = DEFAULT_TARGET,
     batch: Annotated[int | None, typer.Option(help="samples a call; default: as the run was made", min=1)] = None,
+    also: Annotated[
+        str | None,
+        typer.Option(
+            help="of a GPU: further GPUs that the library is to run on without PTX, such as nvidia/a10,nvidia/l4"
+        ),
+    ] = None,
     data: OtherData = None,
     trust_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> int:
     """Integerise with the run's bits.json, edited or not, and compile for a target."""
-    find_target(target)
+    others = tuple(find_target(name.strip()) for name in (also or "").split(",") if name.strip())
+    architectures_of(find_target(target), others)
     open_run(path)
     from hawq_tvm.cli import commands
 
-    return commands.compile(path, target, batch, data, trust_code, as_json)
+    return commands.compile(path, target, batch, others, data, trust_code, as_json)
 
 
 @app.command()

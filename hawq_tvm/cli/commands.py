@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hawq_tvm import pipeline
+from hawq_tvm.backends.tvm.cuda.compiler import find_cuda_compiler
 from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler
 from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.calibration import make_observers
@@ -84,6 +85,8 @@ def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file
     _check_settings(settings)
     if find_c_compiler() is None:
         raise CompileError(f"no C compiler found ({', '.join(C_COMPILERS)}); install one, as with apt install g++")
+    if find_target(target).gpu is not None:
+        find_cuda_compiler()
     with _new_work(path, sources, settings, target, given) as work:
         pipeline.perform(work, pipeline.RUN)
         write_report(work.run, path)
@@ -143,11 +146,20 @@ def allocate(path: Path, changes: Changes, as_json: bool) -> int:
     return 0
 
 
-def compile(path: Path, target: str, batch: int | None, data: str | None, trust_code: bool, as_json: bool) -> int:
+def compile(
+    path: Path,
+    target: str,
+    batch: int | None,
+    also: tuple[Target, ...],
+    data: str | None,
+    trust_code: bool,
+    as_json: bool,
+) -> int:
     """`hawq-tvm compile`."""
     chosen = find_target(target)
     with edit_run(path) as run:
         work = _resume(run, chosen, data, trust_code)
+        work.also = also
         size = batch if batch is not None else work.artifacts.batch(chosen)  # that of the library that is there
         work.settings = replace(work.settings, batch=work.settings.batch if size is None else size)
         for name in (files.BITS, files.RANGES):
@@ -159,11 +171,20 @@ def compile(path: Path, target: str, batch: int | None, data: str | None, trust_
     library = path / chosen.library_name
     if as_json:
         console.print_json(
-            {"library": str(library), "bytes": library.stat().st_size, "kernels": dict(info.kernels), "cpu": info.cpu}
+            {
+                "library": str(library),
+                "bytes": library.stat().st_size,
+                "kernels": dict(info.kernels),
+                "cpu": info.cpu,
+                "gpu": None if info.gpu is None else asdict(info.gpu),
+            }
         )
     else:
         size = library.stat().st_size
-        console.out.print(f"wrote {library} ({size:,} bytes, batch {info.batch}); hawq-tvm verify {path} proves it")
+        code = "" if info.gpu is None else f", {', '.join(info.gpu.architectures)} and PTX for newer GPUs"
+        console.out.print(
+            f"wrote {library} ({size:,} bytes, batch {info.batch}{code}); hawq-tvm verify {path} proves it"
+        )
     return 0
 
 

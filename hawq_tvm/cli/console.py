@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -135,6 +136,7 @@ def print_layers(summary: RunSummary) -> None:
     if summary.fidelity is not None:
         out.print(Text(RATIOS))
     print_storages(summary)
+    print_launches(summary)
     print_totals(summary)
 
 
@@ -152,6 +154,30 @@ def print_storages(summary: RunSummary) -> None:
         ]
         print_table((f"value on {target}", "storage", "kernel", "bytes"), rows, texts=3)
         out.print(Text(f"activations on {target}: {summary.activation_bytes[target]:,} bytes after planning"))
+
+
+def print_launches(summary: RunSummary) -> None:
+    """What every call launches on a GPU, what its blocks take, and the tensor core instructions that were found."""
+    for target, found in summary.launches.items():
+        rows = [
+            (
+                call,
+                ", ".join(takes.tensor_core or ()),
+                "x".join(map(str, takes.grid)),
+                f"{prod(takes.block)}",
+                f"{takes.registers}",
+                f"{takes.shared_bytes:,}",
+                f"{takes.spill_bytes:,}",
+                f"{takes.stack_bytes:,}",
+                f"{takes.blocks_per_sm}",
+                f"{takes.occupancy:.0%}",
+            )
+            for call, takes in ((launch.call, launch.takes) for launch in found)
+        ]
+        numbers = ("blocks", "threads", "registers", "shared", "spilled", "local", "blocks an SM", "occupancy")
+        print_table((f"call on {target}", "tensor core", *numbers), rows, texts=2)
+        if any(launch.takes.tensor_core is None for launch in found):
+            out.print(Text("tensor core instructions were not looked for; pip install nvidia-cuda-nvdisasm"))
 
 
 def _ratios(found: ValueFidelity | None) -> tuple[str, str]:

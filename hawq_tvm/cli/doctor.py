@@ -12,6 +12,8 @@ from ctypes.util import find_library
 from dataclasses import dataclass
 
 from hawq_tvm.backends.tvm.host import cpu_name, instruction_sets, usable_cores
+from hawq_tvm.core.errors import HawqError
+from hawq_tvm.core.targets import TARGETS, architectures_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def examine() -> list[Check]:
         _c_compiler(),
         _probe("solver CBC", _cbc),
         _package("solver HiGHS", "highspy", "optional; pip install highspy"),
-        _command("CUDA compiler nvcc", "nvcc", ["--version"], "optional; NVRTC from PyPI serves too"),
-        _package("CUDA compiler NVRTC", "cuda.bindings", "optional; for GPU targets, which come with a later version"),
+        _cuda_compiler(),
+        _disassembler(),
         _cuda_driver(),
         _command("NVIDIA GPU", "nvidia-smi", ["--query-gpu=name", "--format=csv,noheader"], "none found"),
     ]
@@ -85,7 +87,6 @@ def _tvm() -> str:
     import tvm
 
     from hawq_tvm.backends.tvm.lower import Machine
-    from hawq_tvm.core.targets import TARGETS
 
     machine = Machine.resolve(TARGETS["llvm"])
     llvm = tvm.target.codegen.llvm_version_major()
@@ -135,6 +136,28 @@ def _command(name: str, command: str, arguments: list[str], otherwise: str) -> C
     return Check(name, bool(lines), False, lines[-1] if lines else f"{path} says nothing; {otherwise}")
 
 
+def _cuda_compiler() -> Check:
+    """A compiler of kernels for GPU targets, which needs no GPU; and where its results are kept."""
+    from hawq_tvm.backends.tvm.cuda.cache import cache_folder
+    from hawq_tvm.backends.tvm.cuda.compiler import find_cuda_compiler
+
+    try:
+        found = find_cuda_compiler()
+    except HawqError as error:
+        return Check("CUDA compiler", False, False, f"optional, for GPU targets; {error}")
+    served = [name for name, target in TARGETS.items() if set(architectures_of(target)) & set(found.architectures)]
+    return Check("CUDA compiler", True, False, f"{found.name}, for {', '.join(served)}; cache {cache_folder()}")
+
+
+def _disassembler() -> Check:
+    """What `inspect` names tensor core instructions by."""
+    from hawq_tvm.backends.tvm.cuda.disassembly import find_disassembler
+
+    found = find_disassembler()
+    missing = "optional, names tensor core instructions; pip install nvidia-cuda-nvdisasm"
+    return Check("CUDA disassembler nvdisasm", found is not None, False, found or missing)
+
+
 def _cuda_driver() -> Check:
     found = find_library("cuda") or next(
         (
@@ -144,4 +167,9 @@ def _cuda_driver() -> Check:
         ),
         None,
     )
-    return Check("CUDA driver libcuda", found is not None, False, found or "none; GPU modules cannot run here")
+    return Check(
+        "CUDA driver libcuda",
+        found is not None,
+        False,
+        found or "none; GPU libraries are compiled here, and run elsewhere",
+    )

@@ -14,6 +14,7 @@
     ├── ModelFileError           a `model.onnx` that is corrupted, truncated or not ours
     ├── CompileError             no kernel, no C compiler, TVM or the linker failed
     ├── RuntimeModuleError       a compiled library that cannot be loaded or run
+    ├── EmulatorError            a kernel that breaks a rule of the GPU, or that the emulator cannot run
     ├── RunError                 a run directory: missing, of another version, full disk
     └── SettingsError            an option that makes no sense
 
@@ -127,6 +128,10 @@ class CompileError(HawqError):
 
 class RuntimeModuleError(HawqError):
     """A compiled library that cannot be loaded or run here."""
+
+
+class EmulatorError(HawqError):
+    """A kernel that breaks a rule of the GPU under the emulator, or that the emulator cannot compile or run."""
 
 
 class RunError(HawqError):

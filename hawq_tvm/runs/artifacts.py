@@ -52,6 +52,11 @@ def library_files(target: Target) -> tuple[str, str]:
     return target.library_name, target.library_name.removesuffix(".so") + ".json"
 
 
+def text_files(target: Target) -> tuple[str, ...]:
+    """The name of the file with the CUDA text of a GPU's kernels; none for a CPU."""
+    return () if target.gpu is None else (target.library_name.removesuffix(".so") + ".cu",)
+
+
 def verify_file(target: Target) -> str:
     return f"verify.{target.name.replace('/', '-')}.json"
 

@@ -6,11 +6,11 @@ read from JSON, so that a run is inspected in an instant: neither PyTorch, ONNX 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hawq_tvm.backends.tvm.info import LibraryInfo
+from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo, LibraryInfo
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import CostTable, summed_error
 from hawq_tvm.core.targets import TARGETS
@@ -91,6 +91,21 @@ class StoredValue:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One kernel that a call of a GPU's library launches.
+
+    Attributes:
+        call: the value that the call makes, or copies.
+        kernel: the kernel's symbol.
+        takes: how it is launched and what it takes.
+    """
+
+    call: str
+    kernel: str
+    takes: GpuKernelInfo
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over the layers; limits are those that the allocator was held to.
 
@@ -121,6 +136,7 @@ class RunSummary:
         totals: over the layers.
         activation_bytes: planned memory, by target.
         storages: every kernel call's storage in order, conversions too, by target.
+        launches: what every kernel call launches, in order, by target that is a GPU.
         accuracy: None where it was not measured.
         fidelity: of every value, those without weights too; None where it was not measured.
         verification: by target.
@@ -140,6 +156,7 @@ class RunSummary:
     totals: Totals
     activation_bytes: Mapping[str, int]
     storages: Mapping[str, tuple[StoredValue, ...]]
+    launches: Mapping[str, tuple[Launch, ...]]
     accuracy: Accuracy | None
     fidelity: Fidelity | None
     verification: Mapping[str, VerifyReport]
@@ -156,6 +173,7 @@ class RunSummary:
             "totals": asdict(self.totals),
             "activation_bytes": dict(self.activation_bytes),
             "storages": {target: [asdict(call) for call in calls] for target, calls in self.storages.items()},
+            "launches": {target: [asdict(launch) for launch in found] for target, found in self.launches.items()},
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
             "verification": {target: report.to_json() for target, report in self.verification.items()},
@@ -199,6 +217,7 @@ def summarize(run: Run) -> RunSummary:
         totals=_totals(layers, _limits(run)),
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
         storages={name: stored_values(info) for name, info in libraries.items()},
+        launches={name: launches(info.gpu, info.calls) for name, info in libraries.items() if info.gpu is not None},
         accuracy=accuracy,
         fidelity=fidelity,
         verification={
@@ -247,6 +266,11 @@ def stored_values(info: LibraryInfo) -> tuple[StoredValue, ...]:
         size = storage.size_bytes(value.type, info.batch)
         calls.append(StoredValue(name, info.call_kernels[call], str(storage), size, conversion is not None))
     return tuple(calls)
+
+
+def launches(gpu: GpuInfo, calls: Sequence[str]) -> tuple[Launch, ...]:
+    """What the calls of a library launch, in order."""
+    return tuple(Launch(call, name, kernel) for call in calls for name, kernel in gpu.launched_by(call).items())
 
 
 def _layer(

@@ -6,24 +6,28 @@ from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.runs.artifacts import MODEL, library_files
+from hawq_tvm.runs.artifacts import MODEL, library_files, text_files
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
 
 def compile(work: Work) -> Stage:
     """The library for the target, at the batch of the settings."""
-    target, batch = work.target, work.settings.batch
+    target, batch, also = work.target, work.settings.batch, work.also
 
     def make(_: Advance) -> None:
         lowered = lower(work.artifacts.graph, target, batch=batch)
-        build_library(lowered, work.run.path / target.library_name)
+        build_library(lowered, work.run.path / target.library_name, also=also)
 
     return Stage(
         f"compile {target.name}",
         f"compiling for {target.name}",
         make,
-        options={"batch": batch, "cpu": cpu_name() if target.host_cpu else ""},
+        options={
+            "batch": batch,
+            "cpu": cpu_name() if target.host_cpu else "",
+            **({"also": [other.name for other in also]} if also else {}),
+        },
         reads=(MODEL,),
-        writes=library_files(target),
+        writes=(*library_files(target), *text_files(target)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,7 @@ class Work:
         settings: Settings,
         *,
         target: Target | str = DEFAULT_TARGET,
+        also: Sequence[Target] = (),
         model: LoadedModel | None = None,
         data: Data | None = None,
         given: BitConfig | None = None,
@@ -51,6 +52,7 @@ class Work:
             run: open for writing.
             settings: what is asked for.
             target: what is compiled for, timed and verified.
+            also: further GPUs that the library is to hold machine code for.
             model: needed by `capture` alone.
             data: needed by the stages that look at samples.
             given: bits that are taken as they are; None lets the program allocate them.
@@ -59,6 +61,7 @@ class Work:
         self.run = run
         self.settings = settings
         self.target = find_target(target) if isinstance(target, str) else target
+        self.also = tuple(also)
         self.model = model
         self.given = given
         self.reporter = reporter or Reporter()

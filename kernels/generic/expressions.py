@@ -16,13 +16,19 @@ def int64(value: Expr) -> Expr:
 
 
 def rescale(total: Expr, parameters: Rescale, dtype: IntType) -> Expr:
-    """The rounding law of `hawq_tvm.core.dyadic` on one int64 sum, cast to the carrier of `dtype`.
+    """The rounding law of `hawq_tvm.core.dyadic` on one int64 sum, cast to the carrier of `dtype`."""
+    return rounded(total, parameters).astype(dtype.carrier)
 
-    The clip is one of 32-bit numbers: `Bounds.rounded` proves that the shifted sum is one.
-    """
-    shifted = ((total + int64(1 << (parameters.shift - 1))) >> int64(parameters.shift)).astype("int32")
-    clipped = te.max(te.min(shifted, tirx.const(parameters.hi, "int32")), tirx.const(parameters.lo, "int32"))
-    return clipped.astype(dtype.carrier)
+
+def rounded(total: Expr, parameters: Rescale) -> Expr:
+    """The rounding law on one int64 sum, as int32."""
+    shifted = shifted_half_up(total, parameters)
+    return te.max(te.min(shifted, tirx.const(parameters.hi, "int32")), tirx.const(parameters.lo, "int32"))
+
+
+def shifted_half_up(total: Expr, parameters: Rescale) -> Expr:
+    """The rounding law on one int64 sum before its clip: int32, as `Bounds.rounded` proves."""
+    return ((total + int64(1 << (parameters.shift - 1))) >> int64(parameters.shift)).astype("int32")
 
 
 def nibble(byte: Expr, half: Expr) -> Expr:

@@ -40,6 +40,64 @@ class ConversionInfo:
 
 
 @dataclass(frozen=True)
+class GpuKernelInfo:
+    """One kernel of a GPU, on the GPU that it was chosen for.
+
+    Attributes:
+        function: what the virtual machine calls to launch it.
+        grid: blocks in x, y and z.
+        block: threads of a block in x, y and z.
+        registers: 32-bit registers of a thread.
+        shared_bytes: shared memory of a block.
+        stack_bytes: local memory of a thread: arrays that are not in registers.
+        spill_bytes: registers that a thread spills to local memory.
+        blocks_per_sm: blocks that a multiprocessor holds at once.
+        occupancy: the share of its warps that they are.
+        tensor_core: the tensor core instructions in its machine code; None where no disassembler was at hand.
+        image: SHA-256 of its image in the library.
+    """
+
+    function: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spill_bytes: int
+    blocks_per_sm: int
+    occupancy: float
+    tensor_core: tuple[str, ...] | None
+    image: str
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """What a library holds for GPUs.
+
+    Attributes:
+        architectures: those that it has machine code for: ``sm_75``.
+        ptx: the PTX that drivers of newer GPUs compile: ``compute_75``.
+        compiler: what compiled it.
+        functions: what the virtual machine calls, by the names in `LibraryInfo.calls`.
+        kernels: by symbol, in the order of their functions.
+        device_bytes: memory that a call takes: constants, activations and the input.
+        text_sha256: of the file with the kernels' CUDA text beside the library.
+    """
+
+    architectures: tuple[str, ...]
+    ptx: str
+    compiler: str
+    functions: Mapping[str, str]
+    kernels: Mapping[str, GpuKernelInfo]
+    device_bytes: int
+    text_sha256: str
+
+    def launched_by(self, call: str) -> dict[str, GpuKernelInfo]:
+        """The kernels that a call launches."""
+        return {name: kernel for name, kernel in self.kernels.items() if kernel.function == self.functions[call]}
+
+
+@dataclass(frozen=True)
 class LibraryInfo:
     """What a compiled library holds; the JSON beside it.
 
@@ -61,6 +119,7 @@ class LibraryInfo:
         fingerprint: of the integer graph.
         tvm: the version that compiled it.
         sha256: of the library file.
+        gpu: what it holds for GPUs; None where it runs on a CPU alone.
     """
 
     target: str
@@ -80,6 +139,7 @@ class LibraryInfo:
     fingerprint: str
     tvm: str
     sha256: str
+    gpu: GpuInfo | None = None
 
     @property
     def call_kernels(self) -> dict[str, str]:
@@ -91,6 +151,11 @@ class LibraryInfo:
     def path_beside(library: Path) -> Path:
         """Where the JSON of a library lies."""
         return library.with_suffix(".json")
+
+    @staticmethod
+    def text_beside(library: Path) -> Path:
+        """Where the CUDA text of a library's kernels lies; see `hawq_tvm.backends.tvm.cuda.texts`."""
+        return library.with_suffix(".cu")
 
     def write(self, library: Path) -> None:
         """Write the JSON beside the library."""
@@ -117,6 +182,9 @@ class LibraryInfo:
         bare = [name for name in made if name not in found.kernels or name not in found.declines]
         if bare:
             raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
+        unlaunched = sorted(set(found.calls) - found.gpu.functions.keys()) if found.gpu is not None else []
+        if unlaunched:
+            raise reader.fault(f"gpu.functions does not name {unlaunched[0]!r}")
         if found.batch < 1:
             raise reader.fault("batch is 0, expected at least 1")
         return found

@@ -23,6 +23,7 @@ from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
 from hawq_tvm.backends.tvm.runtime import configure_threads, load_library
 from hawq_tvm.backends.tvm.storage import plan_storages
+from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Array, TensorType
@@ -88,7 +89,15 @@ def measure_latency(
 
     Returns:
         The median over `ROUNDS` rounds, for every layer at every pair.
+
+    Raises:
+        CompileError: a kernel does not compile, or a target that is a GPU.
     """
+    if target.gpu is not None:
+        raise CompileError(
+            f"kernels for '{target.name}' are not timed on this machine; leave --latency out, or take a latency table "
+            "from a machine with that GPU"
+        )
     machine = Machine.resolve(target)
     names = tuple(layer.name for layer in graph.layers)
     keys: dict[tuple[str, Bits], Any] = {}

@@ -34,9 +34,9 @@ class Machine:
 
     Attributes:
         target: the row of `hawq_tvm.core.targets`.
-        tvm_target: TVM's target, ``mcpu`` filled in.
+        tvm_target: TVM's target, ``mcpu`` filled in; a GPU's with the host that calls its kernels.
         cpu: the LLVM name of the CPU compiled for; empty for a portable target.
-        vector_bits: width of its vector registers.
+        vector_bits: width of its vector registers; of a GPU, of a thread's widest access.
     """
 
     target: Target
@@ -47,6 +47,10 @@ class Machine:
     @classmethod
     def resolve(cls, target: Target) -> Machine:
         """Detect what the target leaves open."""
+        if target.gpu is not None:
+            # Code around the kernels is portable: the machine that compiles is not the one that runs.
+            resolved = tvm.target.Target({"kind": target.kind, **target.attributes}, host="llvm")
+            return cls(target, resolved, "", _GPU_ACCESS_BITS)
         cpu = str(tvm.target.codegen.llvm_get_system_cpu()) if target.host_cpu else ""
         attributes: dict[str, Any] = {"kind": target.kind, **target.attributes}
         if cpu:
@@ -54,6 +58,10 @@ class Machine:
         resolved = tvm.target.Target(attributes)
         vector_bits = int(tvm.target.codegen.llvm_get_vector_width(resolved))
         return cls(target, resolved, cpu, max(vector_bits, 128))
+
+
+_GPU_ACCESS_BITS = 128
+"""The widest load and store of one thread, on every NVIDIA GPU that is in the table (PTX ISA, ``ld.global.v4.b32``)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +72,7 @@ class Lowered:
         module: the Relax function ``main`` and one PrimFunc a distinct kernel.
         plan: how each value is stored, and which kernel makes it.
         calls: what the function calls, in order: a node by its name, or a conversion.
+        functions: the PrimFunc of each call, by name.
         planned_bytes: activation memory after planning.
         constant_bytes: weights, biases and multipliers as the kernels pack them.
     """
@@ -74,8 +83,19 @@ class Lowered:
     batch: int
     plan: Plan
     calls: dict[str, ConversionInfo | None]
+    functions: dict[str, str]
     planned_bytes: int
     constant_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory that a call takes on a GPU: constants, activations, and the input, which the caller brings."""
+        name = self.graph.input_name
+        return (
+            self.constant_bytes
+            + self.planned_bytes
+            + self.plan.storages[name].size_bytes(self.graph.types[name], self.batch)
+        )
 
 
 def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all") -> Lowered:
@@ -106,6 +126,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         batch,
         plan,
         builder.calls,
+        builder.functions,
         _planned_bytes(planned),
         builder.constant_bytes,
     )
@@ -159,6 +180,7 @@ class _RelaxBuilder:
         self.plan = plan
         self.types = graph.types
         self.calls: dict[str, ConversionInfo | None] = {}
+        self.functions: dict[str, str] = {}
         self.constant_bytes = 0
         self._values: dict[tuple[str, Storage], Any] = {}
         self._builder = relax.BlockBuilder()
@@ -187,10 +209,13 @@ class _RelaxBuilder:
         """The conversions that a node asks for first; None for the output's."""
         for item, (converter, offer) in zip(self.plan.conversions, self.plan.converters, strict=True):
             if item.reader == reader:
-                self.calls[f"{item.value} as {item.to}"] = ConversionInfo(item.value, item.to, converter)
+                call = f"{item.value} as {item.to}"
+                self.calls[call] = ConversionInfo(item.value, item.to, converter)
                 source = self._values[item.value, item.source]
                 layer = f"'{item.value}' as {item.to}"
-                self._values[item.value, item.to] = self._call(item.value, item.to, layer, converter, offer, [source])
+                self._values[item.value, item.to] = self._call(
+                    call, item.value, item.to, layer, converter, offer, [source]
+                )
 
     def _compute(self, node: Node) -> None:
         offer = self.plan.offers[node.name]
@@ -200,14 +225,17 @@ class _RelaxBuilder:
         else:
             self.calls[node.name] = None
             layer, kernel = f"layer '{node.name}' ({node.op.kind})", self.plan.kernels[node.name]
-            result = self._call(node.name, offer.writes, layer, kernel, offer, inputs)
+            result = self._call(node.name, node.name, offer.writes, layer, kernel, offer, inputs)
         self._values[node.name, offer.writes] = result
 
-    def _call(self, value: str, storage: Storage, layer: str, kernel: str, offer: Offer, inputs: list[Any]) -> Any:
+    def _call(
+        self, call: str, value: str, storage: Storage, layer: str, kernel: str, offer: Offer, inputs: list[Any]
+    ) -> Any:
         built = build_kernel(layer, kernel, offer.build, self.machine.target)
         self.constant_bytes += sum(array.nbytes for array in built.constants)
         constants = [relax.const(array, str(array.dtype)) for array in built.constants]
         function = self._function(built, f"{kernel}__{re.sub(r'[^0-9A-Za-z]+', '_', value)}")
+        self.functions[call] = str(function.name_hint)
         return self._builder.emit(
             relax.call_tir(function, [*inputs, *constants], self._tensor_type(value, storage)), name_hint="value"
         )

@@ -1,5 +1,7 @@
 """A compiled library, loaded and run with the TVM runtime alone: no compiler, no PyTorch, no ONNX.
 
+A library for a GPU runs on the first one; `hawq_tvm.backends.tvm.cuda.device` looks at that before TVM does.
+
 One module may be called from many threads. Each call has a virtual machine to itself, of those that the module keeps;
 the library, its constants and its code are there once.
 
@@ -11,20 +13,23 @@ after every call, and for seconds where threads that called have ended, whose wo
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hawq_tvm.backends.tvm.cuda.device import check_device
 from hawq_tvm.backends.tvm.host import instruction_sets, usable_cores
 from hawq_tvm.backends.tvm.info import LibraryInfo
-from hawq_tvm.core.errors import DataError, RuntimeModuleError
+from hawq_tvm.core.errors import DataError, HawqError, RuntimeModuleError, first_line
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.interpreter import check_integers
 from hawq_tvm.core.ir import Array, TensorType
@@ -34,7 +39,8 @@ os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "20000")
 
 import tvm_ffi
-from tvm import cpu
+from tvm import cpu, cuda
+from tvm.base import _LOADED_LIBS
 from tvm.runtime import tensor
 from tvm.runtime.vm import VirtualMachine
 
@@ -46,6 +52,13 @@ def load_library(library: Path) -> Any:
     """
     with tempfile.TemporaryDirectory() as folder:
         return tvm_ffi.load_module(shutil.copy(library, folder), keep_module_alive=False)
+
+
+def _load_cuda_runtime() -> None:
+    """TVM's part for GPUs, which it loads by itself where all that it is linked with lies where the loader looks."""
+    if tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is None:
+        beside = Path(_LOADED_LIBS["tvm_runtime"]._name)
+        ctypes.CDLL(str(beside.with_name("libtvm_runtime_cuda.so")), ctypes.RTLD_GLOBAL)
 
 
 class _Threads:
@@ -120,7 +133,8 @@ class CompiledModule:
             library: path of the ``.so``; its JSON lies beside it.
 
         Raises:
-            RuntimeModuleError: missing, corrupted, truncated, or compiled for a CPU with more instruction sets.
+            RuntimeModuleError: missing, corrupted, truncated, compiled for a CPU with more instruction sets, or for a
+                GPU that is not here.
         """
         self.info = LibraryInfo.read(library)
         if not library.exists():
@@ -135,8 +149,13 @@ class CompiledModule:
                 f"{library} was compiled for a CPU ({self.info.cpu}) with {', '.join(lacking)}, which this one lacks; "
                 "compile it here, or for --target llvm/portable"
             )
+        if self.info.gpu is not None:
+            check_device(library, self.info.gpu)
         self.path = library.absolute()
         try:
+            if self.info.gpu is not None:
+                _load_cuda_runtime()
+            self._device = cpu() if self.info.gpu is None else cuda(0)
             self._library = load_library(library)
             self._idle = [self._machine()["main"]]  # of virtual machines that no call is using
         except Exception as error:  # TVM raises many unrelated kinds
@@ -165,9 +184,10 @@ class CompiledModule:
 
         Raises:
             DataError: a wrong shape or dtype, no sample at all, or integers out of the input type's range.
-            RuntimeModuleError: this process was forked from one in which a library had run.
+            RuntimeModuleError: this process was forked from one in which a library had run, or the GPU fails.
         """
-        return np.concatenate([self._call(tensor(part)).numpy()[:count] for part, count in self._batches(x)])
+        with self._failures_told():
+            return np.concatenate([self._call(self._on_device(part)).numpy()[:n] for part, n in self._batches(x)])
 
     def values(self, x: Array) -> dict[str, Array]:
         """Every value's integers, tapped from the running library call by call, whatever its storage.
@@ -207,7 +227,7 @@ class CompiledModule:
         main = self._tapped(after=keep)
         for part, size in self._batches(x):
             calls, count = iter(self.info.calls), size
-            main(tensor(part))
+            main(self._on_device(part))
         return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
     def call_times(self, x: Array) -> dict[str, float]:
@@ -218,16 +238,18 @@ class CompiledModule:
 
         def start() -> None:
             nonlocal started
+            self._finish()
             started = time.perf_counter()
 
         def stop(_output: Any) -> None:
+            self._finish()
             elapsed = time.perf_counter() - started
             times[next(calls)] += elapsed
 
         main = self._tapped(before=start, after=stop)
         for part, _ in self._batches(x):
             calls = iter(self.info.calls)
-            main(tensor(part))
+            main(self._on_device(part))
         return times
 
     def prepare(self, x: Array) -> Callable[[], None]:
@@ -242,10 +264,11 @@ class CompiledModule:
         check_integers(x, self.input_type)
         if len(x) != self.info.batch:
             raise DataError(f"the input holds {len(x)} samples, expected the library's batch of {self.info.batch}")
-        resident = tensor(x)
+        resident = self._on_device(x)
 
         def call() -> None:
             self._call(resident)
+            self._finish()
 
         return call
 
@@ -264,7 +287,28 @@ class CompiledModule:
 
     def _machine(self) -> Any:
         """A virtual machine over the library, with registers of its own; the constants are shared."""
-        return VirtualMachine(self._library, cpu())
+        return VirtualMachine(self._library, self._device)
+
+    def _finish(self) -> None:
+        """Wait for the GPU, which works while the call that asked it to has returned."""
+        if self.info.gpu is not None:
+            self._device.sync()
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """What fails on a GPU, such as memory that runs out, in one sentence; on a CPU all was looked at before."""
+        try:
+            yield
+        except HawqError:
+            raise
+        except Exception as error:  # TVM raises many unrelated kinds
+            if self.info.gpu is None:
+                raise
+            raise RuntimeModuleError(f"{self.path} fails on the GPU: {first_line(error)}") from error
+
+    def _on_device(self, x: Array) -> Any:
+        """A batch in the memory of the device that computes it."""
+        return tensor(x, self._device)
 
     def _call(self, x: Any) -> Any:
         """One call on a machine that no other thread is using; as many are made as calls ever overlap."""

@@ -24,6 +24,7 @@ from hawq_tvm.core.ops import AvgPool2d, Conv2d, Flatten, MaxPool2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_offers, offer_conversion
+from hawq_tvm.kernels.cuda.storages import channels_last as gpu_channels_last
 
 MAX_STATES = 500
 """States that go on from a node."""
@@ -270,7 +271,7 @@ def plan_storages(graph: Graph, target: Target, vector_bits: int, *, batch: int,
     if palette not in PALETTES:
         raise CompileError(f"unknown palette of storages '{palette}'; known: {', '.join(PALETTES)}")
     types = graph.types
-    alternatives = {} if palette == "canonical" else channels_last(graph, vector_bits)
+    alternatives = {} if palette == "canonical" else alternatives_of(graph, target, vector_bits)
     requests: dict[str, Request] = {}
     answers: dict[str, dict[str, Offer | str]] = {}
     steps: list[Step] = []
@@ -350,6 +351,14 @@ def _earlier(chosen: str, answers: Mapping[str, Offer | str]) -> tuple[Decline, 
             )
         found.append(Decline(kernel, answer))
     return tuple(found)
+
+
+def alternatives_of(graph: Graph, target: Target, vector_bits: int) -> dict[str, Storage]:
+    """The storage of each value that is in play beside the canonical one, by name; as the target's kernels want it."""
+    if target.kind == "cuda":
+        found = {name: gpu_channels_last(type) for name, type in graph.types.items()}
+        return {name: storage for name, storage in found.items() if storage is not None}
+    return channels_last(graph, vector_bits)
 
 
 def channels_last(graph: Graph, vector_bits: int) -> dict[str, Storage]:

@@ -1,0 +1,1 @@
+// The text includes it; device.h has what the text uses.

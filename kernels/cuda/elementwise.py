@@ -1,0 +1,103 @@
+"""Requantize, the free-standing sum, concatenation and channels of zeros: a thread for each word of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.cuda.acceptance import canonical, packed
+from hawq_tvm.kernels.cuda.costs import simple_cost
+from hawq_tvm.kernels.cuda.launch import thread_a_word
+from hawq_tvm.kernels.cuda.values import Value, int32
+from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+
+Place = tuple[Expr, Expr, Expr, Expr]
+
+
+def _build_sum(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
+    op, node = request.node.op, request.node
+    assert isinstance(op, Add | Requantize)
+
+    def body(inputs: Sequence[Value], _constants: Any, y: Value, at: Place) -> list[Expr]:
+        runs = [x.load_run(*at, y.lanes) for x in inputs]
+        found = []
+        for values in zip(*runs, strict=True):
+            terms = [int64(value) * int64(int(m)) for value, m in zip(values, op.rescale.multiplier, strict=True)]
+            found.append(rounded(sum(terms[1:], terms[0]), op.rescale))
+        return found
+
+    inputs = list(zip(request.inputs, reads, strict=True))
+    return thread_a_word(inputs, (), (node.type, writes), request.batch, body)
+
+
+def _build_concat(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
+    op = request.node.op
+    assert isinstance(op, Concat)
+    multipliers = [int(m) for m in op.rescale.multiplier]
+
+    def branch(multiplier: int) -> Callable[[Expr], Expr]:
+        return lambda value: rounded(int64(value) * int64(multiplier), op.rescale)
+
+    return _side_by_side(request, reads, writes, 0, [branch(m) for m in multipliers])
+
+
+def _build_pad(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
+    op = request.node.op
+    assert isinstance(op, PadChannels)
+    return _side_by_side(request, reads, writes, op.before, [lambda value: value])
+
+
+def _side_by_side(
+    request: Request,
+    reads: tuple[Storage, ...],
+    writes: Storage,
+    before: int,
+    pieces: Sequence[Callable[[Expr], Expr]],
+) -> BuiltKernel:
+    """The inputs' channels in order after `before` channels of zeros; `pieces` say what becomes of each one's values.
+
+    A word may hold the end of one input and the start of the next: each that it touches adds its lanes.
+    """
+
+    def body(inputs: Sequence[Value], _constants: Any, y: Value, at: Place) -> list[Expr]:
+        n, c, h, w = at
+        lanes = T.alloc_buffer((y.lanes,), "int32", scope="local")
+        for lane in range(y.lanes):
+            T.buffer_store(lanes, int32(0), [lane])
+        start = before
+        for x, piece in zip(inputs, pieces, strict=True):
+            count = x.type.shape[0]
+            with T.If(tirx.all(c + y.lanes > start, c < start + count)), T.Then():
+                if start % y.lanes == count % y.lanes == 0:
+                    for lane, value in enumerate(x.load_run(n, c - start, h, w, y.lanes)):
+                        T.buffer_store(lanes, piece(value), [lane])
+                else:
+                    for lane in range(y.lanes):
+                        channel = c + (lane - start)
+                        with T.If(tirx.all(channel >= 0, channel < count)), T.Then():
+                            T.buffer_store(lanes, piece(x.load(n, channel, h, w)), [lane])
+            start += count
+        return [lanes[lane] for lane in range(y.lanes)]
+
+    inputs = list(zip(request.inputs, reads, strict=True))
+    return thread_a_word(inputs, (), (request.node.type, writes), request.batch, body)
+
+
+def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+    return simple_cost(request, reads, writes, len(reads))
+
+
+ADD_CUDA = Kernel("add_cuda", canonical(Add, _cost, _build_sum))
+ADD_CUDA_NHWC = Kernel("add_cuda_nhwc", packed(Add, _cost, _build_sum))
+REQUANTIZE_CUDA = Kernel("requantize_cuda", canonical(Requantize, _cost, _build_sum))
+REQUANTIZE_CUDA_NHWC = Kernel("requantize_cuda_nhwc", packed(Requantize, _cost, _build_sum))
+CONCAT_CUDA = Kernel("concat_cuda", canonical(Concat, _cost, _build_concat))
+CONCAT_CUDA_NHWC = Kernel("concat_cuda_nhwc", packed(Concat, _cost, _build_concat))
+PAD_CHANNELS_CUDA = Kernel("pad_channels_cuda", canonical(PadChannels, _cost, _build_pad))
+PAD_CHANNELS_CUDA_NHWC = Kernel("pad_channels_cuda_nhwc", packed(PadChannels, _cost, _build_pad))

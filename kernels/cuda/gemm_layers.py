@@ -1,0 +1,139 @@
+"""Convolutions and linear layers on Tensor Cores: what is offered, and the function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.cuda.acceptance import canonical, packed
+from hawq_tvm.kernels.cuda.costs import EFFICIENCY, LAUNCH_US, memory_us, moved_bytes
+from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile, choose_tile
+from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
+from hawq_tvm.kernels.cuda.gemm_kernel import Sums, accumulate
+from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
+from hawq_tvm.kernels.cuda.gemm_weights import filled_up, pack_weights, widened_bias
+from hawq_tvm.kernels.cuda.launch import function, stored_parameters
+from hawq_tvm.kernels.cuda.values import words_of
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+
+MIN_BLOCKS = 2
+"""Blocks of a multiprocessor at least: 128 registers for each of 256 threads."""
+
+
+def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: Tile | None = None) -> BuiltKernel:
+    """The function of a convolution or a linear layer.
+
+    Args:
+        request: what to compute.
+        reads: how the inputs are stored.
+        writes: how the result is stored.
+        tile: how the product is cut; None for what `choose_tile` says.
+    """
+    op, node = request.node.op, request.node
+    assert isinstance(op, WeightedOperator) and request.target.gpu is not None
+    gemm = Gemm.of(request, reads[0])
+    chosen = tile or choose_tile(gemm, request.target.gpu.sms)
+    constants = [pack_weights(op, gemm, chosen), filled_up(widened_bias(op, gemm), chosen)]
+    constants.append(filled_up(op.rescale.multiplier, chosen))
+    if op.rescale.residual is not None and len(op.rescale.residual) > 1:
+        constants.append(filled_up(op.rescale.residual, chosen))
+
+    def launch(*buffers: Any) -> None:
+        inputs, given = buffers[: len(reads)], buffers[len(reads) : -1]
+        x, *rest = (words_of(buffer, "uint32") for buffer in inputs)
+        columns = -(-gemm.out_channels // chosen.n)
+        grid = -(-gemm.rows // chosen.m) * columns
+        with (
+            T.launch_thread("blockIdx.x", grid) as block,
+            T.launch_thread("threadIdx.x", chosen.threads) as thread,
+            T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", MIN_BLOCKS),
+        ):
+            first_row, column = T.bind(block // columns * chosen.m), T.bind(block % columns)
+            sums = Sums.of(gemm, chosen, thread)
+            channel = T.bind(column * chosen.n + sums.first_channel)
+            sums.start(given[1], channel)
+            pixels = Pixels.of(gemm, chosen, x, first_row, thread)
+            sums = accumulate(gemm, chosen, sums, pixels, Weights.of(chosen, given[0], column, thread))
+            multiplier = load_channels(given[2], channel, chosen.lane_channels)
+            residual = None
+            if rest:
+                residual = _residual(op, Rows.of(rest[0], request.inputs[1], reads[1]), given[3:], channel, chosen)
+            y = Rows.of(words_of(buffers[-1], "uint32"), node.type, writes)
+            finish(gemm, sums, op.rescale, multiplier, residual, y, (first_row, channel))
+
+    inputs = list(zip(request.inputs, reads, strict=True))
+    parameters = stored_parameters(inputs, constants, (node.type, writes), request.batch)
+    return BuiltKernel(function(parameters, launch), tuple(constants))
+
+
+def _residual(op: WeightedOperator, rows: Rows, given: Sequence[Any], channel: Any, tile: Tile) -> Residual:
+    assert op.rescale.residual is not None
+    multipliers = load_channels(given[0], channel, tile.lane_channels) if given else None
+    words = local(tile.lane_channels // rows.a_word, "uint32")
+    return Residual(rows, multipliers, int(op.rescale.residual[0]), words)
+
+
+def _refuse_conv2d(bits: int) -> Callable[[Request], str | None]:
+    """Why the kernel that multiplies in so many bits does not take a convolution, channels last."""
+
+    def refuse(request: Request) -> str | None:
+        op, node = request.node.op, request.node
+        assert isinstance(op, Conv2d)
+        if op.groups > 1:
+            return f"multiplies all channels with one another, not {op.groups} groups of them"
+        writes = request.alternatives[node.name]
+        if writes.channels(node.type) > node.type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
+            return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
+        return _refuse_width(request, request.alternatives[node.inputs[0]], bits)
+
+    return refuse
+
+
+def _refuse_linear(request: Request) -> str | None:
+    """Why the kernel does not take a linear layer: vectors are canonical, and not filled up."""
+    features, outputs = request.inputs[0].shape[0], request.node.type.shape[0]
+    if features % CHUNK_BYTES:
+        return f"loads {CHUNK_BYTES} features at once, of which {features} are no multiple"
+    if request.node.type.dtype.bits <= 8 and outputs % 4:
+        return f"stores 4 results at once, of which {outputs} are no multiple"
+    return _refuse_width(request, Storage.canonical(request.inputs[0]), 8)
+
+
+def _refuse_width(request: Request, reads: Storage, bits: int) -> str | None:
+    gpu, op = request.target.gpu, request.node.op
+    assert isinstance(op, WeightedOperator)
+    if gpu is None:
+        return f"needs to know the GPU's instructions, and nothing is known of '{request.target.name}'"
+    if not gpu.architecture.native(bits):
+        return f"multiplies {bits}-bit values, which {gpu.name} does not do natively"
+    multiplied = Gemm.of(request, reads).bits
+    if multiplied != bits:
+        return (
+            f"multiplies {bits}-bit values; weights of {op.weight_bits} bits with an input stored in {reads.bits} are "
+            f"multiplied as {multiplied} bits on {gpu.name}"
+        )
+    return None
+
+
+def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+    """A launch, and the longer of what the tensor cores and the memory take."""
+    op, gpu = request.node.op, request.target.gpu
+    assert isinstance(op, WeightedOperator) and gpu is not None
+    gemm = Gemm.of(request, reads[0])
+    tile = choose_tile(gemm, gpu.sms)
+    blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
+    cycles = -(-blocks // gpu.sms) * tile.m * tile.n * gemm.chunks * gemm.chunk_elements
+    cycles //= gpu.architecture.macs_per_cycle[gemm.bits]
+    tensor_us = cycles / gpu.base_clock_mhz / EFFICIENCY
+    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
+    bytes_ = moved_bytes(stored, request.batch) + op.weight.size * gemm.bits // 8
+    return LAUNCH_US + max(tensor_us, memory_us(gpu, bytes_))
+
+
+CONV2D_W4_MMA = Kernel("conv2d_x4w4s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(4)))
+CONV2D_W8_MMA = Kernel("conv2d_x8w8s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(8)))
+LINEAR_W8_MMA = Kernel("linear_x8w8s32_mma", canonical(Linear, _cost, build, refuse=_refuse_linear))

@@ -1,0 +1,241 @@
+"""How the operands of a product reach shared memory: predicated loads of pixels, plain copies of weights.
+
+Thread x copies, for i = 0, 1, ..., chunk x % k of row i * (threads / k) + x / k of a tile. The rows' places in the
+image are found once; a step then adds the offset of its window tap, and loads nothing where that lies outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from hawq_tvm.kernels.cuda import ptx
+from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.ptx import uint32
+from hawq_tvm.kernels.cuda.values import int32
+from hawq_tvm.kernels.generic.expressions import Expr
+
+OUTSIDE = -(2**24)
+"""The row of pixels that are none: no window reaches from it into an image."""
+
+
+def local(count: int, dtype: str) -> Any:
+    """Registers of a thread, as long as every index is a constant."""
+    return T.alloc_buffer((count,), dtype, scope="local")
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Words that lie together, of one of a thread's chunks.
+
+    Attributes:
+        chunk: its number among the thread's.
+        word: the piece's first word in it.
+        count: its words.
+        place: its first word in memory.
+        condition: whether it is there; what is not is zero. None for always.
+    """
+
+    chunk: int
+    word: int
+    count: int
+    place: Expr
+    condition: Expr
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """The left operand: rows of A, gathered from the image.
+
+    Either `load` to registers and `store` to shared memory, or `copy` there without registers.
+
+    Attributes:
+        gemm: the product.
+        tile: how it is cut.
+        words: the image as uint32 words.
+        thread: the thread's number in its block.
+        count: chunks that a thread copies in a step.
+        row: int32 registers: of each chunk's output pixel, the first image row that its window sees, or `OUTSIDE`.
+        column: the first image column.
+        base: the word at which that pixel starts; negative where it lies outside.
+        loaded: uint32 registers: the words of a step that are on their way.
+    """
+
+    gemm: Gemm
+    tile: Tile
+    words: Any
+    thread: Expr
+    count: int
+    row: Any
+    column: Any
+    base: Any
+    loaded: Any
+
+    @classmethod
+    def of(cls, gemm: Gemm, tile: Tile, words: Any, first_row: Expr, thread: Expr) -> Pixels:
+        """Find the places of a block's rows, the first of which is output pixel `first_row`."""
+        count = tile.m * tile.k // tile.threads
+        row, column, base = local(count, "int32"), local(count, "int32"), local(count, "int32")
+        pixels = cls(gemm, tile, words, thread, count, row, column, base, local(count * CHUNK_WORDS, "uint32"))
+        (height, width), (out_height, out_width) = gemm.size, gemm.out_size
+        (sy, sx), (top, left, _, _) = gemm.window.strides, gemm.window.pads
+        for i in range(count):
+            pixel = T.bind(first_row + pixels.tile_row(i))
+            y = pixel // out_width % out_height * sy - top
+            T.buffer_store(row, y if gemm.rows % tile.m == 0 else _or_outside(pixel < gemm.rows, y), [i])
+            T.buffer_store(column, pixel % out_width * sx - left, [i])
+            first = (pixel // (out_height * out_width) * height + y) * width + column[i]
+            T.buffer_store(base, first * gemm.pixel_words, [i])
+        return pixels
+
+    def tile_row(self, i: int) -> Expr:
+        """The row of the tile that the thread's chunk `i` belongs to."""
+        return i * (self.tile.threads // self.tile.k) + self.thread // self.tile.k
+
+    def load(self, step: Expr) -> None:
+        """Start reading the thread's chunks of a step into registers."""
+        for piece in self._pieces(step):
+            registers = [self.loaded[piece.chunk * CHUNK_WORDS + piece.word + i] for i in range(piece.count)]
+            if piece.condition is not None:
+                for i in range(piece.count):
+                    T.buffer_store(self.loaded, uint32(0), [piece.chunk * CHUNK_WORDS + piece.word + i])
+            ptx.load_global(registers, self.words.ptr_to([piece.place]), piece.condition)
+
+    def copy(self, step: Expr, shared: Any, start: Expr) -> None:
+        """Start copying the thread's chunks of a step to shared memory, from word `start` on."""
+        for piece in self._pieces(step):
+            place = piece.place if piece.condition is None else tirx.Select(piece.condition, piece.place, int32(0))
+            to = shared.ptr_to([start + self._shared_place(piece.chunk) + piece.word])
+            ptx.copy_async(to, self.words.ptr_to([place]), piece.count, piece.condition)
+
+    def _pieces(self, step: Expr) -> Iterator[Piece]:
+        """What a thread reads in a step: a piece a chunk, or one for each of its taps."""
+        gemm, words = self.gemm, self.gemm.loaded_words
+        chunk = T.bind(step * self.tile.k + self.thread % self.tile.k)
+        if gemm.taps_per_chunk == 1:
+            tap, within = self._tap_of(step, chunk, gemm.channels // gemm.chunk_elements)
+            for i in range(self.count):
+                yield self._piece(i, 0, words, tap, within * words, chunk < gemm.chunks)
+        else:
+            count = words // gemm.taps_per_chunk
+            for part in range(gemm.taps_per_chunk):
+                tap = T.bind(chunk * gemm.taps_per_chunk + part)
+                for i in range(self.count):
+                    yield self._piece(i, part * count, count, tap, int32(0), tap < gemm.taps)
+
+    def _tap_of(self, step: Expr, chunk: Expr, a_tap: int) -> tuple[Expr, Expr]:
+        """The window tap of a chunk and its number in it, where a tap has `a_tap` chunks."""
+        if self.gemm.taps == 1:
+            return int32(0), chunk
+        if a_tap % self.tile.k == 0:  # a step is of one tap: the same for all threads
+            steps = a_tap // self.tile.k
+            return T.bind(step // steps), T.bind(step % steps * self.tile.k + self.thread % self.tile.k)
+        return T.bind(chunk // a_tap), T.bind(chunk % a_tap)
+
+    def _piece(self, i: int, word: int, count: int, tap: Expr, offset: Expr, there: Expr) -> Piece:
+        """`count` words of a tap's pixel from word `offset` on, read where the pixel is in the image."""
+        window, (height, width) = self.gemm.window, self.gemm.size
+        dy, dx = window.dilations
+        y, x = tap // window.kernel[1] * dy, tap % window.kernel[1] * dx
+        place = self.base[i] + (y * width + x) * self.gemm.pixel_words + offset
+        conditions = []
+        if self.gemm.chunks % self.tile.k or self.gemm.taps_per_chunk > 1:
+            conditions.append(there)
+        if any(window.pads) or self.gemm.rows % self.tile.m:
+            conditions.append(_within(self.row[i] + y, height))
+        if any(window.pads):
+            conditions.append(_within(self.column[i] + x, width))
+        return Piece(i, word, count, place, _all(conditions))
+
+    def _shared_place(self, i: int) -> Expr:
+        """The word of a stage at which the thread's chunk `i` lies."""
+        row = self.tile_row(i)
+        return (row * self.tile.k + self.tile.swizzled(row, self.thread % self.tile.k)) * CHUNK_WORDS
+
+    def store(self, shared: Any, start: Expr) -> None:
+        """Write the chunks that were loaded to shared memory, from word `start` on."""
+        for i in range(self.count):
+            registers = [self.loaded[i * CHUNK_WORDS + word] for word in range(CHUNK_WORDS)]
+            if self.gemm.widens:
+                registers = self._widened(i)
+            ptx.store_shared(registers, shared.ptr_to([start + self._shared_place(i)]))
+
+    def _widened(self, i: int) -> list[Expr]:
+        """Two words of eight 4-bit values each as four of bytes: of each word its even values, then its odd ones."""
+        found = []
+        for word in range(self.gemm.loaded_words):
+            packed = self.loaded[i * CHUNK_WORDS + word]
+            if self.gemm.shifted:  # -8..7 become 0..15
+                packed = packed ^ uint32(0x88888888)
+            found += [packed & uint32(0x0F0F0F0F), (packed >> uint32(4)) & uint32(0x0F0F0F0F)]
+        return found
+
+
+def _within(value: Expr, size: int) -> Expr:
+    """0 <= value < size, in one comparison: negative values are large as unsigned ones."""
+    return value.astype("uint32") < uint32(size)
+
+
+def _all(conditions: Sequence[Expr]) -> Expr:
+    """All of them; None for none."""
+    if len(conditions) < 2:
+        return conditions[0] if conditions else None
+    return tirx.all(*conditions)
+
+
+def _or_outside(condition: Expr, row: Expr) -> Expr:
+    return tirx.Select(condition, row, int32(OUTSIDE))
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The right operand: steps of a tile as `gemm_weights.pack_weights` lays them out.
+
+    Attributes:
+        tile: how the product is cut.
+        words: the packed weights, uint32 [channel tiles, steps, words of a step].
+        column: the block's number among the channel tiles.
+        thread: the thread's number in its block.
+        loaded: uint32 registers: the words of a step that are on their way.
+    """
+
+    tile: Tile
+    words: Any
+    column: Expr
+    thread: Expr
+    loaded: Any
+
+    @classmethod
+    def of(cls, tile: Tile, words: Any, column: Expr, thread: Expr) -> Weights:
+        return cls(tile, words, column, thread, local(tile.n * tile.k // tile.threads * CHUNK_WORDS, "uint32"))
+
+    @property
+    def count(self) -> int:
+        """Chunks that a thread copies in a step."""
+        return self.tile.n * self.tile.k // self.tile.threads
+
+    def _registers(self, i: int) -> list[Expr]:
+        return [self.loaded[i * CHUNK_WORDS + word] for word in range(CHUNK_WORDS)]
+
+    def _place(self, i: int) -> Expr:
+        return (i * self.tile.threads + self.thread) * CHUNK_WORDS
+
+    def load(self, step: Expr) -> None:
+        """Start reading the thread's chunks of a step."""
+        for i in range(self.count):
+            ptx.load_global(self._registers(i), self.words.ptr_to([self.column, step, self._place(i)]))
+
+    def copy(self, step: Expr, shared: Any, start: Expr) -> None:
+        """Start copying the thread's chunks of a step to shared memory, from word `start` on."""
+        for i in range(self.count):
+            pointer = self.words.ptr_to([self.column, step, self._place(i)])
+            ptx.copy_async(shared.ptr_to([start + self._place(i)]), pointer, CHUNK_WORDS)
+
+    def store(self, shared: Any, start: Expr) -> None:
+        """Write the chunks that were loaded to shared memory, from word `start` on."""
+        for i in range(self.count):
+            ptx.store_shared(self._registers(i), shared.ptr_to([start + self._place(i)]))

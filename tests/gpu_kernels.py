@@ -1,0 +1,114 @@
+"""GPU kernels by themselves: their CUDA text as TVM writes it, run on the emulated GPU or compiled by nvcc."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+
+from hawq_tvm.backends.tvm.cuda.lowering import DeviceKernel, lower_for_gpu
+from hawq_tvm.backends.tvm.host import find_c_compiler
+from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
+from hawq_tvm.core.storage import Storage, pack
+from hawq_tvm.core.targets import TARGETS, Target
+from hawq_tvm.emulator.launch import load_kernel
+from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request
+from hawq_tvm.kernels.cuda.storages import channels_last
+
+from .builders import random_integers
+
+needs_compiler = pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+
+
+def cuda_kernel(built: BuiltKernel, target: Target) -> DeviceKernel:
+    """A kernel's CUDA text and launch, through the passes that every kernel goes through."""
+    functions = tvm.IRModule({"kernel": built.function.with_attr("global_symbol", "kernel")})
+    _, (kernel,) = lower_for_gpu(functions, Machine.resolve(target).tvm_target)
+    return kernel
+
+
+def emulated(built: BuiltKernel, inputs: Sequence[Array], output: Array, target: Target, *, order: int = 0) -> Array:
+    """What a kernel leaves in `output`, whose memory held something else before."""
+    kernel = cuda_kernel(built, target)
+    names = [str(parameter.name) for parameter in built.function.params]
+    own = dict(zip(names, (np.array(array) for array in (*inputs, *built.constants, output)), strict=True))
+    loaded = load_kernel(kernel.text, kernel.name)
+    # A parameter of the text is one of the function's, or a view of it as words.
+    given = [own[re.sub(r"(_words)?(_\d+)?_ptr$", "", parameter.name)] for parameter in loaded.kernel.parameters]
+    launch = kernel.launch
+    loaded.run(given, launch.grid, launch.block, shared_bytes=launch.dynamic_shared_bytes, order=order)
+    return own[names[-1]]
+
+
+def gpu_request(
+    op: Operator, inputs: Sequence[TensorType], output: IntType, *, batch: int = 1, target: str = "nvidia/t4"
+) -> Request:
+    """A request in which every image may lie channels last."""
+    names = tuple(f"x{i}" for i in range(len(inputs)))
+    node = Node("y", op, names, TensorType(output, op.output_shape(inputs), 1.0))
+    op.check_parameters(inputs, node.type)
+    bounds = op.bounds(inputs)
+    if bounds is not None:
+        bounds.check("y")
+    values = dict(zip((*names, "y"), (*inputs, node.type), strict=True))
+    images = {name: storage for name, type in values.items() if (storage := channels_last(type)) is not None}
+    return Request(node, tuple(inputs), batch, TARGETS[target], 128, images)
+
+
+def gpu_offers(request: Request) -> dict[str, Offer]:
+    """Every offer by its kernel's name; the others decline with a sentence."""
+    answers = {kernel.name: kernel.offer(request) for kernel in KERNELS}
+    assert all(isinstance(answer, Offer) or (isinstance(answer, str) and answer) for answer in answers.values())
+    return {name: answer for name, answer in answers.items() if isinstance(answer, Offer)}
+
+
+def computed_wrongly(request: Request, offers: dict[str, Offer], *, order: int = 0, seed: int = 0) -> list[str]:
+    """The offers whose kernel leaves another byte than `pack` makes of the interpreter's result, by name."""
+    node = request.node
+    values = [random_integers(type, request.batch, seed + i) for i, type in enumerate(request.inputs)]
+    expected = node.op.evaluate(values).astype(node.type.dtype.carrier)
+    wrong = []
+    for name, offer in offers.items():
+        inputs = [pack(x, type, storage) for x, type, storage in zip(values, request.inputs, offer.reads, strict=True)]
+        got = emulated(offer.build(), inputs, held_before(node.type, offer.writes, request.batch), request.target,
+                       order=order)  # fmt: skip
+        if not np.array_equal(got, pack(expected, node.type, offer.writes)):
+            wrong.append(name)
+    return wrong
+
+
+def held_before(type: TensorType, storage: Storage, batch: int) -> Array:
+    """Memory that a result is written to: no byte of it is what it will be by chance everywhere."""
+    return np.full(storage.shape(type, batch), 0x55, storage.dtype(type))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What nvcc says of a kernel: registers of a thread, bytes that did not fit into them, and the cubin."""
+
+    registers: int
+    spilled_bytes: int
+    cubin: Path
+
+
+def compiled_by_nvcc(built: BuiltKernel, target: Target, folder: Path) -> Compiled:
+    """Compile a kernel's text for the target's architecture."""
+    assert target.gpu is not None
+    source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
+    source.write_text(cuda_kernel(built, target).text)
+    command = ["nvcc", "-cubin", f"-arch={target.gpu.architecture.sm}", "--ptxas-options=-v", "-w", "-o", str(cubin)]
+    result = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    registers = re.search(r"Used (\d+) registers", result.stderr)
+    spills = [int(size) for size in re.findall(r"(\d+) bytes spill", result.stderr)]
+    assert registers is not None and spills, result.stderr
+    return Compiled(int(registers[1]), sum(spills), cubin)

@@ -1,0 +1,114 @@
+"""The command line with a GPU as target, on a machine without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hawq_tvm.backends.tvm import build
+from hawq_tvm.backends.tvm.cuda import report
+from hawq_tvm.backends.tvm.cuda.compiler import CHOICE
+from hawq_tvm.core.gpu import T4
+
+from .conftest import NETWORKS, QUICK, Run
+from .fake_cuda import fake_compiler
+
+ALSO = ("--also", "nvidia/a10, nvidia/l4")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "find_cuda_compiler", fake_compiler)
+    monkeypatch.setattr(report, "find_disassembler", lambda: None)
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+def test_compile_and_inspect(fake: None, cli: Run, scratch: Path) -> None:
+    before = {path.name for path in scratch.iterdir()}
+    status, out, _ = cli("compile", scratch, "--target", "nvidia/t4", *ALSO)
+    assert status == 0
+    assert "batch 1, sm_75, sm_86, sm_89 and PTX for newer GPUs); hawq-tvm verify" in out
+    made = {path.name for path in scratch.iterdir()} - before
+    assert made == {"model.nvidia-t4.so", "model.nvidia-t4.json", "model.nvidia-t4.cu"}
+    status, out, _ = cli("inspect", scratch)
+    assert status == 0
+    assert "call on nvidia/t4" in out and "tensor core instructions were not looked for; pip install" in out
+    summary = json.loads(cli("inspect", scratch, "--json")[1])
+    launches = summary["launches"]["nvidia/t4"]
+    assert [launch["call"] for launch in launches][:2] == ["conv1", "layer1.0.conv1"]
+    assert {launch["takes"]["registers"] for launch in launches} == {32}
+    assert {launch["takes"]["occupancy"] for launch in launches} == {T4.architecture.occupancy(128, 32, 0)}
+    assert summary["launches"].keys() == {"nvidia/t4"}, "a CPU launches nothing"
+    assert "nvidia/t4" in summary["storages"]
+    assert "compiling for nvidia/t4  done before" in cli("compile", scratch, "--target", "nvidia/t4", *ALSO)[2]
+    assert "compiling for nvidia/t4  done before" not in cli("compile", scratch, "--target", "nvidia/t4")[2]
+
+
+def test_compiled_json_tells_the_kernels(fake: None, cli: Run, scratch: Path) -> None:
+    table = json.loads(cli("compile", scratch, "--target", "nvidia/t4", "--json")[1])
+    assert table["gpu"]["architectures"] == ["sm_75"] and table["gpu"]["ptx"] == "compute_75"
+    assert set(table["gpu"]["functions"]) >= set(table["kernels"])
+    assert json.loads(cli("compile", scratch, "--json")[1])["gpu"] is None
+
+
+def test_verify_says_that_there_is_no_gpu(fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.device.DRIVER", "libcuda-of-nowhere.so.1")
+    assert cli("compile", scratch, "--target", "nvidia/t4")[0] == 0
+    status, _, err = cli("verify", scratch, "--target", "nvidia/t4")
+    assert status == 2
+    assert "runs on an NVIDIA GPU, and there is no driver here" in err
+
+
+def test_help_names_the_targets(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    status, out, _ = cli("compile", "--help")
+    assert status == 0
+    assert "nvidia/t4" in out and "nvidia/h100" in out and "--also" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--also", "nvidia/t5"), "unknown target 'nvidia/t5'; known: llvm,"),
+        (("--also", "nvidia/t4"), "a library for 'llvm' cannot hold machine code for 'nvidia/t4' too; both must be"),
+        (("--target", "nvidia/l4", "--also", "nvidia/a10"), "(sm_86), which is older; compile for --target nvidia/a10"),
+    ],
+)  # fmt: skip
+def test_targets_that_make_no_sense(arguments: tuple[str, ...], message: str, cli: Run, mixed: Path) -> None:
+    status, _, err = cli("compile", mixed, *arguments)
+    assert (status, message in err) == (2, True), err
+
+
+def test_without_a_cuda_compiler_nothing_is_written(cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CHOICE, "/nowhere/nvcc")
+    before = sorted(path.name for path in scratch.iterdir())
+    status, _, err = cli("compile", scratch, "--target", "nvidia/t4")
+    assert status == 2
+    assert f"{CHOICE} is '/nowhere/nvcc', and no such CUDA compiler works here" in err and "pip install" in err
+    assert sorted(path.name for path in scratch.iterdir()) == before
+
+
+def test_run_looks_for_the_compiler_first(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CHOICE, "nothing")
+    arguments = (f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples", "-o", tmp_path / "run", *QUICK)
+    status, _, err = cli("run", *arguments, "--target", "nvidia/t4")
+    assert status == 2
+    assert f"{CHOICE} is 'nothing'" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_doctor_tells_of_the_compiler(cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.compiler.find_cuda_compiler", lambda: fake_compiler(75, 90))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    checks = {check["name"]: check for check in json.loads(cli("doctor", "--json")[1])}
+    assert checks["CUDA compiler"]["ok"] and not checks["CUDA compiler"]["needed"]
+    assert checks["CUDA compiler"]["detail"] == (
+        f"fake 1.0 (/bin/fake), for nvidia/t4, nvidia/h100; cache {tmp_path}/hawq_tvm/cuda"
+    )
+    monkeypatch.undo()
+    monkeypatch.setenv(CHOICE, "nothing")
+    checks = {check["name"]: check for check in json.loads(cli("doctor", "--json")[1])}
+    assert not checks["CUDA compiler"]["ok"]
+    assert "optional, for GPU targets; " in checks["CUDA compiler"]["detail"]
