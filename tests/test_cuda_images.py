@@ -44,39 +44,37 @@ def entry_names(image: KernelImage) -> list[str]:
 
 def test_an_image_has_every_architecture_and_ptx_of_the_lowest(tmp_path: Path) -> None:
     texts = {"f": kernel("f", "registers 40", "shared 96", "stack 8"), "g": kernel("g", "spills 12")}
-    told: list[tuple[int, int]] = []
-    images = compile_kernels(texts, (86, 75), FAKE, progress=lambda done, total: told.append((done, total)))
+    images = compile_kernels(texts.items(), (86, 75), FAKE)
     assert {name: entry_names(image) for name, image in images.items()} == {
         "f": ["sm_75", "sm_86", "compute_75"],
         "g": ["sm_75", "sm_86", "compute_75"],
     }
     assert images["f"].uses == {75: KernelUse(40, 96, 8), 86: KernelUse(40, 96, 8)}
     assert (images["f"].spill_bytes, images["g"].spill_bytes) == ({75: 0, 86: 0}, {75: 12, 86: 12})
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert runs(tmp_path) == [75, 75, 86, 86]
 
 
 def test_what_was_compiled_once_is_not_compiled_again(tmp_path: Path) -> None:
     texts = {"f": kernel("f", "spills 4")}
-    first = compile_kernels(texts, (75,), FAKE)
-    assert compile_kernels(texts, (75, 80), FAKE)["f"].uses[75] == first["f"].uses[75]
+    first = compile_kernels(texts.items(), (75,), FAKE)
+    assert compile_kernels(texts.items(), (75, 80), FAKE)["f"].uses[75] == first["f"].uses[75]
     assert runs(tmp_path) == [75, 80], "one more architecture is one more compilation"
-    assert compile_kernels(texts, (75,), FAKE) == first
+    assert compile_kernels(texts.items(), (75,), FAKE) == first
     assert runs(tmp_path) == [75, 80]
-    compile_kernels({"f": kernel("f", "spills 5")}, (75,), FAKE)
-    compile_kernels(texts, (75,), fake_compiler(identity="fake 2.0"))
+    compile_kernels({"f": kernel("f", "spills 5")}.items(), (75,), FAKE)
+    compile_kernels(texts.items(), (75,), fake_compiler(identity="fake 2.0"))
     assert runs(tmp_path) == [75, 75, 75, 80], "another text, or another compiler"
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"cut"])
 def test_a_damaged_entry_counts_as_absent(damage: bytes, tmp_path: Path) -> None:
     texts = {"f": kernel("f")}
-    first = compile_kernels(texts, (75,), FAKE)
+    first = compile_kernels(texts.items(), (75,), FAKE)
     (entry,) = (path for path in cache_folder().rglob("*") if path.is_file())
     entry.write_bytes(entry.read_bytes()[:-3] if damage == b"cut" else damage)
-    assert compile_kernels(texts, (75,), FAKE) == first
+    assert compile_kernels(texts.items(), (75,), FAKE) == first
     assert runs(tmp_path) == [75, 75]
-    assert compile_kernels(texts, (75,), FAKE) == first
+    assert compile_kernels(texts.items(), (75,), FAKE) == first
     assert runs(tmp_path) == [75, 75], "it was written anew"
 
 
@@ -84,7 +82,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     texts = {"f": kernel("f")}
-    assert compile_kernels(texts, (75,), FAKE) == compile_kernels(texts, (75,), FAKE)
+    assert compile_kernels(texts.items(), (75,), FAKE) == compile_kernels(texts.items(), (75,), FAKE)
     assert runs(tmp_path) == [75, 75]
 
 
@@ -103,7 +101,7 @@ def test_keys_tell_texts_apart_however_they_are_split() -> None:
 
 def test_a_compiler_without_the_architecture(tmp_path: Path) -> None:
     with pytest.raises(CompileError) as caught:
-        compile_kernels({"f": kernel("f")}, (75, 80), fake_compiler(80, 90))
+        compile_kernels({"f": kernel("f")}.items(), (75, 80), fake_compiler(80, 90))
     assert str(caught.value).startswith(
         "fake 1.0 (/bin/fake) does not compile for sm_75, only for sm_80, sm_90; CUDA 13.0 does: pip install"
     )
@@ -113,24 +111,24 @@ def test_a_compiler_without_the_architecture(tmp_path: Path) -> None:
 def test_what_the_compiler_says_is_told(tmp_path: Path) -> None:
     texts = {"f": kernel("f"), "bad": kernel("bad", "fails identifier x is undefined")}
     with pytest.raises(CompileError) as caught:
-        compile_kernels(texts, (75,), FAKE)
+        compile_kernels(texts.items(), (75,), FAKE)
     assert str(caught.value) == (
         "kernel 'bad' does not compile for sm_75 with fake 1.0 (/bin/fake): "
         "kernel.cu(1): error: identifier x is undefined"
     )
     with pytest.raises(CompileError):
-        compile_kernels(texts, (75,), FAKE)
+        compile_kernels(texts.items(), (75,), FAKE)
     assert runs(tmp_path).count(75) in (3, 4), "what failed is not kept"
 
 
 def test_code_of_another_architecture_is_refused() -> None:
     with pytest.raises(CompileError, match="^kernel 'f' was compiled for sm_75, and sm_80 of f came$"):
-        compile_kernels({"f": kernel("f", "architecture 80")}, (75,), FAKE)
+        compile_kernels({"f": kernel("f", "architecture 80")}.items(), (75,), FAKE)
 
 
 def test_code_without_the_kernel_is_refused() -> None:
     with pytest.raises(CompileError, match="^kernel 'f' was compiled for sm_75, and sm_75 of g came$"):
-        compile_kernels({"f": kernel("g")}, (75,), FAKE)
+        compile_kernels({"f": kernel("g")}.items(), (75,), FAKE)
 
 
 def test_what_is_no_machine_code_is_refused(tmp_path: Path) -> None:
@@ -142,11 +140,11 @@ def test_what_is_no_machine_code_is_refused(tmp_path: Path) -> None:
         return [sys.executable, "-c", script.replace("S]", "('.cubin', '.ptx')]"), str(source)]
 
     with pytest.raises(CompileError, match="^kernel 'f': what was compiled for sm_75 is a truncated cubin$"):
-        compile_kernels({"f": kernel("f")}, (75,), CudaCompiler("odd", "odd", (75,), command))
+        compile_kernels({"f": kernel("f")}.items(), (75,), CudaCompiler("odd", "odd", (75,), command))
 
 
 def test_the_library_holds_what_was_compiled() -> None:
-    images = compile_kernels({"f": kernel("f"), "g": kernel("g", "registers 9")}, (75, 80), FAKE)
+    images = compile_kernels({"f": kernel("f"), "g": kernel("g", "registers 9")}.items(), (75, 80), FAKE)
     f, g = images["f"].data, images["g"].data
     check_embedded(b"code" + g + b"more" + f + b"end", images, (75, 80))
     with pytest.raises(CompileError, match="^the library does not hold the machine code of kernel 'g'$"):
@@ -165,7 +163,7 @@ SPILLS = 'extern "C" __global__ void __launch_bounds__(1024) f(int* y, const int
 
 def test_spills_are_seen(cuda_compiler: CudaCompiler) -> None:
     """1,024 threads have 64 registers each, and 200 values must live across a barrier."""
-    image = compile_kernels({"f": SPILLS}, (75,), cuda_compiler)["f"]
+    image = compile_kernels({"f": SPILLS}.items(), (75,), cuda_compiler)["f"]
     assert image.uses[75].registers <= 64
     assert image.spill_bytes[75] > 4 * 100
     assert image.uses[75].stack_bytes > 0
@@ -173,14 +171,14 @@ def test_spills_are_seen(cuda_compiler: CudaCompiler) -> None:
 
 def test_what_a_compiler_refuses_names_the_line(cuda_compiler: CudaCompiler) -> None:
     with pytest.raises(CompileError, match=r"^kernel 'f' does not compile for sm_75 with .*error.*undefined"):
-        compile_kernels({"f": 'extern "C" __global__ void f(int* y) { y[0] = nothing; }'}, (75,), cuda_compiler)
+        compile_kernels({"f": 'extern "C" __global__ void f(int* y) { y[0] = nothing; }'}.items(), (75,), cuda_compiler)
 
 
 def test_too_much_static_shared_memory_is_the_compilers_error(cuda_compiler: CudaCompiler) -> None:
     text = 'extern "C" __global__ void f(int* y) { __shared__ int t[13000]; t[threadIdx.x] = y[0]; __syncthreads(); '
     text += "y[threadIdx.x] = t[5 - threadIdx.x]; }"
     with pytest.raises(CompileError, match=r"^kernel 'f' does not compile .*error.*too much shared data"):
-        compile_kernels({"f": text}, (75,), cuda_compiler)
+        compile_kernels({"f": text}.items(), (75,), cuda_compiler)
 
 
 def test_processes_share_the_cache(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def kernel(shape: MmaShape, bits: int, a: str, b: str) -> str:
 
 
 def instructions(text: str, architecture: Architecture, compiler: CudaCompiler) -> tuple[str, ...]:
-    image = compile_kernels({"f": text}, (architecture.number,), compiler)["f"]
+    image = compile_kernels([("f", text)], (architecture.number,), compiler)["f"]
     (code,) = (entry.code for entry in read_fatbin(image.data) if entry.kind == ELF)
     found = tensor_core_instructions(code)
     assert found is not None

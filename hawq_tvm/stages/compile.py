@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hawq_tvm.backends.tvm.build import build_library
+from hawq_tvm.backends.tvm.cuda.disassembly import find_disassembler
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core.reporter import Advance
@@ -27,6 +28,7 @@ def compile(work: Work) -> Stage:
             "batch": batch,
             "cpu": cpu_name() if target.host_cpu else "",
             **({"also": [other.name for other in also]} if also else {}),
+            **({"disassembler": find_disassembler() is not None} if target.gpu is not None else {}),
         },
         reads=(MODEL,),
         writes=(*library_files(target), *text_files(target)),

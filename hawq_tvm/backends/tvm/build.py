@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +141,21 @@ def _lower_kernels(
     """The host's functions as LLVM takes them, and a GPU's kernels, compiled."""
     if not architectures:
         return _lower_functions(module, target), []
-    functions, kernels = lower_for_gpu(_prim_funcs(module), target)
-    images = compile_kernels({kernel.name: kernel.text for kernel in kernels}, architectures, find_cuda_compiler())
+    host: dict[Any, Any] = {}
+    kernels: list[DeviceKernel] = []
+
+    def texts() -> Iterator[tuple[str, str]]:
+        """Each kernel as soon as it is lowered: the compiler works on one while TVM lowers the next."""
+        for variable, function in _prim_funcs(module).functions.items():
+            calls, launched = lower_for_gpu(tvm.IRModule({variable: function}), target)
+            host.update(calls.functions)
+            kernels.extend(launched)
+            yield from ((kernel.name, kernel.text) for kernel in launched)
+
+    images = compile_kernels(texts(), architectures, find_cuda_compiler())
     compiled = [(kernel, images[kernel.name]) for kernel in kernels]
     check_kernels(compiled)
-    return functions, compiled
+    return tvm.IRModule(host), compiled
 
 
 def _object_files(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,19 +37,17 @@ class KernelImage:
 
 
 def compile_kernels(
-    texts: Mapping[str, str],
-    architectures: Sequence[int],
-    compiler: CudaCompiler,
-    *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    texts: Iterable[tuple[str, str]], architectures: Sequence[int], compiler: CudaCompiler
 ) -> dict[str, KernelImage]:
     """Compile every kernel for every architecture.
 
     Args:
-        texts: CUDA C++ of each kernel, by the kernel's name.
+        texts: each kernel's name and its CUDA C++; compiled while the next one is asked for.
         architectures: numbers such as 75; PTX is made of the lowest, for GPUs that are newer than all of them.
         compiler: of this machine.
-        progress: called with how many of how many are done.
+
+    Returns:
+        By the kernels' names.
 
     Raises:
         CompileError: the compiler lacks an architecture, refuses a text, or wrote something else than was asked for.
@@ -61,22 +59,23 @@ def compile_kernels(
         raise CompileError(
             f"{compiler.name} does not compile for sm_{missing[0]}, only for {known}; CUDA 13.0 does: {INSTALL}"
         )
-    jobs = [(name, number) for name in texts for number in numbers]
-    done: dict[tuple[str, int], _Compiled] = {}
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(usable_cores()) as pool:
-
-        def work(index: int) -> _Compiled:
-            name, number = jobs[index]
-            return _compile(name, texts[name], number, compiler, Path(scratch) / f"{index}.cu")
-
+        started: dict[str, dict[int, Future[_Compiled]]] = {}
         try:
-            for job, made in zip(jobs, pool.map(work, range(len(jobs))), strict=True):
-                done[job] = made
-                progress(len(done), len(jobs))
+            for name, text in texts:
+                started[name] = {
+                    number: pool.submit(
+                        _compile, name, text, number, compiler, Path(scratch, f"{len(started)}.{number}.cu")
+                    )
+                    for number in numbers
+                }
+            return {
+                name: _image(name, {number: made.result() for number, made in jobs.items()})
+                for name, jobs in started.items()
+            }
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {name: _image(name, {number: done[name, number] for number in numbers}) for name in texts}
 
 
 @dataclass(frozen=True)
