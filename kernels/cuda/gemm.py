@@ -232,32 +232,20 @@ TILES: tuple[Tile, ...] = (
 )
 """What is chosen from, largest first."""
 
+MIN_BLOCKS = 2
+"""Blocks of a multiprocessor at least: 128 registers for each of 256 threads."""
 
-def choose_tile(gemm: Gemm, sms: int) -> Tile:
-    """The tile for a product: the one place to change where tiles are ranked by a model or by measurements.
-
-    Larger tiles load less for every multiplication, smaller ones fill more multiprocessors and waste less at the edges.
-    The rule counts, in multiply-accumulates, what the busiest multiprocessor does, and charges smaller tiles for their
-    loads, and few warps for waiting.
-
-    Args:
-        gemm: the product.
-        sms: multiprocessors.
-    """
-    return min(TILES, key=lambda tile: _work(gemm, tile, sms))
+STAGES = 2
+ASYNC_STAGES = 3
+"""Steps in shared memory at once: while one is multiplied, and where copies do not pass through registers."""
 
 
-def _work(gemm: Gemm, tile: Tile, sms: int) -> float:
-    blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
-    loads = 64 * (1 / tile.m + 1 / tile.n)  # 1 at 128 x 128
-    steps = -(-gemm.chunks // tile.k)
-    a_block = tile.m * tile.n * (steps * tile.k * (1 + loads) + FIXED_CHUNKS)
-    waves = -(-blocks // sms)
-    return waves * a_block * max(1.0, BUSY_WARPS * WARP_SIZE / (waves * tile.threads))
+def stages(gemm: Gemm, steps: int) -> int:
+    """Steps that are in shared memory at once, of so many in all."""
+    return min(ASYNC_STAGES if gemm.copies else STAGES, steps)
 
 
-BUSY_WARPS = 8
-"""Warps that keep a multiprocessor busy, two for each of its parts: while one waits, the other computes."""
-
-FIXED_CHUNKS = 16
-"""What starts and ends a block, as if it were so many chunks more."""
+def shared_words(gemm: Gemm, tile: Tile) -> int:
+    """Words of shared memory that a block takes: steps, and afterwards the sums of all slices."""
+    words = stages(gemm, -(-gemm.chunks // tile.k)) * tile.stage_words
+    return max(words, tile.slices * tile.m * tile.n) if tile.slices > 1 else words

@@ -18,15 +18,11 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.gpu import WARP_SIZE
 from hawq_tvm.kernels.cuda import ptx
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, STAGES, Gemm, Tile, shared_words, stages
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
 from hawq_tvm.kernels.cuda.ptx import uint32
 from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
-
-STAGES = 2
-ASYNC_STAGES = 3
-"""Steps in shared memory at once: while one is multiplied, and where copies do not pass through registers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,13 +199,9 @@ class Sums:
 def accumulate(gemm: Gemm, tile: Tile, sums: Sums, pixels: Pixels, weights: Weights) -> Sums:
     """All products of a block's tile; gives the finished sums."""
     steps = -(-gemm.chunks // tile.k)
-    stages = min(ASYNC_STAGES if gemm.copies else STAGES, steps)
-    words = stages * tile.stage_words
-    if tile.slices > 1:
-        words = max(words, tile.slices * tile.m * tile.n)
-    shared = T.alloc_buffer((words,), "uint32", scope="shared", align=128)
+    shared = T.alloc_buffer((shared_words(gemm, tile),), "uint32", scope="shared", align=128)
     if gemm.copies:
-        _accumulate_copied(tile, sums, pixels, weights, shared, steps, stages)
+        _accumulate_copied(tile, sums, pixels, weights, shared, steps, stages(gemm, steps))
     else:
         _accumulate_loaded(tile, sums, pixels, weights, shared, steps)
     return sums.add_up(shared)

@@ -7,11 +7,12 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
-from hawq_tvm.kernels.cuda.costs import EFFICIENCY, LAUNCH_US, memory_us, moved_bytes
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile, choose_tile
+from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, MIN_BLOCKS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_costs import gemm_prediction
 from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
 from hawq_tvm.kernels.cuda.gemm_kernel import Sums, accumulate
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
@@ -19,9 +20,6 @@ from hawq_tvm.kernels.cuda.gemm_weights import filled_up, pack_weights, widened_
 from hawq_tvm.kernels.cuda.launch import function, stored_parameters
 from hawq_tvm.kernels.cuda.values import words_of
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-
-MIN_BLOCKS = 2
-"""Blocks of a multiprocessor at least: 128 registers for each of 256 threads."""
 
 
 def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: Tile | None = None) -> BuiltKernel:
@@ -31,12 +29,12 @@ def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: T
         request: what to compute.
         reads: how the inputs are stored.
         writes: how the result is stored.
-        tile: how the product is cut; None for what `choose_tile` says.
+        tile: how the product is cut; None for what `gemm_costs.choose_tile` says.
     """
     op, node = request.node.op, request.node
     assert isinstance(op, WeightedOperator) and request.target.gpu is not None
     gemm = Gemm.of(request, reads[0])
-    chosen = tile or choose_tile(gemm, request.target.gpu.sms)
+    chosen, _ = gemm_prediction(request, reads, writes, tile)
     constants = [pack_weights(op, gemm, chosen), filled_up(widened_bias(op, gemm), chosen)]
     constants.append(filled_up(op.rescale.multiplier, chosen))
     if op.rescale.residual is not None and len(op.rescale.residual) > 1:
@@ -119,19 +117,8 @@ def _refuse_width(request: Request, reads: Storage, bits: int) -> str | None:
     return None
 
 
-def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
-    """A launch, and the longer of what the tensor cores and the memory take."""
-    op, gpu = request.node.op, request.target.gpu
-    assert isinstance(op, WeightedOperator) and gpu is not None
-    gemm = Gemm.of(request, reads[0])
-    tile = choose_tile(gemm, gpu.sms)
-    blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
-    cycles = -(-blocks // gpu.sms) * tile.m * tile.n * gemm.chunks * gemm.chunk_elements
-    cycles //= gpu.architecture.macs_per_cycle[gemm.bits]
-    tensor_us = cycles / gpu.base_clock_mhz / EFFICIENCY
-    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
-    bytes_ = moved_bytes(stored, request.batch) + op.weight.size * gemm.bits // 8
-    return LAUNCH_US + max(tensor_us, memory_us(gpu, bytes_))
+def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
+    return gemm_prediction(request, reads, writes)[1]
 
 
 CONV2D_W4_MMA = Kernel("conv2d_x4w4s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(4)))
