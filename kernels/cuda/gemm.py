@@ -240,9 +240,14 @@ ASYNC_STAGES = 3
 """Steps in shared memory at once: while one is multiplied, and where copies do not pass through registers."""
 
 
+def most_stages(gemm: Gemm) -> int:
+    """Steps that are in shared memory at once, where there are as many."""
+    return ASYNC_STAGES if gemm.copies else STAGES
+
+
 def stages(gemm: Gemm, steps: int) -> int:
-    """Steps that are in shared memory at once, of so many in all."""
-    return min(ASYNC_STAGES if gemm.copies else STAGES, steps)
+    """The same, of so many in all."""
+    return min(most_stages(gemm), steps)
 
 
 def shared_words(gemm: Gemm, tile: Tile) -> int:

@@ -6,7 +6,7 @@ nvcc 13.0 makes for sm_75; they are the same for 8 and 4 bits, within 2%.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hawq_tvm.core.gpu import MAX_REGISTERS_PER_THREAD, WARP_SIZE, GpuFacts
@@ -14,7 +14,6 @@ from hawq_tvm.core.gpu_model import (
     DEPENDENT_CYCLES,
     DRAM_LATENCY_CYCLES,
     EXCHANGE_CYCLES,
-    L2_LATENCY_CYCLES,
     KernelWork,
     Phase,
     Prediction,
@@ -23,7 +22,7 @@ from hawq_tvm.core.gpu_model import (
 )
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.costs import stored_bytes
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, MIN_BLOCKS, TILES, Gemm, Tile, shared_words, stages
+from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, MIN_BLOCKS, TILES, Gemm, Tile, most_stages, shared_words
 from hawq_tvm.kernels.interface import Request
 
 # Instructions of a warp, beside loads, stores and multiplications, read off the machine code
@@ -75,8 +74,10 @@ def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, dram_bytes: float = 0.0) -> Ke
     warps = tile.threads // WARP_SIZE
     loaded = steps * tile.k * (tile.m * gemm.loaded_words * 4 + tile.n * CHUNK_BYTES)
     loop, ending = _loop(gemm, tile, steps), _ending(tile, ends)
-    a_step = Phase(loop.macs / steps, loop.data_bytes / steps, loop.instructions / steps)
-    ahead = L2_LATENCY_CYCLES / (stages(gemm, steps) - 1) if steps > 1 else 0.0
+    # Blocks walk through the weights side by side, so that those of a step come from DRAM for all that are resident.
+    # The first steps are loaded from the start, each later one while those before it are multiplied.
+    ahead = most_stages(gemm) - 1
+    arriving = max(0, steps - ahead) * DRAM_LATENCY_CYCLES / ahead
     start = START_INSTRUCTIONS * DEPENDENT_CYCLES + DRAM_LATENCY_CYCLES
     return KernelWork(
         blocks=-(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n),
@@ -88,7 +89,8 @@ def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, dram_bytes: float = 0.0) -> Ke
         l2_bytes=loaded + tile.m * tile.n * (ends.result_bits + ends.residual_bits) / 8,
         start_cycles=start,
         alone_cycles=start
-        + steps * (max(ahead, _alone(a_step, gemm, warps)) + EXCHANGE_CYCLES)
+        + max(arriving, _alone(loop, gemm, warps))
+        + steps * EXCHANGE_CYCLES
         + _alone(ending, gemm, warps),
         dram_bytes=dram_bytes,
     )
@@ -139,7 +141,7 @@ def _alone(phase: Phase, gemm: Gemm, warps: int) -> float:
 
 
 def _registers(gemm: Gemm, tile: Tile) -> int:
-    """Of a thread, as many as the compiler may take: within 12% of what nvcc reports for sm_75."""
+    """Of a thread, as many as the compiler may take: within 15% of what nvcc reports for sm_75."""
     wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
     sums = tile.warp_m * tile.warp_n // WARP_SIZE
     operands = (tile.warp_m + tile.warp_n) // 8 * wide
@@ -148,34 +150,37 @@ def _registers(gemm: Gemm, tile: Tile) -> int:
     return min(OTHER_REGISTERS + sums + operands + on_their_way, most, MAX_REGISTERS_PER_THREAD)
 
 
-def predict_tiles(
-    gemm: Gemm, ends: Ends, gpu: GpuFacts, *, dram_bytes: float = 0.0, tiles: Iterable[Tile] = TILES
-) -> dict[Tile, Prediction]:
+def predict_tiles(gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0) -> dict[Tile, Prediction]:
     """What a product takes with each tile that fits the GPU."""
-    found = {tile: predict(gemm_work(gemm, tile, ends, dram_bytes), gpu) for tile in tiles}
+    found = {tile: predict(gemm_work(gemm, tile, ends, dram_bytes), gpu) for tile in TILES}
     return {tile: prediction for tile, prediction in found.items() if prediction is not None}
 
 
-def choose_tile(gemm: Gemm, ends: Ends, gpu: GpuFacts, *, dram_bytes: float = 0.0) -> Tile:
-    """The tile that the model takes for fastest: the one place to change where tiles are ranked by measurements.
+def fastest(predictions: Mapping[Tile, Prediction]) -> Tile:
+    """The tile that the model takes for fastest, of equal ones the larger.
 
-    Of equal ones the larger.
+    The one place to change where tiles are ranked by measurements.
     """
-    predictions = predict_tiles(gemm, ends, gpu, dram_bytes=dram_bytes)
     return min(predictions, key=lambda tile: predictions[tile].us())
 
 
-def gemm_prediction(
-    request: Request, reads: tuple[Storage, ...], writes: Storage, tile: Tile | None = None
-) -> tuple[Tile, Prediction]:
-    """What a convolution or a linear layer takes, with a tile or with the best."""
+def layer_tiles(request: Request, reads: tuple[Storage, ...], writes: Storage) -> dict[Tile, Prediction]:
+    """What a convolution or a linear layer takes with each tile that fits the GPU."""
     gpu = request.target.gpu
     assert gpu is not None
-    gemm, ends = Gemm.of(request, reads[0]), Ends.of(reads, writes)
-    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
+    gemm = Gemm.of(request, reads[0])
     weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
+    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
     dram_bytes = weights + beyond_l2(stored_bytes(stored, request.batch), gpu.l2_bytes)
-    chosen = tile or choose_tile(gemm, ends, gpu, dram_bytes=dram_bytes)
-    prediction = predict(gemm_work(gemm, chosen, ends, dram_bytes), gpu)
-    assert prediction is not None, f"{chosen} does not fit {gpu.name}"
-    return chosen, prediction
+    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes)
+
+
+def choose_tile(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Tile:
+    """How a layer's product is cut."""
+    return fastest(layer_tiles(request, reads, writes))
+
+
+def gemm_cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
+    """What a layer takes as it is cut."""
+    tiles = layer_tiles(request, reads, writes)
+    return tiles[fastest(tiles)]

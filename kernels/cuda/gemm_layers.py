@@ -7,12 +7,11 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
 from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, MIN_BLOCKS, Gemm, Tile
-from hawq_tvm.kernels.cuda.gemm_costs import gemm_prediction
+from hawq_tvm.kernels.cuda.gemm_costs import choose_tile, gemm_cost
 from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
 from hawq_tvm.kernels.cuda.gemm_kernel import Sums, accumulate
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
@@ -29,12 +28,12 @@ def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: T
         request: what to compute.
         reads: how the inputs are stored.
         writes: how the result is stored.
-        tile: how the product is cut; None for what `gemm_costs.choose_tile` says.
+        tile: how the product is cut; None for what `choose_tile` says.
     """
     op, node = request.node.op, request.node
     assert isinstance(op, WeightedOperator) and request.target.gpu is not None
     gemm = Gemm.of(request, reads[0])
-    chosen, _ = gemm_prediction(request, reads, writes, tile)
+    chosen = tile or choose_tile(request, reads, writes)
     constants = [pack_weights(op, gemm, chosen), filled_up(widened_bias(op, gemm), chosen)]
     constants.append(filled_up(op.rescale.multiplier, chosen))
     if op.rescale.residual is not None and len(op.rescale.residual) > 1:
@@ -117,10 +116,6 @@ def _refuse_width(request: Request, reads: Storage, bits: int) -> str | None:
     return None
 
 
-def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
-    return gemm_prediction(request, reads, writes)[1]
-
-
-CONV2D_W4_MMA = Kernel("conv2d_x4w4s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(4)))
-CONV2D_W8_MMA = Kernel("conv2d_x8w8s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(8)))
-LINEAR_W8_MMA = Kernel("linear_x8w8s32_mma", canonical(Linear, _cost, build, refuse=_refuse_linear))
+CONV2D_W4_MMA = Kernel("conv2d_x4w4s32_mma_nhwc", packed(Conv2d, gemm_cost, build, refuse=_refuse_conv2d(4)))
+CONV2D_W8_MMA = Kernel("conv2d_x8w8s32_mma_nhwc", packed(Conv2d, gemm_cost, build, refuse=_refuse_conv2d(8)))
+LINEAR_W8_MMA = Kernel("linear_x8w8s32_mma", canonical(Linear, gemm_cost, build, refuse=_refuse_linear))
