@@ -48,8 +48,10 @@ from hawq_tvm.core.specs import BitConfig, Bits, Budget, Cost, CostTable, LayerC
 from hawq_tvm.core.targets import Target, find_target
 from hawq_tvm.frontend.capture import capture
 from hawq_tvm.ilp import formulate, solve_ilp
-from hawq_tvm.kernels.cuda.gemm import TILES, Tile
-from hawq_tvm.kernels.cuda.gemm_costs import fastest, layer_tiles
+from hawq_tvm.kernels.cuda.gemm import Tile
+from hawq_tvm.kernels.cuda.gemm_costs import fastest
+from hawq_tvm.kernels.cuda.gemm_layers import layer_tiles
+from hawq_tvm.kernels.cuda.gemm_tiles import TILES
 from hawq_tvm.sources.models import load_model
 
 HERE = Path(__file__).parent

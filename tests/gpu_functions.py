@@ -66,7 +66,7 @@ def calling(function: Any, shape: tuple[int, ...], dtype: str, times: int = 2) -
             result = builder.emit_output(value)
         builder.emit_func_output(result)
     with MACHINE.tvm_target:
-        return lower._PIPELINE(builder.get())
+        return lower._CALLS(lower._PLAN(builder.get()))
 
 
 def module(**functions: Any) -> Any:

@@ -32,8 +32,10 @@ from hawq_tvm.core.specs import Bits
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer
 from hawq_tvm.kernels.cuda import gemm_layers
-from hawq_tvm.kernels.cuda.gemm import TILES, Gemm, Tile
-from hawq_tvm.kernels.cuda.gemm_costs import Ends, choose_tile, fastest, gemm_work, layer_tiles, predict_tiles
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_costs import Ends, fastest, gemm_work, predict_tiles
+from hawq_tvm.kernels.cuda.gemm_layers import WMMA, layer_tiles
+from hawq_tvm.kernels.cuda.gemm_tiles import TILES
 from hawq_tvm.kernels.cuda.storages import channels_last
 from hawq_tvm.settings import Settings
 
@@ -56,7 +58,7 @@ def conv_gemm(
     return Gemm(
         batch, (size, size), (-(-size // stride),) * 2, window,
         storage.channels(TensorType(IntType(bits, signed=False), (channels, size, size), 1.0)), bits, multiplied, False,
-        out, gpu.architecture.mma[multiplied][0], gpu.architecture.async_copy,
+        out, gpu.architecture.mma[multiplied][0], gpu.architecture.async_copy, False,
     )  # fmt: skip
 
 
@@ -191,7 +193,8 @@ def test_phases_of_different_pipes_overlap_by_half() -> None:
 def test_waves_are_what_nvidias_calculator_says_is_resident(changes: dict[str, object], resident: int) -> None:
     for blocks in (1, resident * 40, resident * 40 + 1, 3 * resident * 40):
         found = predicted(kernel(blocks=blocks, **changes))
-        assert found.cycles["waiting"] == ceil(ceil(blocks / 40) / resident) * 500
+        rounds = ceil(ceil(blocks / 40) / resident)
+        assert found.cycles["waiting"] == rounds * 500 + (rounds - 1) * 100
         assert found.occupancy == resident * 4 / 32
 
 
@@ -274,7 +277,7 @@ def test_registers_are_those_that_the_compiler_takes(tile: Tile, tmp_path: Path)
     op = random_conv(64, 64, Window((3, 3), (1, 1), (1, 1, 1, 1)), 8, U8)
     request = gpu_request(op, [TensorType(U8, (64, 14, 14), 1.0)], U8)
     reads, writes = (request.alternatives["x0"],), request.alternatives["y"]
-    compiled = compiled_by_nvcc(gemm_layers.build(request, reads, writes, tile), request.target, tmp_path)
+    compiled = compiled_by_nvcc(gemm_layers.build(request, reads, writes, tile=tile), request.target, tmp_path)
     counted = gemm_work(Gemm.of(request, reads[0]), tile, Ends.of(reads, writes)).registers
     assert counted == pytest.approx(compiled.registers, rel=0.15)
     assert T4.architecture.resident_blocks(tile.threads, counted, 0) == T4.architecture.resident_blocks(
@@ -290,8 +293,9 @@ def test_offers_cost_what_the_fastest_tile_takes(target: str) -> None:
     tiles = layer_tiles(request, offer.reads, offer.writes)
     assert set(tiles) == set(TILES), "all fit"
     assert offer.prediction is not None and offer.cost == offer.prediction.us() == min(t.us() for t in tiles.values())
-    chosen = choose_tile(request, offer.reads, offer.writes)
-    assert chosen == fastest(tiles) and tiles[chosen] == offer.prediction
+    assert tiles[fastest(tiles)] == offer.prediction
+    wmma = layer_tiles(request, offer.reads, offer.writes, WMMA)
+    assert set(wmma) == set(WMMA.tiles) and min(t.us() for t in wmma.values()) > offer.cost
     assert all(found.prediction is not None and found.cost > 0 for found in gpu_offers(request).values())
 
 

@@ -28,7 +28,7 @@ Sources:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hawq_tvm.core.gpu import GpuFacts
 
@@ -116,8 +116,8 @@ class KernelWork:
         bits: of what tensor cores multiply.
         phases: of a block.
         l2_bytes: that a block loads and stores.
-        start_cycles: from the launch until the first block's data arrives.
-        alone_cycles: what a block takes that has a multiprocessor to itself.
+        start_cycles: from a block's first instruction until its first data arrives.
+        alone_cycles: what it takes from there if it has a multiprocessor to itself.
         dram_bytes: of the whole launch.
     """
 
@@ -167,6 +167,11 @@ class Prediction:
         parts = self.parts_us(clock_mhz or typical_clock(self.gpu), launch_us)
         return parts.pop("launch") + max(parts.values())
 
+    def slowed(self, factor: float) -> Prediction:
+        """The same kernel where all but DRAM takes so many times as long."""
+        cycles = {name: value * factor for name, value in self.cycles.items()}
+        return replace(self, start_cycles=self.start_cycles * factor, cycles=cycles)
+
     def bound(self, clock_mhz: float | None = None, launch_us: float = GRAPH_LAUNCH_US) -> str:
         """The part that takes longest."""
         parts = self.parts_us(clock_mhz or typical_clock(self.gpu), launch_us)
@@ -193,7 +198,8 @@ def predict(work: KernelWork, gpu: GpuFacts) -> Prediction | None:
     busiest = -(-work.blocks // gpu.sms)
     cycles = {name: busiest * (value + PHASES_APART * apart) / PIPE_EFFICIENCY for name, value in of_block.items()}
     cycles["L2"] = work.blocks * work.l2_bytes / (gpu.sms * L2_BYTES_PER_CYCLE)
-    cycles["waiting"] = -(-busiest // resident) * work.alone_cycles
+    rounds = -(-busiest // resident)
+    cycles["waiting"] = rounds * work.alone_cycles + (rounds - 1) * work.start_cycles
     return Prediction(
         gpu,
         work.start_cycles,

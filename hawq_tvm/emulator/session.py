@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,4 +191,5 @@ def emulated_session(gpu: GpuFacts, images: Iterable[Image], conditions: Conditi
             try:
                 yield Session(process)
             finally:
-                process.stdin.close()
+                with suppress(BrokenPipeError):  # it has ended already
+                    process.stdin.close()

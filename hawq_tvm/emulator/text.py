@@ -118,7 +118,9 @@ def _kernel(definition: _Definition, prologue: str) -> Kernel:
         f'{{"{p.name}", sizeof({_unqualified(p.type)}), emulator::element_bytes<{_unqualified(p.type)}>()}}'
         for p in parameters
     )
-    arguments = ", ".join(f"*static_cast<std::add_const_t<{_unqualified(p.type)}>*>(a[{i}])" for i, p in enumerate(parameters))
+    arguments = ", ".join(
+        f"*static_cast<std::add_const_t<{_unqualified(p.type)}>*>(a[{i}])" for i, p in enumerate(parameters)
+    )
     shared = ", ".join(f'{{"{a}", {name}__begin_{a}, {name}__end_{a} - {name}__begin_{a}, {s}}}' for a, s in arrays)
     static_bytes = " + ".join(["0", *(f"({name}__end_{a} - {name}__begin_{a})" for a, _ in arrays)])
     source = f"""{layout}

@@ -13,7 +13,6 @@ chunk is of several taps. A linear layer is a convolution of images of one pixel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from hawq_tvm.core.gpu import WARP_SIZE, MmaShape
 from hawq_tvm.core.ir import TensorType, Window
@@ -42,6 +41,7 @@ class Gemm:
         out_channels: of the result, none that fill up counted.
         shape: the instruction that multiplies.
         async_copy: whether the GPU copies to shared memory without registers.
+        signed_alone: whether the instruction takes signed operands alone.
     """
 
     batch: int
@@ -55,9 +55,10 @@ class Gemm:
     out_channels: int
     shape: MmaShape
     async_copy: bool
+    signed_alone: bool
 
     @classmethod
-    def of(cls, request: Request, reads: Storage) -> Gemm:
+    def of(cls, request: Request, reads: Storage, *, signed_alone: bool = False) -> Gemm:
         """The product of a convolution or a linear layer that reads its input as stored."""
         op, x = request.node.op, request.inputs[0]
         assert isinstance(op, WeightedOperator) and request.target.gpu is not None
@@ -75,6 +76,7 @@ class Gemm:
             out_channels=op.out_channels,
             shape=architecture.mma[bits][0],
             async_copy=architecture.async_copy,
+            signed_alone=signed_alone,
         )
 
     @property
@@ -118,17 +120,28 @@ class Gemm:
     @property
     def copies(self) -> bool:
         """Whether operands are copied to shared memory asynchronously, as they are."""
-        return self.async_copy and not self.widens
+        return self.async_copy and not self.widens and not self.added
 
     @property
-    def shifted(self) -> bool:
-        """Whether signed 4-bit values are widened with +8, as unsigned ones: `widened_bias` takes it back."""
-        return self.widens and self.signed
+    def added(self) -> int:
+        """What is added to every value before it is multiplied, zeros of the padding included; the bias takes it back.
+
+        8 to signed 4-bit values that are widened, since fields without a sign are; half of their range off unsigned
+        values where an instruction takes signed ones alone.
+        """
+        if self.widens:
+            return 8 if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed_alone and not self.signed else 0
+
+    @property
+    def flipped(self) -> int:
+        """The bits of a stored word that `added` inverts: the highest one of each value, where it adds anything."""
+        return 0 if not self.added else 0x88888888 if self.stored_bits == 4 else 0x80808080
 
     @property
     def a_type(self) -> str:
         """As PTX names it."""
-        return f"{'s' if self.signed and not self.shifted else 'u'}{self.bits}"
+        return f"{'s' if self.signed and not self.added else 'u'}{self.bits}"
 
     @property
     def b_type(self) -> str:
@@ -189,68 +202,6 @@ class Tile:
         """Neighbouring output channels that one lane holds."""
         return self.warp_n // 4
 
-    @property
-    def stage_words(self) -> int:
-        """Shared memory of one step, of both operands."""
-        return (self.m + self.n) * self.k * CHUNK_WORDS
-
-    @property
-    def a_words(self) -> int:
-        """Where the right operand starts in it."""
-        return self.m * self.k * CHUNK_WORDS
-
-    @cached_property
-    def rows_per_line(self) -> int:
-        """Rows of shared memory in 128 bytes, which are as wide as its 32 banks."""
-        return max(1, 128 // (self.k * CHUNK_BYTES))
-
-    def swizzled(self, row: int, chunk: int) -> int:
-        """Where a row's chunk lies in it: exclusive or, so that 8 rows' equal chunks lie in different banks.
-
-        Works on expressions of TIR as on integers.
-        """
-        return chunk ^ (row // self.rows_per_line % min(self.k, 8))
-
     def __str__(self) -> str:
         warps = f"{self.warps_m}x{self.warps_n}" + (f"x{self.slices}" if self.slices > 1 else "")
         return f"{self.m}x{self.n}x{self.k * CHUNK_BYTES}B {warps} warps"
-
-
-TILES: tuple[Tile, ...] = (
-    Tile(128, 128, 2, 2, 4),
-    Tile(64, 128, 2, 1, 4),
-    Tile(128, 64, 4, 4, 2),
-    Tile(64, 128, 4, 1, 4),
-    Tile(128, 64, 4, 2, 2),
-    Tile(64, 64, 4, 2, 2),
-    Tile(32, 64, 4, 1, 2),
-    Tile(64, 32, 4, 2, 1),
-    Tile(64, 64, 8, 2, 2, 2),
-    Tile(32, 64, 8, 1, 2, 4),
-    Tile(32, 32, 16, 1, 1, 8),
-    Tile(32, 32, 4, 1, 1),
-)
-"""What is chosen from, largest first."""
-
-MIN_BLOCKS = 2
-"""Blocks of a multiprocessor at least: 128 registers for each of 256 threads."""
-
-STAGES = 2
-ASYNC_STAGES = 3
-"""Steps in shared memory at once: while one is multiplied, and where copies do not pass through registers."""
-
-
-def most_stages(gemm: Gemm) -> int:
-    """Steps that are in shared memory at once, where there are as many."""
-    return ASYNC_STAGES if gemm.copies else STAGES
-
-
-def stages(gemm: Gemm, steps: int) -> int:
-    """The same, of so many in all."""
-    return min(most_stages(gemm), steps)
-
-
-def shared_words(gemm: Gemm, tile: Tile) -> int:
-    """Words of shared memory that a block takes: steps, and afterwards the sums of all slices."""
-    words = stages(gemm, -(-gemm.chunks // tile.k)) * tile.stage_words
-    return max(words, tile.slices * tile.m * tile.n) if tile.slices > 1 else words

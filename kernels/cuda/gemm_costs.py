@@ -6,7 +6,7 @@ nvcc 13.0 makes for sm_75; they are the same for 8 and 4 bits, within 2%.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hawq_tvm.core.gpu import MAX_REGISTERS_PER_THREAD, WARP_SIZE, GpuFacts
@@ -22,7 +22,10 @@ from hawq_tvm.core.gpu_model import (
 )
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.costs import stored_bytes
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, MIN_BLOCKS, TILES, Gemm, Tile, most_stages, shared_words
+from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_kernel import ASYNC_STAGES, STAGES
+from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
+from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES
 from hawq_tvm.kernels.interface import Request
 
 # Instructions of a warp, beside loads, stores and multiplications, read off the machine code
@@ -76,24 +79,31 @@ def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, dram_bytes: float = 0.0) -> Ke
     loop, ending = _loop(gemm, tile, steps), _ending(tile, ends)
     # Blocks walk through the weights side by side, so that those of a step come from DRAM for all that are resident.
     # The first steps are loaded from the start, each later one while those before it are multiplied.
-    ahead = most_stages(gemm) - 1
+    ahead = _stages(gemm) - 1
     arriving = max(0, steps - ahead) * DRAM_LATENCY_CYCLES / ahead
     start = START_INSTRUCTIONS * DEPENDENT_CYCLES + DRAM_LATENCY_CYCLES
     return KernelWork(
         blocks=-(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n),
         threads=tile.threads,
         registers=_registers(gemm, tile),
-        shared_bytes=4 * shared_words(gemm, tile),
+        shared_bytes=4 * max(min(_stages(gemm), steps) * Swizzled(tile).stage_words, _exchanged_words(tile)),
         bits=gemm.bits,
         phases=(loop, ending),
         l2_bytes=loaded + tile.m * tile.n * (ends.result_bits + ends.residual_bits) / 8,
         start_cycles=start,
-        alone_cycles=start
-        + max(arriving, _alone(loop, gemm, warps))
-        + steps * EXCHANGE_CYCLES
-        + _alone(ending, gemm, warps),
+        alone_cycles=max(arriving, _alone(loop, gemm, warps)) + steps * EXCHANGE_CYCLES + _alone(ending, gemm, warps),
         dram_bytes=dram_bytes,
     )
+
+
+def _stages(gemm: Gemm) -> int:
+    """Steps that shared memory holds at once."""
+    return ASYNC_STAGES if gemm.copies else STAGES
+
+
+def _exchanged_words(tile: Tile) -> int:
+    """Sums of slices, which are added up in shared memory."""
+    return tile.slices * tile.m * tile.n if tile.slices > 1 else 0
 
 
 def _loop(gemm: Gemm, tile: Tile, steps: int) -> Phase:
@@ -121,7 +131,7 @@ def _loop(gemm: Gemm, tile: Tile, steps: int) -> Phase:
 def _ending(tile: Tile, ends: Ends) -> Phase:
     """Adding up of slices, then the results, of all warps."""
     results = tile.m * tile.n
-    exchanged = 2 * 4 * results * tile.slices if tile.slices > 1 else 0
+    exchanged = 2 * 4 * _exchanged_words(tile)  # written and read
     instructions = results * (RESULT_INSTRUCTIONS + RESIDUAL_INSTRUCTIONS * (ends.residual_bits > 0))
     return Phase(
         data_bytes=exchanged + results * (ends.result_bits + ends.residual_bits) / 8,
@@ -145,15 +155,29 @@ def _registers(gemm: Gemm, tile: Tile) -> int:
     wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
     sums = tile.warp_m * tile.warp_n // WARP_SIZE
     operands = (tile.warp_m + tile.warp_n) // 8 * wide
-    on_their_way = 0 if gemm.copies else (tile.m + tile.n) * tile.k // tile.threads * (CHUNK_BYTES // 4)
+    on_their_way = 0 if gemm.copies else (tile.m + tile.n) * tile.k // tile.threads * CHUNK_WORDS
     most = 65536 // (MIN_BLOCKS * tile.threads)
     return min(OTHER_REGISTERS + sums + operands + on_their_way, most, MAX_REGISTERS_PER_THREAD)
 
 
-def predict_tiles(gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0) -> dict[Tile, Prediction]:
+def predict_tiles(
+    gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0, tiles: Sequence[Tile] = TILES
+) -> dict[Tile, Prediction]:
     """What a product takes with each tile that fits the GPU."""
-    found = {tile: predict(gemm_work(gemm, tile, ends, dram_bytes), gpu) for tile in TILES}
+    found = {tile: predict(gemm_work(gemm, tile, ends, dram_bytes), gpu) for tile in tiles}
     return {tile: prediction for tile, prediction in found.items() if prediction is not None}
+
+
+def predict_layer(
+    request: Request, gemm: Gemm, reads: tuple[Storage, ...], writes: Storage, tiles: Sequence[Tile]
+) -> dict[Tile, Prediction]:
+    """What a convolution or a linear layer takes with each tile that fits the GPU."""
+    gpu = request.target.gpu
+    assert gpu is not None
+    weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
+    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
+    dram_bytes = weights + beyond_l2(stored_bytes(stored, request.batch), gpu.l2_bytes)
+    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, tiles)
 
 
 def fastest(predictions: Mapping[Tile, Prediction]) -> Tile:
@@ -162,25 +186,3 @@ def fastest(predictions: Mapping[Tile, Prediction]) -> Tile:
     The one place to change where tiles are ranked by measurements.
     """
     return min(predictions, key=lambda tile: predictions[tile].us())
-
-
-def layer_tiles(request: Request, reads: tuple[Storage, ...], writes: Storage) -> dict[Tile, Prediction]:
-    """What a convolution or a linear layer takes with each tile that fits the GPU."""
-    gpu = request.target.gpu
-    assert gpu is not None
-    gemm = Gemm.of(request, reads[0])
-    weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
-    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
-    dram_bytes = weights + beyond_l2(stored_bytes(stored, request.batch), gpu.l2_bytes)
-    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes)
-
-
-def choose_tile(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Tile:
-    """How a layer's product is cut."""
-    return fastest(layer_tiles(request, reads, writes))
-
-
-def gemm_cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
-    """What a layer takes as it is cut."""
-    tiles = layer_tiles(request, reads, writes)
-    return tiles[fastest(tiles)]

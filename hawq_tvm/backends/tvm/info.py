@@ -12,6 +12,9 @@ from hawq_tvm.core.ir import IntType, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.strict_json import JsonReader
 
+MAIN, TAPPED = "main", "tapped"
+"""The functions of a library: the one to run, and of a GPU the one that calls every kernel by itself."""
+
 
 @dataclass(frozen=True)
 class ValueInfo:

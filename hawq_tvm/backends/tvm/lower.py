@@ -18,7 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from hawq_tvm.backends.tvm.info import ConversionInfo
+from hawq_tvm.backends.tvm.info import MAIN, TAPPED, ConversionInfo
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.ir import Graph, Node
@@ -69,7 +69,7 @@ class Lowered:
     """A graph in TVM's hands, not yet machine code.
 
     Attributes:
-        module: the Relax function ``main`` and one PrimFunc a distinct kernel.
+        module: the Relax function `MAIN`, of a GPU also `TAPPED`, and one PrimFunc a distinct kernel.
         plan: how each value is stored, and which kernel makes it.
         calls: what the function calls, in order: a node by its name, or a conversion.
         functions: the PrimFunc of each call, by name.
@@ -118,27 +118,33 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
     module = builder.build()
     relax.analysis.well_formed(module)
     with machine.tvm_target:
-        planned = _PIPELINE(module)
+        planned = _PLAN(module)
+        called = _CALLS(planned)
+        lowered = called if target.gpu is None else _with_graph(called, planned)
     return Lowered(
-        planned,
+        lowered,
         graph,
         machine,
         batch,
         plan,
         builder.calls,
         builder.functions,
-        _planned_bytes(planned),
+        _planned_bytes(called),
         builder.constant_bytes,
     )
 
 
-_PIPELINE = tvm.transform.Sequential(
+_PLAN = tvm.transform.Sequential(
     [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
+    ]
+)
+_CALLS = tvm.transform.Sequential(
+    [
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),
@@ -147,7 +153,20 @@ _PIPELINE = tvm.transform.Sequential(
         relax.transform.AttachGlobalSymbol(),
     ]
 )
-"""What stands between Relax and machine code; TVM's own default would also fuse kernels into one another."""
+"""What stands between Relax and machine code: memory, then calls of the virtual machine. TVM's own default would also
+fuse kernels into one another."""
+
+
+def _with_graph(called: Any, planned: Any) -> Any:
+    """A GPU's module: `MAIN` launches its kernels as one CUDA graph, `TAPPED` one by one, so that each can be watched.
+
+    The first call of a machine records the graph. The kernels that read the input or write the output stand outside,
+    since those lie elsewhere in every call. Constants and kernels are there once.
+    """
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
+        module = _CALLS(relax.transform.RewriteCUDAGraph()(planned))
+    module[TAPPED] = called[MAIN].with_attr("global_symbol", TAPPED)
+    return module
 
 
 def build_kernel(layer: str, kernel: str, build: Callable[[], BuiltKernel], target: Target) -> BuiltKernel:
@@ -191,7 +210,7 @@ class _RelaxBuilder:
         name, output = self.graph.input_name, self.graph.output
         x = relax.Var(name, self._tensor_type(name, self.plan.storages[name]))
         self._values[name, self.plan.storages[name]] = x
-        with builder.function("main", [x]):
+        with builder.function(MAIN, [x]):
             with builder.dataflow():
                 for node in self.graph:
                     self._convert_for(node.name)

@@ -28,7 +28,7 @@ import numpy as np
 
 from hawq_tvm.backends.tvm.cuda.device import check_device
 from hawq_tvm.backends.tvm.host import instruction_sets, usable_cores
-from hawq_tvm.backends.tvm.info import LibraryInfo
+from hawq_tvm.backends.tvm.info import MAIN, TAPPED, LibraryInfo
 from hawq_tvm.core.errors import DataError, HawqError, RuntimeModuleError, first_line
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.interpreter import check_integers
@@ -157,7 +157,7 @@ class CompiledModule:
                 _load_cuda_runtime()
             self._device = cpu() if self.info.gpu is None else cuda(0)
             self._library = load_library(library)
-            self._idle = [self._machine()["main"]]  # of virtual machines that no call is using
+            self._idle = [self._machine()[MAIN]]  # of virtual machines that no call is using
         except Exception as error:  # TVM raises many unrelated kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise RuntimeModuleError(f"{library} cannot be loaded: {reason}") from error
@@ -316,7 +316,7 @@ class CompiledModule:
         try:
             main = self._idle.pop()
         except IndexError:
-            main = self._machine()["main"]
+            main = self._machine()[MAIN]
         try:
             return main(x)
         finally:
@@ -341,7 +341,7 @@ class CompiledModule:
         _THREADS.enter()
         machine = self._machine()
         machine.set_instrument(callback)
-        main: Callable[[Any], Any] = machine["main"]
+        main: Callable[[Any], Any] = machine[MAIN if self.info.gpu is None else TAPPED]
         return main
 
 

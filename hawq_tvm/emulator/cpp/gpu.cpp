@@ -112,20 +112,14 @@ Error Gpu::take_last_error(bool forget) {
   return error;
 }
 
-const char* Gpu::with_detail(Error error, const char* text) {
-  static thread_local std::string shown;  // the caller's until it asks again
-  std::lock_guard<std::recursive_mutex> guard(lock);
-  shown = text;
-  if (error == detail_of_ && !detail_.empty()) shown += " (" + detail_ + ")";
-  return shown.c_str();
-}
-
-const char* Gpu::error_name(Error error) {
-  return with_detail(error, named(error).name);
-}
+const char* Gpu::error_name(Error error) { return named(error).name; }
 
 const char* Gpu::error_text(Error error) {
-  return with_detail(error, named(error).text);
+  static thread_local std::string shown;
+  std::lock_guard<std::recursive_mutex> guard(lock);
+  shown = named(error).text;
+  if (error == detail_of_ && !detail_.empty()) shown += ": " + detail_;
+  return shown.c_str();
 }
 
 // ---- modules ---------------------------------------------------------------------------------------------------------------

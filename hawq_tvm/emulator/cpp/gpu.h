@@ -94,12 +94,13 @@ class Gpu {
   std::recursive_mutex lock;
   Facts facts;
 
-  // The error that a call returns; a detail is told with the error's name. After a failed kernel every call fails.
+  // The error that a call returns; the detail is told with its text. After a failed kernel every call fails, but those
+  // that clean up: TVM makes them in destructors, where an error would end the process before anyone hears why.
   Error fail(Error error, const std::string& detail);
   Error standing_error() const { return standing_; }
   Error take_last_error(bool forget);
   const char* error_name(Error error);
-  const char* error_text(Error error);
+  const char* error_text(Error error);  // with the detail; the caller's until it asks again
 
   Error load(const void* image, Module** module);
   Error find(Module* module, const char* name, Function** function);
@@ -113,7 +114,6 @@ class Gpu {
 
  private:
   Gpu();
-  const char* with_detail(Error error, const char* text);
   Error run(const Function& function, const LaunchSizes& sizes, void* const* arguments);
 
   std::map<std::string, std::map<std::string, std::string>> kernels_;  // library by image and name
@@ -130,6 +130,13 @@ int with_gpu(Call call) {
   Gpu& gpu = Gpu::only();
   std::lock_guard<std::recursive_mutex> guard(gpu.lock);
   return gpu.standing_error() ? gpu.standing_error() : call(gpu);
+}
+
+template <class Call>
+int clean_up(Call call) {
+  Gpu& gpu = Gpu::only();
+  std::lock_guard<std::recursive_mutex> guard(gpu.lock);
+  return call(gpu);
 }
 
 }  // namespace emulator

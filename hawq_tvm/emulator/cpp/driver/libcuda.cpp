@@ -13,8 +13,12 @@ int cuInit(unsigned) {
   return with_gpu([](Gpu&) { return kSuccess; });
 }
 
+// TVM shows the name alone where loading or launching fails, so the name tells why, too.
 int cuGetErrorName(int error, const char** name) {
-  *name = Gpu::only().error_name(static_cast<Error>(error));
+  static thread_local std::string shown;
+  Gpu& gpu = Gpu::only();
+  shown = std::string(gpu.error_name(static_cast<Error>(error))) + " (" + gpu.error_text(static_cast<Error>(error)) + ")";
+  *name = shown.c_str();
   return kSuccess;
 }
 
@@ -36,8 +40,10 @@ int cuModuleLoadData(Module** module, const void* image) {
 }
 
 int cuModuleUnload(Module* module) {
-  delete module;  // functions stay: they are as small, and TVM never asks for one twice
-  return kSuccess;
+  return clean_up([&](Gpu&) {
+    delete module;  // its functions stay: they are small, and TVM asks for each once
+    return kSuccess;
+  });
 }
 
 int cuModuleGetFunction(Function** function, Module* module, const char* name) {

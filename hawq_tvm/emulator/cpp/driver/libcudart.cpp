@@ -62,13 +62,13 @@ int cudaGetDeviceCount(int* count) {
   });
 }
 
-int cudaGetDevice(int* device) {
+int cudaGetDevice(int* device) {  // TVM calls these two before it cleans up
   *device = 0;
-  return with_gpu([](Gpu&) { return kSuccess; });
+  return clean_up([](Gpu&) { return kSuccess; });
 }
 
 int cudaSetDevice(int device) {
-  return with_gpu([&](Gpu& gpu) { return device == 0 ? kSuccess : gpu.fail(kInvalidDevice, ""); });
+  return clean_up([&](Gpu& gpu) { return device == 0 ? kSuccess : gpu.fail(kInvalidDevice, ""); });
 }
 
 int cudaDeviceGetAttribute(int* value, int attribute, int device) {
@@ -123,7 +123,8 @@ int cudaMalloc(void** pointer, size_t bytes) {
 }
 
 int cudaFree(void* pointer) {
-  return outside_capture(nullptr, [&](Gpu& gpu) {
+  return clean_up([&](Gpu& gpu) {
+    if (gpu.anyone_captures()) return gpu.fail(kCaptureUnsupported, "cudaFree");
     if (pointer == nullptr || emulator_free(pointer)) return kSuccess;
     return gpu.fail(kInvalidValue, "no buffer begins at the address to free");
   });
@@ -170,8 +171,10 @@ int cudaStreamCreate(Stream** stream) {
 int cudaStreamCreateWithFlags(Stream** stream, unsigned) { return cudaStreamCreate(stream); }
 
 int cudaStreamDestroy(Stream* stream) {
-  delete stream;
-  return kSuccess;
+  return clean_up([&](Gpu&) {
+    delete stream;
+    return kSuccess;
+  });
 }
 
 int cudaStreamSynchronize(Stream* stream) {
@@ -190,8 +193,10 @@ int cudaEventCreate(Event** event) {
 }
 
 int cudaEventDestroy(Event* event) {
-  delete event;
-  return kSuccess;
+  return clean_up([&](Gpu&) {
+    delete event;
+    return kSuccess;
+  });
 }
 
 int cudaEventRecord(Event* event, Stream* stream) {
@@ -241,13 +246,17 @@ int cudaGraphLaunch(Graph* executable, Stream* stream) {
 }
 
 int cudaGraphDestroy(Graph* graph) {
-  delete graph;
-  return kSuccess;
+  return clean_up([&](Gpu&) {
+    delete graph;
+    return kSuccess;
+  });
 }
 
 int cudaGraphExecDestroy(Graph* executable) {
-  delete executable;
-  return kSuccess;
+  return clean_up([&](Gpu&) {
+    delete executable;
+    return kSuccess;
+  });
 }
 
 }  // extern "C"

@@ -1,0 +1,32 @@
+"""The tiles that there are; `gemm_costs` says which one a product is cut into."""
+
+from __future__ import annotations
+
+from hawq_tvm.kernels.cuda.gemm import Tile
+
+TILES: tuple[Tile, ...] = (
+    Tile(128, 128, 2, 2, 4),
+    Tile(64, 128, 2, 1, 4),
+    Tile(128, 64, 4, 4, 2),
+    Tile(64, 128, 4, 1, 4),
+    Tile(128, 64, 4, 2, 2),
+    Tile(64, 64, 4, 2, 2),
+    Tile(32, 64, 4, 1, 2),
+    Tile(64, 32, 4, 2, 1),
+    Tile(64, 64, 8, 2, 2, 2),
+    Tile(32, 64, 8, 1, 2, 4),
+    Tile(32, 32, 16, 1, 1, 8),
+    Tile(32, 32, 4, 1, 1),
+)
+"""What is chosen from, largest first; registers and shared memory leave room for two blocks on a T4."""
+
+WMMA_TILES: tuple[Tile, ...] = (
+    Tile(128, 64, 4, 4, 2),
+    Tile(64, 64, 4, 2, 2),
+    Tile(32, 64, 4, 1, 2),
+    Tile(32, 32, 4, 1, 1),
+)
+"""The same for WMMA."""
+
+MIN_BLOCKS = 2
+"""Blocks of a multiprocessor at least: 128 registers for each of 256 threads."""
