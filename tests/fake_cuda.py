@@ -51,7 +51,7 @@ def main(source: Path, architecture: int) -> int:
         print(f"compiling\nkernel.cu(1): error: {fails[1]}\n1 error detected", file=sys.stderr)
         return 1
     use = KernelUse(said("registers", 32), said("shared", 0), said("stack", 0))
-    names = re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\([^)]*\) *\{", text)
+    names = re.findall(r"__global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\([^)]*\) *\{", text)
     cubin = make_cubin(said("architecture", architecture), dict.fromkeys(names, use))
     source.with_suffix(".cubin").write_bytes(cubin)
     source.with_suffix(".ptx").write_bytes(make_ptx(architecture, *names))

@@ -10,6 +10,7 @@ import pytest
 from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.cuda import report
 from hawq_tvm.backends.tvm.cuda.compiler import CHOICE
+from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.core.gpu import T4
 
 from .conftest import NETWORKS, QUICK, Run
@@ -53,12 +54,36 @@ def test_compiled_json_tells_the_kernels(fake: None, cli: Run, scratch: Path) ->
     assert json.loads(cli("compile", scratch, "--json")[1])["gpu"] is None
 
 
-def test_verify_says_that_there_is_no_gpu(fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+def test_verify_emulates_a_gpu_that_is_not_here(
+    fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.device.DRIVER", "libcuda-of-nowhere.so.1")
     assert cli("compile", scratch, "--target", "nvidia/t4")[0] == 0
-    status, _, err = cli("verify", scratch, "--target", "nvidia/t4")
+    status, out, err = cli("verify", scratch, "--target", "nvidia/t4", "--samples", "2")
+    assert status == 0, err
+    assert "there is no driver here" in err and "; verifying on an emulated Tesla T4" in err
+    assert out.startswith("verified: 0 mismatches over ")
+    assert ", 2 samples, " in out and "numpy = pytorch = onnxruntime = tvm on an emulated GPU" in out
+    status, _, err = cli("bench", scratch, "--target", "nvidia/t4")
     assert status == 2
     assert "runs on an NVIDIA GPU, and there is no driver here" in err
+
+
+@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+def test_a_run_for_a_gpu_that_is_not_here(
+    fake: None, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verified on an emulated GPU, over as many samples as that takes a while for, and not timed."""
+    monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.device.DRIVER", "libcuda-of-nowhere.so.1")
+    monkeypatch.setattr("hawq_tvm.stages.verify.EMULATED_MACS", 1)
+    monkeypatch.setattr("hawq_tvm.cli.commands.find_cuda_compiler", fake_compiler)
+    arguments = (f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples", "-o", tmp_path / "run", *QUICK)
+    status, out, err = cli("run", *arguments, "--target", "nvidia/t4")
+    assert status == 0, err
+    assert err.count("; latency was not measured") == 1
+    assert "1 samples, " in out and "tvm on an emulated GPU" in out
+    assert not (tmp_path / "run" / "bench.nvidia-t4.json").exists()
 
 
 def test_help_names_the_targets(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:

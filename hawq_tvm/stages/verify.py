@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from hawq_tvm.backends.onnx.io import load_model
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
+from hawq_tvm.backends.tvm.cuda.emulated import emulated_module, why_not_here
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.measure.verify import stronger
+from hawq_tvm.measure.verify import Executor, stronger
 from hawq_tvm.measure.verify import verify as compare
 from hawq_tvm.runs.artifacts import MODEL, library_files, verify_file
 from hawq_tvm.runs.golden import GOLDEN_INDEX, check_golden
+from hawq_tvm.settings import Settings
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
+
+EMULATED = "tvm on an emulated GPU"
+"""What the library is called in a report where its GPU is emulated: such a proof takes the place of no other."""
+
+EMULATED_MACS = 5 * 10**8
+"""Multiply-accumulates that are emulated unless a number of samples is asked for: a minute or two."""
 
 
 def verify(work: Work) -> Stage:
     """Numpy = PyTorch = ONNX Runtime = the library, and the golden tensors with what the network computes.
+
+    A GPU's library runs on an emulated one where its GPU is not here, which takes its time: unless a number of samples
+    was asked for, there are as many as make `EMULATED_MACS`.
 
     A proof over fewer samples does not take the place of a stronger one of the same library.
     """
     target = work.target
     if not work.has_data:
         work.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
-    total = min(work.settings.verify_samples, len(work.data.evaluation)) if work.has_data else 1
+    asked = min(work.settings.verify_samples, len(work.data.evaluation)) if work.has_data else 1
 
     def make(advance: Advance) -> None:
         graph = work.artifacts.graph
         check_golden(work.run, graph)
-        executors = {
+        executors: dict[str, Executor] = {
             "numpy": lambda x: interpreter.run(graph, x),
             "pytorch": IntegerModule(graph).run,
             "onnxruntime": OnnxRuntimeModule(work.run.read(MODEL, load_model), threads=work.threads).run,
-            "tvm": work.artifacts.library(target).values,
         }
-        samples = work.integer_batches(graph, total)
-        report = compare(graph, executors, samples, progress=lambda done: advance(done, total))
+        with _library(work) as (name, library):
+            total = min(asked, _emulated_samples(work)) if name == EMULATED else asked
+            samples = work.integer_batches(graph, total)
+            report = compare(graph, {**executors, name: library}, samples, progress=lambda done: advance(done, total))
         earlier = work.artifacts.verification(target) if work.run.is_fresh(verify_file(target)) else None
         kept, why = stronger(earlier, report)
         if why is not None:
@@ -46,7 +62,31 @@ def verify(work: Work) -> Stage:
         f"verify {target.name}",
         "verifying every layer",
         make,
-        options={"data": work.data_key if work.has_data else None, "samples": total},
+        options={"data": work.data_key if work.has_data else None, "samples": asked},
         reads=(MODEL, GOLDEN_INDEX, *library_files(target)),
         writes=(verify_file(target),),
     )
+
+
+@contextmanager
+def _library(work: Work) -> Iterator[tuple[str, Executor]]:
+    """The compiled library as an executor, with a name that tells where it runs."""
+    target = work.target
+    if target.gpu is None:
+        yield "tvm", work.artifacts.library(target).values
+        return
+    gpu = work.artifacts.library_info(target).gpu
+    why = None if gpu is None else why_not_here(Path(work.run.name, target.library_name), gpu)
+    if why is None:
+        yield "tvm on the GPU", work.artifacts.library(target).values
+        return
+    work.reporter.note(f"{why}; verifying on an emulated {target.gpu.name}")
+    with emulated_module(work.run.path / target.library_name) as module:
+        yield EMULATED, module.values
+
+
+def _emulated_samples(work: Work) -> int:
+    """How many samples an emulated GPU is given where none are asked for."""
+    if work.settings.verify_samples != Settings.verify_samples:
+        return work.settings.verify_samples
+    return max(1, EMULATED_MACS // sum(layer.macs for layer in work.artifacts.layers))
