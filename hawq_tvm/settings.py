@@ -35,6 +35,9 @@ MOST_DAMPING = 1_000_000
 
 METRICS = ("omega", "loss")
 
+LATENCY_SOURCES = ("timing", "model")
+"""Where a layer's latency comes from where no table gives it: kernels run here, or the target's cost model."""
+
 _WIDTHS = {str(bits): bits for bits in range(2, 9)}
 
 SAMPLES = "Samples"
@@ -174,6 +177,7 @@ class Settings:
         hessian: see `HessianSettings`.
         latency: whether kernels are timed even without a latency budget.
         latency_table: a JSON file of microseconds by layer and pair, instead of timing.
+        latency_from: ``timing`` runs kernels on this machine, ``model`` predicts them for the target.
         ranges: activation ranges to take in place of calibrated ones; see `hawq_tvm.core.given`.
         clip_to_ranges: whether these are clips that the network was trained with, so that the float network has them.
         scales: weight scales to take as they are, by layer.
@@ -199,6 +203,9 @@ class Settings:
     solver: str = option("cbc", "cbc or highs", panel=CHOICE)
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
+    latency_from: str = option(
+        "timing", "timing, of kernels on this machine, or model, which predicts them for --target", panel=CHOICE
+    )
     metric: str = option(
         "omega", "what bits are chosen by: omega, from the Hessian, or loss, measured layer by layer", panel=CHOICE
     )
@@ -246,6 +253,10 @@ class Settings:
             raise SettingsError(f"a budget is a hawq_tvm.Budget, such as Budget(size='60%'), got {self.budget!r}")
         if self.metric not in METRICS:
             raise SettingsError(f"the metric is one of {', '.join(METRICS)}, got {self.metric!r}")
+        if self.latency_from not in LATENCY_SOURCES:
+            raise SettingsError(f"latencies are from {' or '.join(LATENCY_SOURCES)}, got {self.latency_from!r}")
+        if self.latency_from == "model" and self.latency_table is not None:
+            raise SettingsError("--latency-table gives times and --latency-from model predicts them; say one of them")
         _at_least("samples of the loss", self.loss_samples, 1)
         if self.clip_to_ranges and not self.ranges:
             raise SettingsError("there are no ranges to clip to; give them with --ranges")
@@ -268,7 +279,8 @@ class Settings:
     @property
     def wants_latency(self) -> bool:
         """Whether layers need a latency: for its own sake, or for a budget on it."""
-        return self.latency or self.latency_table is not None or self.budget.latency is not None
+        given = self.latency_table is not None or self.latency_from == "model"
+        return self.latency or given or self.budget.latency is not None
 
     def all_pins(self, layers: tuple[str, ...], ties: tuple[tuple[str, ...], ...] = ()) -> dict[str, Bits]:
         """The pins of a network with these layers; an end that is tied to a layer of `pins` takes that pin."""
@@ -293,6 +305,7 @@ class Settings:
             "rounding": vars(self.rounding),
             "latency": self.latency,
             "latency_table": None if self.latency_table is None else str(self.latency_table),
+            "latency_from": self.latency_from,
             "ranges": dict(self.ranges),
             "clip_to_ranges": self.clip_to_ranges,
             "scales": dict(self.scales),
@@ -347,6 +360,7 @@ class _SettingsFile(TypedDict):
     rounding: RoundingSettings
     latency: bool
     latency_table: str | None
+    latency_from: str
     ranges: Mapping[str, Any]
     clip_to_ranges: bool
     scales: Mapping[str, Any]

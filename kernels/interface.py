@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Array, Node, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
@@ -73,14 +74,16 @@ class Offer:
     Attributes:
         reads: the storage of each input, in order.
         writes: the storage of the result, every element of it: frame and channels that fill up too, in every call.
-        cost: estimated microseconds of one thread.
+        cost: estimated microseconds, of one thread on a CPU.
         build: makes the function.
+        prediction: what the cost is made of, where a model of a GPU says it.
     """
 
     reads: tuple[Storage, ...]
     writes: Storage
     cost: float
     build: Callable[[], BuiltKernel]
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,7 @@ def test_every_decision_names_its_files() -> None:
         "docs/emulator.md",
         "docs/factories.md",
         "docs/ranges.md",
+        "docs/gpu-model.md",
         "SECURITY.md",
     ):
         for path in re.findall(r"`((?:hawq_tvm|kernels|ilp|calibration|benchmarks|tests|docs)/[\w./]+)`",

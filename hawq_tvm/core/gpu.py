@@ -15,6 +15,8 @@ Sources:
         WP-09736-001, table 3 and appendix A; [GA102] Ampere GA102 GPU Architecture, table of tensor core throughput;
         [Ada] Ada GPU Architecture, appendix A; [Hopper] H100 Tensor Core GPU Architecture, tables 2 and 3.
     [T4], [A100], [A10], [L4], [H100] NVIDIA's data sheet and product brief of the card.
+    [TU102] measured cycles of an sm_75 GPU: github connollydavid/tu102, table/tu102_ops.csv.
+    [Miner] measured clock and power of 8-bit matrix products that run for minutes: github super3/llmjob, benchmark.md.
 
 >>> T4.peak_tops(8), T4.peak_tops(4), T4.architecture.mma[4]
 (130.2528, 260.5056, (MmaShape(m=8, n=8, k=32, sass='IMMA.8832'),))
@@ -81,6 +83,7 @@ class Architecture:
             integers, either operand signed or unsigned, 16 is fp16. What is not there is not native.
         macs_per_cycle: multiply-accumulates of a multiprocessor's tensor cores in a cycle, by bits of an operand.
         async_copy: whether ``cp.async`` copies from global to shared memory without passing through registers.
+        data_bytes_per_cycle: what passes in a cycle between a multiprocessor's shared memory or L1 and its registers.
     """
 
     compute_capability: tuple[int, int]
@@ -96,6 +99,7 @@ class Architecture:
     mma: Mapping[int, tuple[MmaShape, ...]]
     macs_per_cycle: Mapping[int, int]
     async_copy: bool
+    data_bytes_per_cycle: int
 
     def __post_init__(self) -> None:
         assert self.shared_bytes_per_block == self.shared_bytes_per_sm - self.shared_bytes_reserved, self
@@ -179,6 +183,7 @@ SM_75 = Architecture(
     mma={4: (_M8N8K32,), 8: (_M8N8K16,), 16: (_M16N8K8_FP16,)},  # [PTX]: target notes of mma; [SASS]
     macs_per_cycle={4: 2048, 8: 1024, 16: 512},  # [Turing]: 8 tensor cores of 64 fp16 each
     async_copy=False,  # [PTX]: cp.async requires sm_80
+    data_bytes_per_cycle=64,  # [TU102]: shared memory, L1 and ldmatrix alike
 )
 SM_80 = Architecture(
     compute_capability=(8, 0),
@@ -194,6 +199,7 @@ SM_80 = Architecture(
     mma=_AMPERE_MMA,  # [PTX], [SASS]
     macs_per_cycle={4: 4096, 8: 2048, 16: 1024},  # [Ampere]: 4 tensor cores of 256 fp16 each
     async_copy=True,
+    data_bytes_per_cycle=128,  # [CUDA]: 32 banks of 32 bits a cycle
 )
 SM_86 = Architecture(
     compute_capability=(8, 6),
@@ -209,6 +215,7 @@ SM_86 = Architecture(
     mma=_AMPERE_MMA,  # [PTX], [SASS]
     macs_per_cycle={4: 2048, 8: 1024, 16: 512},  # [GA102]: 4 tensor cores of 128 fp16 each
     async_copy=True,
+    data_bytes_per_cycle=128,  # [CUDA]: 32 banks of 32 bits a cycle
 )
 SM_89 = Architecture(
     compute_capability=(8, 9),
@@ -224,6 +231,7 @@ SM_89 = Architecture(
     mma=_AMPERE_MMA,  # [PTX], [SASS]
     macs_per_cycle={4: 2048, 8: 1024, 16: 512},  # [Ada]: 4 tensor cores of 128 fp16 each
     async_copy=True,
+    data_bytes_per_cycle=128,  # [CUDA]: 32 banks of 32 bits a cycle
 )
 SM_90 = Architecture(
     compute_capability=(9, 0),
@@ -239,7 +247,23 @@ SM_90 = Architecture(
     mma={bits: shapes for bits, shapes in _AMPERE_MMA.items() if bits != 4},  # [SASS]: 4 bits are emulated
     macs_per_cycle={8: 4096, 16: 2048},  # [Hopper]: 4 tensor cores of 512 fp16 each, which only wgmma keeps busy
     async_copy=True,
+    data_bytes_per_cycle=128,  # [CUDA]: 32 banks of 32 bits a cycle
 )
+
+
+@dataclass(frozen=True)
+class HeldLoad:
+    """What a board was seen to hold for minutes while it did little but multiply.
+
+    Attributes:
+        clock_mhz: of its multiprocessors.
+        busy: the share of their tensor cores' peak at that clock.
+        watts: that the board drew.
+    """
+
+    clock_mhz: int
+    busy: float
+    watts: float
 
 
 @dataclass(frozen=True)
@@ -258,6 +282,7 @@ class GpuFacts:
         l2_bytes: the cache that all multiprocessors share.
         published_tops: tensor core peaks without sparsity as its maker prints them, 10^12 operations a second, two a
             multiply-accumulate, by bits of an operand.
+        held: what its power allows; None where nothing is known.
     """
 
     name: str
@@ -270,6 +295,7 @@ class GpuFacts:
     bandwidth_gb_s: float
     l2_bytes: int
     published_tops: Mapping[int, float]
+    held: HeldLoad | None = None
 
     def __post_init__(self) -> None:
         assert 0 < self.base_clock_mhz <= self.boost_clock_mhz, self
@@ -300,6 +326,7 @@ T4 = GpuFacts(
     bandwidth_gb_s=320,
     l2_bytes=4 * 2**20,  # [Turing]: TU104
     published_tops={4: 260, 8: 130, 16: 65},  # [T4]
+    held=HeldLoad(clock_mhz=750, busy=0.89, watts=67.5),  # [Miner]: 27.4 x 10^12 a second, at the power limit
 )
 A100 = GpuFacts(
     "A100-SXM4-40GB",
@@ -336,6 +363,7 @@ L4 = GpuFacts(
     bandwidth_gb_s=300,
     l2_bytes=48 * 2**20,  # [Ada]: AD104
     published_tops={8: 242.5, 16: 121},  # [L4]: 485 and 242 with sparsity; 4 bits are not printed
+    held=HeldLoad(clock_mhz=1403, busy=0.96, watts=72 * 0.965),  # [Miner]: 80 x 10^12 a second, 96% of the peak
 )
 H100 = GpuFacts(
     "H100-SXM5-80GB",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hawq_tvm.backends.tvm.host import cpu_name
-from hawq_tvm.backends.tvm.latency import LatencyTable, measure_latency
+from hawq_tvm.backends.tvm.latency import LatencyTable, measure_latency, predict_latency
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.measure.costing import cost_table, read_latency_table
@@ -15,19 +15,27 @@ from hawq_tvm.stages.work import Work
 
 
 def cost(work: Work) -> Stage:
-    """The cost table; kernels are timed where a latency is asked for and no table of them is given."""
+    """The cost table; kernels are timed, or predicted, where a latency is asked for and no table of them is given."""
     settings = work.settings
     pairs = settings.pairs(work.layers)
     path = settings.latency_table
     table = None if path is None else read_latency_table(path, work.layers)
     stored = work.as_stored(BitConfig({}))
-    measured = settings.wants_latency and table is None
+    predicted = settings.latency_from == "model"
+    measured = settings.wants_latency and table is None and not predicted
+    ours = measured or predicted
 
-    def measure(advance: Advance) -> LatencyTable:
+    def latency(advance: Advance) -> LatencyTable | None:
+        if not ours:
+            return table
+        graph, ranges = work.artifacts.float_graph, work.artifacts.ranges
+        configurations = {pair: work.as_stored(BitConfig.uniform(work.layers, pair)) for pair in pairs}
+        if predicted:
+            return predict_latency(graph, ranges, configurations, work.target, batch=settings.batch)
         return measure_latency(
-            work.artifacts.float_graph,
-            work.artifacts.ranges,
-            {pair: work.as_stored(BitConfig.uniform(work.layers, pair)) for pair in pairs},
+            graph,
+            ranges,
+            configurations,
             work.target,
             batch=settings.batch,
             threads=work.threads,
@@ -39,17 +47,20 @@ def cost(work: Work) -> Stage:
             work.artifacts.float_graph,
             pairs,
             sensitivity=work.artifacts.sensitivity if work.has_choice else None,
-            latency=measure(advance) if measured else table,
+            latency=latency(advance),
         )
         work.run.write_json(COSTS, result.to_json())
 
+    column: Any = table and table.to_json()
+    if ours:
+        column = f"model of {work.target.name}" if predicted else work.target.name
     options: dict[str, Any] = {
         "pairs": [repr(pair) for pair in pairs],
-        "latency": work.target.name if measured else table and table.to_json(),
-        "batch": settings.batch if measured else None,
+        "latency": column,
+        "batch": settings.batch if ours else None,
         "threads": work.threads if measured else None,
-        "residual": stored.residual if measured else None,
-        "stored": dict(stored.stored) if measured else None,
+        "residual": stored.residual if ours else None,
+        "stored": dict(stored.stored) if ours else None,
         "machine": cpu_name() if measured else None,
     }
     reads = (FLOAT_GRAPH, RANGES, SENSITIVITY) if work.has_choice else (FLOAT_GRAPH, RANGES)

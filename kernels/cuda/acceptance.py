@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Operator, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.storages import channels_last
@@ -16,8 +17,8 @@ INDEX_LIMIT = 2**31
 Build = Callable[[Request, tuple[Storage, ...], Storage], BuiltKernel]
 """Makes the function for a request, the storages of its inputs and that of its result."""
 
-Cost = Callable[[Request, tuple[Storage, ...], Storage], float]
-"""Estimated microseconds for the same."""
+Cost = Callable[[Request, tuple[Storage, ...], Storage], Prediction]
+"""What the same takes of the GPU."""
 
 
 def decline(request: Request, operator: type[Operator]) -> str | None:
@@ -52,7 +53,7 @@ def canonical(
 
     Args:
         operator: what it computes.
-        cost: estimated microseconds.
+        cost: what it takes.
         build: makes the function.
         refuse: a further reason to decline.
     """
@@ -80,7 +81,7 @@ def packed(
 
     Args:
         operator: what it computes.
-        cost: estimated microseconds.
+        cost: what it takes.
         build: makes the function.
         reads_canonical: it reads canonical values, and saves a conversion of its own.
         writes_canonical: it writes the canonical value.
@@ -111,4 +112,5 @@ def packed(
 
 
 def _offer(request: Request, reads: tuple[Storage, ...], writes: Storage, cost: Cost, build: Build) -> Offer:
-    return Offer(reads, writes, cost(request, reads, writes), lambda: build(request, reads, writes))
+    prediction = cost(request, reads, writes)
+    return Offer(reads, writes, prediction.us(), lambda: build(request, reads, writes), prediction)

@@ -14,6 +14,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
@@ -134,7 +135,7 @@ def _inputs_of(x: Value, op: Conv2d, at: Place, ci: Expr, lanes: int) -> list[Ex
     return [x.load(n, group * in_per_group + ci, h, w) for group in groups]
 
 
-def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
     op = request.node.op
     assert isinstance(op, Conv2d)
     return simple_cost(request, reads, writes, prod(op.weight.shape[1:]), op.weight.size)

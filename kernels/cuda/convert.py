@@ -7,12 +7,12 @@ from typing import Any
 
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import too_large
-from hawq_tvm.kernels.cuda.costs import microseconds, moved_bytes
+from hawq_tvm.kernels.cuda.costs import facts, moving
 from hawq_tvm.kernels.cuda.launch import thread_a_word
 from hawq_tvm.kernels.cuda.storages import channels_last
 from hawq_tvm.kernels.cuda.values import Value
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.interface import Converter, ConvertRequest, Offer
+from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Offer
 
 
 def _offer(request: ConvertRequest) -> Offer | str:
@@ -29,8 +29,12 @@ def _offer(request: ConvertRequest) -> Offer | str:
     def body(inputs: Sequence[Value], _constants: Any, y: Value, at: tuple[Expr, Expr, Expr, Expr]) -> list[Expr]:
         return inputs[0].load_run(*at, y.lanes)
 
-    cost = microseconds(request.target, moved_bytes([source, to], request.batch))
-    return Offer((request.source,), request.to, cost, lambda: thread_a_word([source], (), to, request.batch, body))
+    prediction = moving(facts(request.target), [source, to], request.batch)
+
+    def build() -> BuiltKernel:
+        return thread_a_word([source], (), to, request.batch, body)
+
+    return Offer((request.source,), request.to, prediction.us(), build, prediction)
 
 
 CONVERT_CUDA = Converter("convert_cuda", _offer)

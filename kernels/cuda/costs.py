@@ -1,9 +1,8 @@
-"""What GPU kernels cost: a launch, and the longest of moving bytes, computing, and one thread's own work.
+"""What the simple GPU kernels cost: the longest of moving bytes, computing, and one thread's own work.
 
-    microseconds = LAUNCH_US + max(bytes / bandwidth, operations / rate, longest thread)
-
-Bandwidth, multiprocessors and clock are the GPU's (`hawq_tvm.core.gpu`); what is reached of them is estimated, not
-measured: `EFFICIENCY` of a peak at the base clock. Only the ratios decide which offers are taken.
+The model is `hawq_tvm.core.gpu_model`; here is what it is told of kernels in which a thread computes a word of the
+result. What these reach is estimated, not measured, so that offers can be compared; the kernels that matter are counted
+tile by tile (`gemm_costs`).
 """
 
 from __future__ import annotations
@@ -11,16 +10,11 @@ from __future__ import annotations
 from math import prod
 
 from hawq_tvm.core.gpu import T4, GpuFacts
+from hawq_tvm.core.gpu_model import DRAM_LATENCY_CYCLES, L2_BYTES_PER_CYCLE, Prediction, beyond_l2
 from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels.interface import Request
-
-LAUNCH_US = 2.5
-"""From one kernel of a stream to the next."""
-
-EFFICIENCY = 0.6
-"""What is reached of the peaks of memory and tensor cores."""
 
 LANES = 64
 """Integer multiply-adds that a multiprocessor starts in a cycle (Turing GPU Architecture, WP-09183-001)."""
@@ -34,13 +28,20 @@ STEP_CYCLES = 30
 BYTE_ACCESS = 4
 """How many times as long a warp takes for single bytes as for words of the same memory."""
 
+Stored = list[tuple[TensorType, Storage]]
+
 
 def facts(target: Target) -> GpuFacts:
     """Those of the target's GPU; a T4's where they are not known."""
     return target.gpu or T4
 
 
-def moved_bytes(stored: list[tuple[TensorType, Storage]], batch: int) -> float:
+def stored_bytes(stored: Stored, batch: int) -> float:
+    """Memory of some values."""
+    return float(sum(storage.size_bytes(type, batch) for type, storage in stored))
+
+
+def moved_bytes(stored: Stored, batch: int) -> float:
     """Bytes read and written, those of canonical values weighted since they go one by one."""
     return float(
         sum(
@@ -52,8 +53,8 @@ def moved_bytes(stored: list[tuple[TensorType, Storage]], batch: int) -> float:
 
 def simple_cost(
     request: Request, reads: tuple[Storage, ...], writes: Storage, steps: int, constant_bytes: int = 0
-) -> float:
-    """Estimated microseconds of a simple kernel.
+) -> Prediction:
+    """What a simple kernel takes.
 
     Args:
         request: what is computed.
@@ -63,17 +64,18 @@ def simple_cost(
         constant_bytes: of weights.
     """
     stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
-    bytes_ = moved_bytes(stored, request.batch) + constant_bytes
-    return microseconds(request.target, bytes_, request.batch * prod(request.node.type.shape) * steps, steps)
+    operations = request.batch * prod(request.node.type.shape) * steps
+    return moving(facts(request.target), stored, request.batch, constant_bytes, operations, steps)
 
 
-def microseconds(target: Target, bytes_: float, operations: float = 0.0, steps: int = 0) -> float:
-    """A launch and the longest of what memory, arithmetic and one thread take."""
-    gpu = facts(target)
-    rate = gpu.sms * LANES * gpu.base_clock_mhz * SIMPLE_EFFICIENCY
-    return LAUNCH_US + max(memory_us(gpu, bytes_), operations / rate, steps * STEP_CYCLES / gpu.base_clock_mhz)
-
-
-def memory_us(gpu: GpuFacts, bytes_: float) -> float:
-    """What memory takes for so many bytes."""
-    return bytes_ / (gpu.bandwidth_gb_s * 1e3) / EFFICIENCY
+def moving(
+    gpu: GpuFacts, stored: Stored, batch: int, constant_bytes: int = 0, operations: float = 0.0, steps: int = 0
+) -> Prediction:
+    """What it takes to read and write values, with so many operations in all and so many steps in a row."""
+    cycles = {
+        "L2": (moved_bytes(stored, batch) + constant_bytes) / (gpu.sms * L2_BYTES_PER_CYCLE),
+        "issue": operations / (gpu.sms * LANES * SIMPLE_EFFICIENCY),
+        "waiting": float(steps * STEP_CYCLES),
+    }
+    dram_bytes = constant_bytes + beyond_l2(stored_bytes(stored, batch), gpu.l2_bytes)
+    return Prediction(gpu, DRAM_LATENCY_CYCLES, cycles, dram_bytes)

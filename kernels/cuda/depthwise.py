@@ -14,6 +14,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
@@ -154,7 +155,7 @@ def _refuse(request: Request) -> str | None:
     return None if taps <= MAX_TAPS else f"writes out up to {MAX_TAPS} taps, this window has {taps}"
 
 
-def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
     op = request.node.op
     assert isinstance(op, Conv2d)
     return simple_cost(request, reads, writes, -(-op.weight[0].size // TAPS), op.weight.size)

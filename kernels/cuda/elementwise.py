@@ -8,6 +8,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
@@ -89,7 +90,7 @@ def _side_by_side(
     return thread_a_word(inputs, (), (request.node.type, writes), request.batch, body)
 
 
-def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
     return simple_cost(request, reads, writes, len(reads))
 
 

@@ -9,24 +9,22 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import Build, Cost, canonical, packed
-from hawq_tvm.kernels.cuda.costs import LAUNCH_US, memory_us, moved_bytes
 from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_costs import fastest, predict_layer
 from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
 from hawq_tvm.kernels.cuda.gemm_kernel import Products, Sums, accumulate, first_channel
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
 from hawq_tvm.kernels.cuda.gemm_shared import Layout, Planes, Swizzled
-from hawq_tvm.kernels.cuda.gemm_tiles import TILES, WMMA_TILES, choose_tile, estimated_cycles
+from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES, WMMA_TILES
 from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row, filled_up, first_sums, pack_weights
 from hawq_tvm.kernels.cuda.gemm_wmma import Fragments
 from hawq_tvm.kernels.cuda.launch import function, stored_parameters
 from hawq_tvm.kernels.cuda.values import words_of
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-
-MIN_BLOCKS = 2
-"""Blocks of a multiprocessor at least: 128 registers for each of 256 threads."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Family:
         layout: of a step in shared memory.
         channel_of_row: the channel of each row of a tile.
         products: what multiplies.
-        slowdown: of its multiplications beside those of `mma.sync`.
+        slowdown: of all that it does on the multiprocessors beside `mma.sync`; not measured.
     """
 
     signed_alone: bool
@@ -64,12 +62,12 @@ def build(
         reads: how the inputs are stored.
         writes: how the result is stored.
         family: how it multiplies.
-        tile: how the product is cut; None for what `choose_tile` says.
+        tile: how the product is cut; None for what the model takes for fastest.
     """
     op, node = request.node.op, request.node
     assert isinstance(op, WeightedOperator) and request.target.gpu is not None
     gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
-    chosen = tile or choose_tile(gemm, request.target.gpu, family.tiles)
+    chosen = tile or fastest(layer_tiles(request, reads, writes, family))
     layout = family.layout(chosen)
     constants = [pack_weights(op, gemm, layout, family.channel_of_row(chosen))]
     constants += [filled_up(values, chosen) for values in (first_sums(op, gemm), op.rescale.multiplier)]
@@ -153,17 +151,19 @@ def _refuse_width(request: Request, reads: Storage, bits: int) -> str | None:
     return None
 
 
-def _cost(family: Family) -> Cost:
-    """A launch, and the longer of what the tensor cores and the memory take."""
+def layer_tiles(
+    request: Request, reads: tuple[Storage, ...], writes: Storage, family: Family = MMA
+) -> dict[Tile, Prediction]:
+    """What a layer takes with each of a family's tiles that fit the GPU."""
+    gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
+    predictions = predict_layer(request, gemm, reads, writes, family.tiles)
+    return {tile: prediction.slowed(family.slowdown) for tile, prediction in predictions.items()}
 
-    def cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
-        op, gpu = request.node.op, request.target.gpu
-        assert isinstance(op, WeightedOperator) and gpu is not None
-        gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
-        cycles = estimated_cycles(gemm, choose_tile(gemm, gpu, family.tiles), gpu) * family.slowdown
-        stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
-        bytes_ = moved_bytes(stored, request.batch) + op.weight.size * gemm.bits // 8
-        return LAUNCH_US + max(cycles / gpu.base_clock_mhz, memory_us(gpu, bytes_) * family.slowdown)
+
+def _cost(family: Family) -> Cost:
+    def cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
+        tiles = layer_tiles(request, reads, writes, family)
+        return tiles[fastest(tiles)]
 
     return cost
 

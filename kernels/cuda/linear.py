@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ops import Linear
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical
@@ -41,7 +42,7 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
     return thread_a_word(inputs, constants, (node.type, writes), request.batch, body)
 
 
-def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
     op = request.node.op
     assert isinstance(op, Linear)
     return simple_cost(request, reads, writes, op.weight.shape[1], op.weight.size)

@@ -10,6 +10,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.core.storage import Storage
@@ -105,7 +106,7 @@ def _build_global(request: Request, reads: tuple[Storage, ...], writes: Storage)
     return thread_a_word(inputs, (), (node.type, writes), request.batch, body)
 
 
-def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
     op = request.node.op
     taps = prod(op.window.kernel) if isinstance(op, MaxPool2d | AvgPool2d) else prod(request.inputs[0].shape[1:])
     return simple_cost(request, reads, writes, taps)

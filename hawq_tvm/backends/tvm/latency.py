@@ -1,4 +1,4 @@
-"""Microseconds of every layer's kernel at every candidate bit pair, on this machine.
+"""Microseconds of every layer's kernel at every candidate bit pair, timed on this machine or predicted for a target.
 
 The network is integerised once per pair and its storages are chosen as for deployment, so that each kernel is the one
 that would be deployed, in the storages that it would read and write, its residual and clip fused. Conversions between
@@ -25,6 +25,7 @@ from hawq_tvm.backends.tvm.runtime import configure_threads, load_library
 from hawq_tvm.backends.tvm.storage import plan_storages
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.float_ir import FloatGraph
+from hawq_tvm.core.gpu_model import typical_clock
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
@@ -54,7 +55,7 @@ class LatencyTable:
     """Microseconds by layer and bit pair.
 
     Attributes:
-        latency_us: the medians.
+        latency_us: medians, or what was predicted or given.
         source: machine, target, threads and method, for the cost table.
     """
 
@@ -95,8 +96,8 @@ def measure_latency(
     """
     if target.gpu is not None:
         raise CompileError(
-            f"kernels for '{target.name}' are not timed on this machine; leave --latency out, or take a latency table "
-            "from a machine with that GPU"
+            f"kernels for '{target.name}' are not timed on this machine; --latency-from model predicts them, and "
+            "--latency-table takes those of a machine with that GPU"
         )
     machine = Machine.resolve(target)
     names = tuple(layer.name for layer in graph.layers)
@@ -118,6 +119,34 @@ def measure_latency(
         f"warm caches, median of {ROUNDS} interleaved rounds"
     )
     return LatencyTable(table, source)
+
+
+def predict_latency(
+    graph: FloatGraph,
+    ranges: RangeTable,
+    configurations: Mapping[Bits, BitConfig],
+    target: Target,
+    *,
+    batch: int = 1,
+) -> LatencyTable:
+    """What each kernel takes by the cost model of the target: what its offer was chosen by.
+
+    Nothing is compiled or run, and the target need not be at hand. Arguments as of `measure_latency`.
+    """
+    machine = Machine.resolve(target)
+    table: dict[str, dict[Bits, float]] = {layer.name: {} for layer in graph.layers}
+    for pair, bits in configurations.items():
+        plan = plan_storages(integerize(graph, ranges, bits), target, machine.vector_bits, batch=batch)
+        for name, row in table.items():
+            row[pair] = plan.offers[name].cost
+    if target.gpu is None:
+        source = "predicted by rates fitted to one thread of another CPU (kernels/generic/costs.py)"
+    else:
+        source = (
+            f"predicted for {target.gpu.name} at {typical_clock(target.gpu):.0f} MHz, launched by a CUDA graph "
+            "(hawq_tvm/core/gpu_model.py)"
+        )
+    return LatencyTable(table, f"{source}, target {target.name}, batch {batch}; nothing was run")
 
 
 def _machine_code_key(timed: _Timed) -> Any:

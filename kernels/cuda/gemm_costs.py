@@ -1,0 +1,188 @@
+"""What a product on Tensor Cores asks of a GPU, counted tile by tile, and the tile that the model takes.
+
+Counted is what `gemm_kernel` and `gemm_epilogue` write. Instructions of a warp are read off the machine code that
+nvcc 13.0 makes for sm_75; they are the same for 8 and 4 bits, within 2%.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hawq_tvm.core.gpu import MAX_REGISTERS_PER_THREAD, WARP_SIZE, GpuFacts
+from hawq_tvm.core.gpu_model import (
+    DEPENDENT_CYCLES,
+    DRAM_LATENCY_CYCLES,
+    EXCHANGE_CYCLES,
+    KernelWork,
+    Phase,
+    Prediction,
+    beyond_l2,
+    predict,
+)
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.cuda.costs import stored_bytes
+from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_kernel import ASYNC_STAGES, STAGES
+from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
+from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES
+from hawq_tvm.kernels.interface import Request
+
+# Instructions of a warp, beside loads, stores and multiplications, read off the machine code
+
+START_INSTRUCTIONS = 150
+STEP_INSTRUCTIONS = 25
+PIXEL_INSTRUCTIONS = 15
+"""For 32 chunks of pixels: the place of a window's tap, and whether it lies in the image."""
+PLAIN_PIXEL_INSTRUCTIONS = 6
+"""The same where the window is of one tap, so that nothing lies outside."""
+WEIGHT_INSTRUCTIONS = 4
+WIDEN_INSTRUCTIONS = 8
+"""For 32 chunks of 4-bit values that become 8-bit ones."""
+RESULT_INSTRUCTIONS = 5
+RESIDUAL_INSTRUCTIONS = 6.5
+"""For 32 results: rescale, clip and pack; and what a residual adds."""
+
+OTHER_REGISTERS = 50
+"""Of a thread, beside sums, operands and words on their way: 42 to 58 in machine code."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a product reads and writes when its sums are done.
+
+    Attributes:
+        result_bits: of a stored result.
+        residual_bits: of a stored element that is added; 0 for none.
+    """
+
+    result_bits: int
+    residual_bits: int = 0
+
+    @classmethod
+    def of(cls, reads: tuple[Storage, ...], writes: Storage) -> Ends:
+        return cls(writes.bits, reads[1].bits if len(reads) > 1 else 0)
+
+
+def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, dram_bytes: float = 0.0) -> KernelWork:
+    """What a product asks for when it is cut into these tiles.
+
+    Args:
+        gemm: the product.
+        tile: how it is cut.
+        ends: what happens to its sums.
+        dram_bytes: that the layer moves, whatever the tile.
+    """
+    steps = -(-gemm.chunks // tile.k)
+    warps = tile.threads // WARP_SIZE
+    loaded = steps * tile.k * (tile.m * gemm.loaded_words * 4 + tile.n * CHUNK_BYTES)
+    loop, ending = _loop(gemm, tile, steps), _ending(tile, ends)
+    # Blocks walk through the weights side by side, so that those of a step come from DRAM for all that are resident.
+    # The first steps are loaded from the start, each later one while those before it are multiplied.
+    ahead = _stages(gemm) - 1
+    arriving = max(0, steps - ahead) * DRAM_LATENCY_CYCLES / ahead
+    start = START_INSTRUCTIONS * DEPENDENT_CYCLES + DRAM_LATENCY_CYCLES
+    return KernelWork(
+        blocks=-(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n),
+        threads=tile.threads,
+        registers=_registers(gemm, tile),
+        shared_bytes=4 * max(min(_stages(gemm), steps) * Swizzled(tile).stage_words, _exchanged_words(tile)),
+        bits=gemm.bits,
+        phases=(loop, ending),
+        l2_bytes=loaded + tile.m * tile.n * (ends.result_bits + ends.residual_bits) / 8,
+        start_cycles=start,
+        alone_cycles=max(arriving, _alone(loop, gemm, warps)) + steps * EXCHANGE_CYCLES + _alone(ending, gemm, warps),
+        dram_bytes=dram_bytes,
+    )
+
+
+def _stages(gemm: Gemm) -> int:
+    """Steps that shared memory holds at once."""
+    return ASYNC_STAGES if gemm.copies else STAGES
+
+
+def _exchanged_words(tile: Tile) -> int:
+    """Sums of slices, which are added up in shared memory."""
+    return tile.slices * tile.m * tile.n if tile.slices > 1 else 0
+
+
+def _loop(gemm: Gemm, tile: Tile, steps: int) -> Phase:
+    """All steps: copies to shared memory, ldmatrix, and the multiplications."""
+    pixels, weights = steps * tile.m * tile.k, steps * tile.n * tile.k  # chunks
+    arrived = pixels * gemm.loaded_words * 4 + weights * CHUNK_BYTES
+    stored = (pixels + weights) * CHUNK_BYTES
+    warp_chunks = steps * tile.warps_m * tile.warps_n * tile.slices * tile.slice_k * (tile.warp_m + tile.warp_n)
+    macs = tile.m * tile.n * steps * tile.k * gemm.chunk_elements
+    address = PIXEL_INSTRUCTIONS if gemm.taps > 1 else PLAIN_PIXEL_INSTRUCTIONS
+    copying = (
+        pixels * (gemm.taps_per_chunk * (1 + address) + 1 + WIDEN_INSTRUCTIONS * gemm.widens)
+        + weights * (WEIGHT_INSTRUCTIONS + 2)
+    ) / WARP_SIZE
+    return Phase(
+        macs=macs,
+        data_bytes=(0 if gemm.copies else arrived) + stored + warp_chunks * CHUNK_BYTES,
+        instructions=copying
+        + warp_chunks / WARP_SIZE  # ldmatrix moves 32 rows of a chunk
+        + macs / gemm.shape.macs
+        + steps * STEP_INSTRUCTIONS * tile.threads / WARP_SIZE,
+    )
+
+
+def _ending(tile: Tile, ends: Ends) -> Phase:
+    """Adding up of slices, then the results, of all warps."""
+    results = tile.m * tile.n
+    exchanged = 2 * 4 * _exchanged_words(tile)  # written and read
+    instructions = results * (RESULT_INSTRUCTIONS + RESIDUAL_INSTRUCTIONS * (ends.residual_bits > 0))
+    return Phase(
+        data_bytes=exchanged + results * (ends.result_bits + ends.residual_bits) / 8,
+        instructions=(instructions + exchanged / 4) / WARP_SIZE,
+    )
+
+
+def _alone(phase: Phase, gemm: Gemm, warps: int) -> float:
+    """Cycles of a phase of one block that has a multiprocessor to itself: a warp uses one of its four parts.
+
+    The rates are those of an 8-bit instruction of 1,024 multiply-accumulates: 4 cycles of its part. Other instructions
+    of a lone warp start every other cycle.
+    """
+    parts = min(4, warps)
+    multiplications = phase.macs / gemm.shape.macs
+    return max(4 * multiplications / parts, 2 * (phase.instructions - multiplications) / parts)
+
+
+def _registers(gemm: Gemm, tile: Tile) -> int:
+    """Of a thread, as many as the compiler may take: within 15% of what nvcc reports for sm_75."""
+    wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
+    sums = tile.warp_m * tile.warp_n // WARP_SIZE
+    operands = (tile.warp_m + tile.warp_n) // 8 * wide
+    on_their_way = 0 if gemm.copies else (tile.m + tile.n) * tile.k // tile.threads * CHUNK_WORDS
+    most = 65536 // (MIN_BLOCKS * tile.threads)
+    return min(OTHER_REGISTERS + sums + operands + on_their_way, most, MAX_REGISTERS_PER_THREAD)
+
+
+def predict_tiles(
+    gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0, tiles: Sequence[Tile] = TILES
+) -> dict[Tile, Prediction]:
+    """What a product takes with each tile that fits the GPU."""
+    found = {tile: predict(gemm_work(gemm, tile, ends, dram_bytes), gpu) for tile in tiles}
+    return {tile: prediction for tile, prediction in found.items() if prediction is not None}
+
+
+def predict_layer(
+    request: Request, gemm: Gemm, reads: tuple[Storage, ...], writes: Storage, tiles: Sequence[Tile]
+) -> dict[Tile, Prediction]:
+    """What a convolution or a linear layer takes with each tile that fits the GPU."""
+    gpu = request.target.gpu
+    assert gpu is not None
+    weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
+    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
+    dram_bytes = weights + beyond_l2(stored_bytes(stored, request.batch), gpu.l2_bytes)
+    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, tiles)
+
+
+def fastest(predictions: Mapping[Tile, Prediction]) -> Tile:
+    """The tile that the model takes for fastest, of equal ones the larger.
+
+    The one place to change where tiles are ranked by measurements.
+    """
+    return min(predictions, key=lambda tile: predictions[tile].us())
