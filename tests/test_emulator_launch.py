@@ -98,6 +98,22 @@ def test_a_warp_barrier_orders_its_warp_alone() -> None:
         run(cuda("int* x_ptr", body.format(distance=32)), "kernel", [x], (1,), (64,))
 
 
+def test_a_warp_barrier_orders_nothing_that_comes_after_it() -> None:
+    body = "__shared__ int value[1]; __syncwarp(); value[0] = threadIdx.x; x_ptr[threadIdx.x] = 0;"
+    with pytest.raises(EmulatorError, match=r"race: it writes shared value\[0\].* thread \(\d+, 0, 0\) wrote"):
+        run(cuda("int* x_ptr", body), "kernel", [np.zeros(32, np.int32)], (1,), (32,))
+
+
+def test_a_warp_barrier_orders_nothing_of_other_warps() -> None:
+    body = """
+  __shared__ int values[32];
+  if (threadIdx.x < 32) values[threadIdx.x] = 1;
+  __syncwarp();
+  if (threadIdx.x >= 32) x_ptr[threadIdx.x] = values[threadIdx.x - 32];"""
+    with pytest.raises(EmulatorError, match=r"race: it reads shared values\[\d+\].* thread \(\d+, 0, 0\) wrote"):
+        run(cuda("int* x_ptr", body), "kernel", [np.zeros(64, np.int32)], (1,), (64,))
+
+
 def test_a_write_after_others_have_read_is_a_race() -> None:
     body = """
   __shared__ int value[1];
