@@ -332,7 +332,7 @@ A100 = GpuFacts(
     "A100-SXM4-40GB",
     SM_80,
     sms=108,  # [Ampere] table 3
-    base_clock_mhz=1095,  # TechPowerUp's GPU database: NVIDIA prints none for this board
+    base_clock_mhz=1095,  # card databases; NVIDIA prints none for this board, so it is not confirmed
     boost_clock_mhz=1410,  # [Ampere] table 3
     power_watts=400,
     memory_bytes=40 * 10**9,
@@ -369,7 +369,7 @@ H100 = GpuFacts(
     "H100-SXM5-80GB",
     SM_90,
     sms=132,  # [Hopper] table 3
-    base_clock_mhz=1590,  # TechPowerUp's GPU database: NVIDIA prints none for this board
+    base_clock_mhz=1590,  # not confirmed: NVIDIA prints none for this board
     boost_clock_mhz=1830,  # [Hopper]: of the tensor cores; the other units boost to 1980
     power_watts=700,
     memory_bytes=80 * 10**9,
