@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <iterator>
 #include <mutex>
 #include <numeric>
 #include <string>
@@ -21,7 +22,7 @@ namespace emulator {
 
 __thread Block* running __attribute__((tls_model("initial-exec")));
 
-// ---- failures --------------------------------------------------------------------------------------------------------
+// ---- failures -------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -60,7 +61,7 @@ void fail(Failure kind, const char* format, ...) {
 
 void unsupported(const char* what) { fail(Failure::launch_failure, "the emulator does not know %s", what); }
 
-// ---- what threads ask --------------------------------------------------------------------------------------------------
+// ---- what threads ask -----------------------------------------------------------------------------------------------
 
 Index thread_index() { return current_thread().index; }
 Index block_index() { return running->index; }
@@ -131,7 +132,7 @@ uint32_t active_mask() {
   return lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
 }
 
-// ---- one block ---------------------------------------------------------------------------------------------------------
+// ---- one block ------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -143,7 +144,8 @@ void thread_main() {
 // The order in which threads get their turn: 0 as they are numbered, 1 backwards, from 2 on shuffled anew at each turn.
 class Order {
  public:
-  Order(unsigned order, unsigned threads, uint32_t block) : order_(order), state_(order * 2654435761u + block * 97 + 7) {
+  Order(unsigned order, unsigned threads, uint32_t block)
+      : order_(order), state_(order * 2654435761u + block * 97 + 7) {
     turns_.resize(threads);
     std::iota(turns_.begin(), turns_.end(), 0u);
     if (order == 1) std::reverse(turns_.begin(), turns_.end());
@@ -248,19 +250,24 @@ void run_block(Block& block, uint32_t number) {
   }
 }
 
-// ---- faults ------------------------------------------------------------------------------------------------------------
+// ---- faults ---------------------------------------------------------------------------------------------------------
 
-// Where the compiler does not report accesses, and for pointers into nowhere, the pages that no one may touch do.
-struct sigaction faults_before[2];
+// Where the compiler does not report accesses, and for pointers into nowhere, the pages that no one may touch do. Where
+// it can prove that a text is undefined, clang leaves an illegal instruction.
+constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+struct sigaction before_faults[std::size(kFaults)];
 
 void on_fault(int signal, siginfo_t* info, void*) {
   Block* block = running;
   if (!block || !block->current) {  // not ours: as if we were not here
-    sigaction(signal, &faults_before[signal == SIGBUS], nullptr);
+    for (size_t i = 0; i < std::size(kFaults); i++)
+      if (kFaults[i] == signal) sigaction(signal, &before_faults[i], nullptr);
     return;
   }
-  const std::string where = describe_address(info->si_addr);
-  report(*block->launch, Failure::illegal_address, place(*block) + "access to " + where);
+  const bool by_address = signal == SIGSEGV || signal == SIGBUS;
+  const std::string what = by_address ? "access to " + describe_address(info->si_addr)
+                                      : std::string("something that C++ leaves undefined: ") + strsignal(signal);
+  report(*block->launch, by_address ? Failure::illegal_address : Failure::launch_failure, place(*block) + what);
   siglongjmp(block->fault, 1);
 }
 
@@ -270,16 +277,14 @@ class FaultHandlers {
     struct sigaction action {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &faults_before[0]);
-    sigaction(SIGBUS, &action, &faults_before[1]);
+    for (size_t i = 0; i < std::size(kFaults); i++) sigaction(kFaults[i], &action, &before_faults[i]);
   }
   ~FaultHandlers() {
-    sigaction(SIGSEGV, &faults_before[0], nullptr);
-    sigaction(SIGBUS, &faults_before[1], nullptr);
+    for (size_t i = 0; i < std::size(kFaults); i++) sigaction(kFaults[i], &before_faults[i], nullptr);
   }
 };
 
-// ---- a grid ------------------------------------------------------------------------------------------------------------
+// ---- a grid ---------------------------------------------------------------------------------------------------------
 
 void work(const Launch& launch, std::atomic<uint64_t>& next, uint64_t blocks) {
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
@@ -317,6 +322,34 @@ std::string refuse(const Kernel& kernel, const Index& grid, const Index& block) 
   return "";
 }
 
+// Each guarded stack takes two of the mappings that Linux grants a process (vm.max_map_count, 65,530 unless raised).
+constexpr uint64_t kMostWorkers = 16;
+
+// One launch at a time, and no buffer comes or goes while it runs.
+std::mutex api_lock;
+
+int launch_grid(const Launch& launch, unsigned workers, char* message, size_t message_bytes) {
+  failure = 0;
+  failure_message.clear();
+  const std::string refusal = refuse(*launch.kernel, launch.grid, launch.block);
+  if (!refusal.empty()) {
+    report(launch, Failure::launch_failure, refusal);
+  } else {
+    const uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
+    std::atomic<uint64_t> next{0};
+    FaultHandlers handlers;
+    std::vector<std::thread> cores;
+    for (uint64_t i = 0; i < std::min({uint64_t(workers), blocks, kMostWorkers}); i++)
+      cores.emplace_back([&] { work(launch, next, blocks); });
+    for (std::thread& core : cores) core.join();
+    if (const void* trampled = failure ? nullptr : first_trampled_buffer())
+      report(launch, Failure::illegal_address, "it wrote beside " + describe_buffer(launch, trampled));
+  }
+  if (launch.kernel->checked) clear_stamps();
+  snprintf(message, message_bytes, "%s", failure_message.c_str());
+  return failure;
+}
+
 }  // namespace
 
 }  // namespace emulator
@@ -326,28 +359,18 @@ using namespace emulator;
 extern "C" int emulator_launch(const Kernel* kernel, const unsigned* grid, const unsigned* block,
                                size_t dynamic_shared, void* const* arguments, unsigned order, unsigned workers,
                                char* message, size_t message_bytes) {
+  std::lock_guard<std::mutex> guard(api_lock);
   const Launch launch{kernel,    {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, dynamic_shared,
                       arguments, order};
-  failure = 0;
-  failure_message.clear();
-  const std::string refusal = refuse(*kernel, launch.grid, launch.block);
-  if (!refusal.empty()) {
-    report(launch, Failure::launch_failure, refusal);
-  } else {
-    const uint64_t blocks = uint64_t(grid[0]) * grid[1] * grid[2];
-    std::atomic<uint64_t> next{0};
-    FaultHandlers handlers;
-    std::vector<std::thread> cores;
-    for (uint64_t i = 0; i < std::min<uint64_t>(workers, blocks); i++)
-      cores.emplace_back([&] { work(launch, next, blocks); });
-    for (std::thread& core : cores) core.join();
-    if (const void* trampled = failure ? nullptr : first_trampled_buffer())
-      report(launch, Failure::illegal_address, "it wrote beside " + describe_buffer(launch, trampled));
-  }
-  if (kernel->checked) clear_stamps();
-  snprintf(message, message_bytes, "%s", failure_message.c_str());
-  return failure;
+  return launch_grid(launch, workers, message, message_bytes);
 }
 
-extern "C" void* emulator_malloc(size_t bytes) { return device_malloc(bytes ? bytes : 1); }
-extern "C" int emulator_free(void* pointer) { return device_free(pointer); }
+extern "C" void* emulator_malloc(size_t bytes) {
+  std::lock_guard<std::mutex> guard(api_lock);
+  return device_malloc(bytes ? bytes : 1);
+}
+
+extern "C" int emulator_free(void* pointer) {
+  std::lock_guard<std::mutex> guard(api_lock);
+  return device_free(pointer);
+}
