@@ -126,6 +126,30 @@ def test_a_write_after_others_have_read_is_a_race() -> None:
         run(cuda("int* x_ptr", body), "kernel", [np.zeros(64, np.int32)], (1,), (64,))
 
 
+@pytest.mark.parametrize("barrier", ["__syncthreads();", ""])
+def test_races_are_found_after_a_million_barriers(barrier: str) -> None:
+    """The clock of the checks has 20 bits."""
+    body = f"""
+  __shared__ int values[2];
+  for (int i = 0; i < 1100000; ++i) __syncthreads();
+  values[threadIdx.x] = threadIdx.x;
+  {barrier}
+  x_ptr[threadIdx.x] = values[1 - threadIdx.x];"""
+    x = np.zeros(2, np.int32)
+    if barrier:
+        run(cuda("int* x_ptr", body), "kernel", [x], (1,), (2,))
+        assert x.tolist() == [1, 0]
+        return
+    with pytest.raises(EmulatorError, match="race: it (reads|writes) shared values"):
+        run(cuda("int* x_ptr", body), "kernel", [x], (1,), (2,))
+
+
+def test_more_warp_barriers_than_can_be_counted() -> None:
+    text = cuda("int* x_ptr", "for (int i = 0; i < 1100000; ++i) __syncwarp();")
+    with pytest.raises(EmulatorError, match="more than 1048574 __syncwarp between two barriers"):
+        run(text, "kernel", [np.zeros(1, np.int32)], (1,), (1,))
+
+
 def test_bytes_of_one_word_are_apart() -> None:
     body = """
   __shared__ signed char values[64];

@@ -90,7 +90,7 @@ void require_full_warp(uint32_t mask, const char* operation) {
 void warp_barrier(uint32_t mask) {
   require_full_warp(mask, "__syncwarp");
   const unsigned warp = current_thread().warp();
-  meet("__syncwarp", nullptr, 0, [warp](auto&, auto&) { running->warps[warp].sync_tick = ++running->tick; });
+  meet("__syncwarp", nullptr, 0, [warp](auto&, auto&) { pass_warp_barrier(*running, warp); });
 }
 
 uint32_t shuffle(Shuffle kind, uint32_t mask, uint32_t value, int operand, int width) {

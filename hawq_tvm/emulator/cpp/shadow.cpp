@@ -265,6 +265,13 @@ void pass_barrier(Block& block) {
   for (Warp& warp : block.warps) warp.sync_tick = block.tick;
 }
 
+void pass_warp_barrier(Block& block, unsigned warp) {
+  if (block.tick >= kLastTick && !block.shadow.empty())
+    fail(Failure::launch_failure, "more than %u __syncwarp between two barriers, which the checks cannot count",
+         kLastTick);
+  block.warps[warp].sync_tick = ++block.tick;
+}
+
 void finish_async_copies(Block& block) {
   for (Thread& thread : block.threads) {
     for (const AsyncCopy& copy : thread.async_copies)
