@@ -137,7 +137,7 @@ def _transposed(rows: Sequence[Expr]) -> list[Expr]:
     """Four words of four bytes: word i of the result is byte i of each."""
     low = [_permuted(rows[i], rows[i + 1], uint32(0x5140)) for i in (0, 2)]
     high = [_permuted(rows[i], rows[i + 1], uint32(0x7362)) for i in (0, 2)]
-    return [_permuted(*pair, uint32(selector)) for pair in (low, high) for selector in (0x5410, 0x7632)]
+    return [_permuted(x, y, uint32(selector)) for x, y in (low, high) for selector in (0x5410, 0x7632)]
 
 
 def _permuted(first: Expr, second: Expr, selector: Expr) -> Expr:
