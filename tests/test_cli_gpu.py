@@ -137,3 +137,29 @@ def test_the_doctor_tells_of_the_compiler(cli: Run, monkeypatch: pytest.MonkeyPa
     checks = {check["name"]: check for check in json.loads(cli("doctor", "--json")[1])}
     assert not checks["CUDA compiler"]["ok"]
     assert "optional, for GPU targets; " in checks["CUDA compiler"]["detail"]
+
+
+def test_bits_are_allocated_on_latencies_of_a_gpu_that_is_not_here(cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    arguments = (
+        "--data",
+        f"{NETWORKS}:samples",
+        "--bits",
+        "w4a4,w8a8",
+        "--rounding",
+        "nearest",
+        *QUICK[:4],
+        "-o",
+        path,
+    )
+    model = ("--target", "nvidia/t4", "--latency-from", "model", "--batch", "64")
+    assert cli("profile", f"{NETWORKS}:residual", *arguments, *model)[0] == 0
+    costs = json.loads((path / "costs.json").read_text())
+    assert costs["sources"]["latency_us"].startswith("predicted for Tesla T4 at ")
+    assert costs["sources"]["latency_us"].endswith("target nvidia/t4, batch 64; nothing was run")
+    status, out, _ = cli("allocate", path, "--budget-latency", "50%", "--json")
+    assert status == 0 and json.loads(out)["costs"]["latency_us"] <= json.loads(out)["limits"]["latency_us"]
+    again = cli("profile", f"{NETWORKS}:residual", *arguments, *model)[2]
+    assert "counting bytes and BOPS  done before" in again
+    other = cli("profile", f"{NETWORKS}:residual", *arguments, *model[:1], "nvidia/l4", *model[2:])[2]
+    assert "counting bytes and BOPS  done before" not in other

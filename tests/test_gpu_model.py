@@ -252,7 +252,7 @@ U8 = IntType.parse("u8")
 def test_the_work_of_a_tile_by_hand() -> None:
     """64 channels, 3x3: 576 values are 36 chunks, 9 steps of 4; a tile of 64 x 64 by four warps of 32 x 32."""
     tile = Tile(64, 64, 4, 2, 2)
-    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8))
+    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8), T4)
     loop, ending = work.phases
     assert work.blocks == 8 * 56 * 56 // 64 and work.threads == 128
     assert work.shared_bytes == 2 * (64 + 64) * 64
@@ -262,13 +262,13 @@ def test_the_work_of_a_tile_by_hand() -> None:
     assert loop.data_bytes == 2 * copied + fragments, "to registers, to shared memory, and read by every warp"
     assert work.l2_bytes == copied + 64 * 64
     assert ending.data_bytes == 64 * 64 and ending.instructions == 64 * 64 / 32 * 5
-    more = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8, 8))
+    more = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8, 8), T4)
     assert more.phases[1].data_bytes == 2 * 64 * 64 and more.phases[1].instructions > 2 * ending.instructions
 
 
 def test_asynchronous_copies_pass_once() -> None:
     tile = Tile(64, 64, 4, 2, 2)
-    (loaded, _), (copied, _) = (gemm_work(conv_gemm(gpu, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8)).phases
+    (loaded, _), (copied, _) = (gemm_work(conv_gemm(gpu, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8), gpu).phases
                                 for gpu in (T4, A100))  # fmt: skip
     assert loaded.data_bytes - copied.data_bytes == 9 * (64 + 64) * 64
 
@@ -280,7 +280,7 @@ def test_registers_are_those_that_the_compiler_takes(tile: Tile, tmp_path: Path)
     request = gpu_request(op, [TensorType(U8, (64, 14, 14), 1.0)], U8)
     reads, writes = (request.alternatives["x0"],), request.alternatives["y"]
     compiled = compiled_by_nvcc(gemm_layers.build(request, reads, writes, tile=tile), request.target, tmp_path)
-    counted = gemm_work(Gemm.of(request, reads[0]), tile, Ends.of(reads, writes)).registers
+    counted = gemm_work(Gemm.of(request, reads[0]), tile, Ends.of(reads, writes), T4).registers
     assert counted == pytest.approx(compiled.registers, rel=0.15)
     assert T4.architecture.resident_blocks(tile.threads, counted, 0) == T4.architecture.resident_blocks(
         tile.threads, compiled.registers, 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hawq_tvm.core.gpu import MAX_REGISTERS_PER_THREAD, WARP_SIZE, GpuFacts
+from hawq_tvm.core.gpu import MAX_REGISTERS_PER_THREAD, WARP_SIZE, Architecture, GpuFacts
 from hawq_tvm.core.gpu_model import (
     DEPENDENT_CYCLES,
     DRAM_LATENCY_CYCLES,
@@ -64,13 +64,14 @@ class Ends:
         return cls(writes.bits, reads[1].bits if len(reads) > 1 else 0)
 
 
-def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, dram_bytes: float = 0.0) -> KernelWork:
+def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0) -> KernelWork:
     """What a product asks for when it is cut into these tiles.
 
     Args:
         gemm: the product.
         tile: how it is cut.
         ends: what happens to its sums.
+        gpu: whose instructions it uses.
         dram_bytes: that the layer moves, whatever the tile.
     """
     steps = -(-gemm.chunks // tile.k)
@@ -82,16 +83,17 @@ def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, dram_bytes: float = 0.0) -> Ke
     ahead = _stages(gemm) - 1
     arriving = max(0, steps - ahead) * DRAM_LATENCY_CYCLES / ahead
     start = START_INSTRUCTIONS * DEPENDENT_CYCLES + DRAM_LATENCY_CYCLES
+    alone = [_alone(phase, gemm, warps, gpu.architecture) for phase in (loop, ending)]
     return KernelWork(
         blocks=-(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n),
         threads=tile.threads,
-        registers=_registers(gemm, tile),
+        registers=_registers(gemm, tile, gpu.architecture),
         shared_bytes=4 * max(min(_stages(gemm), steps) * Swizzled(tile).stage_words, _exchanged_words(tile)),
         bits=gemm.bits,
         phases=(loop, ending),
         l2_bytes=loaded + tile.m * tile.n * (ends.result_bits + ends.residual_bits) / 8,
         start_cycles=start,
-        alone_cycles=max(arriving, _alone(loop, gemm, warps)) + steps * EXCHANGE_CYCLES + _alone(ending, gemm, warps),
+        alone_cycles=max(arriving, alone[0]) + steps * EXCHANGE_CYCLES + alone[1],
         dram_bytes=dram_bytes,
     )
 
@@ -139,24 +141,23 @@ def _ending(tile: Tile, ends: Ends) -> Phase:
     )
 
 
-def _alone(phase: Phase, gemm: Gemm, warps: int) -> float:
-    """Cycles of a phase of one block that has a multiprocessor to itself: a warp uses one of its four parts.
+def _alone(phase: Phase, gemm: Gemm, warps: int, architecture: Architecture) -> float:
+    """Cycles of a phase of one block that has a multiprocessor to itself, where a warp uses one of its parts alone.
 
-    The rates are those of an 8-bit instruction of 1,024 multiply-accumulates: 4 cycles of its part. Other instructions
-    of a lone warp start every other cycle.
+    Instructions of a lone warp that multiply nothing start every other cycle.
     """
-    parts = min(4, warps)
-    multiplications = phase.macs / gemm.shape.macs
-    return max(4 * multiplications / parts, 2 * (phase.instructions - multiplications) / parts)
+    used = min(architecture.schedulers, warps)
+    multiplying = phase.macs / architecture.macs_per_cycle[gemm.bits] * architecture.schedulers / used
+    return max(multiplying, 2 * (phase.instructions - phase.macs / gemm.shape.macs) / used)
 
 
-def _registers(gemm: Gemm, tile: Tile) -> int:
+def _registers(gemm: Gemm, tile: Tile, architecture: Architecture) -> int:
     """Of a thread, as many as the compiler may take: within 15% of what nvcc reports for sm_75."""
     wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
     sums = tile.warp_m * tile.warp_n // WARP_SIZE
     operands = (tile.warp_m + tile.warp_n) // 8 * wide
     on_their_way = 0 if gemm.copies else (tile.m + tile.n) * tile.k // tile.threads * CHUNK_WORDS
-    most = 65536 // (MIN_BLOCKS * tile.threads)
+    most = architecture.registers_per_sm // (MIN_BLOCKS * tile.threads)
     return min(OTHER_REGISTERS + sums + operands + on_their_way, most, MAX_REGISTERS_PER_THREAD)
 
 
@@ -164,7 +165,7 @@ def predict_tiles(
     gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0, tiles: Sequence[Tile] = TILES
 ) -> dict[Tile, Prediction]:
     """What a product takes with each tile that fits the GPU."""
-    found = {tile: predict(gemm_work(gemm, tile, ends, dram_bytes), gpu) for tile in tiles}
+    found = {tile: predict(gemm_work(gemm, tile, ends, gpu, dram_bytes), gpu) for tile in tiles}
     return {tile: prediction for tile, prediction in found.items() if prediction is not None}
 
 
