@@ -53,6 +53,13 @@ def test_a_cubin_that_is_cut_off_is_an_error(kernels: dict[str, KernelUse], data
         read_cubin(whole[: data.draw(st.integers(0, len(whole) - 1))])
 
 
+def test_what_a_section_table_does_not_say_is_nothing() -> None:
+    """Of a kernel without attributes and without shared memory, as a later compiler might write it."""
+    whole = make_cubin(75, {"f": KernelUse(40, 0, 8)})
+    assert read_cubin(whole.replace(b".nv.info", b".nv.else")).kernels == {"f": KernelUse(0, 0, 0)}
+    assert read_cubin(whole.replace(b".nv.shared.", b".nv.shaded.")).kernels == {"f": KernelUse(40, 0, 8)}
+
+
 @given(st.binary(max_size=400))
 def test_what_is_no_cubin_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match="cubin"):

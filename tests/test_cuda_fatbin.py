@@ -42,6 +42,51 @@ def test_a_container_that_is_cut_off_is_an_error(whole: bytes, data: st.DataObje
         read_fatbin(whole[: data.draw(st.integers(0, len(whole) - 1))])
 
 
+@given(containers, st.data())
+def test_a_container_whose_sizes_lie_is_an_error(whole: bytes, data: st.DataObject) -> None:
+    """Sizes of the whole, of the first entry's header or of its code that reach past what there is, or nowhere."""
+    place, form = data.draw(st.sampled_from([(8, "<Q"), (16 + 4, "<I"), (16 + 8, "<Q")]))
+    beyond = st.integers(len(whole), 2 ** (8 * struct.calcsize(form)) - 1)
+    lie = data.draw(beyond if place != 16 + 4 else st.just(0) | beyond)
+    changed = bytearray(whole)
+    struct.pack_into(form, changed, place, lie)
+    with pytest.raises(ValueError, match=r"^a truncated fatbin$"):
+        read_fatbin(bytes(changed))
+
+
+def test_a_container_that_ends_within_an_entrys_header_is_an_error() -> None:
+    whole = write_fatbin([Entry(ELF, 75, make_cubin(75, {}))])
+    short = bytearray(whole[: 16 + 63])
+    struct.pack_into("<Q", short, 8, 63)
+    with pytest.raises(ValueError, match=r"^a truncated fatbin$"):
+        read_fatbin(bytes(short))
+
+
+@given(st.binary(min_size=16, max_size=100))
+def test_what_is_no_container_is_an_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^not a fatbin$"):
+        read_fatbin(data)
+
+
+def test_an_empty_container_has_no_entry() -> None:
+    assert read_fatbin(write_fatbin([])) == []
+    assert list(find_fatbins(b"x" + write_fatbin([]) + b"y")) == [write_fatbin([])]
+
+
+def test_ptx_without_a_version_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^PTX without a version$"):
+        write_fatbin([Entry(PTX, 75, b".target sm_75\n")])
+
+
+def test_the_versions_are_those_of_the_code() -> None:
+    """Of PTX as its text says; of a cubin that of its binary interface, which CUDA 13 counts as 8."""
+    for abi in (7, 8):
+        whole = write_fatbin([Entry(ELF, 75, make_cubin(75, {}, abi))])
+        assert struct.unpack_from("<HH", whole, 16 + 24) == (abi, 1)
+    text = make_ptx(75).replace(b".version 9.0", b".version 8.4")
+    assert struct.unpack_from("<HH", write_fatbin([Entry(PTX, 75, text)]), 16 + 24) == (4, 8)
+
+
 def test_a_compressed_container_is_an_error() -> None:
     whole = bytearray(write_fatbin([Entry(ELF, 75, make_cubin(75, {}))]))
     struct.pack_into("<I", whole, 16 + 16, 99)
@@ -53,6 +98,15 @@ def test_a_compressed_container_is_an_error() -> None:
 def test_every_container_of_a_file_is_found(written: list[bytes], between: bytes) -> None:
     file = between.join([b"", *written, b""])
     assert list(find_fatbins(file)) == written
+
+
+def test_a_container_is_not_looked_for_in_another() -> None:
+    """PTX may hold any bytes in a comment; and the file may end where one begins."""
+    inner = write_fatbin([])
+    outer = write_fatbin([Entry(PTX, 75, b"//" + inner + make_ptx(75))])
+    assert list(find_fatbins(outer + inner)) == [outer, inner]
+    assert list(find_fatbins(inner[:8])) == [b""]
+    assert list(find_fatbins(inner + inner[:15])) == [inner, b""]
 
 
 def test_nvidias_own_tool_writes_the_same(cuda_compiler: CudaCompiler, tmp_path: Path) -> None:

@@ -98,10 +98,8 @@ def _sections(data: bytes, at: int, count: int, names: int) -> Iterator[_Section
     texts_at = rows[names][4]
     for name, _, _, _, offset, size, _, info, _, _ in rows:
         start = texts_at + name
-        end = data.find(b"\0", start)
-        if end < 0:
-            raise IndexError("a name without an end")
-        yield _Section(data[start:end].decode(errors="replace"), offset, size, info)
+        text = data[start : data.find(b"\0", start)]
+        yield _Section(text.decode(errors="replace"), offset, size, info)
 
 
 def _attributes(data: bytes, section: _Section) -> Iterator[tuple[tuple[int, int], int]]:
