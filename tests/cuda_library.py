@@ -16,7 +16,7 @@ from tvm.relax.backend.cuda.pipeline import dataflow_lower_passes, finalize_pass
 from tvm.runtime.vm import VirtualMachine
 from tvm.script import relax as R
 
-from .cuda_texts import BLOCK_COLUMNS, Product, product_kernel, target
+from .cuda_products import BLOCK_COLUMNS, Product, product_kernel, target
 
 PRODUCT = Product(rows=32, columns=BLOCK_COLUMNS, depth=128)
 """Its sums are as many words as its first operand, and serve as one again."""

@@ -43,6 +43,14 @@ def test_threads_know_where_they_are() -> None:
     assert np.array_equal(y, thread // 6 * 100 + block // 2 * 1000 + block * 10000 + thread)
 
 
+def test_constants_are_read() -> None:
+    body = "y_ptr[threadIdx.x] = table[x_ptr[threadIdx.x]] + other[x_ptr[threadIdx.x] + 1];"
+    before = "__constant__ int table[4] = {5, 6, 7, 8};\nstatic const short other[5] = {0, 10, 20, 30, 40};"
+    x, y = np.array([3, 0, 2, 1], np.int32), np.zeros(4, np.int32)
+    run(cuda("int* x_ptr, int* y_ptr", body, before=before), "kernel", [x, y], (1,), (4,))
+    assert y.tolist() == [48, 15, 37, 26]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(I32.min, I32.max), st.integers(I32.min, I32.max))
 def test_integers_wrap_around(a: int, b: int) -> None:
@@ -220,7 +228,11 @@ def test_memory_and_registers_that_were_never_written_hold_no_zeros() -> None:
         ("if (threadIdx.x % 2) __syncwarp(); else __shfl_sync(-1, 1, 0);", "threads of one warp diverge"),
         ("__syncwarp(1);", "__syncwarp of a part of a warp"),
         ('asm volatile("bar.sync 1;");', "the emulator does not know barriers other than number 0"),
-        ("((int*)0)[threadIdx.x] = 1;", "which is no memory of the device"),
+        ("((int*)(long)x_ptr[0])[threadIdx.x] = 1;", "which is no memory of the device"),
+        (
+            "int deep[100000]; deep[x_ptr[0]] = 1; x_ptr[0] = deep[x_ptr[0] + 99999];",
+            "the thread's own registers or stack",
+        ),
     ],
 )
 def test_threads_that_part_are_told(body: str, message: str) -> None:

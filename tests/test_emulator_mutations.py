@@ -10,7 +10,7 @@ import pytest
 from hawq_tvm.core.errors import EmulatorError
 from hawq_tvm.emulator.launch import run
 
-from .cuda_texts import THREADS, Product, product_text
+from .cuda_products import THREADS, Product, product_text
 from .emulated import needs_compiler
 
 pytestmark = needs_compiler

@@ -71,6 +71,14 @@ def test_the_compiler_that_the_environment_names(monkeypatch: pytest.MonkeyPatch
 
 
 @needs_compiler
+def test_options_that_a_compiler_does_not_know_are_left_out() -> None:
+    compiler = toolchain.find_compiler()
+    assert compiler is not None
+    assert toolchain._knows(compiler, "-fwrapv")
+    assert not toolchain._knows(compiler, "-fno-such-option")
+
+
+@needs_compiler
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = toolchain.machine_library()
     monkeypatch.setattr(toolchain, "machine_library", lambda: machine)

@@ -286,6 +286,7 @@ def test_every_decision_names_its_files() -> None:
         "docs/design.md",
         "docs/adding.md",
         "docs/arithmetic.md",
+        "docs/emulator.md",
         "docs/factories.md",
         "docs/ranges.md",
         "SECURITY.md",

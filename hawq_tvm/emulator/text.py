@@ -60,6 +60,8 @@ _SHARED = re.compile(
     r"(?P<extern>extern\s+)?__shared__\s+(?:(?:__align__|alignas)\((?P<align>\d+)\)\s+)?"
     r"(?P<type>[\w:]+(?:\s+[\w:]+)*?)\s+(?P<name>\w+)\s*\[(?P<length>\d*)\]\s*;"
 )
+_VECTOR = re.compile(r"\*\((\w+)\*\)\(")  # how the text reads and writes a vector: *(int4*)(pointer + index)
+_ALIGNED = r"*emulator::aligned<\1, __LINE__>("
 _INDICES = {
     "threadIdx": "thread_index",
     "blockIdx": "block_index",
@@ -118,14 +120,16 @@ def _kernel(definition: _Definition, prologue: str) -> Kernel:
         f'{{"{p.name}", sizeof({_unqualified(p.type)}), emulator::element_bytes<{_unqualified(p.type)}>()}}'
         for p in parameters
     )
-    arguments = ", ".join(f"*static_cast<std::add_const_t<{_unqualified(p.type)}>*>(a[{i}])" for i, p in enumerate(parameters))
+    arguments = ", ".join(
+        f"*static_cast<std::add_const_t<{_unqualified(p.type)}>*>(a[{i}])" for i, p in enumerate(parameters)
+    )
     shared = ", ".join(f'{{"{a}", {name}__begin_{a}, {name}__end_{a} - {name}__begin_{a}, {s}}}' for a, s in arrays)
     static_bytes = " + ".join(["0", *(f"({name}__end_{a} - {name}__begin_{a})" for a, _ in arrays)])
     source = f"""{layout}
 static __global__ void {name}({definition.parameters}) {{
   const emulator::Index {indices};
 #line {definition.line} "kernel.cu"
-{translate_assembly(body)}
+{_VECTOR.sub(_ALIGNED, translate_assembly(body))}
 }}
 __attribute__((no_sanitize("thread"))) static void {name}__call(void* const* a) {{ {name}({arguments}); }}
 static const emulator::Parameter {name}__parameters[] = {{{listed or "{}"}}};

@@ -25,15 +25,18 @@ CXX_COMPILERS = ("g++", "clang++", "c++")
 CPP = Path(__file__).parent / "cpp"
 
 _COMMON = ("-std=c++17", "-fPIC", "-fno-semantic-interposition", "-fno-strict-aliasing")
-_MACHINE = (*_COMMON, "-O3", "-flto", "-pthread")
+_MACHINE = (*_COMMON, "-O3", "-pthread")
 _KERNEL = (
     *_COMMON,
     "-O1",
     "-w",  # TVM's text is not ours to mend
     "-fwrapv",  # as integers of the GPU wrap around
     "-ffp-contract=off",  # what is to be rounded once is written as fma
-    "-ftrivial-auto-var-init=pattern",  # registers that were never written hold nothing that looks right
     "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,float-cast-overflow",
+)
+_WHERE_KNOWN = (  # not by g++ before version 12
+    "-fstack-clash-protection",  # arrays that are too large for a stack end in the page below it
+    "-ftrivial-auto-var-init=pattern",  # registers that were never written hold nothing that looks right
 )
 _CHECKED = ("-fsanitize=thread", "-DEMULATOR_CHECKED=true")
 _QUICK = ("-DEMULATOR_CHECKED=false",)
@@ -106,8 +109,9 @@ def compile_kernels(kernels: Iterable[Kernel], *, checked: bool) -> list[Path]:
         def make(folder: Path, compiler: str) -> None:
             text, code = folder / "kernel.cpp", folder / "kernel.o"
             text.write_text(kernel.unit())
+            known = [option for option in _WHERE_KNOWN if _knows(compiler, option)]
             # In two steps: linking with -fsanitize would ask for a sanitizer's library.
-            _run([compiler, *options, "-c", str(text), "-o", str(code)])
+            _run([compiler, *options, *known, "-c", str(text), "-o", str(code)])
             _run([compiler, "-shared", str(code), *_linked_with(machine), "-o", str(folder / name)])
             code.unlink()
 
@@ -129,6 +133,12 @@ def _linked_with(library: Path) -> list[str]:
 @cache
 def _version(compiler: str) -> str:
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+@cache
+def _knows(compiler: str, option: str) -> bool:
+    command = [compiler, option, "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _in_cache(what: str, *content: str, make: Callable[[Path, str], None]) -> Path:

@@ -56,6 +56,16 @@ constexpr unsigned element_bytes() {  // of what a pointer points to, 0 for a va
 }
 }  // namespace emulator
 
+namespace emulator {
+// The pointer to a vector, which must be as aligned as the vector's type.
+template <class T, unsigned Line>
+static inline T* aligned(const volatile void* pointer) {
+  if (reinterpret_cast<uintptr_t>(pointer) & (alignof(T) - 1))
+    fail_misaligned(const_cast<const void*>(pointer), alignof(T), Line);
+  return static_cast<T*>(const_cast<void*>(pointer));
+}
+}  // namespace emulator
+
 struct dim3 { unsigned x, y, z; };
 
 // ---- built-in variables ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <iterator>
 #include <mutex>
 #include <numeric>
 #include <string>
@@ -250,17 +251,22 @@ void run_block(Block& block, uint32_t number) {
 
 // ---- faults ------------------------------------------------------------------------------------------------------------
 
-// Where the compiler does not report accesses, and for pointers into nowhere, the pages that no one may touch do.
-struct sigaction faults_before[2];
+// Where the compiler does not report accesses, and for pointers into nowhere, the pages that no one may touch do. Where
+// it can prove that a text is undefined, clang leaves an illegal instruction.
+constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+struct sigaction before_faults[std::size(kFaults)];
 
 void on_fault(int signal, siginfo_t* info, void*) {
   Block* block = running;
   if (!block || !block->current) {  // not ours: as if we were not here
-    sigaction(signal, &faults_before[signal == SIGBUS], nullptr);
+    for (size_t i = 0; i < std::size(kFaults); i++)
+      if (kFaults[i] == signal) sigaction(signal, &before_faults[i], nullptr);
     return;
   }
-  const std::string where = describe_address(info->si_addr);
-  report(*block->launch, Failure::illegal_address, place(*block) + "access to " + where);
+  const bool by_address = signal == SIGSEGV || signal == SIGBUS;
+  const std::string what = by_address ? "access to " + describe_address(info->si_addr)
+                                      : std::string("something that C++ leaves undefined: ") + strsignal(signal);
+  report(*block->launch, by_address ? Failure::illegal_address : Failure::launch_failure, place(*block) + what);
   siglongjmp(block->fault, 1);
 }
 
@@ -270,12 +276,10 @@ class FaultHandlers {
     struct sigaction action {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &faults_before[0]);
-    sigaction(SIGBUS, &action, &faults_before[1]);
+    for (size_t i = 0; i < std::size(kFaults); i++) sigaction(kFaults[i], &action, &before_faults[i]);
   }
   ~FaultHandlers() {
-    sigaction(SIGSEGV, &faults_before[0], nullptr);
-    sigaction(SIGBUS, &faults_before[1], nullptr);
+    for (size_t i = 0; i < std::size(kFaults); i++) sigaction(kFaults[i], &before_faults[i], nullptr);
   }
 };
 
@@ -317,6 +321,34 @@ std::string refuse(const Kernel& kernel, const Index& grid, const Index& block) 
   return "";
 }
 
+// Each guarded stack takes two of the mappings that Linux grants a process (vm.max_map_count, 65,530 unless raised).
+constexpr uint64_t kMostWorkers = 16;
+
+// One launch at a time, and no buffer comes or goes while it runs.
+std::mutex api_lock;
+
+int launch_grid(const Launch& launch, unsigned workers, char* message, size_t message_bytes) {
+  failure = 0;
+  failure_message.clear();
+  const std::string refusal = refuse(*launch.kernel, launch.grid, launch.block);
+  if (!refusal.empty()) {
+    report(launch, Failure::launch_failure, refusal);
+  } else {
+    const uint64_t blocks = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
+    std::atomic<uint64_t> next{0};
+    FaultHandlers handlers;
+    std::vector<std::thread> cores;
+    for (uint64_t i = 0; i < std::min({uint64_t(workers), blocks, kMostWorkers}); i++)
+      cores.emplace_back([&] { work(launch, next, blocks); });
+    for (std::thread& core : cores) core.join();
+    if (const void* trampled = failure ? nullptr : first_trampled_buffer())
+      report(launch, Failure::illegal_address, "it wrote beside " + describe_buffer(launch, trampled));
+  }
+  if (launch.kernel->checked) clear_stamps();
+  snprintf(message, message_bytes, "%s", failure_message.c_str());
+  return failure;
+}
+
 }  // namespace
 
 }  // namespace emulator
@@ -326,28 +358,18 @@ using namespace emulator;
 extern "C" int emulator_launch(const Kernel* kernel, const unsigned* grid, const unsigned* block,
                                size_t dynamic_shared, void* const* arguments, unsigned order, unsigned workers,
                                char* message, size_t message_bytes) {
+  std::lock_guard<std::mutex> guard(api_lock);
   const Launch launch{kernel,    {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, dynamic_shared,
                       arguments, order};
-  failure = 0;
-  failure_message.clear();
-  const std::string refusal = refuse(*kernel, launch.grid, launch.block);
-  if (!refusal.empty()) {
-    report(launch, Failure::launch_failure, refusal);
-  } else {
-    const uint64_t blocks = uint64_t(grid[0]) * grid[1] * grid[2];
-    std::atomic<uint64_t> next{0};
-    FaultHandlers handlers;
-    std::vector<std::thread> cores;
-    for (uint64_t i = 0; i < std::min<uint64_t>(workers, blocks); i++)
-      cores.emplace_back([&] { work(launch, next, blocks); });
-    for (std::thread& core : cores) core.join();
-    if (const void* trampled = failure ? nullptr : first_trampled_buffer())
-      report(launch, Failure::illegal_address, "it wrote beside " + describe_buffer(launch, trampled));
-  }
-  if (kernel->checked) clear_stamps();
-  snprintf(message, message_bytes, "%s", failure_message.c_str());
-  return failure;
+  return launch_grid(launch, workers, message, message_bytes);
 }
 
-extern "C" void* emulator_malloc(size_t bytes) { return device_malloc(bytes ? bytes : 1); }
-extern "C" int emulator_free(void* pointer) { return device_free(pointer); }
+extern "C" void* emulator_malloc(size_t bytes) {
+  std::lock_guard<std::mutex> guard(api_lock);
+  return device_malloc(bytes ? bytes : 1);
+}
+
+extern "C" int emulator_free(void* pointer) {
+  std::lock_guard<std::mutex> guard(api_lock);
+  return device_free(pointer);
+}

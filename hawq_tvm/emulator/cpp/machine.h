@@ -74,6 +74,7 @@ T atomic_compare_and_swap(T* address, T expected, T value);
 
 // ---- accesses that the compiler does not report by itself: those of PTX and WMMA -------------------------------------
 
+[[noreturn]] void fail_misaligned(const void* address, size_t alignment, unsigned line);  // of the text, or 0
 void check_read(const void* address, size_t bytes, size_t alignment);
 void check_write(const void* address, size_t bytes, size_t alignment);
 char* from_shared_address(uint32_t address, size_t bytes);

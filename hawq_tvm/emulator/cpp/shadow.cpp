@@ -178,7 +178,17 @@ constexpr uint32_t kSeveralBlocks = ~0u, kAtomicBlocks = ~0u - 1;
        before);
 }
 
-// Blocks run side by side, so stamps are taken and left without waiting: of two that race, one sees the other.
+// A byte's stamp of reads, with one more block.
+void stamp_read(uint32_t& read, uint32_t mine) {
+  uint32_t before = __atomic_load_n(&read, __ATOMIC_SEQ_CST);
+  while (before != mine && before != kSeveralBlocks) {
+    const uint32_t after = before == 0 ? mine : kSeveralBlocks;
+    if (__atomic_compare_exchange_n(&read, &before, after, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return;
+  }
+}
+
+// Blocks run side by side. Each leaves its own stamp before it looks at the other's, so that of two that race at least
+// one sees the other.
 void stamp_global(Buffer& buffer, uintptr_t address, size_t bytes, bool write, uint32_t mine) {
   if (!__atomic_load_n(&buffer.stamps, __ATOMIC_ACQUIRE)) reserve_stamps(buffer);
   __atomic_store_n(&buffer.stamped, true, __ATOMIC_RELAXED);
@@ -186,16 +196,17 @@ void stamp_global(Buffer& buffer, uintptr_t address, size_t bytes, bool write, u
   for (size_t i = 0; i < bytes; i++, stamps += 2) {
     uint32_t& wrote = stamps[0];
     uint32_t& read = stamps[1];
-    const uint32_t writer = __atomic_load_n(&wrote, __ATOMIC_RELAXED);
-    const uint32_t reader = __atomic_load_n(&read, __ATOMIC_RELAXED);
+    uint32_t writer = __atomic_load_n(&wrote, __ATOMIC_SEQ_CST);
+    if (write) {
+      if (writer != mine) writer = __atomic_exchange_n(&wrote, mine, __ATOMIC_SEQ_CST);
+      const uint32_t reader = __atomic_load_n(&read, __ATOMIC_SEQ_CST);
+      if (reader != 0 && reader != mine) fail_between_blocks("writes", address + i, buffer, "read", reader);
+    } else {
+      stamp_read(read, mine);
+      writer = __atomic_load_n(&wrote, __ATOMIC_SEQ_CST);
+    }
     if (writer != 0 && writer != mine)
       fail_between_blocks(write ? "writes" : "reads", address + i, buffer, "wrote", writer);
-    if (write) {
-      if (reader != 0 && reader != mine) fail_between_blocks("writes", address + i, buffer, "read", reader);
-      if (writer != mine) __atomic_store_n(&wrote, mine, __ATOMIC_RELAXED);
-    } else if (reader != mine && reader != kSeveralBlocks) {
-      __atomic_store_n(&read, reader == 0 ? mine : kSeveralBlocks, __ATOMIC_RELAXED);
-    }
   }
 }
 

@@ -22,9 +22,6 @@ void check_atomic(const void* address, size_t bytes);
 void begin_async_write(const void* address, size_t bytes);
 void land_async_write(const void* address, size_t bytes);
 
-// `line` of the kernel's text, 0 where it is not known.
-[[noreturn]] void fail_misaligned(const void* address, size_t alignment, unsigned line);
-
 std::string describe_address(const void* address);
 std::string describe_buffer(const Launch& launch, const void* address);
 
