@@ -5,6 +5,7 @@ from __future__ import annotations
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.kernels.cuda import conv2d as cuda_conv2d
 from hawq_tvm.kernels.cuda import convert as cuda_convert
+from hawq_tvm.kernels.cuda import depthwise as cuda_depthwise
 from hawq_tvm.kernels.cuda import elementwise as cuda_elementwise
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda import linear as cuda_linear
@@ -52,6 +53,10 @@ KERNELS: tuple[Kernel, ...] = (
     gemm_layers.CONV2D_W4_MMA,
     gemm_layers.CONV2D_W8_MMA,
     gemm_layers.LINEAR_W8_MMA,
+    gemm_layers.CONV2D_W4_WMMA,
+    gemm_layers.CONV2D_W8_WMMA,
+    gemm_layers.LINEAR_W8_WMMA,
+    cuda_depthwise.CONV2D_DEPTHWISE,
     cuda_conv2d.CONV2D_CUDA,
     cuda_conv2d.CONV2D_CUDA_NHWC,
     cuda_linear.LINEAR_CUDA,

@@ -27,7 +27,8 @@ from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer
 from hawq_tvm.kernels.cuda import gemm_layers
-from hawq_tvm.kernels.cuda.gemm import TILES, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_tiles import TILES
 from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row
 from hawq_tvm.kernels.cuda.storages import channels_last
 
@@ -108,6 +109,8 @@ def test_operators_without_weights(case: str) -> None:
     assert computed_wrongly(request, offers, order=2) == []
 
 
+FAMILIES = {"mma": gemm_layers.MMA, "wmma": gemm_layers.WMMA}
+CUTS = [(name, tile) for name, family in FAMILIES.items() for tile in family.tiles]
 WINDOWS = st.builds(
     Window,
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -127,24 +130,27 @@ WINDOWS = st.builds(
     types=st.tuples(st.sampled_from(NARROW), st.sampled_from(NARROW), st.sampled_from(NARROW)),
     bits=st.integers(2, 8),
     residual=st.sampled_from([None, "one", "each"]),
-    tile=st.sampled_from(TILES),
+    cut=st.sampled_from(CUTS),
     target=st.sampled_from(GPUS),
     batch=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
 def test_convolutions_on_tensor_cores(
     channels: int, out: int, size: tuple[int, int], window: Window, types: tuple[str, str, str], bits: int,
-    residual: str | None, tile: Tile, target: str, batch: int, seed: int,
+    residual: str | None, cut: tuple[str, Tile], target: str, batch: int, seed: int,
 ) -> None:  # fmt: skip
-    """Any window, channel count and width, on every tile and every GPU's instructions."""
+    """Any window, channel count and width, in either family on every tile and with every GPU's instructions."""
     output = IntType.parse(types[1])
     op = random_conv(channels, out, window, bits, output, residual=residual, seed=seed)
     inputs = [image(types[0], channels, *size)]
     if residual is not None:
         inputs.append(image(types[2], out, *window.output_size(*size)))
     request = gpu_request(op, inputs, output, batch=batch, target=target)
-    ((name, offer),) = ((name, offer) for name, offer in gpu_offers(request).items() if "_mma" in name)
-    on_tile = replace(offer, build=lambda: gemm_layers.build(request, offer.reads, offer.writes, tile))
+    family, tile = cut
+    ((name, offer),) = ((name, offer) for name, offer in gpu_offers(request).items() if f"_{family}_" in name)
+    on_tile = replace(
+        offer, build=lambda: gemm_layers.build(request, offer.reads, offer.writes, FAMILIES[family], tile)
+    )
     assert computed_wrongly(request, {name: on_tile}, order=seed % 4, seed=seed) == []
 
 
@@ -171,6 +177,37 @@ def test_grouped_and_depthwise_convolutions(
 
 
 @needs_compiler
+@pytest.mark.parametrize("x", ["u8", "s8", "u4", "s4"])
+@pytest.mark.parametrize(
+    ("channels", "y", "window"),
+    [
+        (20, "u8", Window((3, 3), pads=(1, 1, 1, 1))),
+        (40, "s4", Window((3, 3), (2, 2), (1, 1, 1, 1))),
+        (3, "s8", Window((2, 3), dilations=(2, 2))),
+        (8, "s4", Window((5, 5), (2, 2), (2, 2, 2, 2))),
+        (17, "u8", Window((1, 1))),
+    ],
+    ids=str,
+)
+def test_depthwise_convolutions_by_dot_products(channels: int, y: str, window: Window, x: str) -> None:
+    """All four ways from words of channels to words of taps: either side of 8 bits, or packed."""
+    output = IntType.parse(y)
+    op = random_conv(channels, channels, window, 8, output, groups=channels, residual="each")
+    inputs = [image(x, channels, 7, 9), image("s4", channels, *window.output_size(7, 9))]
+    request = gpu_request(op, inputs, output, batch=2)
+    name = "conv2d_depthwise_x8w8s32_dp4a_nhwc"
+    assert computed_wrongly(request, {name: gpu_offers(request)[name]}) == []
+
+
+@needs_nvcc
+def test_the_largest_depthwise_window_spills_nothing(tmp_path: Path) -> None:
+    op = random_conv(64, 64, Window((7, 7), pads=(3, 3, 3, 3)), 8, S4, groups=64)
+    request = gpu_request(op, [image("s4", 64, 14, 14)], S4)
+    built = gpu_offers(request)["conv2d_depthwise_x8w8s32_dp4a_nhwc"].build()
+    assert compiled_by_nvcc(built, request.target, tmp_path).spilled_bytes == 0
+
+
+@needs_compiler
 @pytest.mark.parametrize("target", GPUS)
 @pytest.mark.parametrize(
     ("features", "outputs", "bits", "result"),
@@ -193,8 +230,8 @@ def test_sums_wrap_around_where_signed_values_are_widened() -> None:
     weight = np.full((8, 32, 1, 1), -128)
     op = Conv2d(weight, 8, np.full(8, 2**31 - 40_000), Rescale([2**20] * 8, 43, -128, 127), Window((1, 1)))
     request = gpu_request(op, [image("s4", 32, 5, 5)], S8)
-    offers = {name: offer for name, offer in gpu_offers(request).items() if "_mma" in name}
-    assert len(offers) == 1
+    offers = {name: offer for name, offer in gpu_offers(request).items() if "mma" in name}
+    assert len(offers) == 2, "both families"
     assert computed_wrongly(request, offers) == []
 
 
@@ -227,24 +264,39 @@ def test_lanes_hold_neighbouring_channels(tile: Tile) -> None:
             assert channels[columns].tolist() == list(range(first, first + tile.lane_channels))
 
 
-@pytest.mark.parametrize("tile", TILES, ids=str)
-def test_eight_rows_of_one_chunk_lie_in_different_banks(tile: Tile) -> None:
-    for first in range(0, tile.m, 8):
-        for chunk in range(tile.k):
-            places = [row * tile.k + tile.swizzled(row, chunk) for row in range(first, first + 8)]
-            assert len({place % 8 for place in places}) == 8, "eight chunks are all 32 banks"
+@pytest.mark.parametrize(("family", "tile"), CUTS, ids=str)
+def test_eight_rows_of_one_chunk_lie_in_different_banks(family: str, tile: Tile) -> None:
+    layout = FAMILIES[family].layout(tile)
+    for rows in (tile.m, tile.n):
+        for first in range(0, rows, 8):
+            for chunk in range(tile.k):
+                places = [layout.place(rows, row, chunk) for row in range(first, first + 8)]
+                assert len({place // 4 % 8 for place in places}) == 8, "eight chunks are all 32 banks"
+
+
+@pytest.mark.parametrize(("family", "tile"), CUTS, ids=str)
+def test_a_step_has_a_place_for_every_chunk(family: str, tile: Tile) -> None:
+    layout = FAMILIES[family].layout(tile)
+    a = [layout.place(tile.m, row, chunk) for row in range(tile.m) for chunk in range(tile.k)]
+    b = [layout.a_words + layout.place(tile.n, row, chunk) for row in range(tile.n) for chunk in range(tile.k)]
+    assert len({*a, *b}) == len(a) + len(b)
+    assert max(a) + 4 <= layout.a_words
+    assert max(b) + 4 <= layout.stage_words
+    assert all(place % 4 == 0 for place in (*a, *b)), "chunks are aligned"
+    copied = [layout.a_words + layout.copied_place(number) for number in range(tile.n * tile.k)]
+    assert sorted(copied) == sorted(b), "the copy of the right operand fills its places"
 
 
 @needs_nvcc
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize(("family", "tile"), CUTS, ids=str)
 @pytest.mark.parametrize("types", ["u8 w8 u8", "u4 w4 u4", "s4 w8 s8"])
-def test_convolutions_for_the_t4_spill_nothing(tile: Tile, types: str, tmp_path: Path) -> None:
+def test_convolutions_for_the_t4_spill_nothing(family: str, tile: Tile, types: str, tmp_path: Path) -> None:
     x, w, y = types.split()
     window, output = Window((3, 3), pads=(1, 1, 1, 1)), IntType.parse(y)
     op = random_conv(256, 256, window, int(w[1]), output, residual="each")
     request = gpu_request(op, [image(x, 256, 14, 14), image("s8", 256, 14, 14)], output, batch=8)
     reads = tuple(request.alternatives[name] for name in request.node.inputs)
-    built = gemm_layers.build(request, reads, request.alternatives["y"], tile)
+    built = gemm_layers.build(request, reads, request.alternatives["y"], FAMILIES[family], tile)
     compiled = compiled_by_nvcc(built, request.target, tmp_path)
     assert compiled.spilled_bytes == 0
     assert compiled.registers <= 168, "three blocks of four warps on a multiprocessor"
@@ -259,5 +311,5 @@ def test_what_is_multiplied_follows_the_layer_and_the_gpu(target: str, x: str, b
     request = gpu_request(op, [image(x, 32, 5, 5)], S4, target=target)
     gemm = Gemm.of(request, request.alternatives["x0"])
     assert gemm.bits == multiplied
-    taken = [name for name in gpu_offers(request) if "_mma" in name]
+    taken = [name for name in gpu_offers(request) if "_mma_" in name]
     assert taken == [f"conv2d_x{multiplied}w{multiplied}s32_mma_nhwc"]

@@ -13,7 +13,6 @@ chunk is of several taps. A linear layer is a convolution of images of one pixel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from hawq_tvm.core.gpu import WARP_SIZE, MmaShape
 from hawq_tvm.core.ir import TensorType, Window
@@ -42,6 +41,7 @@ class Gemm:
         out_channels: of the result, none that fill up counted.
         shape: the instruction that multiplies.
         async_copy: whether the GPU copies to shared memory without registers.
+        signed_alone: whether the instruction takes signed operands alone.
     """
 
     batch: int
@@ -55,9 +55,10 @@ class Gemm:
     out_channels: int
     shape: MmaShape
     async_copy: bool
+    signed_alone: bool
 
     @classmethod
-    def of(cls, request: Request, reads: Storage) -> Gemm:
+    def of(cls, request: Request, reads: Storage, *, signed_alone: bool = False) -> Gemm:
         """The product of a convolution or a linear layer that reads its input as stored."""
         op, x = request.node.op, request.inputs[0]
         assert isinstance(op, WeightedOperator) and request.target.gpu is not None
@@ -75,6 +76,7 @@ class Gemm:
             out_channels=op.out_channels,
             shape=architecture.mma[bits][0],
             async_copy=architecture.async_copy,
+            signed_alone=signed_alone,
         )
 
     @property
@@ -118,17 +120,28 @@ class Gemm:
     @property
     def copies(self) -> bool:
         """Whether operands are copied to shared memory asynchronously, as they are."""
-        return self.async_copy and not self.widens
+        return self.async_copy and not self.widens and not self.added
 
     @property
-    def shifted(self) -> bool:
-        """Whether signed 4-bit values are widened with +8, as unsigned ones: `widened_bias` takes it back."""
-        return self.widens and self.signed
+    def added(self) -> int:
+        """What is added to every value before it is multiplied, zeros of the padding included; the bias takes it back.
+
+        8 to signed 4-bit values that are widened, since fields without a sign are; half of their range off unsigned
+        values where an instruction takes signed ones alone.
+        """
+        if self.widens:
+            return 8 if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed_alone and not self.signed else 0
+
+    @property
+    def flipped(self) -> int:
+        """The bits of a stored word that `added` inverts: the highest one of each value, where it adds anything."""
+        return 0 if not self.added else 0x88888888 if self.stored_bits == 4 else 0x80808080
 
     @property
     def a_type(self) -> str:
         """As PTX names it."""
-        return f"{'s' if self.signed and not self.shifted else 'u'}{self.bits}"
+        return f"{'s' if self.signed and not self.added else 'u'}{self.bits}"
 
     @property
     def b_type(self) -> str:
@@ -189,75 +202,6 @@ class Tile:
         """Neighbouring output channels that one lane holds."""
         return self.warp_n // 4
 
-    @property
-    def stage_words(self) -> int:
-        """Shared memory of one step, of both operands."""
-        return (self.m + self.n) * self.k * CHUNK_WORDS
-
-    @property
-    def a_words(self) -> int:
-        """Where the right operand starts in it."""
-        return self.m * self.k * CHUNK_WORDS
-
-    @cached_property
-    def rows_per_line(self) -> int:
-        """Rows of shared memory in 128 bytes, which are as wide as its 32 banks."""
-        return max(1, 128 // (self.k * CHUNK_BYTES))
-
-    def swizzled(self, row: int, chunk: int) -> int:
-        """Where a row's chunk lies in it: exclusive or, so that 8 rows' equal chunks lie in different banks.
-
-        Works on expressions of TIR as on integers.
-        """
-        return chunk ^ (row // self.rows_per_line % min(self.k, 8))
-
     def __str__(self) -> str:
         warps = f"{self.warps_m}x{self.warps_n}" + (f"x{self.slices}" if self.slices > 1 else "")
         return f"{self.m}x{self.n}x{self.k * CHUNK_BYTES}B {warps} warps"
-
-
-TILES: tuple[Tile, ...] = (
-    Tile(128, 128, 2, 2, 4),
-    Tile(64, 128, 2, 1, 4),
-    Tile(128, 64, 4, 4, 2),
-    Tile(64, 128, 4, 1, 4),
-    Tile(128, 64, 4, 2, 2),
-    Tile(64, 64, 4, 2, 2),
-    Tile(32, 64, 4, 1, 2),
-    Tile(64, 32, 4, 2, 1),
-    Tile(64, 64, 8, 2, 2, 2),
-    Tile(32, 64, 8, 1, 2, 4),
-    Tile(32, 32, 16, 1, 1, 8),
-    Tile(32, 32, 4, 1, 1),
-)
-"""What is chosen from, largest first."""
-
-
-def choose_tile(gemm: Gemm, sms: int) -> Tile:
-    """The tile for a product: the one place to change where tiles are ranked by a model or by measurements.
-
-    Larger tiles load less for every multiplication, smaller ones fill more multiprocessors and waste less at the edges.
-    The rule counts, in multiply-accumulates, what the busiest multiprocessor does, and charges smaller tiles for their
-    loads, and few warps for waiting.
-
-    Args:
-        gemm: the product.
-        sms: multiprocessors.
-    """
-    return min(TILES, key=lambda tile: _work(gemm, tile, sms))
-
-
-def _work(gemm: Gemm, tile: Tile, sms: int) -> float:
-    blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
-    loads = 64 * (1 / tile.m + 1 / tile.n)  # 1 at 128 x 128
-    steps = -(-gemm.chunks // tile.k)
-    a_block = tile.m * tile.n * (steps * tile.k * (1 + loads) + FIXED_CHUNKS)
-    waves = -(-blocks // sms)
-    return waves * a_block * max(1.0, BUSY_WARPS * WARP_SIZE / (waves * tile.threads))
-
-
-BUSY_WARPS = 8
-"""Warps that keep a multiprocessor busy, two for each of its parts: while one waits, the other computes."""
-
-FIXED_CHUNKS = 16
-"""What starts and ends a block, as if it were so many chunks more."""

@@ -11,7 +11,7 @@ finish the sums and store them                     gemm_epilogue
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -20,6 +20,7 @@ from hawq_tvm.core.gpu import WARP_SIZE
 from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
+from hawq_tvm.kernels.cuda.gemm_shared import Layout
 from hawq_tvm.kernels.cuda.ptx import uint32
 from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -35,7 +36,7 @@ class Sums:
 
     Attributes:
         gemm: the product.
-        tile: how it is cut.
+        layout: how a step lies in shared memory.
         registers: the sums; uint32, since that is how `ptx.multiply` takes them.
         a: registers of the left operand's rows, a word for 8 rows and 16 bytes.
         b: registers of the right operand's.
@@ -47,7 +48,7 @@ class Sums:
     """
 
     gemm: Gemm
-    tile: Tile
+    layout: Layout
     registers: Any
     a: Any
     b: Any
@@ -58,14 +59,15 @@ class Sums:
     row_blocks: int
 
     @classmethod
-    def of(cls, gemm: Gemm, tile: Tile, thread: Expr) -> Sums:
+    def of(cls, gemm: Gemm, layout: Layout, thread: Expr) -> Sums:
+        tile = layout.tile
         row_blocks, column_blocks = tile.warp_m // 8, tile.warp_n // 8
         wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
         warps = tile.warps_m * tile.warps_n
         warp = T.bind(thread // WARP_SIZE % warps)
         return cls(
             gemm,
-            tile,
+            layout,
             local(row_blocks * column_blocks * 2, "uint32"),
             local(row_blocks * wide, "uint32"),
             local(column_blocks * wide, "uint32"),
@@ -77,6 +79,10 @@ class Sums:
         )
 
     @property
+    def tile(self) -> Tile:
+        return self.layout.tile
+
+    @property
     def column_blocks(self) -> int:
         return self.tile.warp_n // 8
 
@@ -84,11 +90,6 @@ class Sums:
     def chunks_at_once(self) -> int:
         """Chunks that one instruction sums over: 1 or 2."""
         return self.gemm.shape.k * self.gemm.bits // 8 // CHUNK_BYTES
-
-    @property
-    def first_channel(self) -> Expr:
-        """The lane's first channel of the tile."""
-        return self.first_column + self.lane % 4 * self.tile.lane_channels
 
     def at(self, row_block: int, channel: int) -> Expr:
         """The sum of row lane / 4 of a block of rows and the lane's channel of that number."""
@@ -113,44 +114,43 @@ class Sums:
         for part in range(0, self.tile.slice_k, self.chunks_at_once):
             chunk = self.slice * self.tile.slice_k + part
             if self.chunks_at_once == 1:
-                self._load_narrow(self.a, self.row_blocks, shared, start, self.first_row, chunk)
-                self._load_narrow(
-                    self.b, self.column_blocks, shared, start + self.tile.a_words, self.first_column, chunk
-                )
+                self._load_narrow(self.a, shared, start, self.tile.m, self.first_row, chunk)
+                self._load_narrow(self.b, shared, start + self.layout.a_words, self.tile.n, self.first_column, chunk)
             else:
                 self._load_a_wide(shared, start, chunk)
-                self._load_b_wide(shared, start + self.tile.a_words, chunk)
+                self._load_b_wide(shared, start + self.layout.a_words, chunk)
             self._multiply_chunk()
 
-    def _pointer(self, shared: Any, start: Expr, row: Expr, chunk: Expr) -> Expr:
-        place = (row * self.tile.k + self.tile.swizzled(row, chunk)) * CHUNK_WORDS
-        return shared.ptr_to([start + place])
-
-    def _load_narrow(self, registers: Any, blocks: int, shared: Any, start: Expr, first: Expr, chunk: Expr) -> None:
-        """One chunk of `blocks` eights of rows, from row `first` on: a register for each eight."""
-        for block in range(0, blocks, 4):
-            row = first + block * 8 + self.lane
-            ptx.load_matrix([registers[block + i] for i in range(4)], self._pointer(shared, start, row, chunk))
+    def _load_narrow(self, registers: Any, shared: Any, start: Expr, rows: int, first: Expr, chunk: Expr) -> None:
+        """One chunk of the warp's rows, from row `first` of the operand on: a register for each eight of them."""
+        for block in range(0, int(registers.shape[0]), 4):
+            place = self.layout.place(rows, first + block * 8 + self.lane, chunk)
+            ptx.load_matrix([registers[block + i] for i in range(4)], shared.ptr_to([start + place]))
 
     def _load_a_wide(self, shared: Any, start: Expr, chunk: Expr) -> None:
         """Two chunks of sixteens of rows; registers: both eights of the first chunk, then those of the second."""
         for block in range(0, self.row_blocks, 2):
             row = self.first_row + block * 8 + self.lane % 16
-            pointer = self._pointer(shared, start, row, chunk + self.lane // 16)
-            ptx.load_matrix([self.a[block * 2 + i] for i in range(4)], pointer)
+            place = self.layout.place(self.tile.m, row, chunk + self.lane // 16)
+            ptx.load_matrix([self.a[block * 2 + i] for i in range(4)], shared.ptr_to([start + place]))
 
     def _load_b_wide(self, shared: Any, start: Expr, chunk: Expr) -> None:
         """Two chunks of eights of rows: an eight's registers are its first and its second chunk."""
         for block in range(0, self.column_blocks, 2):
             row = self.first_column + block * 8 + self.lane // 16 * 8 + self.lane % 8
-            pointer = self._pointer(shared, start, row, chunk + self.lane // 8 % 2)
-            ptx.load_matrix([self.b[block * 2 + i] for i in range(4)], pointer)
+            place = self.layout.place(self.tile.n, row, chunk + self.lane // 8 % 2)
+            ptx.load_matrix([self.b[block * 2 + i] for i in range(4)], shared.ptr_to([start + place]))
 
-    def add_up(self, shared: Any) -> Sums:
+    @property
+    def finish_words(self) -> int:
+        """Shared memory for the sums of all slices."""
+        return self.tile.slices * self.tile.m * self.tile.n if self.tile.slices > 1 else 0
+
+    def finish(self, shared: Any) -> Sums:
         """The sums of all slices, added up: each warp gets some of its row blocks.
 
         Args:
-            shared: words for the sums of all slices, which no warp reads any more.
+            shared: `finish_words`, which no warp reads any more once all have come here.
 
         Returns:
             What is left to this warp; warps of slices past the last row block have none (`has_rows`).
@@ -183,7 +183,7 @@ class Sums:
 
     @property
     def has_rows(self) -> Expr:
-        """Whether `add_up` left any rows to this warp."""
+        """Whether `finish` left any rows to this warp."""
         return self.slice < self.tile.warp_m // 8
 
     def _multiply_chunk(self) -> None:
@@ -200,67 +200,94 @@ class Sums:
                 )
 
 
-def accumulate(gemm: Gemm, tile: Tile, sums: Sums, pixels: Pixels, weights: Weights) -> Sums:
+def first_channel(tile: Tile, thread: Expr) -> Expr:
+    """A lane's first channel of its tile."""
+    warp, lane = thread // WARP_SIZE, thread % WARP_SIZE
+    return warp % tile.warps_n * tile.warp_n + lane % 4 * tile.lane_channels
+
+
+class Products(Protocol):
+    """What multiplies the steps of a tile: `Sums`, or `gemm_wmma.Fragments`."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def start(self, bias: Any, first_channel: Expr) -> None:
+        """Set all sums to what they start from."""
+
+    def multiply(self, shared: Any, start: Expr) -> None:
+        """Add the products of the step that lies in shared memory from word `start` on."""
+
+    @property
+    def finish_words(self) -> int:
+        """Shared memory that `finish` needs."""
+
+    def finish(self, shared: Any) -> Sums:
+        """The sums that are left to this warp, in its lanes' registers; no warp reads `shared` any more."""
+
+
+def accumulate(gemm: Gemm, products: Products, pixels: Pixels, weights: Weights) -> Sums:
     """All products of a block's tile; gives the finished sums."""
-    steps = -(-gemm.chunks // tile.k)
+    layout = products.layout
+    steps = -(-gemm.chunks // layout.tile.k)
     stages = min(ASYNC_STAGES if gemm.copies else STAGES, steps)
-    words = stages * tile.stage_words
-    if tile.slices > 1:
-        words = max(words, tile.slices * tile.m * tile.n)
+    words = max(stages * layout.stage_words, products.finish_words)
     shared = T.alloc_buffer((words,), "uint32", scope="shared", align=128)
     if gemm.copies:
-        _accumulate_copied(tile, sums, pixels, weights, shared, steps, stages)
+        _accumulate_copied(products, pixels, weights, shared, steps, stages)
     else:
-        _accumulate_loaded(tile, sums, pixels, weights, shared, steps)
-    return sums.add_up(shared)
+        _accumulate_loaded(products, pixels, weights, shared, steps)
+    return products.finish(shared)
 
 
-def _accumulate_loaded(tile: Tile, sums: Sums, pixels: Pixels, weights: Weights, shared: Any, steps: int) -> None:
+def _accumulate_loaded(products: Products, pixels: Pixels, weights: Weights, shared: Any, steps: int) -> None:
     """With the next step on its way through registers while this one is multiplied."""
+    layout = products.layout
 
     def store(stage: Expr) -> None:
-        pixels.store(shared, stage * tile.stage_words)
-        weights.store(shared, stage * tile.stage_words + tile.a_words)
+        pixels.store(shared, stage * layout.stage_words)
+        weights.store(shared, stage * layout.stage_words + layout.a_words)
         ptx.barrier()
 
     pixels.load(0)
     weights.load(0)
     store(0)
     if steps == 1:
-        sums.multiply(shared, 0)
+        products.multiply(shared, 0)
         return
     with T.serial(steps - 1, annotations={"disable_unroll": True}) as step:
         pixels.load(step + 1)
         weights.load(step + 1)
-        sums.multiply(shared, step % STAGES * tile.stage_words)
+        products.multiply(shared, step % STAGES * layout.stage_words)
         store((step + 1) % STAGES)
-    sums.multiply(shared, (steps - 1) % STAGES * tile.stage_words)
+    products.multiply(shared, (steps - 1) % STAGES * layout.stage_words)
 
 
 def _accumulate_copied(
-    tile: Tile, sums: Sums, pixels: Pixels, weights: Weights, shared: Any, steps: int, stages: int
+    products: Products, pixels: Pixels, weights: Weights, shared: Any, steps: int, stages: int
 ) -> None:
     """With as many steps on their way to shared memory as there are stages, less one.
 
     The barrier of a step says two things: everyone's copies of this step have landed, and everyone has multiplied the
     step before, whose place the next copies take.
     """
+    layout = products.layout
 
     def copy(step: Expr, stage: Expr) -> None:
-        pixels.copy(step, shared, stage * tile.stage_words)
-        weights.copy(step, shared, stage * tile.stage_words + tile.a_words)
+        pixels.copy(step, shared, stage * layout.stage_words)
+        weights.copy(step, shared, stage * layout.stage_words + layout.a_words)
+        ptx.commit_copies()
 
-    for step in range(stages - 1):
+    ahead = max(stages - 1, 1)
+    for step in range(ahead):
         copy(step, step)
-        ptx.commit_copies()
-    if stages == 1:
-        copy(0, 0)
-        ptx.commit_copies()
     with T.serial(steps, annotations={"disable_unroll": True}) as step:
-        ptx.wait_copies(max(stages - 2, 0))
+        ptx.wait_copies(ahead - 1)
         ptx.barrier()
-        if stages > 1:
-            with T.If(step + (stages - 1) < steps), T.Then():
-                copy(step + (stages - 1), (step + (stages - 1)) % stages)
-            ptx.commit_copies()  # a group a step, an empty one too, so that waiting counts steps
-        sums.multiply(shared, step % stages * tile.stage_words)
+        if steps > ahead:
+            with T.If(step + ahead < steps):
+                with T.Then():
+                    copy(step + ahead, (step + ahead) % stages)
+                with T.Else():
+                    ptx.commit_copies()  # an empty group, so that waiting counts steps
+        products.multiply(shared, step % stages * layout.stage_words)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.cuda.acceptance import canonical, packed
-from hawq_tvm.kernels.cuda.costs import EFFICIENCY, LAUNCH_US, memory_us, moved_bytes
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile, choose_tile
+from hawq_tvm.kernels.cuda.acceptance import Build, Cost, canonical, packed
+from hawq_tvm.kernels.cuda.costs import LAUNCH_US, memory_us, moved_bytes
+from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
-from hawq_tvm.kernels.cuda.gemm_kernel import Sums, accumulate
+from hawq_tvm.kernels.cuda.gemm_kernel import Products, Sums, accumulate, first_channel
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
-from hawq_tvm.kernels.cuda.gemm_weights import filled_up, pack_weights, widened_bias
+from hawq_tvm.kernels.cuda.gemm_shared import Layout, Planes, Swizzled
+from hawq_tvm.kernels.cuda.gemm_tiles import TILES, WMMA_TILES, choose_tile, estimated_cycles
+from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row, filled_up, first_sums, pack_weights
+from hawq_tvm.kernels.cuda.gemm_wmma import Fragments
 from hawq_tvm.kernels.cuda.launch import function, stored_parameters
 from hawq_tvm.kernels.cuda.values import words_of
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -24,21 +29,50 @@ MIN_BLOCKS = 2
 """Blocks of a multiprocessor at least: 128 registers for each of 256 threads."""
 
 
-def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: Tile | None = None) -> BuiltKernel:
+@dataclass(frozen=True)
+class Family:
+    """A way to multiply.
+
+    Attributes:
+        signed_alone: whether its instruction takes signed operands alone.
+        tiles: what is chosen from.
+        layout: of a step in shared memory.
+        channel_of_row: the channel of each row of a tile.
+        products: what multiplies.
+        slowdown: of its multiplications beside those of `mma.sync`.
+    """
+
+    signed_alone: bool
+    tiles: Sequence[Tile]
+    layout: Callable[[Tile], Layout]
+    channel_of_row: Callable[[Tile], Any]
+    products: Callable[[Gemm, Layout, Any], Products]
+    slowdown: float
+
+
+MMA = Family(False, TILES, Swizzled, channel_of_row, Sums.of, 1.0)
+WMMA = Family(True, WMMA_TILES, Planes, lambda tile: np.arange(tile.n), Fragments.of, 1.3)
+
+
+def build(
+    request: Request, reads: tuple[Storage, ...], writes: Storage, family: Family = MMA, tile: Tile | None = None
+) -> BuiltKernel:
     """The function of a convolution or a linear layer.
 
     Args:
         request: what to compute.
         reads: how the inputs are stored.
         writes: how the result is stored.
+        family: how it multiplies.
         tile: how the product is cut; None for what `choose_tile` says.
     """
     op, node = request.node.op, request.node
     assert isinstance(op, WeightedOperator) and request.target.gpu is not None
-    gemm = Gemm.of(request, reads[0])
-    chosen = tile or choose_tile(gemm, request.target.gpu.sms)
-    constants = [pack_weights(op, gemm, chosen), filled_up(widened_bias(op, gemm), chosen)]
-    constants.append(filled_up(op.rescale.multiplier, chosen))
+    gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
+    chosen = tile or choose_tile(gemm, request.target.gpu, family.tiles)
+    layout = family.layout(chosen)
+    constants = [pack_weights(op, gemm, layout, family.channel_of_row(chosen))]
+    constants += [filled_up(values, chosen) for values in (first_sums(op, gemm), op.rescale.multiplier)]
     if op.rescale.residual is not None and len(op.rescale.residual) > 1:
         constants.append(filled_up(op.rescale.residual, chosen))
 
@@ -53,11 +87,11 @@ def build(request: Request, reads: tuple[Storage, ...], writes: Storage, tile: T
             T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", MIN_BLOCKS),
         ):
             first_row, column = T.bind(block // columns * chosen.m), T.bind(block % columns)
-            sums = Sums.of(gemm, chosen, thread)
-            channel = T.bind(column * chosen.n + sums.first_channel)
-            sums.start(given[1], channel)
-            pixels = Pixels.of(gemm, chosen, x, first_row, thread)
-            sums = accumulate(gemm, chosen, sums, pixels, Weights.of(chosen, given[0], column, thread))
+            products = family.products(gemm, layout, thread)
+            channel = T.bind(column * chosen.n + first_channel(chosen, thread))
+            products.start(given[1], channel)
+            pixels = Pixels.of(gemm, layout, x, first_row, thread)
+            sums = accumulate(gemm, products, pixels, Weights.of(layout, given[0], column, thread))
             multiplier = load_channels(given[2], channel, chosen.lane_channels)
             residual = None
             if rest:
@@ -119,21 +153,34 @@ def _refuse_width(request: Request, reads: Storage, bits: int) -> str | None:
     return None
 
 
-def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+def _cost(family: Family) -> Cost:
     """A launch, and the longer of what the tensor cores and the memory take."""
-    op, gpu = request.node.op, request.target.gpu
-    assert isinstance(op, WeightedOperator) and gpu is not None
-    gemm = Gemm.of(request, reads[0])
-    tile = choose_tile(gemm, gpu.sms)
-    blocks = -(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n)
-    cycles = -(-blocks // gpu.sms) * tile.m * tile.n * gemm.chunks * gemm.chunk_elements
-    cycles //= gpu.architecture.macs_per_cycle[gemm.bits]
-    tensor_us = cycles / gpu.base_clock_mhz / EFFICIENCY
-    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
-    bytes_ = moved_bytes(stored, request.batch) + op.weight.size * gemm.bits // 8
-    return LAUNCH_US + max(tensor_us, memory_us(gpu, bytes_))
+
+    def cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> float:
+        op, gpu = request.node.op, request.target.gpu
+        assert isinstance(op, WeightedOperator) and gpu is not None
+        gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
+        cycles = estimated_cycles(gemm, choose_tile(gemm, gpu, family.tiles), gpu) * family.slowdown
+        stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
+        bytes_ = moved_bytes(stored, request.batch) + op.weight.size * gemm.bits // 8
+        return LAUNCH_US + max(cycles / gpu.base_clock_mhz, memory_us(gpu, bytes_) * family.slowdown)
+
+    return cost
 
 
-CONV2D_W4_MMA = Kernel("conv2d_x4w4s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(4)))
-CONV2D_W8_MMA = Kernel("conv2d_x8w8s32_mma_nhwc", packed(Conv2d, _cost, build, refuse=_refuse_conv2d(8)))
-LINEAR_W8_MMA = Kernel("linear_x8w8s32_mma", canonical(Linear, _cost, build, refuse=_refuse_linear))
+def _build(family: Family) -> Build:
+    return lambda request, reads, writes: build(request, reads, writes, family)
+
+
+CONV2D_W4_MMA = Kernel("conv2d_x4w4s32_mma_nhwc", packed(Conv2d, _cost(MMA), _build(MMA), refuse=_refuse_conv2d(4)))
+CONV2D_W8_MMA = Kernel("conv2d_x8w8s32_mma_nhwc", packed(Conv2d, _cost(MMA), _build(MMA), refuse=_refuse_conv2d(8)))
+LINEAR_W8_MMA = Kernel("linear_x8w8s32_mma", canonical(Linear, _cost(MMA), _build(MMA), refuse=_refuse_linear))
+CONV2D_W4_WMMA = Kernel(
+    "conv2d_x4w4s32_wmma_8x8x32_nhwc", packed(Conv2d, _cost(WMMA), _build(WMMA), refuse=_refuse_conv2d(4))
+)
+CONV2D_W8_WMMA = Kernel(
+    "conv2d_x8w8s32_wmma_16x16x16_nhwc", packed(Conv2d, _cost(WMMA), _build(WMMA), refuse=_refuse_conv2d(8))
+)
+LINEAR_W8_WMMA = Kernel(
+    "linear_x8w8s32_wmma_16x16x16", canonical(Linear, _cost(WMMA), _build(WMMA), refuse=_refuse_linear)
+)

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_shared import Layout
 from hawq_tvm.kernels.cuda.ptx import uint32
 from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -55,7 +56,7 @@ class Pixels:
 
     Attributes:
         gemm: the product.
-        tile: how it is cut.
+        layout: how a step lies in shared memory.
         words: the image as uint32 words.
         thread: the thread's number in its block.
         count: chunks that a thread copies in a step.
@@ -66,7 +67,7 @@ class Pixels:
     """
 
     gemm: Gemm
-    tile: Tile
+    layout: Layout
     words: Any
     thread: Expr
     count: int
@@ -76,11 +77,12 @@ class Pixels:
     loaded: Any
 
     @classmethod
-    def of(cls, gemm: Gemm, tile: Tile, words: Any, first_row: Expr, thread: Expr) -> Pixels:
+    def of(cls, gemm: Gemm, layout: Layout, words: Any, first_row: Expr, thread: Expr) -> Pixels:
         """Find the places of a block's rows, the first of which is output pixel `first_row`."""
+        tile = layout.tile
         count = tile.m * tile.k // tile.threads
         row, column, base = local(count, "int32"), local(count, "int32"), local(count, "int32")
-        pixels = cls(gemm, tile, words, thread, count, row, column, base, local(count * CHUNK_WORDS, "uint32"))
+        pixels = cls(gemm, layout, words, thread, count, row, column, base, local(count * CHUNK_WORDS, "uint32"))
         (height, width), (out_height, out_width) = gemm.size, gemm.out_size
         (sy, sx), (top, left, _, _) = gemm.window.strides, gemm.window.pads
         for i in range(count):
@@ -91,6 +93,10 @@ class Pixels:
             first = (pixel // (out_height * out_width) * height + y) * width + column[i]
             T.buffer_store(base, first * gemm.pixel_words, [i])
         return pixels
+
+    @property
+    def tile(self) -> Tile:
+        return self.layout.tile
 
     def tile_row(self, i: int) -> Expr:
         """The row of the tile that the thread's chunk `i` belongs to."""
@@ -153,26 +159,25 @@ class Pixels:
 
     def _shared_place(self, i: int) -> Expr:
         """The word of a stage at which the thread's chunk `i` lies."""
-        row = self.tile_row(i)
-        return (row * self.tile.k + self.tile.swizzled(row, self.thread % self.tile.k)) * CHUNK_WORDS
+        return self.layout.place(self.tile.m, self.tile_row(i), self.thread % self.tile.k)
 
     def store(self, shared: Any, start: Expr) -> None:
         """Write the chunks that were loaded to shared memory, from word `start` on."""
         for i in range(self.count):
-            registers = [self.loaded[i * CHUNK_WORDS + word] for word in range(CHUNK_WORDS)]
-            if self.gemm.widens:
-                registers = self._widened(i)
-            ptx.store_shared(registers, shared.ptr_to([start + self._shared_place(i)]))
+            ptx.store_shared(self._multiplied(i), shared.ptr_to([start + self._shared_place(i)]))
 
-    def _widened(self, i: int) -> list[Expr]:
-        """Two words of eight 4-bit values each as four of bytes: of each word its even values, then its odd ones."""
-        found = []
-        for word in range(self.gemm.loaded_words):
-            packed = self.loaded[i * CHUNK_WORDS + word]
-            if self.gemm.shifted:  # -8..7 become 0..15
-                packed = packed ^ uint32(0x88888888)
-            found += [packed & uint32(0x0F0F0F0F), (packed >> uint32(4)) & uint32(0x0F0F0F0F)]
-        return found
+    def _multiplied(self, i: int) -> list[Expr]:
+        """The thread's chunk `i` as it is multiplied.
+
+        Where it widens, a word of eight 4-bit values becomes two of bytes: its even values, then its odd ones.
+        """
+        words = [self.loaded[i * CHUNK_WORDS + word] for word in range(self.gemm.loaded_words)]
+        if self.gemm.flipped:
+            words = [word ^ uint32(self.gemm.flipped) for word in words]
+        if not self.gemm.widens:
+            return words
+        low = uint32(0x0F0F0F0F)
+        return [part for word in words for part in (word & low, (word >> uint32(4)) & low)]
 
 
 def _within(value: Expr, size: int) -> Expr:
@@ -193,49 +198,56 @@ def _or_outside(condition: Expr, row: Expr) -> Expr:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The right operand: steps of a tile as `gemm_weights.pack_weights` lays them out.
+    """The right operand: steps of a tile as `gemm_weights.pack_weights` orders them.
 
     Attributes:
-        tile: how the product is cut.
+        layout: how a step lies in shared memory.
         words: the packed weights, uint32 [channel tiles, steps, words of a step].
         column: the block's number among the channel tiles.
         thread: the thread's number in its block.
         loaded: uint32 registers: the words of a step that are on their way.
     """
 
-    tile: Tile
+    layout: Layout
     words: Any
     column: Expr
     thread: Expr
     loaded: Any
 
     @classmethod
-    def of(cls, tile: Tile, words: Any, column: Expr, thread: Expr) -> Weights:
-        return cls(tile, words, column, thread, local(tile.n * tile.k // tile.threads * CHUNK_WORDS, "uint32"))
+    def of(cls, layout: Layout, words: Any, column: Expr, thread: Expr) -> Weights:
+        tile = layout.tile
+        return cls(layout, words, column, thread, local(tile.n * tile.k // tile.threads * CHUNK_WORDS, "uint32"))
 
     @property
     def count(self) -> int:
         """Chunks that a thread copies in a step."""
-        return self.tile.n * self.tile.k // self.tile.threads
+        tile = self.layout.tile
+        return tile.n * tile.k // tile.threads
 
     def _registers(self, i: int) -> list[Expr]:
         return [self.loaded[i * CHUNK_WORDS + word] for word in range(CHUNK_WORDS)]
 
-    def _place(self, i: int) -> Expr:
-        return (i * self.tile.threads + self.thread) * CHUNK_WORDS
+    def _number(self, i: int) -> Expr:
+        """The number of the thread's chunk `i` in the step."""
+        return i * self.layout.tile.threads + self.thread
+
+    def _pointer(self, step: Expr, i: int) -> Expr:
+        return self.words.ptr_to([self.column, step, self._number(i) * CHUNK_WORDS])
 
     def load(self, step: Expr) -> None:
         """Start reading the thread's chunks of a step."""
         for i in range(self.count):
-            ptx.load_global(self._registers(i), self.words.ptr_to([self.column, step, self._place(i)]))
+            ptx.load_global(self._registers(i), self._pointer(step, i))
 
     def copy(self, step: Expr, shared: Any, start: Expr) -> None:
         """Start copying the thread's chunks of a step to shared memory, from word `start` on."""
         for i in range(self.count):
-            pointer = self.words.ptr_to([self.column, step, self._place(i)])
-            ptx.copy_async(shared.ptr_to([start + self._place(i)]), pointer, CHUNK_WORDS)
+            to = shared.ptr_to([start + self.layout.copied_place(self._number(i))])
+            ptx.copy_async(to, self._pointer(step, i), CHUNK_WORDS)
 
     def store(self, shared: Any, start: Expr) -> None:
         """Write the chunks that were loaded to shared memory, from word `start` on."""
         for i in range(self.count):
-            ptx.store_shared(self._registers(i), shared.ptr_to([start + self._place(i)]))
+            to = shared.ptr_to([start + self.layout.copied_place(self._number(i))])
+            ptx.store_shared(self._registers(i), to)

@@ -2,9 +2,9 @@
 
     weights  [channel tiles][steps over chunks][rows of a tile][chunks of a step], 16 bytes each
 
-A step of a tile is what a block copies to shared memory as it lies: rows are swizzled already. Rows are not in the
-order of their channels: the sums of an 8x8 product lie two neighbouring columns a lane, so rows are permuted until all
-that a lane holds is neighbouring channels, which it stores as whole words.
+A step of a tile is what a block copies to shared memory, in the order in which it does (`gemm_shared.Layout`). For
+`mma.sync` rows are not in the order of their channels: the sums of an 8x8 product lie two neighbouring columns a lane,
+so rows are permuted until all that a lane holds is neighbouring channels, which it stores as whole words.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_shared import Layout
 from hawq_tvm.kernels.packing import pack_nibbles
 
 
@@ -33,22 +34,25 @@ def channel_of_row(tile: Tile) -> NDArray[np.intp]:
     return np.asarray(warp * tile.warp_n + lane * tile.lane_channels + block * 2 + element, np.intp)
 
 
-def pack_weights(op: WeightedOperator, gemm: Gemm, tile: Tile) -> Array:
-    """The weights as `gemm_kernel` reads them.
+def pack_weights(op: WeightedOperator, gemm: Gemm, layout: Layout, channels: NDArray[np.intp]) -> Array:
+    """The weights as a kernel copies them.
+
+    Args:
+        op: the layer.
+        gemm: its product.
+        layout: of a step in shared memory.
+        channels: the channel of each row of a tile, counted from its first channel.
 
     Returns:
         uint32 [channel tiles, steps, words of a step].
     """
+    tile = layout.tile
     rows = _bytes_of_rows(_rows_of_weights(op, gemm), gemm)
     tiles, steps = -(-len(rows) // tile.n), -(-gemm.chunks // tile.k)
     filled = np.zeros((tiles * tile.n, steps * tile.k, CHUNK_BYTES), np.uint8)
     filled[: len(rows), : gemm.chunks] = rows.reshape(len(rows), gemm.chunks, CHUNK_BYTES)
-    ordered = filled.reshape(tiles, tile.n, steps, tile.k, CHUNK_BYTES)[:, channel_of_row(tile)].swapaxes(1, 2)
-    swizzled = np.zeros_like(ordered)
-    row = np.arange(tile.n)
-    for chunk in range(tile.k):
-        swizzled[:, :, row, tile.swizzled(row, chunk)] = ordered[:, :, row, chunk]  # type: ignore[arg-type]
-    return swizzled.reshape(tiles, steps, -1).view(np.uint32)
+    ordered = filled.reshape(tiles, tile.n, steps, tile.k, CHUNK_BYTES)[:, channels].swapaxes(1, 2)
+    return layout.step_in_memory(ordered).view(np.uint32)
 
 
 def _rows_of_weights(op: WeightedOperator, gemm: Gemm) -> NDArray[np.int8]:
@@ -68,16 +72,14 @@ def _bytes_of_rows(rows: NDArray[np.int8], gemm: Gemm) -> NDArray[np.uint8]:
     return pack_nibbles(rows[:, ::2], rows[:, 1::2]) if gemm.bits == 4 else rows.view(np.uint8)
 
 
-def widened_bias(op: WeightedOperator, gemm: Gemm) -> Array:
-    """The bias that the sums start from, int32 [out].
+def first_sums(op: WeightedOperator, gemm: Gemm) -> Array:
+    """What the sums start from, int32 [out]: the bias, less what `Gemm.added` adds to every product.
 
-    Where the input is widened as x + 8, zeros of the padding included, every sum is too large by 8 times the sum of the
-    channel's weights. Sums wrap around, so that nothing is lost on the way.
+    Sums wrap around, so that nothing is lost on the way.
     """
-    bias = op.bias.astype(np.int64)
-    if gemm.shifted:
-        bias = bias - 8 * op.weight.reshape(op.out_channels, -1).astype(np.int64).sum(axis=1)
-    return np.asarray(((bias + 2**31) % 2**32 - 2**31), np.int32)
+    weights = op.weight.reshape(op.out_channels, -1).astype(np.int64).sum(axis=1)
+    sums = op.bias.astype(np.int64) - gemm.added * weights
+    return np.asarray((sums + 2**31) % 2**32 - 2**31, np.int32)
 
 
 def filled_up(values: Array, tile: Tile) -> Array:

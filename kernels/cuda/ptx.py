@@ -6,12 +6,20 @@ elements of a buffer of scope ``local`` at constant indices; pointers are ``buff
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.generic.expressions import Expr
+
+
+@cache
+def _instruction(name: str) -> Callable[..., Expr]:
+    """What emits an instruction; looked up once, since TVM's table is searched word by word."""
+    found: Callable[..., Expr] = T.ptx[name]
+    return found
 
 
 def uint32(value: int) -> Expr:
@@ -31,22 +39,22 @@ def load_global(registers: Sequence[Expr], pointer: Expr, condition: Expr = None
         condition: whether to read; none for always.
     """
     given = {} if condition is None else {"pred": condition, "preserve_dst": True}
-    T.evaluate(T.ptx[f"ld.global.nc{_vector(len(registers))}.b32"](*registers, pointer, **given))
+    T.evaluate(_instruction(f"ld.global.nc{_vector(len(registers))}.b32")(*registers, pointer, **given))
 
 
 def store_global(registers: Sequence[Expr], pointer: Expr) -> None:
     """Write 1, 2 or 4 words (``st.global``, 9.7.9.12); the pointer is a multiple of all their bytes."""
-    T.evaluate(T.ptx[f"st.global{_vector(len(registers))}.b32"](pointer, *registers))
+    T.evaluate(_instruction(f"st.global{_vector(len(registers))}.b32")(pointer, *registers))
 
 
 def load_shared(registers: Sequence[Expr], pointer: Expr) -> None:
     """Read 1, 2 or 4 words of shared memory (``ld.shared``, 9.7.9.8)."""
-    T.evaluate(T.ptx[f"ld.shared{_vector(len(registers))}.b32"](*registers, pointer))
+    T.evaluate(_instruction(f"ld.shared{_vector(len(registers))}.b32")(*registers, pointer))
 
 
 def store_shared(registers: Sequence[Expr], pointer: Expr) -> None:
     """Write 1, 2 or 4 words to shared memory (``st.shared``, 9.7.9.12)."""
-    T.evaluate(T.ptx[f"st.shared{_vector(len(registers))}.b32"](pointer, *registers))
+    T.evaluate(_instruction(f"st.shared{_vector(len(registers))}.b32")(pointer, *registers))
 
 
 def copy_async(shared: Expr, pointer: Expr, words: int, condition: Expr = None) -> None:
@@ -61,17 +69,17 @@ def copy_async(shared: Expr, pointer: Expr, words: int, condition: Expr = None) 
     size = 4 * words
     instruction = f"cp.async.{'cg' if words == 4 else 'ca'}.shared.global"
     given = () if condition is None else (tirx.Select(condition, uint32(size), uint32(0)),)
-    T.evaluate(T.ptx[instruction](shared, pointer, size, *given))
+    T.evaluate(_instruction(instruction)(shared, pointer, size, *given))
 
 
 def commit_copies() -> None:
     """The copies that were started since the last call are a group (``cp.async.commit_group``, 9.7.9.25.3.2)."""
-    T.evaluate(T.ptx["cp.async.commit_group"]())
+    T.evaluate(_instruction("cp.async.commit_group")())
 
 
 def wait_copies(newest: int) -> None:
     """Wait for all groups of the thread's copies but the `newest` (``cp.async.wait_group``, 9.7.9.25.3.3)."""
-    T.evaluate(T.ptx["cp.async.wait_group"](newest))
+    T.evaluate(_instruction("cp.async.wait_group")(newest))
 
 
 def load_matrix(registers: Sequence[Expr], pointer: Expr) -> None:
@@ -79,7 +87,7 @@ def load_matrix(registers: Sequence[Expr], pointer: Expr) -> None:
 
     Lane l names row l % 8 of matrix l / 8; it gets word l % 4 of row l / 4 of each.
     """
-    T.evaluate(T.ptx[f"ldmatrix.sync.aligned.m8n8.x{len(registers)}.shared.b16"](*registers, pointer))
+    T.evaluate(_instruction(f"ldmatrix.sync.aligned.m8n8.x{len(registers)}.shared.b16")(*registers, pointer))
 
 
 def multiply(shape: str, a_type: str, b_type: str, sums: Sequence[Expr], a: Sequence[Expr], b: Sequence[Expr]) -> None:
@@ -94,7 +102,32 @@ def multiply(shape: str, a_type: str, b_type: str, sums: Sequence[Expr], a: Sequ
         b: one register for every 16 bytes of a column; lane l holds bytes l % 4 * 4 and on of column l / 4.
     """
     instruction = f"mma.sync.aligned.{shape}.row.col.s32.{a_type}.{b_type}.s32"
-    T.evaluate(T.ptx[instruction](*sums, *a, *b, *sums))
+    T.evaluate(_instruction(instruction)(*sums, *a, *b, *sums))
+
+
+def permute_bytes(result: Expr, first: Expr, second: Expr, selector: Expr) -> None:
+    """Four of the eight bytes of two words, those of `second` numbered 4 to 7 (``prmt.b32``, 9.7.9.7).
+
+    Args:
+        result: a register.
+        first: uint32.
+        second: uint32.
+        selector: uint32, the number of each byte of the result in four bits, the lowest byte's in the lowest.
+    """
+    T.evaluate(_instruction("prmt.b32")(result, first, second, selector))
+
+
+def dot_bytes(total: Expr, a: Expr, b: Expr, *, unsigned: bool) -> None:
+    """Add the product of four bytes with four signed ones to an int32 sum (``dp4a``, 9.7.1.23).
+
+    Args:
+        total: an int32 register.
+        a: uint32, four bytes.
+        b: int32, four signed bytes.
+        unsigned: whether those of `a` are unsigned.
+    """
+    bytes_ = a if unsigned else tirx.reinterpret("int32", a)
+    T.evaluate(_instruction(f"dp4a.{'u' if unsigned else 's'}32.s32")(total, bytes_, b, total))
 
 
 def pack_saturated(result: Expr, high: Expr, low: Expr, rest: Expr, bits: int, signed: bool) -> None:
@@ -110,7 +143,7 @@ def pack_saturated(result: Expr, high: Expr, low: Expr, rest: Expr, bits: int, s
         bits: 4 or 8.
         signed: whether the type is.
     """
-    T.evaluate(T.ptx[f"cvt_pack.sat.{'s' if signed else 'u'}{bits}.s32.b32"](result, high, low, rest))
+    T.evaluate(_instruction(f"cvt_pack.sat.{'s' if signed else 'u'}{bits}.s32.b32")(result, high, low, rest))
 
 
 def barrier() -> None:

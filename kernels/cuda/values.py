@@ -128,13 +128,16 @@ class Value:
             return [self._load_or_zero(n, c + lane, h, w, count, inside) for lane in range(count)]
         bits, channels, found = self.storage.bits, self.storage.channels(self.type), []
         for start in range(0, count, self.lanes):
-            there = both(inside, c + start < channels)
-            word = T.bind(when(there, self.words[self._word(n, c + start, h, w)]))
+            word = T.bind(self.word_or_zero(n, c + start, h, w, both(inside, c + start < channels)))
             first = c % self.lanes * bits  # a run may be half a word
             for lane in range(min(self.lanes, count)):
                 position = first + lane * bits if count < self.lanes else int32(lane * bits)
                 found.append(field(word, position, bits, self.signed))
         return found
+
+    def word_or_zero(self, n: Expr, c: Expr, h: Expr, w: Expr, inside: Expr) -> Expr:
+        """The word that holds a channel; 0, and nothing read, where the condition is false."""
+        return when(inside, self.words[self._word(n, c, h, w)])
 
     def _load_or_zero(self, n: Expr, c: Expr, h: Expr, w: Expr, count: int, inside: Expr) -> Expr:
         """One integer of a canonical value; 0 past the last channel, where runs of `count` reach past it."""
