@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -162,7 +163,8 @@ class Network {
   Network(const std::string& library, const Description& how)
       : how_(how), device_{how.gpu ? kDLCUDA : kDLCPU, 0} {
     if (how.gpu) load_cuda();
-    library_ = ffi::Module::LoadFromFile(library);
+    // Absolute, since the loader looks for a bare name in its own path only.
+    library_ = ffi::Module::LoadFromFile(std::filesystem::absolute(library).string());
     machine_ = (*library_->GetFunction("vm_load_executable", true))().cast<ffi::Module>();
     constexpr int kPooled = 2;  // of the machine's two allocators, the one that keeps memory between calls
     const auto start = *machine_->GetFunction("vm_initialization", true);

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rpc", metavar="HOST:PORT[/KEY]", help="TVM's RPC server, or a tracker and the server's key")
     parser.add_argument("--runs", type=int, default=20, help="timed calls of a batch (default: 20)")
     parser.add_argument("--integers", action="store_true", help="print the network's integers too")
-    parser.add_argument("--write-ppm", type=Path, help="write the first image, resized, for the C++ example; do no more")
+    parser.add_argument("--write-ppm", type=Path, help="only write the first image, resized, for the C++ example")
     arguments = parser.parse_args()
     info = read_json(arguments.library.with_suffix(".json"))
     if arguments.write_ppm:
@@ -46,7 +46,9 @@ def main() -> None:
         return
     pixels = np.stack([centre_crop(image, info) for image in arguments.images])
     x = quantize(pixels, info)
-    network = RemoteNetwork(arguments.library, info, arguments.rpc) if arguments.rpc else Network(arguments.library, info)
+    network = (
+        RemoteNetwork(arguments.library, info, arguments.rpc) if arguments.rpc else Network(arguments.library, info)
+    )
     scale = info["values"][info["output_name"]]["scale"]
     for start in range(0, len(x), info["batch"]):
         part = x[start : start + info["batch"]]
@@ -66,7 +68,7 @@ def read_json(path: Path) -> Any:
         sys.exit(f"error: {path} cannot be read ({error}); copy it with the library, as hawq-tvm compile wrote it")
 
 
-# ---- from an image to the network's integers ---------------------------------------------------------------------------
+# ---- from an image to the network's integers -------------------------------------------------------------------------
 
 
 def image_rule(info: Any) -> Any:
@@ -111,7 +113,7 @@ def quantize(pixels: np.ndarray[Any, Any], info: Any) -> np.ndarray[Any, Any]:
     return np.clip(rounded, lo, lo + 2**bits - 1).astype(np.int8 if signed else np.uint8)
 
 
-# ---- the network -------------------------------------------------------------------------------------------------------
+# ---- the network -----------------------------------------------------------------------------------------------------
 
 
 def load_tvm() -> Any:
