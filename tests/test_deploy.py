@@ -179,7 +179,9 @@ def test_on_another_machine(
     folder: Path, emulated: Mapping[str, str], expected: Callable[[str], tuple[int, Array]]
 ) -> None:
     """TVM's own RPC server, in an environment with an emulated GPU; the client has none."""
-    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1", "--port", str(_free_port())]
+    port = _free_port()
+    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--port-end", str(port + 1)]
     environment = {**emulated, "PYTHONPATH": str(folder / "absent")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder) as server:
         try:
@@ -187,7 +189,7 @@ def test_on_another_machine(
             said = ""
             for line in server.stderr:
                 said += line
-                bound = re.search(r"bind to (\S+)", line)
+                bound = re.search(r"bind to (127\S+)", line)
                 if bound:
                     break
             else:
@@ -218,7 +220,10 @@ def _free_port() -> int:
         (("model.llvm.so", "wide.png", "--rpc", "here"), r"error: --rpc takes HOST:PORT or HOST:PORT/KEY, got 'here'"),
         (("model.llvm.so", "wide.png", "--rpc", "127.0.0.1:1"), r"error: 127.0.0.1:1 does not take the library: .*"),
         (("bare.so", "wide.png"), r"error: the library's JSON does not say how an image becomes its input; compile"),
-        (("broken.so", "wide.png"), r"error: broken.so cannot be loaded: .*"),
+        (
+            ("broken.so", "wide.png"),
+            r"error: broken.so is corrupted or truncated: its sha256 is not the one in the JSON; copy it again",
+        ),
     ],
 )
 def test_bad_input_in_python(arguments: tuple[str, ...], told: str, folder: Path) -> None:
@@ -247,6 +252,9 @@ def test_bad_input_in_cpp(folder: Path, program: Path) -> None:
     assert "short side has 8 pixels, and the network's images are resized to 15 first" in error(
         "model.llvm.so", "small.ppm"
     )
+    (folder / "cut.json").write_text((folder / "model.llvm.json").read_text())
+    (folder / "cut.so").write_bytes((folder / "model.llvm.so").read_bytes()[:-4096])
+    assert error("cut.so", "small.ppm") == "error: cut.so is truncated or no library; copy it again\n"
     (folder / "odd.json").write_text("{")
     assert "odd.json is corrupted: " in error("odd.so", "small.ppm")
     done = run([program], folder)

@@ -6,6 +6,7 @@
 // The library's JSON must lie beside it: it says how an image becomes the network's integers. The image is a binary PPM
 // whose short side is as long as the JSON says; `python deploy.py MODEL.so cat.jpg --write-ppm cat.ppm` writes one.
 #include <dlfcn.h>
+#include <elf.h>
 #include <tvm/ffi/container/shape.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/json.h>
@@ -35,7 +36,7 @@ struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// ---- the library's JSON ----------------------------------------------------------------------------------------------------
+// ---- the library's JSON ---------------------------------------------------------------------------------------------
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -96,7 +97,17 @@ Description read_description(const std::string& library) {
   return found;
 }
 
-// ---- from an image to the network's integers -------------------------------------------------------------------------------
+// The system's loader may crash on a truncated library: its section headers are the last that a linker writes.
+void check_whole(const std::string& library) {
+  const std::string bytes = read_file(library);
+  Elf64_Ehdr header{};
+  if (bytes.size() >= sizeof header) memcpy(&header, bytes.data(), sizeof header);
+  if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 ||
+      header.e_shoff + uint64_t{header.e_shentsize} * header.e_shnum > bytes.size())
+    throw Failure(library + " is truncated or no library; copy it again");
+}
+
+// ---- from an image to the network's integers ------------------------------------------------------------------------
 
 struct Picture {
   int width, height;
@@ -133,7 +144,8 @@ std::vector<uint8_t> quantize(const Picture& picture, const Description& how) {
     throw Failure("the image's short side has " + std::to_string(std::min(picture.width, picture.height)) +
                   " pixels, and the network's images are resized to " + std::to_string(how.resize) +
                   " first; deploy.py --write-ppm does so");
-  const double lo = how.input_signed ? -std::ldexp(1, how.input_bits - 1) : 0, hi = lo + std::ldexp(1, how.input_bits) - 1;
+  const double lo = how.input_signed ? -std::ldexp(1, how.input_bits - 1) : 0;
+  const double hi = lo + std::ldexp(1, how.input_bits) - 1;
   const size_t plane = size_t{1} * how.crop * how.crop;
   std::vector<uint8_t> integers(how.batch * 3 * plane);
   const int left = half_of(picture.width - how.crop), top = half_of(picture.height - how.crop);
@@ -149,7 +161,7 @@ std::vector<uint8_t> quantize(const Picture& picture, const Description& how) {
   return integers;
 }
 
-// ---- the network -----------------------------------------------------------------------------------------------------------
+// ---- the network ----------------------------------------------------------------------------------------------------
 
 // TVM's part for GPUs is no part of libtvm_runtime; each of what it is linked with is told by name where it is missing.
 void load_cuda() {
@@ -220,6 +232,7 @@ double median_milliseconds(Network& network, int runs) {
 
 int classify(const std::string& library, const std::string& image, int runs, bool print_integers) {
   const Description how = read_description(library);
+  check_whole(library);
   const std::vector<uint8_t> input = quantize(read_ppm(image), how);
   Network network(library, how);
   network.set_input(input);

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import importlib.util
 import json
 import os
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--write-ppm", type=Path, help="only write the first image, resized, for the C++ example")
     arguments = parser.parse_args()
     info = read_json(arguments.library.with_suffix(".json"))
+    check_whole(arguments.library, info)
     if arguments.write_ppm:
         resized(arguments.images[0], image_rule(info)["resize"]).save(arguments.write_ppm, "PPM")
         return
@@ -66,6 +68,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         sys.exit(f"error: {path} cannot be read ({error}); copy it with the library, as hawq-tvm compile wrote it")
+
+
+def check_whole(library: Path, info: Any) -> None:
+    """Refuse a library that was damaged on its way: the system's loader may crash on a truncated one."""
+    try:
+        whole = hashlib.sha256(library.read_bytes()).hexdigest() == info["sha256"]
+    except OSError as error:
+        sys.exit(f"error: {library} cannot be read: {error}")
+    if not whole:
+        sys.exit(f"error: {library} is corrupted or truncated: its sha256 is not the one in the JSON; copy it again")
 
 
 # ---- from an image to the network's integers -------------------------------------------------------------------------
