@@ -190,13 +190,13 @@ def test_what_fails_on_a_gpu_is_one_sentence(tmp_path: Path) -> None:
     def fail(*_: Any) -> None:
         raise ValueError("\nCUDA: out of memory\nframe 0\n")
 
-    with module._failures_told():
+    with module._turn():
         pass
-    with pytest.raises(ValueError, match="out of memory"), module._failures_told():
+    with pytest.raises(ValueError, match="out of memory"), module._turn():
         fail()
     module.info = replace(module.info, gpu=T4_CODE)
-    with pytest.raises(RuntimeModuleError) as caught, module._failures_told():
+    with pytest.raises(RuntimeModuleError) as caught, module._turn():
         fail()
     assert str(caught.value) == f"{library} fails on the GPU: CUDA: out of memory"
-    with pytest.raises(RuntimeModuleError, match="^as it is$"), module._failures_told():
+    with pytest.raises(RuntimeModuleError, match="^as it is$"), module._turn():
         raise RuntimeModuleError("as it is")

@@ -14,17 +14,20 @@ from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.cuda import device, report
 from hawq_tvm.backends.tvm.cuda.emulated import emulated_module, why_not_here
+from hawq_tvm.backends.tvm.cuda.texts import parse_texts
 from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import EmulatorError, RuntimeModuleError
+from hawq_tvm.core.gpu import T4
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.emulator import DRIVER_TOO_OLD, NO_DEVICE, Conditions
+from hawq_tvm.emulator import DRIVER_TOO_OLD, NO_DEVICE, Conditions, Image, emulated_session
 
 from .builders import integer_samples, integers_of, same
 from .fake_cuda import fake_compiler
+from .gpu_threads import FromThreads
 
 pytestmark = pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
 
@@ -53,6 +56,21 @@ def test_every_value_is_exact(name: str, pairs: tuple[str, ...], tmp_path: Path)
         assert np.array_equal(module.run(x), expected[graph.output])
         assert same(expected, module.values(x)) == []
         assert np.array_equal(module.run(x[::-1]), expected[graph.output][::-1])
+
+
+def test_threads_take_turns(tmp_path: Path) -> None:
+    """The first call of a machine records a graph, while CUDA refuses what another thread might ask for."""
+    graph = integers_of("Residual")
+    library = built(graph, tmp_path)
+    x = integer_samples(graph, 6)
+    expected = interpreter.run(graph, x)[graph.output]
+    texts = parse_texts(LibraryInfo.text_beside(library).read_text())
+    with emulated_session(T4, [Image(kernel.image, kernel.text) for kernel in texts]) as session:
+        module = session.create(FromThreads, library)
+        assert np.array_equal(np.concatenate(module.call("run", x, 3)), expected)
+        times = module.call("times", x)
+        assert list(times) == list(LibraryInfo.read(library).calls)
+        assert all(seconds > 0 for seconds in times.values())
 
 
 def test_a_newer_gpu_runs_the_ptx(tmp_path: Path) -> None:

@@ -98,6 +98,22 @@ def test_a_warp_barrier_orders_its_warp_alone() -> None:
         run(cuda("int* x_ptr", body.format(distance=32)), "kernel", [x], (1,), (64,))
 
 
+def test_a_warp_barrier_orders_nothing_that_comes_after_it() -> None:
+    body = "__shared__ int value[1]; __syncwarp(); value[0] = threadIdx.x; x_ptr[threadIdx.x] = 0;"
+    with pytest.raises(EmulatorError, match=r"race: it writes shared value\[0\].* thread \(\d+, 0, 0\) wrote"):
+        run(cuda("int* x_ptr", body), "kernel", [np.zeros(32, np.int32)], (1,), (32,))
+
+
+def test_a_warp_barrier_orders_nothing_of_other_warps() -> None:
+    body = """
+  __shared__ int values[32];
+  if (threadIdx.x < 32) values[threadIdx.x] = 1;
+  __syncwarp();
+  if (threadIdx.x >= 32) x_ptr[threadIdx.x] = values[threadIdx.x - 32];"""
+    with pytest.raises(EmulatorError, match=r"race: it reads shared values\[\d+\].* thread \(\d+, 0, 0\) wrote"):
+        run(cuda("int* x_ptr", body), "kernel", [np.zeros(64, np.int32)], (1,), (64,))
+
+
 def test_a_write_after_others_have_read_is_a_race() -> None:
     body = """
   __shared__ int value[1];
@@ -108,6 +124,30 @@ def test_a_write_after_others_have_read_is_a_race() -> None:
     message = r"thread \(40, 0, 0\): race: it writes shared value\[0\].* which threads of several warps read"
     with pytest.raises(EmulatorError, match=message):
         run(cuda("int* x_ptr", body), "kernel", [np.zeros(64, np.int32)], (1,), (64,))
+
+
+@pytest.mark.parametrize("barrier", ["__syncthreads();", ""])
+def test_races_are_found_after_a_million_barriers(barrier: str) -> None:
+    """The clock of the checks has 20 bits."""
+    body = f"""
+  __shared__ int values[2];
+  for (int i = 0; i < 1100000; ++i) __syncthreads();
+  values[threadIdx.x] = threadIdx.x;
+  {barrier}
+  x_ptr[threadIdx.x] = values[1 - threadIdx.x];"""
+    x = np.zeros(2, np.int32)
+    if barrier:
+        run(cuda("int* x_ptr", body), "kernel", [x], (1,), (2,))
+        assert x.tolist() == [1, 0]
+        return
+    with pytest.raises(EmulatorError, match="race: it (reads|writes) shared values"):
+        run(cuda("int* x_ptr", body), "kernel", [x], (1,), (2,))
+
+
+def test_more_warp_barriers_than_can_be_counted() -> None:
+    text = cuda("int* x_ptr", "for (int i = 0; i < 1100000; ++i) __syncwarp();")
+    with pytest.raises(EmulatorError, match="more than 1048574 __syncwarp between two barriers"):
+        run(text, "kernel", [np.zeros(1, np.int32)], (1,), (1,))
 
 
 def test_bytes_of_one_word_are_apart() -> None:

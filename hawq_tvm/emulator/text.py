@@ -112,32 +112,24 @@ def split_kernels(text: str) -> dict[str, Kernel]:
 
 
 def _kernel(definition: _Definition, prologue: str) -> Kernel:
-    name = definition.head["name"]
+    name, symbol = definition.head["name"], kernel_symbol(definition.head["name"])
     parameters = tuple(_parameter(part) for part in split_at(definition.parameters, ",") if part.strip())
     layout, arrays, body = _place_shared_arrays(name, definition.body)
+    names = ", ".join(f'"{parameter.name}"' for parameter in parameters)
     indices = ", ".join(f"{cuda} = emulator::{ours}()" for cuda, ours in _INDICES.items())
-    listed = ", ".join(
-        f'{{"{p.name}", sizeof({_unqualified(p.type)}), emulator::element_bytes<{_unqualified(p.type)}>()}}'
-        for p in parameters
-    )
-    arguments = ", ".join(
-        f"*static_cast<std::add_const_t<{_unqualified(p.type)}>*>(a[{i}])" for i, p in enumerate(parameters)
-    )
-    shared = ", ".join(f'{{"{a}", {name}__begin_{a}, {name}__end_{a} - {name}__begin_{a}, {s}}}' for a, s in arrays)
-    static_bytes = " + ".join(["0", *(f"({name}__end_{a} - {name}__begin_{a})" for a, _ in arrays)])
     source = f"""{layout}
 static __global__ void {name}({definition.parameters}) {{
   const emulator::Index {indices};
 #line {definition.line} "kernel.cu"
 {_VECTOR.sub(_ALIGNED, translate_assembly(body))}
 }}
-__attribute__((no_sanitize("thread"))) static void {name}__call(void* const* a) {{ {name}({arguments}); }}
-static const emulator::Parameter {name}__parameters[] = {{{listed or "{}"}}};
-static const emulator::SharedArray {name}__shared[] = {{{shared or "{}"}}};
-extern "C" const emulator::Kernel {kernel_symbol(name)};
-const emulator::Kernel {kernel_symbol(name)} = {{
-    "{name}", {name}__call, {name}__parameters, {len(parameters)}, {name}__shared, {len(arrays)}, {static_bytes},
-    {name}__dynamic, {definition.head["threads"] or 0}, EMULATOR_CHECKED}};
+static void {name}__call(void* const* arguments) {{ emulator::call({name}, arguments); }}
+static const auto {name}__parameters = emulator::parameters({name}, {{{{{names}}}}});
+static const std::array<emulator::SharedArray, {len(arrays)}> {name}__shared = {{{{{", ".join(arrays)}}}}};
+extern "C" const emulator::Kernel {symbol};
+const emulator::Kernel {symbol} = {{
+    "{name}", {name}__call, {name}__parameters.data(), {len(parameters)}, {name}__shared.data(), {len(arrays)},
+    emulator::total_bytes({name}__shared), {name}__dynamic, {definition.head["threads"] or 0}, EMULATOR_CHECKED}};
 """
     return Kernel(name, parameters, source, prologue)
 
@@ -154,12 +146,8 @@ def _parameter(text: str) -> Parameter:
     return Parameter(match["name"], match["type"].strip())
 
 
-def _unqualified(c_type: str) -> str:
-    return re.sub(r"__restrict__|__grid_constant__", "", c_type).strip()
-
-
-def _place_shared_arrays(kernel: str, body: str) -> tuple[str, list[tuple[str, str]], str]:
-    """Constants that say where the arrays lie, names and element sizes of those of known length, and the body."""
+def _place_shared_arrays(kernel: str, body: str) -> tuple[str, list[str], str]:
+    """Constants that say where the arrays lie, an `emulator::SharedArray` for each of known length, and the body."""
     layout, arrays, end = [], [], "0"
 
     def place(match: re.Match[str]) -> str:
@@ -173,7 +161,7 @@ def _place_shared_arrays(kernel: str, body: str) -> tuple[str, list[tuple[str, s
         align = max(int(match["align"] or 0), _LEAST_ALIGNMENT)
         layout.append(f"constexpr unsigned {begin} = ({end} + {align - 1}) / {align} * {align};")
         layout.append(f"constexpr unsigned {stop} = {begin} + sizeof({c_type}[{length}]);")
-        arrays.append((name, f"sizeof({c_type})"))
+        arrays.append(f'{{"{name}", {begin}, sizeof({c_type}[{length}]), sizeof({c_type})}}')
         end = f"({stop} + {_GAP})"
         place_of = f"*reinterpret_cast<{c_type} (*)[{length}]>(emulator::shared_memory() + {begin})"
         return f"{c_type} (&{name})[{length}] = {place_of};"

@@ -85,6 +85,16 @@ PARTS = {
             ),
         ),
     ),
+    "emulator": Part(
+        ("hawq_tvm/emulator/*.py",),
+        (
+            "tests/test_emulator_text.py",
+            "tests/test_emulator_ptx.py",
+            "tests/test_emulator_launch.py",
+            "tests/test_emulator_toolchain.py",
+            "tests/test_emulator_session.py",
+        ),
+    ),
     "ilp": Part(("ilp/*.py",), ("tests/test_ilp.py",)),
     "backends": Part(
         ("hawq_tvm/backends/onnx/*.py", "hawq_tvm/backends/pytorch/*.py"),

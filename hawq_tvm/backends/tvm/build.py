@@ -190,7 +190,7 @@ def _object_files(
         "functions": str(functions),
         "graph": str(graph) if calls else None,
         "packed": str(packed),
-        "images": [_write_image(kernel, image, folder) for kernel, image in kernels],
+        "images": [_write_image(image, folder / f"{index}.fatbin") for index, (_, image) in enumerate(kernels)],
     }
     _run_codegen(f"{json.dumps(job)}\n{to_json_graph_str(sent)}")
     made = [functions, packed] if calls or kernels else [functions]
@@ -199,9 +199,8 @@ def _object_files(
     return made
 
 
-def _write_image(kernel: DeviceKernel, image: KernelImage, folder: Path) -> str:
+def _write_image(image: KernelImage, path: Path) -> str:
     """A kernel's machine code in a file."""
-    path = folder / f"{kernel.name}.fatbin"
     path.write_bytes(image.data)
     return str(path)
 

@@ -108,6 +108,8 @@ class _Threads:
 
 
 _THREADS = _Threads()
+_GPU = threading.RLock()
+"""Held by the thread that works with the GPU; see `CompiledModule._turn`."""
 
 
 def configure_threads(count: int) -> None:
@@ -156,8 +158,9 @@ class CompiledModule:
             if self.info.gpu is not None:
                 _load_cuda_runtime()
             self._device = cpu() if self.info.gpu is None else cuda(0)
-            self._library = load_library(library)
-            self._idle = [self._machine()[MAIN]]  # of virtual machines that no call is using
+            with _GPU:
+                self._library = load_library(library)
+                self._idle = [self._machine()[MAIN]]  # of virtual machines that no call is using
         except Exception as error:  # TVM raises many unrelated kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise RuntimeModuleError(f"{library} cannot be loaded: {reason}") from error
@@ -186,7 +189,7 @@ class CompiledModule:
             DataError: a wrong shape or dtype, no sample at all, or integers out of the input type's range.
             RuntimeModuleError: this process was forked from one in which a library had run, or the GPU fails.
         """
-        with self._failures_told():
+        with self._turn():
             return np.concatenate([self._call(self._on_device(part)).numpy()[:n] for part, n in self._batches(x)])
 
     def values(self, x: Array) -> dict[str, Array]:
@@ -224,10 +227,11 @@ class CompiledModule:
         def keep(output: Any) -> None:
             parts[next(calls)].append(output.numpy()[:count].copy())
 
-        main = self._tapped(after=keep)
-        for part, size in self._batches(x):
-            calls, count = iter(self.info.calls), size
-            main(self._on_device(part))
+        with self._turn():
+            main = self._tapped(after=keep)
+            for part, size in self._batches(x):
+                calls, count = iter(self.info.calls), size
+                main(self._on_device(part))
         return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
     def call_times(self, x: Array) -> dict[str, float]:
@@ -246,10 +250,11 @@ class CompiledModule:
             elapsed = time.perf_counter() - started
             times[next(calls)] += elapsed
 
-        main = self._tapped(before=start, after=stop)
-        for part, _ in self._batches(x):
-            calls = iter(self.info.calls)
-            main(self._on_device(part))
+        with self._turn():
+            main = self._tapped(before=start, after=stop)
+            for part, _ in self._batches(x):
+                calls = iter(self.info.calls)
+                main(self._on_device(part))
         return times
 
     def visit_calls(self, x: Array, visit: Callable[[str, Callable[[], None]], None]) -> None:
@@ -268,7 +273,8 @@ class CompiledModule:
         def show(call: Callable[[], None]) -> None:
             visit(next(names), call)
 
-        self._tapped(again=show)(self._on_device(self._one_batch(x)))
+        with self._turn():
+            self._tapped(again=show)(self._on_device(self._one_batch(x)))
 
     def prepare(self, x: Array, *, calls: int = 1) -> Callable[[], None]:
         """A call without arguments that runs one batch already in TVM's memory: what latency is measured on.
@@ -280,12 +286,14 @@ class CompiledModule:
         Raises:
             DataError: as `run`, or another batch.
         """
-        resident = self._on_device(self._one_batch(x))
+        with self._turn():
+            resident = self._on_device(self._one_batch(x))
 
         def call() -> None:
-            for _ in range(calls):
-                self._call(resident)
-            self._finish()
+            with self._turn():
+                for _ in range(calls):
+                    self._call(resident)
+                self._finish()
 
         return call
 
@@ -318,16 +326,21 @@ class CompiledModule:
             self._device.sync()
 
     @contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        """What fails on a GPU, such as memory that runs out, in one sentence; on a CPU all was looked at before."""
-        try:
+    def _turn(self) -> Iterator[None]:
+        """On a GPU one call after the other, and what fails there, such as memory that runs out, in one sentence.
+
+        While one thread records its calls as a graph, CUDA refuses what other threads ask for, and the record is lost.
+        """
+        if self.info.gpu is None:
             yield
-        except HawqError:
-            raise
-        except Exception as error:  # TVM raises many unrelated kinds
-            if self.info.gpu is None:
+            return
+        with _GPU:
+            try:
+                yield
+            except HawqError:
                 raise
-            raise RuntimeModuleError(f"{self.path} fails on the GPU: {first_line(error)}") from error
+            except Exception as error:  # TVM raises many unrelated kinds
+                raise RuntimeModuleError(f"{self.path} fails on the GPU: {first_line(error)}") from error
 
     def _on_device(self, x: Array) -> Any:
         """A batch in the memory of the device that computes it."""

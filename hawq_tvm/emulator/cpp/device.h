@@ -1,12 +1,14 @@
-// What CUDA C++ has beside C++, as far as TVM's text uses it: qualifiers, vector types, built-in variables and functions.
+// What CUDA C++ has beside C++, as far as TVM's text uses it: qualifiers, vector types, built-in variables, functions.
 // The kernel's text is compiled after this file.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "machine.h"
 #include "ptx.h"
@@ -22,7 +24,7 @@
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
 
-// ---- vector types: sizes and alignments of "CUDA C++ Programming Guide", "Built-in Vector Types" -------------------------
+// ---- vector types: sizes and alignments of "CUDA C++ Programming Guide", "Built-in Vector Types" --------------------
 
 #define EMULATOR_VECTORS(TYPE, NAME, ALIGN2, ALIGN4)                                                  \
   struct NAME##1 { TYPE x; };                                                                         \
@@ -47,16 +49,6 @@ EMULATOR_VECTORS(double, double, 16, 16)
 #undef EMULATOR_VECTORS
 
 namespace emulator {
-template <class T>
-constexpr unsigned element_bytes() {  // of what a pointer points to, 0 for a value
-  using Pointed = std::remove_cv_t<std::remove_pointer_t<T>>;
-  if constexpr (!std::is_pointer<T>::value) return 0;
-  else if constexpr (std::is_void<Pointed>::value) return 1;
-  else return sizeof(Pointed);
-}
-}  // namespace emulator
-
-namespace emulator {
 // The pointer to a vector, which must be as aligned as the vector's type.
 template <class T, unsigned Line>
 static inline T* aligned(const volatile void* pointer) {
@@ -68,7 +60,7 @@ static inline T* aligned(const volatile void* pointer) {
 
 struct dim3 { unsigned x, y, z; };
 
-// ---- built-in variables ---------------------------------------------------------------------------------------------------
+// ---- built-in variables ---------------------------------------------------------------------------------------------
 
 namespace emulator {
 template <Index (*Read)()>
@@ -87,7 +79,7 @@ static const emulator::BuiltIn<emulator::block_size> blockDim{};
 static const emulator::BuiltIn<emulator::grid_size> gridDim{};
 static const int warpSize = emulator::kWarpSize;
 
-// ---- built-in functions ---------------------------------------------------------------------------------------------------
+// ---- built-in functions ---------------------------------------------------------------------------------------------
 
 static inline void __syncthreads() { emulator::block_barrier(); }
 static inline void __syncwarp(unsigned mask = ~0u) { emulator::warp_barrier(mask); }
@@ -136,7 +128,9 @@ static inline T atomicMin(T* address, std::common_type_t<T> value) { return emul
 template <class T>
 static inline T atomicMax(T* address, std::common_type_t<T> value) { return emulator::atomic_max(address, value); }
 template <class T>
-static inline T atomicExch(T* address, std::common_type_t<T> value) { return emulator::atomic_exchange(address, value); }
+static inline T atomicExch(T* address, std::common_type_t<T> value) {
+  return emulator::atomic_exchange(address, value);
+}
 template <class T>
 static inline T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
   return emulator::atomic_compare_and_swap(address, expected, value);
@@ -154,7 +148,9 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   return emulator::permute_bytes(a, b, selector);
 }
 static inline int __dp4a(int a, int b, int c) { return emulator::dot_bytes<int8_t, int8_t>(a, b, c); }
-static inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return emulator::dot_bytes<uint8_t, uint8_t>(a, b, c); }
+static inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+  return emulator::dot_bytes<uint8_t, uint8_t>(a, b, c);
+}
 static inline int __dp4a(unsigned a, int b, int c) { return emulator::dot_bytes<uint8_t, int8_t>(a, b, c); }
 static inline int __dp4a(int a, unsigned b, int c) { return emulator::dot_bytes<int8_t, uint8_t>(a, b, c); }
 
@@ -176,3 +172,47 @@ template <class A, class B>
 static inline auto max(A a, B b) -> std::common_type_t<A, B> { return std::max<std::common_type_t<A, B>>(a, b); }
 template <class A, class B>
 static inline auto min(A a, B b) -> std::common_type_t<A, B> { return std::min<std::common_type_t<A, B>>(a, b); }
+
+// ---- what a kernel says about itself: hawq_tvm/emulator/text.py writes the calls ------------------------------------
+
+namespace emulator {
+
+template <class T>
+constexpr unsigned element_bytes() {  // of what a pointer points to, 0 for a value
+  using Pointed = std::remove_cv_t<std::remove_pointer_t<T>>;
+  if constexpr (!std::is_pointer<T>::value) return 0;
+  else if constexpr (std::is_void<Pointed>::value) return 1;
+  else return sizeof(Pointed);
+}
+
+template <class... Types, size_t... I>
+constexpr std::array<Parameter, sizeof...(Types)> parameters_of(const std::array<const char*, sizeof...(Types)>& names,
+                                                                std::index_sequence<I...>) {
+  return {{{names[I], sizeof(Types), element_bytes<Types>()}...}};
+}
+
+template <class... Types>
+constexpr auto parameters(void (*)(Types...), const std::array<const char*, sizeof...(Types)>& names) {
+  return parameters_of<Types...>(names, std::index_sequence_for<Types...>{});
+}
+
+template <size_t N>
+constexpr unsigned total_bytes(const std::array<SharedArray, N>& arrays) {
+  unsigned total = 0;
+  for (const SharedArray& array : arrays) total += array.bytes;
+  return total;
+}
+
+// Arguments lie in the host's memory, whose reads are no accesses of the kernel.
+template <class... Types, size_t... I>
+__attribute__((no_sanitize("thread"))) static inline void call_with(void (*kernel)(Types...), void* const* arguments,
+                                                                    std::index_sequence<I...>) {
+  kernel(*static_cast<Types*>(arguments[I])...);
+}
+
+template <class... Types>
+__attribute__((no_sanitize("thread"))) static inline void call(void (*kernel)(Types...), void* const* arguments) {
+  call_with(kernel, arguments, std::index_sequence_for<Types...>{});
+}
+
+}  // namespace emulator

@@ -65,7 +65,7 @@ Gpu::Gpu() {
   const char* path = getenv("HAWQ_TVM_EMULATOR");
   std::ifstream file(path ? path : "");
   if (!file) {
-    fprintf(stderr, "hawq-tvm emulator: HAWQ_TVM_EMULATOR names no file that can be read: %s\n", path ? path : "(unset)");
+    fprintf(stderr, "hawq-tvm emulator: HAWQ_TVM_EMULATOR names no file that can be read: %s\n", path ? path : "none");
     facts.trouble = kNoDevice;
   }
   for (std::string line; std::getline(file, line);) {
@@ -96,7 +96,7 @@ Gpu::Gpu() {
   standing_ = static_cast<Error>(facts.trouble);
 }
 
-// ---- errors --------------------------------------------------------------------------------------------------------------
+// ---- errors ---------------------------------------------------------------------------------------------------------
 
 Error Gpu::fail(Error error, const std::string& detail) {
   last_ = detail_of_ = error;
@@ -122,7 +122,7 @@ const char* Gpu::error_text(Error error) {
   return shown.c_str();
 }
 
-// ---- modules ---------------------------------------------------------------------------------------------------------------
+// ---- modules --------------------------------------------------------------------------------------------------------
 
 Error Gpu::load(const void* image, Module** module) {
   const size_t bytes = image_bytes(image);
@@ -148,12 +148,13 @@ Error Gpu::find(Module* module, const char* name, Function** function) {
   const void* kernel = dlsym(library, (std::string(name) + "__emulated").c_str());
   if (!kernel) return fail(kNotFound, dlerror());
   const auto* found_kernel = static_cast<const Kernel*>(kernel);
-  constexpr unsigned kWithoutAsking = 48 * 1024;  // "CUDA C++ Programming Guide", "Shared Memory" of compute capability 7.x
+  // "CUDA C++ Programming Guide", "Compute Capability 7.x", "Shared Memory": what a kernel may use without asking.
+  constexpr unsigned kWithoutAsking = 48 * 1024;
   *function = new Function{found_kernel, kWithoutAsking - std::min(kWithoutAsking, found_kernel->static_shared_bytes)};
   return kSuccess;
 }
 
-// ---- launches ----------------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------
 
 Error Gpu::launch(const Function& function, const LaunchSizes& sizes, void** arguments, Stream* stream) {
   const Kernel& kernel = *function.kernel;
@@ -207,7 +208,7 @@ Error Gpu::copy(void* to, const void* from, size_t bytes, int kind, Stream* stre
   });
 }
 
-// ---- graphs --------------------------------------------------------------------------------------------------------------------
+// ---- graphs ---------------------------------------------------------------------------------------------------------
 
 Error Gpu::perform(Stream* stream, Operation operation) {
   if (stream && stream->capturing) {

@@ -10,7 +10,7 @@
 using emulator::Failure;
 using emulator::fail;
 
-// ---- every read and write of memory --------------------------------------------------------------------------------------
+// ---- every read and write of memory ---------------------------------------------------------------------------------
 
 // Alignment is left to the check that knows the type that was written in the text.
 #define EMULATOR_ACCESS(BYTES)                                                                     \
@@ -44,7 +44,7 @@ void* __tsan_memset(void* to, int value, unsigned long bytes) {
   return __builtin_memset(to, value, bytes);
 }
 
-// ---- what C++ leaves undefined ------------------------------------------------------------------------------------------
+// ---- what C++ leaves undefined --------------------------------------------------------------------------------------
 
 namespace {
 

@@ -22,7 +22,7 @@ namespace emulator {
 
 __thread Block* running __attribute__((tls_model("initial-exec")));
 
-// ---- failures --------------------------------------------------------------------------------------------------------
+// ---- failures -------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -61,7 +61,7 @@ void fail(Failure kind, const char* format, ...) {
 
 void unsupported(const char* what) { fail(Failure::launch_failure, "the emulator does not know %s", what); }
 
-// ---- what threads ask --------------------------------------------------------------------------------------------------
+// ---- what threads ask -----------------------------------------------------------------------------------------------
 
 Index thread_index() { return current_thread().index; }
 Index block_index() { return running->index; }
@@ -90,7 +90,7 @@ void require_full_warp(uint32_t mask, const char* operation) {
 void warp_barrier(uint32_t mask) {
   require_full_warp(mask, "__syncwarp");
   const unsigned warp = current_thread().warp();
-  meet("__syncwarp", nullptr, 0, [warp](auto&, auto&) { running->warps[warp].sync_tick = ++running->tick; });
+  meet("__syncwarp", nullptr, 0, [warp](auto&, auto&) { pass_warp_barrier(*running, warp); });
 }
 
 uint32_t shuffle(Shuffle kind, uint32_t mask, uint32_t value, int operand, int width) {
@@ -132,7 +132,7 @@ uint32_t active_mask() {
   return lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
 }
 
-// ---- one block ---------------------------------------------------------------------------------------------------------
+// ---- one block ------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -144,7 +144,8 @@ void thread_main() {
 // The order in which threads get their turn: 0 as they are numbered, 1 backwards, from 2 on shuffled anew at each turn.
 class Order {
  public:
-  Order(unsigned order, unsigned threads, uint32_t block) : order_(order), state_(order * 2654435761u + block * 97 + 7) {
+  Order(unsigned order, unsigned threads, uint32_t block)
+      : order_(order), state_(order * 2654435761u + block * 97 + 7) {
     turns_.resize(threads);
     std::iota(turns_.begin(), turns_.end(), 0u);
     if (order == 1) std::reverse(turns_.begin(), turns_.end());
@@ -249,7 +250,7 @@ void run_block(Block& block, uint32_t number) {
   }
 }
 
-// ---- faults ------------------------------------------------------------------------------------------------------------
+// ---- faults ---------------------------------------------------------------------------------------------------------
 
 // Where the compiler does not report accesses, and for pointers into nowhere, the pages that no one may touch do. Where
 // it can prove that a text is undefined, clang leaves an illegal instruction.
@@ -283,7 +284,7 @@ class FaultHandlers {
   }
 };
 
-// ---- a grid ------------------------------------------------------------------------------------------------------------
+// ---- a grid ---------------------------------------------------------------------------------------------------------
 
 void work(const Launch& launch, std::atomic<uint64_t>& next, uint64_t blocks) {
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;

@@ -72,7 +72,7 @@ T atomic_compare_and_swap(T* address, T expected, T value);
 
 [[noreturn]] void unsupported(const char* what);
 
-// ---- accesses that the compiler does not report by itself: those of PTX and WMMA -------------------------------------
+// ---- accesses that the compiler does not report by itself: those of PTX and WMMA ------------------------------------
 
 [[noreturn]] void fail_misaligned(const void* address, size_t alignment, unsigned line);  // of the text, or 0
 void check_read(const void* address, size_t bytes, size_t alignment);

@@ -167,8 +167,9 @@ void clear_stamps() {
 const void* first_trampled_buffer() {
   for (const Buffer& buffer : memory().buffers()) {
     if (buffer.begin == 0) continue;
-    const bool whole = poisoned(buffer.first_page + kPage, buffer.begin) && poisoned(buffer.end, buffer.end_page - kPage);
-    if (!whole) return reinterpret_cast<const void*>(buffer.begin);
+    const bool before = poisoned(buffer.first_page + kPage, buffer.begin);
+    const bool after = poisoned(buffer.end, buffer.end_page - kPage);
+    if (!before || !after) return reinterpret_cast<const void*>(buffer.begin);
   }
   return nullptr;
 }

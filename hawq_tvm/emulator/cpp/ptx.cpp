@@ -125,7 +125,7 @@ Registers ldmatrix(unsigned count, bool transposed, uint32_t shared_address) {
   return registers;
 }
 
-// ---- cp.async: "Data Movement and Conversion Instructions: Asynchronous copy" ---------------------------------------------
+// ---- cp.async: "Data Movement and Conversion Instructions: Asynchronous copy" ---------------------------------------
 
 // The GPU may make the copy at any time from here to the wait that covers it. Here it is made in that wait, and until
 // then nobody may touch the bytes: a kernel that relies on an earlier time is caught.
@@ -136,7 +136,8 @@ void cp_async(uint32_t shared_address, const void* source, unsigned bytes, unsig
   if (source_bytes > 0) check_read(source, source_bytes, bytes);
   begin_async_write(destination, bytes);
   Thread& thread = current_thread();
-  thread.async_copies.push_back({destination, static_cast<const char*>(source), bytes, source_bytes, thread.async_group});
+  const char* from = static_cast<const char*>(source);
+  thread.async_copies.push_back({destination, from, bytes, source_bytes, thread.async_group});
 }
 
 void cp_async_commit_group() { current_thread().async_group++; }
@@ -169,7 +170,7 @@ void cp_async_wait_all() {
   cp_async_wait_group(0);
 }
 
-// ---- addresses in the .shared state space ---------------------------------------------------------------------------------
+// ---- addresses in the .shared state space ---------------------------------------------------------------------------
 
 char* from_shared_address(uint32_t address, size_t bytes) {
   const Block& block = *running;

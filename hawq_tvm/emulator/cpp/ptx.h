@@ -8,7 +8,7 @@
 
 namespace emulator {
 
-// ---- mma.sync on integers: "Warp Level Matrix Multiply-Accumulate Instructions" ---------------------------------------
+// ---- mma.sync on integers: "Warp Level Matrix Multiply-Accumulate Instructions" -------------------------------------
 
 struct MmaForm {
   unsigned rows;         // M: 8 or 16; N is always 8
@@ -27,7 +27,7 @@ struct Registers {
 
 Registers mma_sync(MmaForm form, MmaOperands operands);
 
-// ---- moves -----------------------------------------------------------------------------------------------------------
+// ---- moves ----------------------------------------------------------------------------------------------------------
 
 Registers ldmatrix(unsigned count, bool transposed, uint32_t shared_address);
 void cp_async(uint32_t shared_address, const void* source, unsigned bytes, unsigned source_bytes);
@@ -65,7 +65,7 @@ static inline void store_shared(uint32_t address, Vector<T, N> value) {
   store<T, N>(from_shared_address(address, sizeof value), value);
 }
 
-// ---- operands of inline assembly -----------------------------------------------------------------------------------------
+// ---- operands of inline assembly ------------------------------------------------------------------------------------
 
 // A register takes a value: bits where one of the two is a float and the other no number, else as C++ converts.
 template <class To, class From>
@@ -94,7 +94,7 @@ static inline void named_barrier(uint32_t number) {
   block_barrier();
 }
 
-// ---- arithmetic: "Integer Arithmetic Instructions", "Data Movement and Conversion Instructions" ------------------------
+// ---- arithmetic: "Integer Arithmetic Instructions", "Data Movement and Conversion Instructions" ---------------------
 
 // prmt: byte i of the result is that one of the eight bytes {b, a} which the low 3 bits of selector digit i name; its
 // highest bit asks for the byte's sign instead.

@@ -20,7 +20,7 @@ namespace emulator {
 
 namespace {
 
-// ---- stamps of shared memory: the tick above, who below ----------------------------------------------------------------
+// ---- stamps of shared memory: the tick above, who below -------------------------------------------------------------
 
 constexpr uint32_t kCodeBits = 12;
 constexpr uint32_t kCodes = (1u << kCodeBits) - 1;
@@ -56,7 +56,7 @@ uint32_t with_read(uint32_t before, const Block& block, uint32_t code) {
   return stamp(block.tick, warp_of(code_of(before)) == warp ? kWarpCode + warp : kSeveralWarps);
 }
 
-// ---- sentences ---------------------------------------------------------------------------------------------------------
+// ---- sentences ------------------------------------------------------------------------------------------------------
 
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
 std::string text(const char* format, ...) {
@@ -105,7 +105,7 @@ std::string who(const Block& block, uint32_t code) {
        who(block, code_of(stamp)).c_str(), before);
 }
 
-// ---- shared memory -----------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------
 
 // Beside shared memory counts too: an access there is meant for it.
 bool in_shared(const Block& block, const char* address) {
@@ -145,7 +145,7 @@ void write_shared(Block& block, const char* address, size_t bytes, uint32_t code
   }
 }
 
-// ---- global memory -----------------------------------------------------------------------------------------------------
+// ---- global memory --------------------------------------------------------------------------------------------------
 
 std::string describe_global(const Launch& launch, const Buffer& buffer, uintptr_t address) {
   const Kernel& kernel = *launch.kernel;
@@ -210,7 +210,7 @@ void stamp_global(Buffer& buffer, uintptr_t address, size_t bytes, bool write, u
   }
 }
 
-// ---- any memory --------------------------------------------------------------------------------------------------------
+// ---- any memory -----------------------------------------------------------------------------------------------------
 
 // The buffer that the access lies in, which is most often that of the access before.
 Buffer& buffer_of(Block& block, const char* address, size_t bytes, const char* access) {
@@ -244,7 +244,7 @@ inline void check(const char* address, size_t bytes, size_t alignment, bool writ
 
 }  // namespace
 
-// ---- what the machine calls ------------------------------------------------------------------------------------------------
+// ---- what the machine calls -----------------------------------------------------------------------------------------
 
 void prepare_shadow(Block& block) {
   const Kernel& kernel = *block.launch->kernel;
@@ -263,6 +263,13 @@ void pass_barrier(Block& block) {
   if (block.tick >= kLastTick && !block.shadow.empty()) prepare_shadow(block);  // the clock starts anew
   block.barrier_tick = ++block.tick;
   for (Warp& warp : block.warps) warp.sync_tick = block.tick;
+}
+
+void pass_warp_barrier(Block& block, unsigned warp) {
+  if (block.tick >= kLastTick && !block.shadow.empty())
+    fail(Failure::launch_failure, "more than %u __syncwarp between two barriers, which the checks cannot count",
+         kLastTick);
+  block.warps[warp].sync_tick = ++block.tick;
 }
 
 void finish_async_copies(Block& block) {

@@ -10,6 +10,7 @@ namespace emulator {
 void prepare_shadow(Block& block);
 void forget_shared_accesses(Block& block);  // a new block begins
 void pass_barrier(Block& block);            // all of its threads have met
+void pass_warp_barrier(Block& block, unsigned warp);
 void finish_async_copies(Block& block);     // it has ended
 
 // An access by a whole warp together, as of WMMA: read or write of those bytes.

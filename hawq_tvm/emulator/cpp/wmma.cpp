@@ -89,8 +89,8 @@ void wmma_store(WmmaForm form, const int32_t* matrix, void* memory, unsigned lea
     for (unsigned row = 0; row < form.rows; row++)
       for (unsigned column = 0; column < form.columns; column++) {
         const unsigned outer = form.across ? column : row, inner = form.across ? row : column;
-        memcpy(begin + outer * rows.leading_bytes + 4 * inner, static_cast<int32_t*>(first) + row * form.columns + column,
-               4);
+        const int32_t value = static_cast<int32_t*>(first)[row * form.columns + column];
+        memcpy(begin + outer * rows.leading_bytes + 4 * inner, &value, 4);
       }
   });
 }

@@ -16,7 +16,8 @@ struct WmmaForm {
 // `matrix`: int16_t for A and B, int32_t for accumulators, rows * columns. `leading`: elements between memory's rows.
 void wmma_load(WmmaForm form, void* matrix, const void* memory, unsigned leading);
 void wmma_store(WmmaForm form, const int32_t* matrix, void* memory, unsigned leading);
-void wmma_multiply(unsigned m, unsigned n, unsigned k, int32_t* d, const int16_t* a, const int16_t* b, const int32_t* c);
+void wmma_multiply(unsigned m, unsigned n, unsigned k, int32_t* d, const int16_t* a, const int16_t* b,
+                   const int32_t* c);
 void wmma_fill(int32_t* matrix, unsigned elements, int32_t value);
 
 }  // namespace emulator

@@ -17,7 +17,8 @@ int cuInit(unsigned) {
 int cuGetErrorName(int error, const char** name) {
   static thread_local std::string shown;
   Gpu& gpu = Gpu::only();
-  shown = std::string(gpu.error_name(static_cast<Error>(error))) + " (" + gpu.error_text(static_cast<Error>(error)) + ")";
+  const auto known = static_cast<Error>(error);
+  shown = std::string(gpu.error_name(known)) + " (" + gpu.error_text(known) + ")";
   *name = shown.c_str();
   return kSuccess;
 }

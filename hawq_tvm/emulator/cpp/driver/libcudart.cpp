@@ -52,7 +52,7 @@ int attribute_value(const Facts& facts, int attribute) {
 
 extern "C" {
 
-// ---- the device ------------------------------------------------------------------------------------------------------------
+// ---- the device -----------------------------------------------------------------------------------------------------
 
 int cudaGetDeviceCount(int* count) {
   *count = 0;
@@ -102,14 +102,14 @@ int cudaGetDeviceProperties(void* properties, int device) {
   });
 }
 
-// ---- errors ----------------------------------------------------------------------------------------------------------------
+// ---- errors ---------------------------------------------------------------------------------------------------------
 
 int cudaGetLastError() { return Gpu::only().take_last_error(true); }
 int cudaPeekAtLastError() { return Gpu::only().take_last_error(false); }
 const char* cudaGetErrorName(int error) { return Gpu::only().error_name(static_cast<Error>(error)); }
 const char* cudaGetErrorString(int error) { return Gpu::only().error_text(static_cast<Error>(error)); }
 
-// ---- memory ----------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------
 
 int cudaMalloc(void** pointer, size_t bytes) {
   *pointer = nullptr;
@@ -159,7 +159,7 @@ int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, Stre
   return with_gpu([&](Gpu& gpu) { return gpu.copy(to, from, bytes, kDeviceToDevice, stream); });
 }
 
-// ---- streams and events ----------------------------------------------------------------------------------------------------
+// ---- streams and events ---------------------------------------------------------------------------------------------
 
 int cudaStreamCreate(Stream** stream) {
   return with_gpu([&](Gpu&) {
@@ -219,7 +219,7 @@ int cudaEventElapsedTime(float* milliseconds, Event* begin, Event* end) {
   });
 }
 
-// ---- graphs ----------------------------------------------------------------------------------------------------------------
+// ---- graphs ---------------------------------------------------------------------------------------------------------
 
 int cudaStreamBeginCapture(Stream* stream, int) {
   return with_gpu([&](Gpu& gpu) { return gpu.begin_capture(stream); });
