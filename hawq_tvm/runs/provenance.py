@@ -13,7 +13,7 @@ from hawq_tvm.settings import Settings
 from hawq_tvm.sources.data import load_data
 from hawq_tvm.sources.models import LoadedModel, normal_spec
 from hawq_tvm.sources.names import file_of
-from hawq_tvm.sources.options import DataOptions
+from hawq_tvm.sources.options import DataOptions, Preprocessing
 from hawq_tvm.sources.samples import Data
 
 PYTHON_OBJECT = "python object"
@@ -28,11 +28,13 @@ def run_identity(spec: str, model: LoadedModel, data: str) -> dict[str, Any]:
 def describe_run(run: Run, settings: Settings, spec: str, options: DataOptions, data: Data) -> None:
     """Keep in the manifest what was asked for and how the samples are found again, from any directory."""
     run.manifest["settings"] = settings.to_json()
+    how = data.preprocessing
     run.manifest["data"] = {
         "spec": normal_spec(spec),
         "options": asdict(replace(options, input_shape=data.sample_shape)),
         "settings": dict(data.settings),
         "note": data.note,
+        "preprocessing": None if how is None else {**asdict(how), "mean": list(how.mean), "std": list(how.std)},
         "key": data.key,
     }
     run.save_manifest()
@@ -60,6 +62,20 @@ def stored_options(run: Run) -> DataOptions:
     if missing:
         raise reader.fault(f"options.{missing[0]} is missing")
     return options
+
+
+def stored_preprocessing(run: Run) -> Preprocessing | None:
+    """How an image becomes a sample of the run; None where its samples do not tell, or the run is an old one.
+
+    Raises:
+        RunError: the manifest is damaged.
+    """
+    stored = _stored(run).get("preprocessing")
+    if stored is None:
+        return None
+    reader = JsonReader("the manifest's data is damaged", RunError, "start the run again elsewhere")
+    found: Preprocessing = reader.take(stored, Preprocessing, where="preprocessing", signed=("mean",))
+    return found
 
 
 def withheld_code(run: Run, *, trust_code: bool) -> str | None:

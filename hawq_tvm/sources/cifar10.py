@@ -7,6 +7,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ def open_cifar10(path: str, options: DataOptions) -> Data:
     calibration, evaluation = (Subset(split, generator.permutation(len(split))) for split in splits)
     rule = f"calibrated on training images, drawn with seed {options.seed}; accuracy is measured on the test images"
     settings = {"mean": how.mean, "std": how.std, "images": [len(split) for split in splits], "seed": options.seed}
-    return Data(shown(f"{CIFAR10}:{path}"), calibration, evaluation, settings, rule)
+    how = replace(options.preprocessing, resize=SIDE, crop=SIDE)
+    return Data(shown(f"{CIFAR10}:{path}"), calibration, evaluation, settings, rule, preprocessing=how)
 
 
 def _check_unresized(how: Preprocessing) -> None:

@@ -22,7 +22,7 @@ from hawq_tvm.sources.cifar10 import open_cifar10
 from hawq_tvm.sources.factory import call_factory
 from hawq_tvm.sources.imagefolder import open_imagefolder
 from hawq_tvm.sources.names import CIFAR10, IMAGE_FOLDER, check_data_name, shown
-from hawq_tvm.sources.options import DataOptions
+from hawq_tvm.sources.options import DataOptions, Preprocessing
 from hawq_tvm.sources.samples import Batch, Data
 from hawq_tvm.sources.splits import ArraySplit, Images, Split, Subset, as_split
 
@@ -248,7 +248,8 @@ def _digits(options: DataOptions) -> Data:
     apart = {"of": len(labels), "calibration": len(train), "evaluation": len(held_out), "seed": options.seed}
     settings = {"scaled_to": [3, 16, 16], "mean": DIGITS_MEAN, "std": DIGITS_STD, "held_out": apart}
     note = f"calibrated on training digits, drawn with seed {options.seed}; accuracy is measured on digits held out"
-    return Data("digits", Subset(whole, chosen), Subset(whole, held_out), settings, note)
+    how = Preprocessing(resize=16, crop=16, mean=(DIGITS_MEAN,) * 3, std=(DIGITS_STD,) * 3)
+    return Data("digits", Subset(whole, chosen), Subset(whole, held_out), settings, note, preprocessing=how)
 
 
 DIGITS_MEAN = 0.3

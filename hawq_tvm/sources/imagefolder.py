@@ -105,7 +105,7 @@ def open_imagefolder(path: str, options: DataOptions) -> Data:
         rule = "calibration drawn from all images, evaluation on the rest"
     check_sizes(files, names, options.max_image_bytes)
     settings = {**asdict(how), "images": len(names), "classes": len(classes), "split": rule, "seed": options.seed}
-    return Data(shown(f"{IMAGE_FOLDER}:{path}"), calibration, evaluation, settings, rule)
+    return Data(shown(f"{IMAGE_FOLDER}:{path}"), calibration, evaluation, settings, rule, preprocessing=how)
 
 
 def wrapper(files: ImageFiles) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hawq_tvm.sources.options import Preprocessing
 from hawq_tvm.sources.splits import Split, identity
 
 
@@ -39,6 +40,7 @@ class Data:
         note: one sentence on how calibration and evaluation were kept apart, or that they were not; to be shown beside
             accuracies. Empty where there is nothing to say.
         source: sha256 of the Python file that made the samples, where one did.
+        preprocessing: how an image of the user's becomes such a sample; None where that is not known.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Data:
     settings: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     source: str = ""
+    preprocessing: Preprocessing | None = None
 
     @property
     def key(self) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.cuda.disassembly import find_disassembler
 from hawq_tvm.backends.tvm.host import cpu_name
+from hawq_tvm.backends.tvm.info import ImageInput
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.runs.artifacts import MODEL, library_files, text_files
+from hawq_tvm.runs.provenance import stored_preprocessing
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
@@ -15,10 +19,12 @@ from hawq_tvm.stages.work import Work
 def compile(work: Work) -> Stage:
     """The library for the target, at the batch of the settings."""
     target, batch, also = work.target, work.settings.batch, work.also
+    how = stored_preprocessing(work.run)
+    image = None if how is None else ImageInput(**asdict(how))
 
     def make(_: Advance) -> None:
         lowered = lower(work.artifacts.graph, target, batch=batch)
-        build_library(lowered, work.run.path / target.library_name, also=also)
+        build_library(lowered, work.run.path / target.library_name, also=also, image=image)
 
     return Stage(
         f"compile {target.name}",
@@ -28,6 +34,7 @@ def compile(work: Work) -> Stage:
             "batch": batch,
             "cpu": cpu_name() if target.host_cpu else "",
             **({"also": [other.name for other in also]} if also else {}),
+            **({} if how is None else {"image": asdict(how)}),
             **({"disassembler": find_disassembler() is not None} if target.gpu is not None else {}),
         },
         reads=(MODEL,),

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from hawq_tvm.backends.tvm.cuda.report import check_kernels, gpu_info, kernel_te
 from hawq_tvm.backends.tvm.cuda.stubs import make_stubs
 from hawq_tvm.backends.tvm.cuda.texts import format_texts
 from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
-from hawq_tvm.backends.tvm.info import GpuInfo, LibraryInfo, ValueInfo
+from hawq_tvm.backends.tvm.info import GpuInfo, ImageInput, LibraryInfo, ValueInfo
 from hawq_tvm.core.aside import ASIDE
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.hashing import file_sha256
@@ -45,13 +46,16 @@ if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.lower import Lowered
 
 
-def build_library(lowered: Lowered, path: Path, *, also: Sequence[Target] = ()) -> LibraryInfo:
+def build_library(
+    lowered: Lowered, path: Path, *, also: Sequence[Target] = (), image: ImageInput | None = None
+) -> LibraryInfo:
     """Compile to a shared library and write `LibraryInfo` beside it, of a GPU the kernels' CUDA text too.
 
     Args:
         lowered: from `hawq_tvm.backends.tvm.lower.lower`.
         path: of the library, which appears whole or not at all.
         also: further GPUs to hold machine code for, of the same kernels; none older than the target.
+        image: how an image becomes the input, for the JSON; None where that is not known.
 
     Returns:
         What the library holds; also written as JSON under the same name.
@@ -87,7 +91,7 @@ def build_library(lowered: Lowered, path: Path, *, also: Sequence[Target] = ()) 
                 compiler=find_cuda_compiler().name,
                 text=text,
             )
-        info = _library_info(lowered, library, gpu)
+        info = replace(_library_info(lowered, library, gpu), image=image)
         info.write(library)
         beside.insert(0, LibraryInfo.path_beside(library))
         for file in beside:

@@ -34,6 +34,23 @@ class ValueInfo:
 
 
 @dataclass(frozen=True)
+class ImageInput:
+    """How an image becomes the input, before it is quantised: torchvision's evaluation transform.
+
+    Attributes:
+        resize: the short side after a bilinear resize, in pixels.
+        crop: the side of the centre crop.
+        mean: subtracted per channel (red, green, blue), after division by 255.
+        std: divided by per channel.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class ConversionInfo:
     """A call that copies a value into another storage, and the kernel that does."""
 
@@ -123,6 +140,7 @@ class LibraryInfo:
         tvm: the version that compiled it.
         sha256: of the library file.
         gpu: what it holds for GPUs; None where it runs on a CPU alone.
+        image: how an image becomes the input; None where the run's samples do not tell.
     """
 
     target: str
@@ -143,6 +161,7 @@ class LibraryInfo:
     tvm: str
     sha256: str
     gpu: GpuInfo | None = None
+    image: ImageInput | None = None
 
     @property
     def call_kernels(self) -> dict[str, str]:
@@ -175,7 +194,7 @@ class LibraryInfo:
         if not path.exists():
             raise RuntimeModuleError(f"{path} is missing: a library needs the JSON file it was compiled with")
         reader = JsonReader(f"{path} is corrupted", RuntimeModuleError, "compile the library again")
-        found: LibraryInfo = reader.take(reader.read(path), cls, signed=("offset",))
+        found: LibraryInfo = reader.take(reader.read(path), cls, signed=("offset", "mean"))
         copied = {item.value for item in found.conversions.values()}
         made = [name for name in found.calls if name not in found.conversions]
         named = {found.input_name, found.output_name, *made, *copied, *found.views, *found.views.values()}

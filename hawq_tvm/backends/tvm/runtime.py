@@ -257,27 +257,51 @@ class CompiledModule:
                 main(self._on_device(part))
         return times
 
-    def prepare(self, x: Array) -> Callable[[], None]:
-        """A call without arguments that runs one batch already in TVM's memory: what latency is measured on.
+    def visit_calls(self, x: Array, visit: Callable[[str, Callable[[], None]], None]) -> None:
+        """Run one batch, and show every kernel call as it was made, so that it can be made again: to time it alone.
 
         Args:
             x: exactly the library's batch.
+            visit: called after each call with the name of the value that it makes, and with a function that makes the
+                same call once more, on the same memory; it does not wait for a GPU.
 
         Raises:
             DataError: as `run`, or another batch.
         """
-        check_integers(x, self.input_type)
-        if len(x) != self.info.batch:
-            raise DataError(f"the input holds {len(x)} samples, expected the library's batch of {self.info.batch}")
+        names = iter(self.info.calls)
+
+        def show(call: Callable[[], None]) -> None:
+            visit(next(names), call)
+
         with self._turn():
-            resident = self._on_device(x)
+            self._tapped(again=show)(self._on_device(self._one_batch(x)))
+
+    def prepare(self, x: Array, *, calls: int = 1) -> Callable[[], None]:
+        """A call without arguments that runs one batch already in TVM's memory: what latency is measured on.
+
+        Args:
+            x: exactly the library's batch.
+            calls: how often; a GPU is waited for once, after the last.
+
+        Raises:
+            DataError: as `run`, or another batch.
+        """
+        with self._turn():
+            resident = self._on_device(self._one_batch(x))
 
         def call() -> None:
             with self._turn():
-                self._call(resident)
+                for _ in range(calls):
+                    self._call(resident)
                 self._finish()
 
         return call
+
+    def _one_batch(self, x: Array) -> Array:
+        check_integers(x, self.input_type)
+        if len(x) != self.info.batch:
+            raise DataError(f"the input holds {len(x)} samples, expected the library's batch of {self.info.batch}")
+        return x
 
     def _batches(self, x: Array) -> Iterator[tuple[Array, int]]:
         """The batches that `x` is cut into, the last filled up, each with the number of its samples."""
@@ -335,19 +359,27 @@ class CompiledModule:
             self._idle.append(main)
 
     def _tapped(
-        self, *, before: Callable[[], None] | None = None, after: Callable[[Any], None] | None = None
+        self,
+        *,
+        before: Callable[[], None] | None = None,
+        after: Callable[[Any], None] | None = None,
+        again: Callable[[Callable[[], None]], None] | None = None,
     ) -> Callable[[Any], Any]:
         """The main function of a new machine that calls back around every kernel; its builtins are passed over.
+
+        `after` is given what the kernel wrote, and `again` a function that calls the kernel once more.
 
         No other call sees the machine: taps would slow it down for good, since TVM knows no way to take them off.
         """
 
-        def callback(_function: Any, name: str, before_run: bool, _result: Any, *arguments: Any) -> int:
+        def callback(function: Any, name: str, before_run: bool, _result: Any, *arguments: Any) -> int:
             if not name.startswith("vm.builtin"):
                 if before_run and before is not None:
                     before()
-                elif not before_run and after is not None:
+                if not before_run and after is not None:
                     after(arguments[-1])
+                if not before_run and again is not None:
+                    again(lambda: function(*arguments))
             return 0
 
         _THREADS.enter()

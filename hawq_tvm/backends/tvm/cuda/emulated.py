@@ -15,9 +15,10 @@ from hawq_tvm.backends.tvm.cuda.device import check_device
 from hawq_tvm.backends.tvm.cuda.texts import parse_texts
 from hawq_tvm.backends.tvm.info import GpuInfo, LibraryInfo
 from hawq_tvm.core.errors import RuntimeModuleError
+from hawq_tvm.core.gpu import GpuFacts
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.targets import find_target
-from hawq_tvm.emulator import Conditions, Image, Session, emulated_session
+from hawq_tvm.emulator import Conditions, Image, Session, emulated_environment, emulated_session
 
 
 def why_not_here(library: Path, gpu: GpuInfo) -> str | None:
@@ -65,12 +66,40 @@ def emulated_module(library: Path, conditions: Conditions | None = None) -> Iter
         RuntimeModuleError: as `CompiledModule`, or the text is missing or another one.
         EmulatorError: no C++ compiler, or a kernel that breaks a rule of the GPU.
     """
+    with emulated_session(*_gpu_and_images(library), conditions) as session:
+        yield EmulatedModule(session, library)
+
+
+@contextmanager
+def emulated_program(library: Path, *others: Path, conditions: Conditions | None = None) -> Iterator[dict[str, str]]:
+    """The environment in which any program, in C++ too, loads a GPU's libraries on an emulated GPU.
+
+    Args:
+        library: as of `emulated_module`; its target is the GPU.
+        others: further libraries that the program will load.
+        conditions: how the emulated GPU works.
+
+    Yields:
+        Environment variables, complete; they hold until the context ends.
+
+    Raises:
+        RuntimeModuleError: as `emulated_module`, but for what the library itself is asked.
+        EmulatorError: as `emulated_module`.
+    """
+    facts, images = _gpu_and_images(library)
+    images += [image for other in others for image in _gpu_and_images(other)[1]]
+    once = {image.sha256: image for image in images}  # libraries may share kernels
+    with emulated_environment(facts, once.values(), conditions) as environment:
+        yield environment
+
+
+def _gpu_and_images(library: Path) -> tuple[GpuFacts, list[Image]]:
+    """The GPU that a library is for, and what it holds for it."""
     info = LibraryInfo.read(library)
     facts = find_target(info.target).gpu
     if info.gpu is None or facts is None:
         raise RuntimeModuleError(f"{library} is not for a GPU; it runs here as it is")
-    with emulated_session(facts, _images(library, info.gpu), conditions) as session:
-        yield EmulatedModule(session, library)
+    return facts, _images(library, info.gpu)
 
 
 def _images(library: Path, gpu: GpuInfo) -> list[Image]:
