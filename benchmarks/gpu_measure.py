@@ -224,7 +224,7 @@ class GraphTimer:
     def seconds(self, call: Callable[[], None], repeats: int) -> float:
         """Median over nine launches of a graph of so many calls, a call."""
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        stream = ctypes.c_void_p(getattr(self._stream, "value", self._stream))
+        stream = ctypes.c_void_p(self._stream)
         with self._on_stream():
             self._check("cudaStreamBeginCapture", stream, _RELAXED)
             for _ in range(repeats):
@@ -249,7 +249,7 @@ class GraphTimer:
         try:
             yield
         finally:
-            self._device.set_raw_stream(ctypes.c_void_p(0))
+            self._device.set_raw_stream(0)
 
     def _check(self, function: str, *arguments: Any) -> None:
         status = getattr(self._cuda, function)(*arguments)

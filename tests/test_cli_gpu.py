@@ -70,6 +70,28 @@ def test_verify_emulates_a_gpu_that_is_not_here(
     assert "runs on an NVIDIA GPU, and there is no driver here" in err
 
 
+def test_what_emulation_needs_is_told_in_the_runs_name(
+    fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.device.DRIVER", "libcuda-of-nowhere.so.1")
+    assert cli("compile", scratch, "--target", "nvidia/t4")[0] == 0
+    verify = ("verify", scratch, "--target", "nvidia/t4", "--samples", "1", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr("hawq_tvm.emulator.toolchain.find_compiler", lambda: None)
+        status, out, err = cli(*verify)
+    assert (status, out) == (2, "")
+    assert "error: no C++ compiler found (g++, clang++, c++), and the emulator compiles kernels with one" in err
+    text = scratch / "model.nvidia-t4.cu"
+    text.write_text(text.read_text() + "\n")
+    status, out, err = cli(*verify)
+    assert (status, out) == (2, "")
+    assert f"error: {scratch}/model.nvidia-t4.cu is corrupted: it does not hash to what the manifest says" in err
+    text.unlink()
+    status, out, err = cli(*verify)
+    assert (status, out) == (2, "")
+    assert f"error: {scratch} has no model.nvidia-t4.cu; make it with hawq-tvm compile" in err
+
+
 @pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
 def test_a_run_for_a_gpu_that_is_not_here(
     fake: None, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

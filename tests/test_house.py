@@ -61,7 +61,7 @@ LIBRARIES = {
 
 
 def python_files() -> list[Path]:
-    folders = ("hawq_tvm", *ROOMS, "benchmarks", "tests")
+    folders = ("hawq_tvm", *ROOMS, "benchmarks", "examples", "tests")
     found = {path.resolve() for folder in folders for path in (ROOT / folder).rglob("*.py")}
     return sorted(path.relative_to(ROOT) for path in found)
 
@@ -292,9 +292,10 @@ def test_every_decision_names_its_files() -> None:
         "docs/factories.md",
         "docs/ranges.md",
         "docs/gpu-model.md",
+        "docs/t4.md",
         "SECURITY.md",
     ):
-        for path in re.findall(r"`((?:hawq_tvm|kernels|ilp|calibration|benchmarks|tests|docs)/[\w./]+)`",
+        for path in re.findall(r"`((?:hawq_tvm|kernels|ilp|calibration|benchmarks|tests|docs|examples)/[\w./]+)`",
                                (ROOT / document).read_text()):  # fmt: skip
             assert (ROOT / path).exists(), f"{document} names {path}"
 

@@ -14,7 +14,7 @@ from hawq_tvm.core import interpreter
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.measure.verify import Executor, stronger
 from hawq_tvm.measure.verify import verify as compare
-from hawq_tvm.runs.artifacts import MODEL, library_files, verify_file
+from hawq_tvm.runs.artifacts import MODEL, library_files, text_files, verify_file
 from hawq_tvm.runs.golden import GOLDEN_INDEX, check_golden
 from hawq_tvm.settings import Settings
 from hawq_tvm.stages.stage import Stage
@@ -80,6 +80,8 @@ def _library(work: Work) -> Iterator[tuple[str, Executor]]:
     if why is None:
         yield "tvm on the GPU", work.artifacts.library(target).values
         return
+    for name in text_files(target):  # before the library is, so that messages name the run
+        work.run.fresh(name)
     work.reporter.note(f"{why}; verifying on an emulated {target.gpu.name}")
     with emulated_module(work.run.path / target.library_name) as module:
         yield EMULATED, module.values
