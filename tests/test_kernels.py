@@ -28,6 +28,7 @@ from .builders import compiled, one_node_graph, random_integers, same, stored_wr
 
 S8, U8, U4, S32 = (IntType.parse(text) for text in ("s8", "u8", "u4", "s32"))
 STORAGES = ("canonical", "channels_last")
+CPUS = [name for name, target in TARGETS.items() if target.gpu is None]
 sweep = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -218,7 +219,7 @@ def conv_graph(op: Conv2d, x: TensorType, output: IntType) -> Graph:
     return graph
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CPUS)
 @pytest.mark.parametrize(("features", "outputs", "bits"), [(1, 1, 8), (7, 10, 4), (64, 33, 8), (130, 100, 3)])
 def test_linear(tmp_path: Path, target: str, features: int, outputs: int, bits: int) -> None:
     rng = np.random.default_rng(features)
@@ -266,7 +267,7 @@ OTHERS: dict[str, tuple[Operator, list[TensorType], IntType]] = {
 
 
 @pytest.mark.parametrize("storages", STORAGES)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CPUS)
 @pytest.mark.parametrize("name", OTHERS)
 def test_operators_without_weights(name: str, target: str, storages: str, tmp_path: Path) -> None:
     op, inputs, output = OTHERS[name]
@@ -275,7 +276,7 @@ def test_operators_without_weights(name: str, target: str, storages: str, tmp_pa
 
 
 @pytest.mark.parametrize("storages", STORAGES)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CPUS)
 def test_add_and_concat(target: str, storages: str, tmp_path: Path) -> None:
     a, b, how = TensorType(S8, (3, 4, 5), 1.0), TensorType(U8, (3, 4, 5), 1.0), {"target": target, "storages": storages}
     agrees(Add(Rescale([2**31 - 1, 3 * 2**28], 31, -128, 127)), [a, b], S8, tmp_path, **how)
