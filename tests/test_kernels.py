@@ -92,7 +92,7 @@ def test_blockings_are_sound(channels: int, width: int, bits: int, groups: int) 
     weight_bits=st.sampled_from([2, 4, 5, 8]),
     residual=st.sampled_from([None, "one", "each"]),
     batch=st.integers(1, 2),
-    target=st.sampled_from(sorted(TARGETS)),
+    target=st.sampled_from(sorted(CPUS)),
     storages=st.sampled_from(STORAGES),
     seed=st.integers(0, 99),
 )
@@ -113,7 +113,7 @@ def test_conv2d(
     width=st.integers(3, 20),
     weight_bits=st.sampled_from([3, 8]),
     residual=st.sampled_from([None, "one"]),
-    target=st.sampled_from(sorted(TARGETS)),
+    target=st.sampled_from(sorted(CPUS)),
     storages=st.sampled_from(STORAGES),
     seed=st.integers(0, 99),
 )
