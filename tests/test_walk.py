@@ -22,7 +22,7 @@ from hawq_tvm.core.quantizer import LayerWeights, Range, weight_limit
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.posttraining.alone import round_alone
 from hawq_tvm.posttraining.layer import Found
-from hawq_tvm.posttraining.walk import Walk, layer_seed, samples_that_fit
+from hawq_tvm.posttraining.walk import Walk, own_seed, samples_that_fit
 from hawq_tvm.settings import RoundingSettings
 
 from .builders import captured, ranges_of, samples
@@ -99,7 +99,7 @@ def test_the_seed_decides_which_positions_are_looked_at(monkeypatch: pytest.Monk
     monkeypatch.setattr("hawq_tvm.posttraining.layer.ROWS", 24 * 10)  # ten of each sample's, and not all
     assert same(rounded("Residual", seed=3), rounded("Residual", seed=3))
     assert not same(rounded("Residual", seed=3), rounded("Residual", seed=4))
-    assert len({layer_seed(seed, index) for seed in range(5) for index in range(5)}) == 25
+    assert len({own_seed(seed, index) for seed in range(5) for index in range(5)}) == 25
 
 
 @pytest.mark.parametrize("name", NETWORKS)

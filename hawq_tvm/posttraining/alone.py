@@ -16,7 +16,7 @@ from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.layer import LayerPiece, LayerSearch, weight_of
-from hawq_tvm.posttraining.walk import layer_seed
+from hawq_tvm.posttraining.walk import own_seed
 from hawq_tvm.settings import RoundingSettings
 
 
@@ -54,7 +54,7 @@ def round_alone(
     for node, ends in zip(graph, graph.last_reads, strict=True):
         if node.kind in WEIGHTED:
             pieces = run_pieces(partial(_arrive, node), values, threads)
-            search = LayerSearch(node, pieces, settings, seed=layer_seed(seed, len(found)), threads=threads)
+            search = LayerSearch(node, pieces, settings, seed=own_seed(seed, len(found)), threads=threads)
             given = (scales or {}).get(node.name)
             found[node.name] = {bits: search.find(bits, given).deployed(node, bits) for bits in sorted(set(widths))}
             if progress is not None:

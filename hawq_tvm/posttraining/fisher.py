@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +29,7 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.posttraining.simulate import Grid
+from hawq_tvm.posttraining.walk import own_seed
 
 DRAWS = 4
 """Labels drawn a sample: each takes one backward, and the forward pass serves all."""
@@ -78,9 +78,8 @@ def input_sensitivities(
 
 
 def _generator(seed: int, index: int) -> torch.Generator:
-    """Draws of its own for each piece, which those of no other seed repeat."""
-    state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    """Draws of its own for each piece."""
+    return torch.Generator().manual_seed(own_seed(seed, index))
 
 
 def _squares(

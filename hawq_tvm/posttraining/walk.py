@@ -146,7 +146,7 @@ class Walk:
         )
 
     def _find(self, node: FloatNode, pieces: Sequence[LayerPiece], index: int) -> Found:
-        search = LayerSearch(node, pieces, self._settings, seed=layer_seed(self._seed, index), threads=self._threads)
+        search = LayerSearch(node, pieces, self._settings, seed=own_seed(self._seed, index), threads=self._threads)
         return search.find(self._bits(node), self._scales.get(node.name))
 
     def _bits(self, node: FloatNode) -> int:
@@ -178,8 +178,8 @@ class Walk:
         return deployed
 
 
-def layer_seed(seed: int, index: int) -> int:
-    """A seed of its own for each layer."""
+def own_seed(seed: int, index: int) -> int:
+    """A seed of its own for each layer, or piece of the samples, which that of no other repeats."""
     return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
 
 
