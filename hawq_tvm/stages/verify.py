@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from hawq_tvm.backends.onnx.io import load_model
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
-from hawq_tvm.backends.tvm.cuda.emulated import emulated_module, why_not_here
+from hawq_tvm.backends.tvm.cuda.emulated import emulated_module
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.measure.verify import Executor, stronger
@@ -75,8 +74,7 @@ def _library(work: Work) -> Iterator[tuple[str, Executor]]:
     if target.gpu is None:
         yield "tvm", work.artifacts.library(target).values
         return
-    gpu = work.artifacts.library_info(target).gpu
-    why = None if gpu is None else why_not_here(Path(work.run.name, target.library_name), gpu)
+    why = work.why_not_here
     if why is None:
         yield "tvm on the GPU", work.artifacts.library(target).values
         return

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.cuda.emulated import why_not_here
 from hawq_tvm.backends.tvm.host import default_threads
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import DataError
@@ -93,6 +95,12 @@ class Work:
         stored = self.run.manifest.get("data")
         key = stored.get("key") if isinstance(stored, dict) else None
         return self._data is not None and self._data.key == key
+
+    @property
+    def why_not_here(self) -> str | None:
+        """Why the target's library does not run on this machine: its GPU is not here. None where it runs."""
+        gpu = self.artifacts.library_info(self.target).gpu if self.target.gpu is not None else None
+        return None if gpu is None else why_not_here(Path(self.run.name, self.target.library_name), gpu)
 
     @property
     def threads(self) -> int:
