@@ -11,16 +11,13 @@ from hawq_tvm.backends.pytorch.integer_module import IntegerModule
 from hawq_tvm.backends.tvm.cuda.emulated import emulated_module
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.measure.verify import Executor, stronger
+from hawq_tvm.measure.verify import EMULATED, ON_GPU, Executor, stronger
 from hawq_tvm.measure.verify import verify as compare
 from hawq_tvm.runs.artifacts import MODEL, library_files, text_files, verify_file
 from hawq_tvm.runs.golden import GOLDEN_INDEX, check_golden
 from hawq_tvm.settings import Settings
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
-
-EMULATED = "tvm on an emulated GPU"
-"""What the library is called in a report where its GPU is emulated: such a proof takes the place of no other."""
 
 EMULATED_MACS = 5 * 10**8
 """Multiply-accumulates that are emulated unless a number of samples is asked for: a minute or two."""
@@ -76,7 +73,7 @@ def _library(work: Work) -> Iterator[tuple[str, Executor]]:
         return
     why = work.why_not_here
     if why is None:
-        yield "tvm on the GPU", work.artifacts.library(target).values
+        yield ON_GPU, work.artifacts.library(target).values
         return
     for name in text_files(target):  # before the library is, so that messages name the run
         work.run.fresh(name)
