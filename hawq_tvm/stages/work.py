@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,11 @@ _BATCH_ELEMENTS = 8 * 3 * 224 * 224  # input elements run at once, so that memor
 
 
 class Work:
-    """A run in the making."""
+    """A run in the making.
+
+    Attributes:
+        also: further GPUs that the library is to hold machine code for.
+    """
 
     def __init__(
         self,
@@ -42,7 +46,6 @@ class Work:
         settings: Settings,
         *,
         target: Target | str = DEFAULT_TARGET,
-        also: Sequence[Target] = (),
         model: LoadedModel | None = None,
         data: Data | None = None,
         given: BitConfig | None = None,
@@ -54,7 +57,6 @@ class Work:
             run: open for writing.
             settings: what is asked for.
             target: what is compiled for, timed and verified.
-            also: further GPUs that the library is to hold machine code for.
             model: needed by `capture` alone.
             data: needed by the stages that look at samples.
             given: bits that are taken as they are; None lets the program allocate them.
@@ -63,11 +65,11 @@ class Work:
         self.run = run
         self.settings = settings
         self.target = find_target(target) if isinstance(target, str) else target
-        self.also = tuple(also)
         self.model = model
         self.given = given
         self.reporter = reporter or Reporter()
         self.artifacts = Artifacts(run)
+        self.also: tuple[Target, ...] = ()
         self._data = data
 
     @property
