@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import hawq_tvm
 from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.cuda import report
 from hawq_tvm.backends.tvm.cuda.compiler import CHOICE
 from hawq_tvm.backends.tvm.host import find_c_compiler
+from hawq_tvm.core import interpreter
 from hawq_tvm.core.gpu import T4
+from hawq_tvm.measure.verify import EMULATED, ON_GPU
+from hawq_tvm.runs.artifacts import Artifacts
 
 from .conftest import NETWORKS, QUICK, Run
 from .fake_cuda import fake_compiler
@@ -107,6 +112,26 @@ def test_a_run_for_a_gpu_that_is_not_here(
     assert err.count("; latency was not measured") == 1
     assert "1 samples, " in out and "tvm on an emulated GPU" in out
     assert not (tmp_path / "run" / "bench.nvidia-t4.json").exists()
+
+
+@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+def test_a_run_is_verified_again_where_its_gpu_is(
+    fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.device.DRIVER", "libcuda-of-nowhere.so.1")
+    monkeypatch.setattr("hawq_tvm.stages.verify.EMULATED_MACS", 1)
+    assert cli("compile", scratch, "--target", "nvidia/t4")[0] == 0
+    network = hawq_tvm.load(scratch)
+    emulated = network.verify("nvidia/t4", samples=2)
+    assert emulated.ok and emulated.executors[-1] == EMULATED
+    graph = network.graph
+    library = SimpleNamespace(values=lambda x: interpreter.run(graph, x))
+    with monkeypatch.context() as patch:
+        patch.setattr("hawq_tvm.stages.work.why_not_here", lambda library, gpu: None)
+        patch.setattr(Artifacts, "library", lambda self, target: library)
+        real = network.verify("nvidia/t4", samples=2)
+    assert real.ok and real.executors[-1] == ON_GPU
+    assert network.verify("nvidia/t4", samples=2) == real, "emulated again, it replaces nothing"
 
 
 def test_help_names_the_targets(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,14 +27,15 @@ def verify(work: Work) -> Stage:
     """Numpy = PyTorch = ONNX Runtime = the library, and the golden tensors with what the network computes.
 
     A GPU's library runs on an emulated one where its GPU is not here, which takes its time: unless a number of samples
-    was asked for, there are as many as make `EMULATED_MACS`.
+    was asked for, there are at most as many as make `EMULATED_MACS`.
 
     A proof over fewer samples does not take the place of a stronger one of the same library.
     """
     target = work.target
     if not work.has_data:
         work.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
-    asked = min(work.settings.verify_samples, len(work.data.evaluation)) if work.has_data else 1
+    why_emulated = work.why_not_here
+    total = _samples(work, emulated=why_emulated is not None) if work.has_data else 1
 
     def make(advance: Advance) -> None:
         graph = work.artifacts.graph
@@ -44,8 +45,7 @@ def verify(work: Work) -> Stage:
             "pytorch": IntegerModule(graph).run,
             "onnxruntime": OnnxRuntimeModule(work.run.read(MODEL, load_model), threads=work.threads).run,
         }
-        with _library(work) as (name, library):
-            total = min(asked, _emulated_samples(work)) if name == EMULATED else asked
+        with _library(work, why_emulated) as (name, library):
             samples = work.integer_batches(graph, total)
             report = compare(graph, {**executors, name: library}, samples, progress=lambda done: advance(done, total))
         earlier = work.artifacts.verification(target) if work.run.is_fresh(verify_file(target)) else None
@@ -58,32 +58,36 @@ def verify(work: Work) -> Stage:
         f"verify {target.name}",
         "verifying every layer",
         make,
-        options={"data": work.data_key if work.has_data else None, "samples": asked},
+        options={
+            "data": work.data_key if work.has_data else None,
+            "samples": total,
+            **({"emulated": why_emulated is not None} if target.gpu is not None else {}),
+        },
         reads=(MODEL, GOLDEN_INDEX, *library_files(target)),
         writes=(verify_file(target),),
     )
 
 
 @contextmanager
-def _library(work: Work) -> Iterator[tuple[str, Executor]]:
-    """The compiled library as an executor, with a name that tells where it runs."""
+def _library(work: Work, why_emulated: str | None) -> Iterator[tuple[str, Executor]]:
+    """The compiled library as an executor, with a name that tells where it runs; of a GPU, why on an emulated one."""
     target = work.target
     if target.gpu is None:
         yield "tvm", work.artifacts.library(target).values
         return
-    why = work.why_not_here
-    if why is None:
+    if why_emulated is None:
         yield ON_GPU, work.artifacts.library(target).values
         return
     for name in text_files(target):  # before the library is, so that messages name the run
         work.run.fresh(name)
-    work.reporter.note(f"{why}; verifying on an emulated {target.gpu.name}")
+    work.reporter.note(f"{why_emulated}; verifying on an emulated {target.gpu.name}")
     with emulated_module(work.run.path / target.library_name) as module:
         yield EMULATED, module.values
 
 
-def _emulated_samples(work: Work) -> int:
-    """How many samples an emulated GPU is given where none are asked for."""
-    if work.settings.verify_samples != Settings.verify_samples:
-        return work.settings.verify_samples
-    return max(1, EMULATED_MACS // sum(layer.macs for layer in work.artifacts.layers))
+def _samples(work: Work, emulated: bool) -> int:
+    """How many evaluation samples are compared."""
+    count = work.settings.verify_samples
+    if emulated and count == Settings.verify_samples:
+        count = min(count, max(1, EMULATED_MACS // sum(layer.macs for layer in work.artifacts.layers)))
+    return min(count, len(work.data.evaluation))
