@@ -236,12 +236,14 @@ class QuantizedNetwork:
 
         Args:
             target: compiled first where it is not.
-            samples: at most so many evaluation samples, at least 1; None takes 256, or what the run was made with.
+            samples: at most so many evaluation samples, at least 1; None takes 256, or what the run was made with, and
+                on an emulated GPU no more than a minute or two allows.
         """
         if samples is not None and samples < 1:
             raise SettingsError(f"verification compares at least 1 sample, got {samples}")
         with edit_run(self.path) as run:
             work = self._compiled_work(run, target, verify_samples=samples)
+            work.asked_samples = samples is not None
             pipeline.perform(work, pipeline.VERIFY)
         return self._look(lambda found: found.verification(find_target(target)))
 

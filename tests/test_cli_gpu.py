@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from hawq_tvm.core import interpreter
 from hawq_tvm.core.gpu import T4
 from hawq_tvm.measure.verify import EMULATED, ON_GPU
 from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.settings import Settings
 
 from .conftest import NETWORKS, QUICK, Run
 from .fake_cuda import fake_compiler
@@ -115,6 +117,30 @@ def test_a_run_for_a_gpu_that_is_not_here(
 
 
 @pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+def test_how_many_samples_an_emulated_gpu_gets(
+    fake: None, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as take a while, whatever the run was made with; those that verify is told, the default number too."""
+    monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.device.DRIVER", "libcuda-of-nowhere.so.1")
+    monkeypatch.setattr("hawq_tvm.stages.verify.EMULATED_MACS", 1)
+    monkeypatch.setattr("hawq_tvm.cli.commands.find_cuda_compiler", fake_compiler)
+    path = tmp_path / "run"
+    arguments = (f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples", "-o", path, *QUICK)
+    status, out, err = cli("run", *arguments, "--target", "nvidia/t4", "--verify-samples", "3")
+    assert status == 0, err
+    assert ", 1 samples, " in out
+    verify = ("verify", path, "--target", "nvidia/t4", "--trust-code", "--json")
+    for samples, compared in (((), 1), (("--samples", "2"), 2), (("--samples", Settings.verify_samples), 8)):
+        status, out, err = cli(*verify, *samples)
+        assert (status, json.loads(out)["samples"]) == (0, compared), err
+    network = hawq_tvm.load(path, trust_code=True)
+    assert network.verify("nvidia/t4", samples=5).samples == 8, "five more show nothing that eight did not"
+    assert read_key(path)["samples"] == 5
+    network.verify("nvidia/t4")
+    assert read_key(path)["samples"] == 1
+
+
+@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
 def test_a_run_is_verified_again_where_its_gpu_is(
     fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +158,13 @@ def test_a_run_is_verified_again_where_its_gpu_is(
         real = network.verify("nvidia/t4", samples=2)
     assert real.ok and real.executors[-1] == ON_GPU
     assert network.verify("nvidia/t4", samples=2) == real, "emulated again, it replaces nothing"
+
+
+def read_key(path: Path) -> dict[str, Any]:
+    """The options that the T4's verification was made with."""
+    stages = json.loads((path / "manifest.json").read_text())["stages"]
+    options: dict[str, Any] = stages["verify nvidia/t4"]["key"]["options"]
+    return options
 
 
 def test_help_names_the_targets(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:

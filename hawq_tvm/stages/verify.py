@@ -15,7 +15,6 @@ from hawq_tvm.measure.verify import EMULATED, ON_GPU, Executor, stronger
 from hawq_tvm.measure.verify import verify as compare
 from hawq_tvm.runs.artifacts import MODEL, library_files, text_files, verify_file
 from hawq_tvm.runs.golden import GOLDEN_INDEX, check_golden
-from hawq_tvm.settings import Settings
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
@@ -88,6 +87,6 @@ def _library(work: Work, why_emulated: str | None) -> Iterator[tuple[str, Execut
 def _samples(work: Work, emulated: bool) -> int:
     """How many evaluation samples are compared."""
     count = work.settings.verify_samples
-    if emulated and count == Settings.verify_samples:
+    if emulated and not work.asked_samples:
         count = min(count, max(1, EMULATED_MACS // sum(layer.macs for layer in work.artifacts.layers)))
     return min(count, len(work.data.evaluation))

@@ -38,6 +38,8 @@ class Work:
 
     Attributes:
         also: further GPUs that the library is to hold machine code for.
+        asked_samples: whether `verify` was told how many samples to compare: an emulated GPU then gets them all,
+            however long that takes.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Work:
         self.reporter = reporter or Reporter()
         self.artifacts = Artifacts(run)
         self.also: tuple[Target, ...] = ()
+        self.asked_samples = False
         self._data = data
 
     @property
