@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +14,15 @@ import pytest
 import hawq_tvm
 from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.cuda import report
-from hawq_tvm.backends.tvm.cuda.compiler import CHOICE
+from hawq_tvm.backends.tvm.cuda.compiler import CHOICE, CudaCompiler
 from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.gpu import T4
-from hawq_tvm.measure.verify import EMULATED, ON_GPU
+from hawq_tvm.measure.verify import EMULATED, ON_GPU, Executor
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.settings import Settings
+from hawq_tvm.stages.work import Work
 
 from .conftest import NETWORKS, QUICK, Run
 from .fake_cuda import fake_compiler
@@ -158,6 +162,37 @@ def test_a_run_is_verified_again_where_its_gpu_is(
         real = network.verify("nvidia/t4", samples=2)
     assert real.ok and real.executors[-1] == ON_GPU
     assert network.verify("nvidia/t4", samples=2) == real, "emulated again, it replaces nothing"
+
+
+def test_what_python_measures_is_the_library_that_is_there(
+    fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the code for further GPUs that it was compiled for, by a machine with a disassembler and this one without."""
+
+    def no_compiler() -> CudaCompiler:
+        raise CompileError("nothing compiles here")
+
+    monkeypatch.setattr("hawq_tvm.stages.verify._library", interpreted)
+    with monkeypatch.context() as patch:
+        patch.setattr("hawq_tvm.stages.compile.find_disassembler", lambda: "/bin/nvdisasm")
+        assert cli("compile", scratch, "--target", "nvidia/t4", *ALSO)[0] == 0
+    library = scratch / "model.nvidia-t4.so"
+    before = library.read_bytes()
+    monkeypatch.setattr("hawq_tvm.stages.compile.find_disassembler", lambda: None)
+    monkeypatch.setattr(build, "find_cuda_compiler", no_compiler)
+    network = hawq_tvm.load(scratch)
+    assert network.verify("nvidia/t4", samples=1).ok
+    assert library.read_bytes() == before
+    library.write_bytes(before[:-1])
+    with pytest.raises(CompileError, match="nothing compiles here"):
+        network.verify("nvidia/t4", samples=1)
+
+
+@contextmanager
+def interpreted(work: Work, _why: str | None) -> Iterator[tuple[str, Executor]]:
+    """In place of a library, which costs no time."""
+    graph = work.artifacts.graph
+    yield EMULATED, lambda x: interpreter.run(graph, x)
 
 
 def read_key(path: Path) -> dict[str, Any]:
