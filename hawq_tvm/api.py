@@ -236,12 +236,14 @@ class QuantizedNetwork:
 
         Args:
             target: compiled first where it is not.
-            samples: at most so many evaluation samples, at least 1; None takes 256, or what the run was made with.
+            samples: at most so many evaluation samples, at least 1; None takes 256, or what the run was made with, and
+                on an emulated GPU no more than a minute or two allows.
         """
         if samples is not None and samples < 1:
             raise SettingsError(f"verification compares at least 1 sample, got {samples}")
         with edit_run(self.path) as run:
             work = self._compiled_work(run, target, verify_samples=samples)
+            work.asked_samples = samples is not None
             pipeline.perform(work, pipeline.VERIFY)
         return self._look(lambda found: found.verification(find_target(target)))
 
@@ -338,10 +340,16 @@ class QuantizedNetwork:
         return Work(run, replace(self._settings, **given), target=target, data=self._data, reporter=self._reporter)
 
     def _compiled_work(self, run: Run, target: str, **changes: Any) -> Work:
-        """The same, with the library made where there is none of this network."""
+        """The same, with the library made where there is none of this network.
+
+        One for a CPU is made anew for another CPU too. One for a GPU stays as it is: it is looked at where its GPU is,
+        by machines that may lack what it was made with, and may hold code for further GPUs.
+        """
         chosen = find_target(target)
         batch = Artifacts(run).batch(chosen)
-        pipeline.perform(self._work(run, chosen, batch=batch), pipeline.COMPILE)
+        made = (*files.library_files(chosen), *files.text_files(chosen))
+        if chosen.gpu is None or not all(run.is_fresh(name) and run.is_intact(name) for name in made):
+            pipeline.perform(self._work(run, chosen, batch=batch), pipeline.COMPILE)
         return self._work(run, chosen, batch=batch, **changes)
 
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import hawq_tvm
 from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.cuda import report
-from hawq_tvm.backends.tvm.cuda.compiler import CHOICE
+from hawq_tvm.backends.tvm.cuda.compiler import CHOICE, CudaCompiler
 from hawq_tvm.backends.tvm.host import find_c_compiler
+from hawq_tvm.core import interpreter
+from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.gpu import T4
+from hawq_tvm.measure.verify import EMULATED, ON_GPU, Executor
+from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.settings import Settings
+from hawq_tvm.stages.work import Work
 
 from .conftest import NETWORKS, QUICK, Run
 from .fake_cuda import fake_compiler
@@ -107,6 +118,88 @@ def test_a_run_for_a_gpu_that_is_not_here(
     assert err.count("; latency was not measured") == 1
     assert "1 samples, " in out and "tvm on an emulated GPU" in out
     assert not (tmp_path / "run" / "bench.nvidia-t4.json").exists()
+
+
+@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+def test_how_many_samples_an_emulated_gpu_gets(
+    fake: None, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as take a while, whatever the run was made with; those that verify is told, the default number too."""
+    monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.device.DRIVER", "libcuda-of-nowhere.so.1")
+    monkeypatch.setattr("hawq_tvm.stages.verify.EMULATED_MACS", 1)
+    monkeypatch.setattr("hawq_tvm.cli.commands.find_cuda_compiler", fake_compiler)
+    path = tmp_path / "run"
+    arguments = (f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples", "-o", path, *QUICK)
+    status, out, err = cli("run", *arguments, "--target", "nvidia/t4", "--verify-samples", "3")
+    assert status == 0, err
+    assert ", 1 samples, " in out
+    verify = ("verify", path, "--target", "nvidia/t4", "--trust-code", "--json")
+    for samples, compared in (((), 1), (("--samples", "2"), 2), (("--samples", Settings.verify_samples), 8)):
+        status, out, err = cli(*verify, *samples)
+        assert (status, json.loads(out)["samples"]) == (0, compared), err
+    network = hawq_tvm.load(path, trust_code=True)
+    assert network.verify("nvidia/t4", samples=5).samples == 8, "five more show nothing that eight did not"
+    assert read_key(path)["samples"] == 5
+    network.verify("nvidia/t4")
+    assert read_key(path)["samples"] == 1
+
+
+@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+def test_a_run_is_verified_again_where_its_gpu_is(
+    fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hawq_tvm.backends.tvm.cuda.device.DRIVER", "libcuda-of-nowhere.so.1")
+    monkeypatch.setattr("hawq_tvm.stages.verify.EMULATED_MACS", 1)
+    assert cli("compile", scratch, "--target", "nvidia/t4")[0] == 0
+    network = hawq_tvm.load(scratch)
+    emulated = network.verify("nvidia/t4", samples=2)
+    assert emulated.ok and emulated.executors[-1] == EMULATED
+    graph = network.graph
+    library = SimpleNamespace(values=lambda x: interpreter.run(graph, x))
+    with monkeypatch.context() as patch:
+        patch.setattr("hawq_tvm.stages.work.why_not_here", lambda library, gpu: None)
+        patch.setattr(Artifacts, "library", lambda self, target: library)
+        real = network.verify("nvidia/t4", samples=2)
+    assert real.ok and real.executors[-1] == ON_GPU
+    assert network.verify("nvidia/t4", samples=2) == real, "emulated again, it replaces nothing"
+
+
+def test_what_python_measures_is_the_library_that_is_there(
+    fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the code for further GPUs that it was compiled for, by a machine with a disassembler and this one without."""
+
+    def no_compiler() -> CudaCompiler:
+        raise CompileError("nothing compiles here")
+
+    monkeypatch.setattr("hawq_tvm.stages.verify._library", interpreted)
+    with monkeypatch.context() as patch:
+        patch.setattr("hawq_tvm.stages.compile.find_disassembler", lambda: "/bin/nvdisasm")
+        assert cli("compile", scratch, "--target", "nvidia/t4", *ALSO)[0] == 0
+    library = scratch / "model.nvidia-t4.so"
+    before = library.read_bytes()
+    monkeypatch.setattr("hawq_tvm.stages.compile.find_disassembler", lambda: None)
+    monkeypatch.setattr(build, "find_cuda_compiler", no_compiler)
+    network = hawq_tvm.load(scratch)
+    assert network.verify("nvidia/t4", samples=1).ok
+    assert library.read_bytes() == before
+    library.write_bytes(before[:-1])
+    with pytest.raises(CompileError, match="nothing compiles here"):
+        network.verify("nvidia/t4", samples=1)
+
+
+@contextmanager
+def interpreted(work: Work, _why: str | None) -> Iterator[tuple[str, Executor]]:
+    """In place of a library, which costs no time."""
+    graph = work.artifacts.graph
+    yield EMULATED, lambda x: interpreter.run(graph, x)
+
+
+def read_key(path: Path) -> dict[str, Any]:
+    """The options that the T4's verification was made with."""
+    stages = json.loads((path / "manifest.json").read_text())["stages"]
+    options: dict[str, Any] = stages["verify nvidia/t4"]["key"]["options"]
+    return options
 
 
 def test_help_names_the_targets(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from hawq_tvm.kernels.generic import (
     nhwc_pooling,
     pooling,
 )
-from hawq_tvm.measure.verify import Executor, Mismatch, VerifyReport, stronger, verify
+from hawq_tvm.measure.verify import EMULATED, ON_GPU, Executor, Mismatch, VerifyReport, stronger, verify
 
 from .builders import compiled, integer_samples, integers_of
 
@@ -305,6 +305,27 @@ def test_a_proof_that_compares_as_much_replaces_the_earlier_one() -> None:
         kept, sentence = stronger(earlier, latest)
         assert kept is latest
         assert sentence is None
+
+
+def test_a_proof_on_the_gpu_replaces_an_emulated_one() -> None:
+    real, emulated = (*ALL[:3], ON_GPU), (*ALL[:3], EMULATED)
+    for earlier in (found(256, executors=emulated), found(4, DIFFERENCE, executors=emulated)):
+        latest = found(4, executors=real)
+        assert stronger(earlier, latest) == (latest, None)
+    failed = found(256, DIFFERENCE, executors=emulated)
+    kept, sentence = stronger(failed, found(4, executors=real))
+    assert kept is failed, "four samples do not show that the difference is gone"
+    assert sentence is not None and sentence.endswith("; verify at least as many samples to replace it")
+
+
+def test_an_emulated_proof_does_not_replace_one_on_the_gpu() -> None:
+    real, emulated = (*ALL[:3], ON_GPU), (*ALL[:3], EMULATED)
+    for earlier in (found(4, executors=real), found(4, DIFFERENCE, executors=real)):
+        kept, sentence = stronger(earlier, found(256, executors=emulated))
+        assert kept is earlier
+        assert sentence is not None and sentence.endswith("; verify at least as many samples on the GPU to replace it")
+    latest = found(2, DIFFERENCE, executors=emulated)
+    assert stronger(found(256, executors=real), latest) == (latest, None)
 
 
 def test_a_difference_always_counts() -> None:

@@ -245,6 +245,7 @@ def verify(
     with _measuring(path) as run:
         chosen = _compiled_target(run, target)
         work = _resume(run, chosen, data, trust_code, verify_samples=samples)
+        work.asked_samples = samples is not None
         pipeline.perform(work, pipeline.VERIFY, force=True)
         report = work.artifacts.verification(chosen)
         write_report(run, path)

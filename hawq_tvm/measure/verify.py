@@ -18,6 +18,9 @@ from hawq_tvm.core.strict_json import JsonReader
 
 Executor = Callable[[Array], Mapping[str, Array]]
 
+ON_GPU, EMULATED = "tvm on the GPU", "tvm on an emulated GPU"
+"""What a GPU's library is called in a report, by where it runs."""
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -71,8 +74,9 @@ class VerifyReport:
         return not self.mismatches
 
     def covers(self, other: VerifyReport) -> bool:
-        """Whether this one compared at least as much: as many samples, and every executor."""
-        return self.samples >= other.samples and set(self.executors) >= set(other.executors)
+        """Whether this one compared at least as much: as many samples, every executor, and the GPU emulated there."""
+        compared = {*self.executors, *((EMULATED,) if ON_GPU in self.executors else ())}
+        return self.samples >= other.samples and compared >= set(other.executors)
 
     def __str__(self) -> str:
         return "\n".join([self._head(), *(f"  {mismatch}" for mismatch in self.mismatches[:1])])
@@ -115,7 +119,8 @@ def stronger(earlier: VerifyReport | None, latest: VerifyReport) -> tuple[Verify
     """The report that a run keeps, of two on the same library.
 
     A difference found now always counts. Otherwise the latest replaces what it covers; a weaker one replaces nothing:
-    neither a proof over more samples nor a difference that more samples showed.
+    neither a proof over more samples nor a difference that more samples showed. Over however few samples, a proof on
+    the GPU is stronger than one on an emulated GPU, and never the other way round.
 
     Args:
         earlier: what is stored of this very library; None where there is nothing.
@@ -126,10 +131,13 @@ def stronger(earlier: VerifyReport | None, latest: VerifyReport) -> tuple[Verify
     """
     if earlier is None or not latest.ok or latest.covers(earlier):
         return latest, None
+    if earlier.ok and EMULATED in earlier.executors and ON_GPU in latest.executors:
+        return latest, None
     why = "is the stronger proof" if earlier.ok else "found a difference that these samples do not show"
+    where = " on the GPU" if ON_GPU in earlier.executors else ""
     return earlier, (
         f"compared {latest.samples} samples now, and the run keeps its report over {earlier.samples} samples, "
-        f"which {why}: {earlier._head()}; verify at least as many samples to replace it"
+        f"which {why}: {earlier._head()}; verify at least as many samples{where} to replace it"
     )
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hawq_tvm.backends.onnx.io import load_model
-from hawq_tvm.backends.tvm.cuda.emulated import why_not_here
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.measure.peers import benchmark_library
@@ -16,8 +13,7 @@ from hawq_tvm.stages.work import Work
 
 def benchmark_where_it_runs(work: Work) -> Stage | None:
     """As `benchmark`, or nothing where the target's GPU is not here: nothing else would be timed."""
-    gpu = work.artifacts.library_info(work.target).gpu if work.target.gpu is not None else None
-    why = None if gpu is None else why_not_here(Path(work.run.name, work.target.library_name), gpu)
+    why = work.why_not_here
     if why is None:
         return benchmark(work)
     work.reporter.note(f"{why}; latency was not measured")

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from hawq_tvm.backends.onnx.io import load_model
 from hawq_tvm.backends.onnx.runner import OnnxRuntimeModule
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
-from hawq_tvm.backends.tvm.cuda.emulated import emulated_module, why_not_here
+from hawq_tvm.backends.tvm.cuda.emulated import emulated_module
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.measure.verify import Executor, stronger
+from hawq_tvm.measure.verify import EMULATED, ON_GPU, Executor, stronger
 from hawq_tvm.measure.verify import verify as compare
 from hawq_tvm.runs.artifacts import MODEL, library_files, text_files, verify_file
 from hawq_tvm.runs.golden import GOLDEN_INDEX, check_golden
-from hawq_tvm.settings import Settings
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
-
-EMULATED = "tvm on an emulated GPU"
-"""What the library is called in a report where its GPU is emulated: such a proof takes the place of no other."""
 
 EMULATED_MACS = 5 * 10**8
 """Multiply-accumulates that are emulated unless a number of samples is asked for: a minute or two."""
@@ -31,14 +26,15 @@ def verify(work: Work) -> Stage:
     """Numpy = PyTorch = ONNX Runtime = the library, and the golden tensors with what the network computes.
 
     A GPU's library runs on an emulated one where its GPU is not here, which takes its time: unless a number of samples
-    was asked for, there are as many as make `EMULATED_MACS`.
+    was asked for, there are at most as many as make `EMULATED_MACS`.
 
     A proof over fewer samples does not take the place of a stronger one of the same library.
     """
     target = work.target
     if not work.has_data:
         work.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
-    asked = min(work.settings.verify_samples, len(work.data.evaluation)) if work.has_data else 1
+    why_emulated = work.why_not_here
+    total = _samples(work, emulated=why_emulated is not None) if work.has_data else 1
 
     def make(advance: Advance) -> None:
         graph = work.artifacts.graph
@@ -48,8 +44,7 @@ def verify(work: Work) -> Stage:
             "pytorch": IntegerModule(graph).run,
             "onnxruntime": OnnxRuntimeModule(work.run.read(MODEL, load_model), threads=work.threads).run,
         }
-        with _library(work) as (name, library):
-            total = min(asked, _emulated_samples(work)) if name == EMULATED else asked
+        with _library(work, why_emulated) as (name, library):
             samples = work.integer_batches(graph, total)
             report = compare(graph, {**executors, name: library}, samples, progress=lambda done: advance(done, total))
         earlier = work.artifacts.verification(target) if work.run.is_fresh(verify_file(target)) else None
@@ -62,33 +57,36 @@ def verify(work: Work) -> Stage:
         f"verify {target.name}",
         "verifying every layer",
         make,
-        options={"data": work.data_key if work.has_data else None, "samples": asked},
+        options={
+            "data": work.data_key if work.has_data else None,
+            "samples": total,
+            **({"emulated": why_emulated is not None} if target.gpu is not None else {}),
+        },
         reads=(MODEL, GOLDEN_INDEX, *library_files(target)),
         writes=(verify_file(target),),
     )
 
 
 @contextmanager
-def _library(work: Work) -> Iterator[tuple[str, Executor]]:
-    """The compiled library as an executor, with a name that tells where it runs."""
+def _library(work: Work, why_emulated: str | None) -> Iterator[tuple[str, Executor]]:
+    """The compiled library as an executor, with a name that tells where it runs; of a GPU, why on an emulated one."""
     target = work.target
     if target.gpu is None:
         yield "tvm", work.artifacts.library(target).values
         return
-    gpu = work.artifacts.library_info(target).gpu
-    why = None if gpu is None else why_not_here(Path(work.run.name, target.library_name), gpu)
-    if why is None:
-        yield "tvm on the GPU", work.artifacts.library(target).values
+    if why_emulated is None:
+        yield ON_GPU, work.artifacts.library(target).values
         return
     for name in text_files(target):  # before the library is, so that messages name the run
         work.run.fresh(name)
-    work.reporter.note(f"{why}; verifying on an emulated {target.gpu.name}")
+    work.reporter.note(f"{why_emulated}; verifying on an emulated {target.gpu.name}")
     with emulated_module(work.run.path / target.library_name) as module:
         yield EMULATED, module.values
 
 
-def _emulated_samples(work: Work) -> int:
-    """How many samples an emulated GPU is given where none are asked for."""
-    if work.settings.verify_samples != Settings.verify_samples:
-        return work.settings.verify_samples
-    return max(1, EMULATED_MACS // sum(layer.macs for layer in work.artifacts.layers))
+def _samples(work: Work, emulated: bool) -> int:
+    """How many evaluation samples are compared."""
+    count = work.settings.verify_samples
+    if emulated and not work.asked_samples:
+        count = min(count, max(1, EMULATED_MACS // sum(layer.macs for layer in work.artifacts.layers)))
+    return min(count, len(work.data.evaluation))

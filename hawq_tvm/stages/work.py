@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.cuda.emulated import why_not_here
 from hawq_tvm.backends.tvm.host import default_threads
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import DataError
@@ -32,7 +34,13 @@ _BATCH_ELEMENTS = 8 * 3 * 224 * 224  # input elements run at once, so that memor
 
 
 class Work:
-    """A run in the making."""
+    """A run in the making.
+
+    Attributes:
+        also: further GPUs that the library is to hold machine code for.
+        asked_samples: whether `verify` was told how many samples to compare: an emulated GPU then gets them all,
+            however long that takes.
+    """
 
     def __init__(
         self,
@@ -40,7 +48,6 @@ class Work:
         settings: Settings,
         *,
         target: Target | str = DEFAULT_TARGET,
-        also: Sequence[Target] = (),
         model: LoadedModel | None = None,
         data: Data | None = None,
         given: BitConfig | None = None,
@@ -52,7 +59,6 @@ class Work:
             run: open for writing.
             settings: what is asked for.
             target: what is compiled for, timed and verified.
-            also: further GPUs that the library is to hold machine code for.
             model: needed by `capture` alone.
             data: needed by the stages that look at samples.
             given: bits that are taken as they are; None lets the program allocate them.
@@ -61,11 +67,12 @@ class Work:
         self.run = run
         self.settings = settings
         self.target = find_target(target) if isinstance(target, str) else target
-        self.also = tuple(also)
         self.model = model
         self.given = given
         self.reporter = reporter or Reporter()
         self.artifacts = Artifacts(run)
+        self.also: tuple[Target, ...] = ()
+        self.asked_samples = False
         self._data = data
 
     @property
@@ -93,6 +100,12 @@ class Work:
         stored = self.run.manifest.get("data")
         key = stored.get("key") if isinstance(stored, dict) else None
         return self._data is not None and self._data.key == key
+
+    @property
+    def why_not_here(self) -> str | None:
+        """Why the target's library does not run on this machine: its GPU is not here. None where it runs."""
+        gpu = self.artifacts.library_info(self.target).gpu if self.target.gpu is not None else None
+        return None if gpu is None else why_not_here(Path(self.run.name, self.target.library_name), gpu)
 
     @property
     def threads(self) -> int:
