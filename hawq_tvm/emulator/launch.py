@@ -113,8 +113,9 @@ def run(
         grid: blocks in x, y and z; what is left out is 1.
         block: threads in x, y and z; likewise.
         shared_bytes: of dynamic shared memory.
-        checked: whether every access is checked for bounds and races. Without, a kernel runs several times as fast,
-            and what leaves its buffer is noticed only where it runs into a guarded page or changes bytes beside it.
+        checked: whether every access is checked for bounds and races. Without, a kernel is faster, by how much tells
+            `docs/emulator.md`, and what leaves its buffer is noticed only where it runs into a guarded page or changes
+            bytes beside it.
         order: in which order threads get their turn: 0 as numbered, 1 backwards, from 2 on shuffled. Checks find races
             in any order; without checks, several orders show some of them.
         workers: blocks that run side by side; all usable cores if None.
