@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from hawq_tvm.core.errors import EmulatorError
+from hawq_tvm.core.machine import usable_cores
 from hawq_tvm.emulator.text import Kernel, Parameter, kernel_symbol, split_kernels
 from hawq_tvm.emulator.toolchain import compile_kernels, machine_library
 
@@ -65,7 +65,7 @@ class CompiledKernel:
                 ctypes.c_size_t(shared_bytes),
                 arguments,
                 ctypes.c_uint(order),
-                ctypes.c_uint(workers or len(os.sched_getaffinity(0))),
+                ctypes.c_uint(workers or usable_cores()),
                 message,
                 ctypes.c_size_t(MESSAGE_BYTES),
             )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hawq_tvm.core.aside import ASIDE
 from hawq_tvm.core.errors import EmulatorError
+from hawq_tvm.core.machine import cache_home, usable_cores
 from hawq_tvm.emulator.text import Kernel
 
 CXX_COMPILERS = ("g++", "clang++", "c++")
@@ -52,9 +53,8 @@ def find_compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: ``hawq_tvm/emulator`` in XDG_CACHE_HOME, or in ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "hawq_tvm" / "emulator"
+    """Where compiled code is kept: ``$XDG_CACHE_HOME/hawq_tvm/emulator``, by default ``~/.cache/hawq_tvm/emulator``."""
+    return cache_home() / "emulator"
 
 
 @cache
@@ -117,7 +117,7 @@ def compile_kernels(kernels: Iterable[Kernel], *, checked: bool) -> list[Path]:
 
         return _in_cache(f"kernel '{kernel.name}'", kernel.unit(), *options, str(machine), make=make) / name
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(build, kernels))
 
 
