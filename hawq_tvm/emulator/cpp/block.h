@@ -2,9 +2,7 @@
 #pragma once
 
 #include <csetjmp>
-#include <cstdarg>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "fibers.h"
@@ -81,8 +79,6 @@ struct Launch {
   size_t dynamic_shared;
   void* const* arguments;
   unsigned order;
-  bool failed() const;
-  void report(Failure failure, const char* message) const;  // the first one counts
 };
 
 extern __thread Block* running __attribute__((tls_model("initial-exec")));  // of this core

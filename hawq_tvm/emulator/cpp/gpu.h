@@ -37,7 +37,6 @@ enum Error : int {
   kInvalidDevice = 101,
   kInvalidImage = 200,
   kNoBinaryForGpu = 209,
-  kInvalidHandle = 400,
   kNotFound = 500,
   kIllegalAddress = 700,
   kOutOfResources = 701,

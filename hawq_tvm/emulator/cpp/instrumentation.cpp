@@ -5,7 +5,6 @@
 // Calls and their arguments: LLVM's compiler-rt, lib/tsan/rtl/tsan_interface.h and lib/ubsan/ubsan_handlers.h.
 #include "block.h"
 #include "machine.h"
-#include "shadow.h"
 
 using emulator::Failure;
 using emulator::fail;

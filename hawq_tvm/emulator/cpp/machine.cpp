@@ -1,12 +1,13 @@
 // A launch: the blocks of a grid side by side on the cores, the threads of each in turn.
 #include "machine.h"
 
-#include <pthread.h>
 #include <signal.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <iterator>
 #include <mutex>
 #include <numeric>
@@ -189,7 +190,6 @@ void start_block(Block& block, uint32_t number) {
     Warp& warp = block.warps[w];
     warp.lanes = std::min(kWarpSize, threads - w * kWarpSize);
     warp.arrived = warp.generation = 0;
-    warp.sync_tick = block.tick;
   }
 }
 

@@ -2,6 +2,7 @@
 #include "ptx.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "block.h"
 #include "shadow.h"

@@ -1,6 +1,7 @@
 #include "wmma.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "block.h"
 #include "shadow.h"

@@ -1,6 +1,5 @@
 // libcuda.so.1: the driver's functions that TVM's runtime calls.
 #include <cstdio>
-#include <mutex>
 
 #include "abi.h"
 #include "gpu.h"
@@ -8,10 +7,6 @@
 using namespace emulator;
 
 extern "C" {
-
-int cuInit(unsigned) {
-  return with_gpu([](Gpu&) { return kSuccess; });
-}
 
 // TVM shows the name alone where loading or launching fails, so the name tells why, too.
 int cuGetErrorName(int error, const char** name) {
