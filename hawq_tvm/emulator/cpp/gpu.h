@@ -48,12 +48,17 @@ enum Error : int {
   kCaptureImplicit = 906,
 };
 
+// "CUDA C++ Programming Guide", "Technical Specifications per Compute Capability"
+constexpr unsigned kMostGridX = 0x7fffffff, kMostGridYZ = 65535, kMostBlockZ = 64;
+// "Compute Capability 7.x", "Shared Memory": what a kernel may use without asking.
+constexpr unsigned kSharedWithoutAsking = 48 * 1024;
+
 struct Facts {
   std::string name = "emulated GPU";
   int major = 7, minor = 5;
   int multiprocessors = 1;
   size_t memory_bytes = size_t(1) << 30;
-  int shared_bytes_per_block = 48 * 1024;
+  int shared_bytes_per_block = kSharedWithoutAsking;
   int l2_bytes = 0;
   int clock_khz = 0;
   unsigned order = 0, workers = 1;

@@ -30,11 +30,11 @@ int attribute_value(const Facts& facts, int attribute) {
     case kThreadsPerBlock:
     case kBlockX:
     case kBlockY: return kMaxThreads;
-    case kBlockZ: return 64;
-    case kGridX: return 0x7fffffff;
+    case kBlockZ: return kMostBlockZ;
+    case kGridX: return kMostGridX;
     case kGridY:
-    case kGridZ: return 65535;
-    case kSharedPerBlock: return std::min(48 * 1024, facts.shared_bytes_per_block);
+    case kGridZ: return kMostGridYZ;
+    case kSharedPerBlock: return std::min(int(kSharedWithoutAsking), facts.shared_bytes_per_block);
     case kSharedPerBlockOptIn: return facts.shared_bytes_per_block;
     case kWarp: return kWarpSize;
     case kRegistersPerBlock: return 65536;
@@ -130,7 +130,6 @@ int cudaFree(void* pointer) {
 }
 
 int cudaMallocHost(void** pointer, size_t bytes) {
-  constexpr size_t kPage = 4096;
   return with_gpu([&](Gpu& gpu) {
     return posix_memalign(pointer, kPage, bytes) == 0 ? kSuccess : gpu.fail(kOutOfMemory, "of the host");
   });
