@@ -114,7 +114,7 @@ const char* Gpu::error_name(Error error) { return named(error).name; }
 
 const char* Gpu::error_text(Error error) {
   static thread_local std::string shown;
-  std::lock_guard<std::recursive_mutex> guard(lock);
+  std::lock_guard<std::mutex> guard(lock);
   shown = named(error).text;
   if (error == detail_of_ && !detail_.empty()) shown += ": " + detail_;
   return shown.c_str();

@@ -90,12 +90,13 @@ struct LaunchSizes {
   unsigned grid[3], block[3], dynamic_shared;
 };
 
-// All calls hold its lock, so that one thing happens after the other: streams are not side by side here.
+// Every call that reads or changes it holds its lock, so that one thing happens after the other: streams are not side
+// by side here.
 class Gpu {
  public:
   static Gpu& only();
 
-  std::recursive_mutex lock;
+  std::mutex lock;
   Facts facts;
 
   // The error that a call returns; the detail is told with its text. After a failed kernel every call fails, but those
@@ -103,8 +104,8 @@ class Gpu {
   Error fail(Error error, const std::string& detail);
   Error standing_error() const { return standing_; }
   Error take_last_error(bool forget);
-  const char* error_name(Error error);
-  const char* error_text(Error error);  // with the detail; the caller's until it asks again
+  static const char* error_name(Error error);
+  const char* error_text(Error error);  // takes the lock; with the detail; the caller's until it asks again
 
   Error load(const void* image, Module** module);
   Error find(Module* module, const char* name, Function** function);
@@ -132,14 +133,14 @@ class Gpu {
 template <class Call>
 int with_gpu(Call call) {
   Gpu& gpu = Gpu::only();
-  std::lock_guard<std::recursive_mutex> guard(gpu.lock);
+  std::lock_guard<std::mutex> guard(gpu.lock);
   return gpu.standing_error() ? gpu.standing_error() : call(gpu);
 }
 
 template <class Call>
 int clean_up(Call call) {
   Gpu& gpu = Gpu::only();
-  std::lock_guard<std::recursive_mutex> guard(gpu.lock);
+  std::lock_guard<std::mutex> guard(gpu.lock);
   return call(gpu);
 }
 

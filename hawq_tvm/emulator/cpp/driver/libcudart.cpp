@@ -103,9 +103,15 @@ int cudaGetDeviceProperties(void* properties, int device) {
 
 // ---- errors ---------------------------------------------------------------------------------------------------------
 
-int cudaGetLastError() { return Gpu::only().take_last_error(true); }
-int cudaPeekAtLastError() { return Gpu::only().take_last_error(false); }
-const char* cudaGetErrorName(int error) { return Gpu::only().error_name(static_cast<Error>(error)); }
+int cudaGetLastError() {
+  return clean_up([](Gpu& gpu) { return gpu.take_last_error(true); });
+}
+
+int cudaPeekAtLastError() {
+  return clean_up([](Gpu& gpu) { return gpu.take_last_error(false); });
+}
+
+const char* cudaGetErrorName(int error) { return Gpu::error_name(static_cast<Error>(error)); }
 const char* cudaGetErrorString(int error) { return Gpu::only().error_text(static_cast<Error>(error)); }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
