@@ -8,8 +8,8 @@ runtime alone; PyTorch with CUDA is measured too where it is at hand, and left o
 writes ``FOLDER/gpu.json`` with the device's name, and ends with status 1 where a single integer differs.
 
 A library for the T4 holds machine code for it and PTX: on a younger card the driver compiles that PTX, so the T4's own
-instructions run there. `--emulate` runs all of it on an emulated GPU of each library's target, which proves the way
-through and times nothing; the JSON says so.
+instructions run there. `--emulate` runs all of it on an emulated GPU, that of the first library's target, which proves
+the way through and times nothing; the JSON says so. What that GPU cannot run is left out, and said to be.
 """
 
 from __future__ import annotations

@@ -205,6 +205,8 @@ ARITHMETIC: dict[str, Callable[[int, int, int], int]] = {
     "prmt.b32 %0, %1, %2, %3": prmt,
     "lop3.b32 %0, %1, %2, %3, 0xCA": lambda a, b, c: a & b | ~a & c,
     "shf.l.wrap.b32 %0, %1, %2, %3": lambda a, b, c: (b << 32 | a) << (c & 31) >> 32,
+    "shf.l.clamp.b32 %0, %1, %2, %3": lambda a, b, c: (b << 32 | a) << min(c, 32) >> 32,
+    "shf.r.wrap.b32 %0, %1, %2, %3": lambda a, b, c: (b << 32 | a) >> (c & 31),
     "shf.r.clamp.b32 %0, %1, %2, %3": lambda a, b, c: (b << 32 | a) >> min(c, 32),
     "bfe.u32 %0, %1, %2, %3": lambda a, b, c: extract(a, b, c, False),
     "bfe.s32 %0, %1, %2, %3": lambda a, b, c: extract(a, b, c, True),
@@ -265,6 +267,85 @@ def test_conversions_round_as_they_say_and_saturate() -> None:
         [0, 1, 2, -1, -2, -3, top, bottom, 0],
         [0, 1, 2, 0, -1, -2, top, bottom, 0],
     ]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_wide_products(dtype: type[Any]) -> None:
+    sign, c_type = ("s", "long long") if dtype == np.int32 else ("u", "unsigned long long")
+    asm = f'asm("mul.wide.{sign}32 %0, %1, %2;" : "=l"(y_ptr[i]) : "r"(x_ptr[i]), "r"(x_ptr[8 + i]));'
+    x = np.random.default_rng(0).integers(np.iinfo(dtype).min, np.iinfo(dtype).max, 16, dtype, endpoint=True)
+    y = np.zeros(8, np.int64 if sign == "s" else np.uint64)
+    text = cuda(f"{'int' if sign == 's' else 'uint'}* x_ptr, {c_type}* y_ptr", f"int i = threadIdx.x; {asm}")
+    load_kernel(text, "kernel").run([x, y], (1,), (8,))
+    assert y.tolist() == [a * b for a, b in zip(x[:8].tolist(), x[8:].tolist(), strict=True)]
+
+
+def test_floats_are_rounded_once() -> None:
+    """To nearest, ties to even; 1 + 2^-12 squared has 24 bits behind its point, one more than a float holds."""
+    body = """
+  asm("fma.rn.f32 %0, %1, %1, %2;" : "=f"(y_ptr[0]) : "f"(x_ptr[0]), "f"(x_ptr[1]));
+  asm("cvt.rn.f32.s32 %0, %1;" : "=f"(y_ptr[1]) : "r"((1 << 24) + 1));
+  asm("cvt.rn.f32.s32 %0, %1;" : "=f"(y_ptr[2]) : "r"(-(1 << 24) - 3));"""
+    x, y = np.array([1 + 2**-12, -1 - 2**-11], np.float32), np.zeros(3, np.float32)
+    load_kernel(cuda("float* x_ptr, float* y_ptr", body), "kernel").run([x, y], (1,), (1,))
+    assert y.tolist() == [2**-24, 2**24, -(2**24) - 4]
+
+
+# ---- waits and meetings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("waits", "arrived"),
+    [
+        ("cp.async.wait_all;", True),
+        ("cp.async.commit_group; cp.async.wait_all;", True),
+        ("cp.async.commit_group; cp.async.wait_group 0;", True),
+        ("cp.async.commit_group; cp.async.wait_group 1;", False),
+        ("cp.async.wait_group 0;", False),
+        ("cp.async.commit_group;", False),
+    ],
+)
+def test_a_copy_has_arrived_after_a_wait_that_covers_it(waits: str, arrived: bool) -> None:
+    body = f"""
+  __shared__ alignas(16) int staged[128];
+  uint to = __cvta_generic_to_shared(&staged[threadIdx.x * 4]);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(x_ptr + threadIdx.x * 4) : "memory");
+  asm volatile("{waits}" : : : "memory");
+  for (int i = 0; i < 4; ++i) y_ptr[threadIdx.x * 4 + i] = staged[threadIdx.x * 4 + i];"""
+    kernel = load_kernel(cuda("int* x_ptr, int* y_ptr", body), "kernel")
+    x, y = np.arange(128, dtype=np.int32), np.zeros(128, np.int32)
+    if not arrived:
+        with pytest.raises(EmulatorError, match="a cp.async is still writing"):
+            kernel.run([x, y], (1,), (LANES,))
+        return
+    kernel.run([x, y], (1,), (LANES,))
+    assert np.array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("barrier", "told"),
+    [
+        ("bar.warp.sync 0xffffffff;", None),
+        ("bar.sync 0;", None),
+        ("barrier.sync.aligned 0;", None),
+        ("", "race: it writes shared values[16]"),
+        ("bar.warp.sync 1;", "__syncwarp of a part of a warp"),
+    ],
+)
+def test_barriers_order_the_threads_that_meet(barrier: str, told: str | None) -> None:
+    body = f"""
+  __shared__ int values[32];
+  values[threadIdx.x] = threadIdx.x;
+  asm volatile("{barrier}" : : : "memory");
+  x_ptr[threadIdx.x] = values[31 - threadIdx.x];"""
+    kernel = load_kernel(cuda("int* x_ptr", body), "kernel")
+    x = np.zeros(LANES, np.int32)
+    if told is not None:
+        with pytest.raises(EmulatorError, match=re.escape(told)):
+            kernel.run([x], (1,), (LANES,))
+        return
+    kernel.run([x], (1,), (LANES,))
+    assert np.array_equal(x, np.arange(LANES)[::-1])
 
 
 # ---- the translation -------------------------------------------------------------------------------------------------

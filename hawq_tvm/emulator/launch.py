@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from hawq_tvm.core.errors import EmulatorError
+from hawq_tvm.core.machine import usable_cores
 from hawq_tvm.emulator.text import Kernel, Parameter, kernel_symbol, split_kernels
 from hawq_tvm.emulator.toolchain import compile_kernels, machine_library
 
@@ -65,7 +65,7 @@ class CompiledKernel:
                 ctypes.c_size_t(shared_bytes),
                 arguments,
                 ctypes.c_uint(order),
-                ctypes.c_uint(workers or len(os.sched_getaffinity(0))),
+                ctypes.c_uint(workers or usable_cores()),
                 message,
                 ctypes.c_size_t(MESSAGE_BYTES),
             )
@@ -113,8 +113,9 @@ def run(
         grid: blocks in x, y and z; what is left out is 1.
         block: threads in x, y and z; likewise.
         shared_bytes: of dynamic shared memory.
-        checked: whether every access is checked for bounds and races. Without, a kernel runs several times as fast,
-            and what leaves its buffer is noticed only where it runs into a guarded page or changes bytes beside it.
+        checked: whether every access is checked for bounds and races. Without, a kernel is faster, by how much tells
+            `docs/emulator.md`, and what leaves its buffer is noticed only where it runs into a guarded page or changes
+            bytes beside it.
         order: in which order threads get their turn: 0 as numbered, 1 backwards, from 2 on shuffled. Checks find races
             in any order; without checks, several orders show some of them.
         workers: blocks that run side by side; all usable cores if None.

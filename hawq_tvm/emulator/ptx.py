@@ -283,7 +283,6 @@ INSTRUCTIONS: tuple[tuple[str, _Write], ...] = (
     (r"cp\.async\.commit_group", _call("emulator::cp_async_commit_group();")),
     (r"cp\.async\.wait_group", _call("emulator::cp_async_wait_group({0});")),
     (r"cp\.async\.wait_all", _call("emulator::cp_async_wait_all();")),
-    (r"prefetch\S*", _call("")),
     (r"mov\.[bsu]32", _call("emulator::put({0}, {u1});")),
     (r"prmt\.b32", _call("emulator::put({0}, emulator::permute_bytes({u1}, {u2}, {u3}));")),
     (r"selp\.[bsu]32", _call("emulator::put({0}, {3} ? {u1} : {u2});")),
@@ -308,12 +307,10 @@ INSTRUCTIONS: tuple[tuple[str, _Write], ...] = (
     (rf"max{_INTEGER}", _typed("std::max(a, b)")),
     (r"lop3\.b32", _call("emulator::put({0}, emulator::look_up_bits({u1}, {u2}, {u3}, {4}));")),
     (
-        r"shf\.l\.(?P<mode>wrap|clamp)\.b32",
-        _call("emulator::put({0}, emulator::funnel_shift(true, \"<mode>\"[0] == 'c', {u1}, {u2}, {u3}));"),
-    ),
-    (
-        r"shf\.r\.(?P<mode>wrap|clamp)\.b32",
-        _call("emulator::put({0}, emulator::funnel_shift(false, \"<mode>\"[0] == 'c', {u1}, {u2}, {u3}));"),
+        r"shf\.(?P<side>[lr])\.(?P<mode>wrap|clamp)\.b32",
+        _call(
+            "emulator::put({0}, emulator::funnel_shift(\"<side>\"[0] == 'l', \"<mode>\"[0] == 'c', {u1}, {u2}, {u3}));"
+        ),
     ),
     (r"bfe\.(?P<type>[su]32)", _typed("emulator::extract_bits(a, b, c)")),
     (

@@ -23,6 +23,7 @@ from typing import Any
 
 from hawq_tvm.core.errors import EmulatorError
 from hawq_tvm.core.gpu import GpuFacts
+from hawq_tvm.core.machine import usable_cores
 from hawq_tvm.emulator.text import split_kernels
 from hawq_tvm.emulator.toolchain import compile_kernels, driver_folder
 from hawq_tvm.emulator.worker import Call, Create, Failed, send
@@ -107,7 +108,7 @@ def _facts(gpu: GpuFacts, conditions: Conditions) -> Mapping[str, object]:
         "l2_bytes": gpu.l2_bytes,
         "clock_khz": gpu.boost_clock_mhz * 1000,
         "order": conditions.order,
-        "workers": conditions.workers or len(os.sched_getaffinity(0)),
+        "workers": conditions.workers or usable_cores(),
         "trouble": conditions.trouble,
     }
 

@@ -1,6 +1,7 @@
 """The emulator's own C++ and kernels, compiled by g++ or clang and kept in a cache that goes by content.
 
-What is in the cache was written aside and renamed, so it is whole, and two processes may fill it at once.
+What is in the cache was written aside and renamed, so it is whole, and two processes may fill it at once. Nobody sweeps
+up what a killed process leaves there: another may be at work on it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from hawq_tvm.core.aside import ASIDE
 from hawq_tvm.core.errors import EmulatorError
+from hawq_tvm.core.machine import cache_home, usable_cores
 from hawq_tvm.emulator.text import Kernel
 
 CXX_COMPILERS = ("g++", "clang++", "c++")
@@ -52,9 +53,8 @@ def find_compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: ``hawq_tvm/emulator`` in XDG_CACHE_HOME, or in ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "hawq_tvm" / "emulator"
+    """Where compiled code is kept: ``$XDG_CACHE_HOME/hawq_tvm/emulator``, by default ``~/.cache/hawq_tvm/emulator``."""
+    return cache_home() / "emulator"
 
 
 @cache
@@ -117,7 +117,7 @@ def compile_kernels(kernels: Iterable[Kernel], *, checked: bool) -> list[Path]:
 
         return _in_cache(f"kernel '{kernel.name}'", kernel.unit(), *options, str(machine), make=make) / name
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(build, kernels))
 
 
@@ -154,7 +154,7 @@ def _in_cache(what: str, *content: str, make: Callable[[Path, str], None]) -> Pa
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=ASIDE) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
             made = Path(scratch) / "made"
             made.mkdir()
             make(made, compiler)

@@ -42,6 +42,7 @@ PARTS = {
             "tests/test_specs.py",
             "tests/test_errors.py",
             "tests/test_strict_json.py",
+            "tests/test_machine.py",
             "tests/test_options.py",
             "tests/test_reporter.py",
             "tests/test_float_io.py",

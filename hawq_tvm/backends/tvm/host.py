@@ -9,6 +9,8 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+from hawq_tvm.core.machine import usable_cores as usable_cores
+
 _RELEVANT = re.compile(r"(avx|amx|fma|bmi|sse4|ssse3|f16c|gfni|vaes|vpclmul|asimd|sve|i8mm|bf16|dotprod).*")
 
 C_COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
@@ -38,13 +40,6 @@ def instruction_sets() -> list[str]:
     """The vector and integer instruction sets that compiled code may rely on, sorted; empty where not known."""
     flags = _cpuinfo().get("flags") or _cpuinfo().get("Features") or ""
     return sorted(flag for flag in flags.split() if _RELEVANT.fullmatch(flag))
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def default_threads() -> int:

@@ -1,6 +1,5 @@
 #include <algorithm>
 
-#include "block.h"
 #include "machine.h"
 #include "shadow.h"
 
@@ -44,10 +43,6 @@ T atomic_max(T* address, T value) {
   return update(address, [value](T before) { return std::max(before, value); });
 }
 template <class T>
-T atomic_exchange(T* address, T value) {
-  return update(address, [value](T) { return value; });
-}
-template <class T>
 T atomic_compare_and_swap(T* address, T expected, T value) {
   return update(address, [=](T before) { return before == expected ? value : before; });
 }
@@ -56,7 +51,6 @@ T atomic_compare_and_swap(T* address, T expected, T value) {
   template T atomic_add(T*, T);                   \
   template T atomic_min(T*, T);                   \
   template T atomic_max(T*, T);                   \
-  template T atomic_exchange(T*, T);              \
   template T atomic_compare_and_swap(T*, T, T);
 
 EMULATOR_ATOMICS(int)

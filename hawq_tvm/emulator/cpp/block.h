@@ -2,9 +2,7 @@
 #pragma once
 
 #include <csetjmp>
-#include <cstdarg>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "fibers.h"
@@ -81,8 +79,6 @@ struct Launch {
   size_t dynamic_shared;
   void* const* arguments;
   unsigned order;
-  bool failed() const;
-  void report(Failure failure, const char* message) const;  // the first one counts
 };
 
 extern __thread Block* running __attribute__((tls_model("initial-exec")));  // of this core
@@ -92,12 +88,15 @@ inline Thread& current_thread() { return *running->current; }
 // End the launch: the message is completed with the kernel, the block and the thread.
 [[noreturn]] void fail(Failure failure, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-// Let the warp meet. `complete(words, results)` runs once, in the thread that comes last.
-template <class Complete>
-const uint32_t* meet(const char* operation, const uint32_t* words, unsigned count, Complete complete);
-
 void give_way(State state);
 
+// Of an operation that takes a whole warp, where a block's last one may be smaller.
+inline void require_32_threads(const char* operation) {
+  if (running->warps[current_thread().warp()].lanes != kWarpSize)
+    fail(Failure::launch_failure, "%s in a warp of fewer than 32 threads", operation);
+}
+
+// Let the warp meet. `complete(words, results)` runs once, in the thread that comes last.
 template <class Complete>
 inline const uint32_t* meet(const char* operation, const uint32_t* words, unsigned count, Complete complete) {
   Thread& thread = current_thread();

@@ -77,7 +77,6 @@ static const emulator::BuiltIn<emulator::thread_index> threadIdx{};
 static const emulator::BuiltIn<emulator::block_index> blockIdx{};
 static const emulator::BuiltIn<emulator::block_size> blockDim{};
 static const emulator::BuiltIn<emulator::grid_size> gridDim{};
-static const int warpSize = emulator::kWarpSize;
 
 // ---- built-in functions ---------------------------------------------------------------------------------------------
 
@@ -128,10 +127,6 @@ static inline T atomicMin(T* address, std::common_type_t<T> value) { return emul
 template <class T>
 static inline T atomicMax(T* address, std::common_type_t<T> value) { return emulator::atomic_max(address, value); }
 template <class T>
-static inline T atomicExch(T* address, std::common_type_t<T> value) {
-  return emulator::atomic_exchange(address, value);
-}
-template <class T>
 static inline T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
   return emulator::atomic_compare_and_swap(address, expected, value);
 }
@@ -159,11 +154,7 @@ static inline int __float2int_rn(float value) { return emulator::to_int(std::nea
 static inline int __float2int_rz(float value) { return emulator::to_int(std::trunc(value)); }
 static inline int __float2int_rd(float value) { return emulator::to_int(std::floor(value)); }
 static inline int __float2int_ru(float value) { return emulator::to_int(std::ceil(value)); }
-static inline float __int2float_rn(int value) { return static_cast<float>(value); }
 static inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-static inline float __fmul_rn(float a, float b) { return a * b; }
-static inline float __fadd_rn(float a, float b) { return a + b; }
-static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline int __float_as_int(float value) { int bits; __builtin_memcpy(&bits, &value, 4); return bits; }
 static inline float __int_as_float(int bits) { float value; __builtin_memcpy(&value, &bits, 4); return value; }
 

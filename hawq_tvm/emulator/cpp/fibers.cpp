@@ -2,14 +2,14 @@
 
 #include <sys/mman.h>
 
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+
+#include "memory.h"
 
 namespace emulator {
 
 namespace {
-constexpr size_t kPage = 4096;
 constexpr size_t kStack = 256 * 1024;  // fragments of WMMA and register arrays are a few KiB each
 }  // namespace
 

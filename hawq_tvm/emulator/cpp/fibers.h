@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
 
 #if !defined(__x86_64__) || defined(EMULATOR_PORTABLE_FIBERS)
 #define EMULATOR_UCONTEXT 1

@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <memory>
 #include <sstream>
 
 #include "api.h"
@@ -33,7 +32,6 @@ constexpr Named kNames[] = {
     {kInvalidDevice, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {kInvalidImage, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {kNoBinaryForGpu, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
-    {kInvalidHandle, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {kNotFound, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {kIllegalAddress, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {kOutOfResources, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
@@ -116,7 +114,7 @@ const char* Gpu::error_name(Error error) { return named(error).name; }
 
 const char* Gpu::error_text(Error error) {
   static thread_local std::string shown;
-  std::lock_guard<std::recursive_mutex> guard(lock);
+  std::lock_guard<std::mutex> guard(lock);
   shown = named(error).text;
   if (error == detail_of_ && !detail_.empty()) shown += ": " + detail_;
   return shown.c_str();
@@ -148,9 +146,8 @@ Error Gpu::find(Module* module, const char* name, Function** function) {
   const void* kernel = dlsym(library, (std::string(name) + "__emulated").c_str());
   if (!kernel) return fail(kNotFound, dlerror());
   const auto* found_kernel = static_cast<const Kernel*>(kernel);
-  // "CUDA C++ Programming Guide", "Compute Capability 7.x", "Shared Memory": what a kernel may use without asking.
-  constexpr unsigned kWithoutAsking = 48 * 1024;
-  *function = new Function{found_kernel, kWithoutAsking - std::min(kWithoutAsking, found_kernel->static_shared_bytes)};
+  const unsigned taken = std::min(kSharedWithoutAsking, found_kernel->static_shared_bytes);
+  *function = new Function{found_kernel, kSharedWithoutAsking - taken};
   return kSuccess;
 }
 
@@ -159,8 +156,8 @@ Error Gpu::find(Module* module, const char* name, Function** function) {
 Error Gpu::launch(const Function& function, const LaunchSizes& sizes, void** arguments, Stream* stream) {
   const Kernel& kernel = *function.kernel;
   const std::string which = std::string("kernel '") + kernel.name + "': ";
-  // "CUDA C++ Programming Guide", "Technical Specifications per Compute Capability"
-  if (sizes.grid[1] > 65535 || sizes.grid[2] > 65535 || sizes.grid[0] > 0x7fffffff || sizes.block[2] > 64)
+  if (sizes.grid[0] > kMostGridX || sizes.grid[1] > kMostGridYZ || sizes.grid[2] > kMostGridYZ ||
+      sizes.block[2] > kMostBlockZ)
     return fail(kInvalidValue, which + "a grid or block beyond the limits of its dimensions");
   for (int i = 0; i < 3; i++)
     if (sizes.grid[i] == 0 || sizes.block[i] == 0) return fail(kInvalidValue, which + "a dimension of 0");

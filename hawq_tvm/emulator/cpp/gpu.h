@@ -37,7 +37,6 @@ enum Error : int {
   kInvalidDevice = 101,
   kInvalidImage = 200,
   kNoBinaryForGpu = 209,
-  kInvalidHandle = 400,
   kNotFound = 500,
   kIllegalAddress = 700,
   kOutOfResources = 701,
@@ -49,12 +48,17 @@ enum Error : int {
   kCaptureImplicit = 906,
 };
 
+// "CUDA C++ Programming Guide", "Technical Specifications per Compute Capability"
+constexpr unsigned kMostGridX = 0x7fffffff, kMostGridYZ = 65535, kMostBlockZ = 64;
+// "Compute Capability 7.x", "Shared Memory": what a kernel may use without asking.
+constexpr unsigned kSharedWithoutAsking = 48 * 1024;
+
 struct Facts {
   std::string name = "emulated GPU";
   int major = 7, minor = 5;
   int multiprocessors = 1;
   size_t memory_bytes = size_t(1) << 30;
-  int shared_bytes_per_block = 48 * 1024;
+  int shared_bytes_per_block = kSharedWithoutAsking;
   int l2_bytes = 0;
   int clock_khz = 0;
   unsigned order = 0, workers = 1;
@@ -86,12 +90,13 @@ struct LaunchSizes {
   unsigned grid[3], block[3], dynamic_shared;
 };
 
-// All calls hold its lock, so that one thing happens after the other: streams are not side by side here.
+// Every call that reads or changes it holds its lock, so that one thing happens after the other: streams are not side
+// by side here.
 class Gpu {
  public:
   static Gpu& only();
 
-  std::recursive_mutex lock;
+  std::mutex lock;
   Facts facts;
 
   // The error that a call returns; the detail is told with its text. After a failed kernel every call fails, but those
@@ -99,8 +104,8 @@ class Gpu {
   Error fail(Error error, const std::string& detail);
   Error standing_error() const { return standing_; }
   Error take_last_error(bool forget);
-  const char* error_name(Error error);
-  const char* error_text(Error error);  // with the detail; the caller's until it asks again
+  static const char* error_name(Error error);
+  const char* error_text(Error error);  // takes the lock; with the detail; the caller's until it asks again
 
   Error load(const void* image, Module** module);
   Error find(Module* module, const char* name, Function** function);
@@ -128,14 +133,14 @@ class Gpu {
 template <class Call>
 int with_gpu(Call call) {
   Gpu& gpu = Gpu::only();
-  std::lock_guard<std::recursive_mutex> guard(gpu.lock);
+  std::lock_guard<std::mutex> guard(gpu.lock);
   return gpu.standing_error() ? gpu.standing_error() : call(gpu);
 }
 
 template <class Call>
 int clean_up(Call call) {
   Gpu& gpu = Gpu::only();
-  std::lock_guard<std::recursive_mutex> guard(gpu.lock);
+  std::lock_guard<std::mutex> guard(gpu.lock);
   return call(gpu);
 }
 

@@ -1,11 +1,10 @@
 // The functions that compilers call where code is built with -fsanitize=thread and the checks of -fsanitize that
-// compile.py asks for. g++ and clang agree on these names; we bring the functions ourselves, so that no sanitizer's
+// toolchain.py asks for. g++ and clang agree on these names; we bring the functions ourselves, so that no sanitizer's
 // library is needed and failures are told in terms of the kernel.
 //
 // Calls and their arguments: LLVM's compiler-rt, lib/tsan/rtl/tsan_interface.h and lib/ubsan/ubsan_handlers.h.
 #include "block.h"
 #include "machine.h"
-#include "shadow.h"
 
 using emulator::Failure;
 using emulator::fail;

@@ -1,12 +1,13 @@
 // A launch: the blocks of a grid side by side on the cores, the threads of each in turn.
 #include "machine.h"
 
-#include <pthread.h>
 #include <signal.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <iterator>
 #include <mutex>
 #include <numeric>
@@ -80,8 +81,7 @@ void block_barrier() { give_way(State::at_barrier); }
 namespace {
 
 void require_full_warp(uint32_t mask, const char* operation) {
-  const unsigned lanes = running->warps[current_thread().warp()].lanes;
-  const uint32_t all = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
+  const uint32_t all = active_mask();
   if ((mask & all) != all) fail(Failure::launch_failure, "%s of a part of a warp (mask 0x%08x)", operation, mask);
 }
 
@@ -189,7 +189,6 @@ void start_block(Block& block, uint32_t number) {
     Warp& warp = block.warps[w];
     warp.lanes = std::min(kWarpSize, threads - w * kWarpSize);
     warp.arrived = warp.generation = 0;
-    warp.sync_tick = block.tick;
   }
 }
 
@@ -200,16 +199,16 @@ bool may_go_on(const Block& block, const Thread& thread) {
 
 void describe_standstill(Block& block) {
   unsigned ended = 0, at_barrier = 0;
-  const Thread* in_warp = nullptr;
+  Thread* in_warp = nullptr;
   for (Thread& thread : block.threads) {
     ended += thread.state == State::ended;
     at_barrier += thread.state == State::at_barrier;
     if (thread.state == State::at_warp_operation) in_warp = &thread;
   }
-  const Thread* shown = in_warp;
+  Thread* shown = in_warp;
   for (Thread& thread : block.threads)
     if (!shown && thread.state == State::at_barrier) shown = &thread;
-  block.current = const_cast<Thread*>(shown);
+  block.current = shown;
   char text[300];
   if (in_warp) {
     snprintf(text, sizeof text, "threads of one warp diverge: this one waits at %s, which others of it never reach",

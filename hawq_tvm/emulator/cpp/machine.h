@@ -66,8 +66,6 @@ T atomic_min(T* address, T value);
 template <class T>
 T atomic_max(T* address, T value);
 template <class T>
-T atomic_exchange(T* address, T value);
-template <class T>
 T atomic_compare_and_swap(T* address, T expected, T value);
 
 [[noreturn]] void unsupported(const char* what);

@@ -15,7 +15,6 @@ namespace emulator {
 
 namespace {
 
-constexpr size_t kPage = 4096;
 constexpr size_t kAlignment = 256;  // of cudaMalloc: "CUDA C++ Programming Guide", "Device Memory Accesses"
 constexpr size_t kRange = size_t(1) << 37;
 

@@ -6,6 +6,7 @@
 
 namespace emulator {
 
+constexpr size_t kPage = 4096;  // of the host, the least that it can guard
 constexpr unsigned char kPoison = 0xA5;  // what fresh memory holds
 
 struct Buffer {

@@ -2,6 +2,7 @@
 #include "ptx.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "block.h"
 #include "shadow.h"
@@ -48,6 +49,12 @@ void multiply(const int16_t a[][kMostDepth], const int16_t b[][kMostDepth], unsi
     }
 }
 
+Registers registers_of(const uint32_t* result) {
+  Registers registers;
+  std::copy_n(result, 4, registers.word);
+  return registers;
+}
+
 }  // namespace
 
 Registers mma_sync(MmaForm form, MmaOperands operands) {
@@ -59,8 +66,7 @@ Registers mma_sync(MmaForm form, MmaOperands operands) {
   std::copy_n(operands.a, a_count, words);
   std::copy_n(operands.b, b_count, words + a_count);
   std::copy_n(operands.c, c_count, words + a_count + b_count);
-  if (running->warps[current_thread().warp()].lanes != kWarpSize)
-    fail(Failure::launch_failure, "mma.sync in a warp of fewer than 32 threads");
+  require_32_threads("mma.sync");
 
   const uint32_t* result = meet("mma.sync", words, a_count + b_count + c_count, [&](auto& of, auto& results) {
     alignas(64) int16_t a[kMostRows][kMostDepth], b[kColumns][kMostDepth];
@@ -78,17 +84,14 @@ Registers mma_sync(MmaForm form, MmaOperands operands) {
         results[lane][i] = of[lane][a_count + b_count + i] + static_cast<uint32_t>(product[row * kColumns + column]);
       }
   });
-  Registers registers;
-  std::copy_n(result, 4, registers.word);
-  return registers;
+  return registers_of(result);
 }
 
 // "Warp-level matrix load instruction: ldmatrix": threads 8m to 8m + 7 give the addresses of the rows of matrix m;
 // thread l receives the elements 2 * (l % 4) and the next of row l / 4; transposed, row and column change places.
 Registers ldmatrix(unsigned count, bool transposed, uint32_t shared_address) {
   constexpr unsigned kRow = 16;
-  if (running->warps[current_thread().warp()].lanes != kWarpSize)
-    fail(Failure::launch_failure, "ldmatrix in a warp of fewer than 32 threads");
+  require_32_threads("ldmatrix");
   const uint32_t words[] = {shared_address};
   const uint32_t* result = meet("ldmatrix", words, 1, [&](auto& of, auto& results) {
     Block& block = *running;
@@ -120,9 +123,7 @@ Registers ldmatrix(unsigned count, bool transposed, uint32_t shared_address) {
     }
     block.current = last;
   });
-  Registers registers;
-  std::copy_n(result, 4, registers.word);
-  return registers;
+  return registers_of(result);
 }
 
 // ---- cp.async: "Data Movement and Conversion Instructions: Asynchronous copy" ---------------------------------------

@@ -12,6 +12,7 @@
 #include "shadow.h"
 
 #include <algorithm>
+#include <cstdarg>
 #include <cstdio>
 
 #include "memory.h"

@@ -1,6 +1,7 @@
 #include "wmma.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "block.h"
 #include "shadow.h"
@@ -20,21 +21,25 @@ void fail_unless(bool holds, const char* sentence) {
 // 256 bits cannot be told from an address alone: 16 bytes are what the instructions need.
 constexpr unsigned kAlignment = 16;
 
-struct Rows {  // of memory
-  unsigned count;
-  size_t row_bytes, leading_bytes;
-};
-
-Rows rows_in_memory(const WmmaForm& form, unsigned leading) {
-  const unsigned count = form.across ? form.columns : form.rows, length = form.across ? form.rows : form.columns;
-  return {count, size_t(length) * form.bits / 8, size_t(leading) * form.bits / 8};
+// Checks an access to the whole matrix in memory, then takes its elements: `take(its place in the matrix that is held
+// here, the row of memory that it lies in, its number there)`.
+template <class Memory, class Take>
+void each_element(const WmmaForm& form, Memory* begin, unsigned leading, bool write, Take take) {
+  const unsigned rows = form.across ? form.columns : form.rows, length = form.across ? form.rows : form.columns;
+  const size_t row_bytes = size_t(length) * form.bits / 8, leading_bytes = size_t(leading) * form.bits / 8;
+  for (unsigned i = 0; i < rows; i++) check_warp_access(begin + i * leading_bytes, row_bytes, 1, write);
+  for (unsigned row = 0; row < form.rows; row++)
+    for (unsigned column = 0; column < form.columns; column++) {
+      const unsigned outer = form.across ? column : row, inner = form.across ? row : column;
+      take(row * form.columns + column, begin + outer * leading_bytes, inner);
+    }
 }
 
 // All threads come with their pointer; the last one runs `act(the first thread's matrix)`.
 template <class Act>
 void meet_over(const char* operation, const WmmaForm& form, const void* matrix, const void* memory, unsigned leading,
                Act act) {
-  fail_unless(running->warps[current_thread().warp()].lanes == kWarpSize, "WMMA in a warp of fewer than 32 threads");
+  require_32_threads("WMMA");
   const auto own = reinterpret_cast<uintptr_t>(matrix), place = reinterpret_cast<uintptr_t>(memory);
   const uint32_t words[] = {static_cast<uint32_t>(own),   static_cast<uint32_t>(own >> 32),
                             static_cast<uint32_t>(place), static_cast<uint32_t>(place >> 32), leading};
@@ -66,32 +71,20 @@ int32_t element_in_memory(const WmmaForm& form, const char* row, unsigned number
 void wmma_load(WmmaForm form, void* matrix, const void* memory, unsigned leading) {
   const char* begin = static_cast<const char*>(memory);
   meet_over("load_matrix_sync", form, matrix, memory, leading, [&](void* first) {
-    const Rows rows = rows_in_memory(form, leading);
-    for (unsigned i = 0; i < rows.count; i++)
-      check_warp_access(begin + i * rows.leading_bytes, rows.row_bytes, 1, false);
-    for (unsigned row = 0; row < form.rows; row++)
-      for (unsigned column = 0; column < form.columns; column++) {
-        const unsigned outer = form.across ? column : row, inner = form.across ? row : column;
-        const int32_t value = element_in_memory(form, begin + outer * rows.leading_bytes, inner);
-        const unsigned place = row * form.columns + column;
-        if (form.bits == 32) static_cast<int32_t*>(first)[place] = value;
-        else static_cast<int16_t*>(first)[place] = static_cast<int16_t>(value);
-      }
+    each_element(form, begin, leading, false, [&](unsigned place, const char* row, unsigned number) {
+      const int32_t value = element_in_memory(form, row, number);
+      if (form.bits == 32) static_cast<int32_t*>(first)[place] = value;
+      else static_cast<int16_t*>(first)[place] = static_cast<int16_t>(value);
+    });
   });
 }
 
 void wmma_store(WmmaForm form, const int32_t* matrix, void* memory, unsigned leading) {
   char* begin = static_cast<char*>(memory);
   meet_over("store_matrix_sync", form, matrix, memory, leading, [&](void* first) {
-    const Rows rows = rows_in_memory(form, leading);
-    for (unsigned i = 0; i < rows.count; i++)
-      check_warp_access(begin + i * rows.leading_bytes, rows.row_bytes, 1, true);
-    for (unsigned row = 0; row < form.rows; row++)
-      for (unsigned column = 0; column < form.columns; column++) {
-        const unsigned outer = form.across ? column : row, inner = form.across ? row : column;
-        const int32_t value = static_cast<int32_t*>(first)[row * form.columns + column];
-        memcpy(begin + outer * rows.leading_bytes + 4 * inner, &value, 4);
-      }
+    each_element(form, begin, leading, true, [&](unsigned place, char* row, unsigned number) {
+      memcpy(row + 4 * number, static_cast<const int32_t*>(first) + place, 4);
+    });
   });
 }
 

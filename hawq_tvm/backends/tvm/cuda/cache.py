@@ -13,14 +13,15 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from hawq_tvm.core.machine import cache_home
+
 _LENGTH = struct.Struct("<Q")
 _DIGEST = 32
 
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/hawq_tvm/cuda``, by default ``~/.cache/hawq_tvm/cuda``."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "hawq_tvm" / "cuda"
+    return cache_home() / "cuda"
 
 
 def cache_key(*parts: str) -> str:

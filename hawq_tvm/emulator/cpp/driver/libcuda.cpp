@@ -1,6 +1,5 @@
 // libcuda.so.1: the driver's functions that TVM's runtime calls.
 #include <cstdio>
-#include <mutex>
 
 #include "abi.h"
 #include "gpu.h"
@@ -9,16 +8,11 @@ using namespace emulator;
 
 extern "C" {
 
-int cuInit(unsigned) {
-  return with_gpu([](Gpu&) { return kSuccess; });
-}
-
 // TVM shows the name alone where loading or launching fails, so the name tells why, too.
 int cuGetErrorName(int error, const char** name) {
   static thread_local std::string shown;
-  Gpu& gpu = Gpu::only();
   const auto known = static_cast<Error>(error);
-  shown = std::string(gpu.error_name(known)) + " (" + gpu.error_text(known) + ")";
+  shown = std::string(Gpu::error_name(known)) + " (" + Gpu::only().error_text(known) + ")";
   *name = shown.c_str();
   return kSuccess;
 }

@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 
 #include "abi.h"
 #include "api.h"
@@ -31,11 +30,11 @@ int attribute_value(const Facts& facts, int attribute) {
     case kThreadsPerBlock:
     case kBlockX:
     case kBlockY: return kMaxThreads;
-    case kBlockZ: return 64;
-    case kGridX: return 0x7fffffff;
+    case kBlockZ: return kMostBlockZ;
+    case kGridX: return kMostGridX;
     case kGridY:
-    case kGridZ: return 65535;
-    case kSharedPerBlock: return std::min(48 * 1024, facts.shared_bytes_per_block);
+    case kGridZ: return kMostGridYZ;
+    case kSharedPerBlock: return std::min(int(kSharedWithoutAsking), facts.shared_bytes_per_block);
     case kSharedPerBlockOptIn: return facts.shared_bytes_per_block;
     case kWarp: return kWarpSize;
     case kRegistersPerBlock: return 65536;
@@ -104,9 +103,15 @@ int cudaGetDeviceProperties(void* properties, int device) {
 
 // ---- errors ---------------------------------------------------------------------------------------------------------
 
-int cudaGetLastError() { return Gpu::only().take_last_error(true); }
-int cudaPeekAtLastError() { return Gpu::only().take_last_error(false); }
-const char* cudaGetErrorName(int error) { return Gpu::only().error_name(static_cast<Error>(error)); }
+int cudaGetLastError() {
+  return clean_up([](Gpu& gpu) { return gpu.take_last_error(true); });
+}
+
+int cudaPeekAtLastError() {
+  return clean_up([](Gpu& gpu) { return gpu.take_last_error(false); });
+}
+
+const char* cudaGetErrorName(int error) { return Gpu::error_name(static_cast<Error>(error)); }
 const char* cudaGetErrorString(int error) { return Gpu::only().error_text(static_cast<Error>(error)); }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
@@ -131,7 +136,6 @@ int cudaFree(void* pointer) {
 }
 
 int cudaMallocHost(void** pointer, size_t bytes) {
-  constexpr size_t kPage = 4096;
   return with_gpu([&](Gpu& gpu) {
     return posix_memalign(pointer, kPage, bytes) == 0 ? kSuccess : gpu.fail(kOutOfMemory, "of the host");
   });
