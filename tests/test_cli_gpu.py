@@ -167,7 +167,7 @@ def test_a_run_is_verified_again_where_its_gpu_is(
 def test_what_python_measures_is_the_library_that_is_there(
     fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the code for further GPUs that it was compiled for, by a machine with a disassembler and this one without."""
+    """With the code for further GPUs that it was compiled for, by a machine with a disassembler and one without."""
 
     def no_compiler() -> CudaCompiler:
         raise CompileError("nothing compiles here")
