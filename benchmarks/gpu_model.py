@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.nvidias_network import NVIDIAS_RESIDUAL_BITS, NVIDIAS_STORED_BITS
 from benchmarks.random_networks import captured, integers
-from benchmarks.runs import markdown, write_results
+from benchmarks.runs import markdown, read_results, write_results
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.core.gpu import SM_75, T4, GpuFacts, HeldLoad
 from hawq_tvm.core.gpu_model import (
@@ -426,7 +426,7 @@ def resnet50_allocations(costs: CostTable, batch: int = 8) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--costs", type=Path, help="of ResNet-50; without it, its allocations are left out")
+    parser.add_argument("--costs", type=Path, help="of ResNet-50; without it, its allocations stay as they are")
     arguments = parser.parse_args()
     print(f"kernels alone are compared at {typical_clock(T4):.0f} MHz")
     results: dict[str, Any] = {"whole": whole_networks(), "nvidia": beside_nvidia()}
@@ -434,7 +434,9 @@ def main() -> None:
     results["tiles"] = tile_table()
     results["resnet18"] = beside_published()
     results["resnet18_allocations"] = resnet18_allocations()
-    if arguments.costs is not None:
+    if arguments.costs is None:
+        results = {**read_results("gpu_model"), **results}
+    else:
         costs = CostTable.from_json(json.loads(arguments.costs.read_text()))
         results["resnet50_allocations"] = {
             "sources": dict(costs.sources), "shares": resnet50_allocations(costs)

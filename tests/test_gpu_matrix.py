@@ -12,16 +12,14 @@ import pytest
 from benchmarks import gpu_matrix, runs
 from benchmarks.gpu_matrix import broken_promises, dense_layers, instructions, wanted_instruction
 from benchmarks.random_networks import integers
-from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.build import build_library
-from hawq_tvm.backends.tvm.cuda import report
 from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.backends.tvm.cuda.disassembly import find_disassembler
 from hawq_tvm.backends.tvm.info import GpuKernelInfo, LibraryInfo
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core.ir import Graph
 
-from .fake_cuda import fake_compiler
+from .fake_cuda import use_fake_compiler
 
 needs_disassembler = pytest.mark.skipif(
     find_disassembler() is None, reason="needs nvdisasm, of the CUDA toolkit or of nvidia-cuda-nvdisasm"
@@ -96,8 +94,7 @@ def test_a_broken_promise_is_the_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A compiler that compiles nothing leaves no tensor core instruction."""
-    monkeypatch.setattr(build, "find_cuda_compiler", fake_compiler)
-    monkeypatch.setattr(report, "find_disassembler", lambda: None)
+    use_fake_compiler(monkeypatch)
     monkeypatch.setattr(gpu_matrix, "find_disassembler", lambda: "nvdisasm")
     monkeypatch.setattr(gpu_matrix, "NETWORKS", {"ResNet-20": "resnet20"})
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
