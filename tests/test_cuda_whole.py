@@ -15,18 +15,18 @@ import torch
 from benchmarks.random_networks import integers
 from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.cuda.emulated import emulated_module
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.targets import TARGETS
 
 from .builders import same
+from .emulated import needs_compiler
 from .fake_cuda import use_fake_compiler
 
 T4 = TARGETS["nvidia/t4"]
 
-pytestmark = pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+pytestmark = needs_compiler
 
 
 def noise(graph: Graph, count: int) -> Array:

@@ -12,10 +12,10 @@ from PIL import Image
 
 from benchmarks import nvidia_int4
 from benchmarks.nvidia_int4 import Answer, answers, deploy, extract
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.sources.options import Preprocessing
 
 from .builders import SIZE, integers_of
+from .emulated import needs_compiler
 from .fake_cuda import use_fake_compiler
 
 NAMES = ("n01_a/a.png", "n02_b/b.png", "n03_c/c.png", "n04_d/d.png")
@@ -53,7 +53,7 @@ def test_data_that_is_not_there_is_told(tmp_path: Path) -> None:
         nvidia_int4.main([str(tmp_path)])
 
 
-@pytest.mark.skipif(find_c_compiler() is None, reason="libraries, and the emulated GPU, need a C++ compiler")
+@needs_compiler
 @pytest.mark.skipif(shutil.which("make") is None, reason="the C++ example is built by make")
 def test_both_examples_give_the_interpreters_answers(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
