@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if not checkpoint(arguments.data).is_file():
         sys.exit(f"error: {checkpoint(arguments.data)} is not there; see the data of benchmarks.imagenet")
-    options = DataOptions(calibration_samples=arguments.calibration_samples, evaluation_samples=32)
+    options = DataOptions(calibration_samples=arguments.calibration_samples, evaluation_samples=8)
     samples = load_data(f"imagefolder:{arguments.data / SAMPLE}", options)
     graph = quantized(samples, arguments.data).graph
     predicted = predictions(graph)
