@@ -1,24 +1,22 @@
-"""GPU kernels by themselves: their CUDA text as TVM writes it, run on the emulated GPU or compiled by nvcc."""
+"""GPU kernels by themselves: their CUDA text as TVM writes it, run on the emulated GPU or compiled."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
 
+from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
+from hawq_tvm.backends.tvm.cuda.images import KernelImage, compile_kernels
 from hawq_tvm.backends.tvm.cuda.lowering import DeviceKernel, lower_for_gpu
 from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
 from hawq_tvm.core.storage import Storage, pack
-from hawq_tvm.core.targets import TARGETS, Target
+from hawq_tvm.core.targets import TARGETS, Target, architectures_of
 from hawq_tvm.emulator.launch import load_kernel
 from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request
 from hawq_tvm.kernels.cuda.storages import channels_last
@@ -26,7 +24,6 @@ from hawq_tvm.kernels.cuda.storages import channels_last
 from .builders import random_integers
 
 needs_compiler = pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 
 def cuda_kernel(built: BuiltKernel, target: Target) -> DeviceKernel:
@@ -91,24 +88,7 @@ def held_before(type: TensorType, storage: Storage, batch: int) -> Array:
     return np.full(storage.shape(type, batch), 0x55, storage.dtype(type))
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What nvcc says of a kernel: registers of a thread, bytes that did not fit into them, and the cubin."""
-
-    registers: int
-    spilled_bytes: int
-    cubin: Path
-
-
-def compiled_by_nvcc(built: BuiltKernel, target: Target, folder: Path) -> Compiled:
-    """Compile a kernel's text for the target's architecture."""
-    assert target.gpu is not None
-    source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
-    source.write_text(cuda_kernel(built, target).text)
-    command = ["nvcc", "-cubin", f"-arch={target.gpu.architecture.sm}", "--ptxas-options=-v", "-w", "-o", str(cubin)]
-    result = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    registers = re.search(r"Used (\d+) registers", result.stderr)
-    spills = [int(size) for size in re.findall(r"(\d+) bytes spill", result.stderr)]
-    assert registers is not None and spills, result.stderr
-    return Compiled(int(registers[1]), sum(spills), cubin)
+def compiled_image(built: BuiltKernel, target: Target, compiler: CudaCompiler) -> KernelImage:
+    """A kernel compiled for the target's architecture, as libraries hold it."""
+    kernel = cuda_kernel(built, target)
+    return compile_kernels([(kernel.name, kernel.text)], architectures_of(target), compiler)[kernel.name]

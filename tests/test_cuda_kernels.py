@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.core.ir import IntType, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import (
     Add,
@@ -34,14 +34,13 @@ from hawq_tvm.kernels.cuda.storages import channels_last
 
 from .builders import random_integers
 from .gpu_kernels import (
-    compiled_by_nvcc,
+    compiled_image,
     computed_wrongly,
     emulated,
     gpu_offers,
     gpu_request,
     held_before,
     needs_compiler,
-    needs_nvcc,
 )
 
 GPUS = sorted(name for name, target in TARGETS.items() if target.gpu is not None)
@@ -199,12 +198,11 @@ def test_depthwise_convolutions_by_dot_products(channels: int, y: str, window: W
     assert computed_wrongly(request, {name: gpu_offers(request)[name]}) == []
 
 
-@needs_nvcc
-def test_the_largest_depthwise_window_spills_nothing(tmp_path: Path) -> None:
+def test_the_largest_depthwise_window_spills_nothing(cuda_compiler: CudaCompiler) -> None:
     op = random_conv(64, 64, Window((7, 7), pads=(3, 3, 3, 3)), 8, S4, groups=64)
     request = gpu_request(op, [image("s4", 64, 14, 14)], S4)
     built = gpu_offers(request)["conv2d_depthwise_x8w8s32_dp4a_nhwc"].build()
-    assert compiled_by_nvcc(built, request.target, tmp_path).spilled_bytes == 0
+    assert compiled_image(built, request.target, cuda_compiler).spill_bytes == {75: 0}
 
 
 @needs_compiler
@@ -287,19 +285,20 @@ def test_a_step_has_a_place_for_every_chunk(family: str, tile: Tile) -> None:
     assert sorted(copied) == sorted(b), "the copy of the right operand fills its places"
 
 
-@needs_nvcc
 @pytest.mark.parametrize(("family", "tile"), CUTS, ids=str)
 @pytest.mark.parametrize("types", ["u8 w8 u8", "u4 w4 u4", "s4 w8 s8"])
-def test_convolutions_for_the_t4_spill_nothing(family: str, tile: Tile, types: str, tmp_path: Path) -> None:
+def test_convolutions_for_the_t4_spill_nothing(
+    family: str, tile: Tile, types: str, cuda_compiler: CudaCompiler
+) -> None:
     x, w, y = types.split()
     window, output = Window((3, 3), pads=(1, 1, 1, 1)), IntType.parse(y)
     op = random_conv(256, 256, window, int(w[1]), output, residual="each")
     request = gpu_request(op, [image(x, 256, 14, 14), image("s8", 256, 14, 14)], output, batch=8)
     reads = tuple(request.alternatives[name] for name in request.node.inputs)
     built = gemm_layers.build(request, reads, request.alternatives["y"], FAMILIES[family], tile)
-    compiled = compiled_by_nvcc(built, request.target, tmp_path)
-    assert compiled.spilled_bytes == 0
-    assert compiled.registers <= 168, "three blocks of four warps on a multiprocessor"
+    made = compiled_image(built, request.target, cuda_compiler)
+    assert made.spill_bytes == {75: 0}
+    assert made.uses[75].registers <= 168, "three blocks of four warps on a multiprocessor"
 
 
 @pytest.mark.parametrize(
