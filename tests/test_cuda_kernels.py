@@ -33,6 +33,7 @@ from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row
 from hawq_tvm.kernels.cuda.storages import channels_last
 
 from .builders import random_integers
+from .emulated import needs_compiler
 from .gpu_kernels import (
     compiled_image,
     computed_wrongly,
@@ -40,7 +41,6 @@ from .gpu_kernels import (
     gpu_offers,
     gpu_request,
     held_before,
-    needs_compiler,
 )
 
 GPUS = sorted(name for name, target in TARGETS.items() if target.gpu is not None)

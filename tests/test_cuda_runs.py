@@ -15,7 +15,6 @@ from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.cuda import device, report
 from hawq_tvm.backends.tvm.cuda.emulated import emulated_module, why_not_here
 from hawq_tvm.backends.tvm.cuda.texts import parse_texts
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core import interpreter
@@ -26,10 +25,11 @@ from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.emulator import DRIVER_TOO_OLD, NO_DEVICE, Conditions, Image, emulated_session
 
 from .builders import integer_samples, integers_of, same
+from .emulated import needs_compiler
 from .fake_cuda import fake_compiler
 from .gpu_threads import FromThreads
 
-pytestmark = pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+pytestmark = needs_compiler
 
 MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
 
