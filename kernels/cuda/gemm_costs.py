@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from hawq_tvm.core.gpu import MAX_REGISTERS_PER_THREAD, WARP_SIZE, Architecture, GpuFacts
 from hawq_tvm.core.gpu_model import (
@@ -23,8 +24,8 @@ from hawq_tvm.core.gpu_model import (
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.costs import stored_bytes
 from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
-from hawq_tvm.kernels.cuda.gemm_kernel import ASYNC_STAGES, STAGES
-from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
+from hawq_tvm.kernels.cuda.gemm_kernel import resident_steps, shared_words
+from hawq_tvm.kernels.cuda.gemm_shared import Layout, Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES
 from hawq_tvm.kernels.interface import Request
 
@@ -74,21 +75,20 @@ def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, gpu: GpuFacts, dram_bytes: flo
         gpu: whose instructions it uses.
         dram_bytes: that the layer moves, whatever the tile.
     """
-    steps = -(-gemm.chunks // tile.k)
-    warps = tile.threads // WARP_SIZE
+    steps, layout = gemm.steps(tile), Swizzled(tile)
     loaded = steps * tile.k * (tile.m * gemm.loaded_words * 4 + tile.n * CHUNK_BYTES)
-    loop, ending = _loop(gemm, tile, steps), _ending(tile, ends)
+    loop, ending = _loop(gemm, tile, steps), _ending(layout, ends)
     # Blocks walk through the weights side by side, so that those of a step come from DRAM for all that are resident.
     # The first steps are loaded from the start, each later one while those before it are multiplied.
-    ahead = _stages(gemm) - 1
+    ahead = resident_steps(gemm) - 1
     arriving = max(0, steps - ahead) * DRAM_LATENCY_CYCLES / ahead
     start = START_INSTRUCTIONS * DEPENDENT_CYCLES + DRAM_LATENCY_CYCLES
-    alone = [_alone(phase, gemm, warps, gpu.architecture) for phase in (loop, ending)]
+    alone = [_alone(phase, gemm, tile.warps, gpu.architecture) for phase in (loop, ending)]
     return KernelWork(
-        blocks=-(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n),
+        blocks=prod(gemm.tiles(tile)),
         threads=tile.threads,
         registers=_registers(gemm, tile, gpu.architecture),
-        shared_bytes=4 * max(min(_stages(gemm), steps) * Swizzled(tile).stage_words, _exchanged_words(tile)),
+        shared_bytes=4 * shared_words(gemm, layout),
         bits=gemm.bits,
         phases=(loop, ending),
         l2_bytes=loaded + tile.m * tile.n * (ends.result_bits + ends.residual_bits) / 8,
@@ -98,22 +98,12 @@ def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, gpu: GpuFacts, dram_bytes: flo
     )
 
 
-def _stages(gemm: Gemm) -> int:
-    """Steps that shared memory holds at once."""
-    return ASYNC_STAGES if gemm.copies else STAGES
-
-
-def _exchanged_words(tile: Tile) -> int:
-    """Sums of slices, which are added up in shared memory."""
-    return tile.slices * tile.m * tile.n if tile.slices > 1 else 0
-
-
 def _loop(gemm: Gemm, tile: Tile, steps: int) -> Phase:
     """All steps: copies to shared memory, ldmatrix, and the multiplications."""
     pixels, weights = steps * tile.m * tile.k, steps * tile.n * tile.k  # chunks
     arrived = pixels * gemm.loaded_words * 4 + weights * CHUNK_BYTES
     stored = (pixels + weights) * CHUNK_BYTES
-    warp_chunks = steps * tile.warps_m * tile.warps_n * tile.slices * tile.slice_k * (tile.warp_m + tile.warp_n)
+    warp_chunks = steps * tile.warps * tile.slice_k * (tile.warp_m + tile.warp_n)
     macs = tile.m * tile.n * steps * tile.k * gemm.chunk_elements
     address = PIXEL_INSTRUCTIONS if gemm.taps > 1 else PLAIN_PIXEL_INSTRUCTIONS
     copying = (
@@ -126,14 +116,14 @@ def _loop(gemm: Gemm, tile: Tile, steps: int) -> Phase:
         instructions=copying
         + warp_chunks / WARP_SIZE  # ldmatrix moves 32 rows of a chunk
         + macs / gemm.shape.macs
-        + steps * STEP_INSTRUCTIONS * tile.threads / WARP_SIZE,
+        + steps * STEP_INSTRUCTIONS * tile.warps,
     )
 
 
-def _ending(tile: Tile, ends: Ends) -> Phase:
-    """Adding up of slices, then the results, of all warps."""
-    results = tile.m * tile.n
-    exchanged = 2 * 4 * _exchanged_words(tile)  # written and read
+def _ending(layout: Layout, ends: Ends) -> Phase:
+    """The sums' way through shared memory, then the results, of all warps."""
+    results = layout.tile.m * layout.tile.n
+    exchanged = 2 * 4 * layout.finish_words  # written and read
     instructions = results * (RESULT_INSTRUCTIONS + RESIDUAL_INSTRUCTIONS * (ends.residual_bits > 0))
     return Phase(
         data_bytes=exchanged + results * (ends.result_bits + ends.residual_bits) / 8,
@@ -153,10 +143,9 @@ def _alone(phase: Phase, gemm: Gemm, warps: int, architecture: Architecture) -> 
 
 def _registers(gemm: Gemm, tile: Tile, architecture: Architecture) -> int:
     """Of a thread, as many as the compiler may take: within 15% of what nvcc reports for sm_75."""
-    wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
     sums = tile.warp_m * tile.warp_n // WARP_SIZE
-    operands = (tile.warp_m + tile.warp_n) // 8 * wide
-    on_their_way = 0 if gemm.copies else (tile.m + tile.n) * tile.k // tile.threads * CHUNK_WORDS
+    operands = (tile.warp_m + tile.warp_n) // 8 * gemm.chunks_at_once
+    on_their_way = 0 if gemm.copies else tile.copied_chunks(tile.m + tile.n) * CHUNK_WORDS
     most = architecture.registers_per_sm // (MIN_BLOCKS * tile.threads)
     return min(OTHER_REGISTERS + sums + operands + on_their_way, most, MAX_REGISTERS_PER_THREAD)
 

@@ -77,10 +77,9 @@ def build(
     def launch(*buffers: Any) -> None:
         inputs, given = buffers[: len(reads)], buffers[len(reads) : -1]
         x, *rest = (words_of(buffer, "uint32") for buffer in inputs)
-        columns = -(-gemm.out_channels // chosen.n)
-        grid = -(-gemm.rows // chosen.m) * columns
+        rows, columns = gemm.tiles(chosen)
         with (
-            T.launch_thread("blockIdx.x", grid) as block,
+            T.launch_thread("blockIdx.x", rows * columns) as block,
             T.launch_thread("threadIdx.x", chosen.threads) as thread,
             T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", MIN_BLOCKS),
         ):

@@ -38,6 +38,11 @@ class Layout(ABC):
     def stage_words(self) -> int:
         """Words of a step, of both operands."""
 
+    @property
+    @abstractmethod
+    def finish_words(self) -> int:
+        """Words that the sums pass through in the end, when no step is needed any more."""
+
     @abstractmethod
     def place(self, rows: int, row: Index, chunk: Index) -> Index:
         """The first word of a row's chunk in an operand of so many rows."""
@@ -69,6 +74,11 @@ class Swizzled(Layout):
     @property
     def stage_words(self) -> int:
         return (self.tile.m + self.tile.n) * self.tile.k * CHUNK_WORDS
+
+    @property
+    def finish_words(self) -> int:
+        """Those of all slices, which are added up."""
+        return self.tile.slices * self.tile.m * self.tile.n if self.tile.slices > 1 else 0
 
     def place(self, rows: int, row: Index, chunk: Index) -> Index:
         rows_a_line = max(1, LINE_CHUNKS // self.tile.k)
@@ -106,6 +116,11 @@ class Planes(Layout):
     @property
     def stage_words(self) -> int:
         return self.a_words + self.tile.k * self._plane(self.tile.n)
+
+    @property
+    def finish_words(self) -> int:
+        """All of them: fragments are opaque, and memory is not."""
+        return self.tile.m * self.tile.n
 
     def place(self, rows: int, row: Index, chunk: Index) -> Index:
         return chunk * self._plane(rows) + row * CHUNK_WORDS

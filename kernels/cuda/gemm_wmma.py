@@ -106,16 +106,11 @@ class Fragments:
         stride = self.sums.gemm.chunk_elements
         T.evaluate(T.tvm_load_matrix_sync(fragment.data, *self._shape, index, pointer, stride, order))
 
-    @property
-    def finish_words(self) -> int:
-        """Shared memory for the sums of all warps."""
-        return self.layout.tile.m * self.layout.tile.n
-
     def finish(self, shared: Any) -> Sums:
         """The sums with their bias in the lanes' registers, by way of shared memory.
 
         Args:
-            shared: `finish_words`, which no warp reads any more once all have come here.
+            shared: `Layout.finish_words`, which no warp reads any more once all have come here.
         """
         sums, tile, side = self.sums, self.layout.tile, _side(self.sums.gemm)
         rows, columns = self._counts
