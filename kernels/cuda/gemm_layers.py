@@ -155,7 +155,7 @@ def layer_tiles(
 ) -> dict[Tile, Prediction]:
     """What a layer takes with each of a family's tiles that fit the GPU."""
     gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
-    predictions = predict_layer(request, gemm, reads, writes, family.tiles)
+    predictions = predict_layer(request, gemm, reads, writes, map(family.layout, family.tiles))
     return {tile: prediction.slowed(family.slowdown) for tile, prediction in predictions.items()}
 
 
