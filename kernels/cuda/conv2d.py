@@ -20,13 +20,11 @@ from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
 from hawq_tvm.kernels.cuda.costs import simple_cost
-from hawq_tvm.kernels.cuda.launch import thread_a_word
+from hawq_tvm.kernels.cuda.launch import node_by_words
 from hawq_tvm.kernels.cuda.pooling import over_taps
-from hawq_tvm.kernels.cuda.values import Value, field, int32
+from hawq_tvm.kernels.cuda.values import Place, Value, field, int32
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-
-Place = tuple[Expr, Expr, Expr, Expr]
 
 
 def is_depthwise(op: Conv2d, inputs: Sequence[TensorType]) -> bool:
@@ -117,8 +115,7 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
         residual = inputs[1].load_run(*at, lanes) if len(inputs) > 1 else ()
         return finish([sums[lane] for lane in range(lanes)], op, multipliers, residual, at[1])
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, constants, (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body, constants)
 
 
 def _inputs_of(x: Value, op: Conv2d, at: Place, ci: Expr, lanes: int) -> list[Expr]:

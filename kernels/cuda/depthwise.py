@@ -22,9 +22,9 @@ from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.acceptance import packed
 from hawq_tvm.kernels.cuda.conv2d import finish, is_depthwise, per_channel
 from hawq_tvm.kernels.cuda.costs import simple_cost
-from hawq_tvm.kernels.cuda.launch import thread_a_word
+from hawq_tvm.kernels.cuda.launch import node_by_words
 from hawq_tvm.kernels.cuda.ptx import uint32
-from hawq_tvm.kernels.cuda.values import Value, both
+from hawq_tvm.kernels.cuda.values import Place, Value, both
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -33,8 +33,6 @@ MAX_TAPS = 49
 
 TAPS = 4
 """Taps that one instruction sums over."""
-
-Place = tuple[Expr, Expr, Expr, Expr]
 
 
 def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
@@ -62,8 +60,7 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
         residual = inputs[1].load_run(*at, y.lanes) if len(inputs) > 1 else ()
         return finish([sums[lane] for lane in range(y.lanes)], op, factors, residual, at[1])
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, constants, (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body, constants)
 
 
 def tap_words(weight: Array, channels: int) -> Array:

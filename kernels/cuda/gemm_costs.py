@@ -27,6 +27,7 @@ from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_kernel import resident_steps, shared_words
 from hawq_tvm.kernels.cuda.gemm_shared import Layout, Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES
+from hawq_tvm.kernels.cuda.storages import stored_values
 from hawq_tvm.kernels.interface import Request
 
 # Instructions of a warp, beside loads, stores and multiplications, read off the machine code
@@ -168,8 +169,8 @@ def predict_layer(
     gpu = request.target.gpu
     assert gpu is not None
     weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
-    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
-    dram_bytes = weights + beyond_l2(stored_bytes(stored, request.batch), gpu.l2_bytes)
+    inputs, output = stored_values(request, reads, writes)
+    dram_bytes = weights + beyond_l2(stored_bytes([*inputs, output], request.batch), gpu.l2_bytes)
     return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, layouts)
 
 

@@ -23,6 +23,7 @@ from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES, WMMA_TILES
 from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row, filled_up, first_sums, pack_weights
 from hawq_tvm.kernels.cuda.gemm_wmma import Fragments
 from hawq_tvm.kernels.cuda.launch import function, stored_parameters
+from hawq_tvm.kernels.cuda.storages import stored_values
 from hawq_tvm.kernels.cuda.values import words_of
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -96,8 +97,8 @@ def build(
             y = Rows.of(words_of(buffers[-1], "uint32"), node.type, writes)
             finish(gemm, sums, op.rescale, multiplier, residual, y, (first_row, channel))
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    parameters = stored_parameters(inputs, constants, (node.type, writes), request.batch)
+    inputs, output = stored_values(request, reads, writes)
+    parameters = stored_parameters(inputs, constants, output, request.batch)
     return BuiltKernel(function(parameters, launch), tuple(constants))
 
 

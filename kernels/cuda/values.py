@@ -21,6 +21,10 @@ Parameter = tuple[str, Shape, str]
 """Name, shape and dtype of a buffer that a function takes."""
 
 
+Place = tuple[Expr, Expr, Expr, Expr]
+"""Where an element lies: its sample, channel, row and column."""
+
+
 def int32(value: int) -> Expr:
     return tirx.const(value, "int32")
 
