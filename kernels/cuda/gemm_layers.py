@@ -22,9 +22,10 @@ from hawq_tvm.kernels.cuda.gemm_shared import Layout, Planes, Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES, WMMA_TILES
 from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row, filled_up, first_sums, pack_weights
 from hawq_tvm.kernels.cuda.gemm_wmma import Fragments
-from hawq_tvm.kernels.cuda.launch import function, stored_parameters
+from hawq_tvm.kernels.cuda.launch import stored_parameters
 from hawq_tvm.kernels.cuda.storages import stored_values
 from hawq_tvm.kernels.cuda.values import words_of
+from hawq_tvm.kernels.generic.functions import function
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.storages import Stored, stored_values
-from hawq_tvm.kernels.cuda.values import Parameter, Place, Value, int32, when
+from hawq_tvm.kernels.cuda.values import Place, Value, int32, when
 from hawq_tvm.kernels.generic.expressions import Expr
+from hawq_tvm.kernels.generic.functions import Parameter, constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
 
 BLOCK = 128
@@ -23,29 +23,14 @@ Body = Callable[[Sequence[Value], Sequence[Any], Value, Place], Sequence[Expr]]
 integers, as int32, one a lane of the result."""
 
 
-def function(parameters: Sequence[Parameter], body: Callable[..., None]) -> Any:
-    """A PrimFunc of one kernel launch.
-
-    Args:
-        parameters: in the order of the arguments.
-        body: emits the launch; gets the buffers.
-    """
-    with IRBuilder() as builder, T.prim_func():
-        T.func_attr({"tirx.noalias": True})
-        buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in parameters]
-        with T.sblock("root"):
-            body(*buffers)
-    return builder.get()
-
-
 def stored_parameters(
     inputs: Sequence[Stored], constants: Sequence[Array], output: Stored, batch: int
 ) -> list[Parameter]:
     """What a function of these inputs, constants and result takes, in the order of `BuiltKernel`."""
     return [
-        *(Value.parameter(f"x{i}", *stored, batch) for i, stored in enumerate(inputs)),
-        *((f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)),
-        Value.parameter("y", *output, batch),
+        *(stored_parameter(f"x{i}", *stored, batch) for i, stored in enumerate(inputs)),
+        *constant_parameters(constants),
+        stored_parameter("y", *output, batch),
     ]
 
 

@@ -22,7 +22,8 @@ from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight
 from hawq_tvm.kernels.generic.costs import Work, cost, empty_lanes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
-from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function, lanes_of, local
+from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, lanes_of, local
 from hawq_tvm.kernels.generic.parallel import MIN_MACS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 from hawq_tvm.kernels.packing import pack_channel_blocks
@@ -87,10 +88,9 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
     types = (*request.inputs, node.type)
     storages = [request.alternatives[name] for name in (*node.inputs, node.name)]
     images = [
-        Image.parameter(f"image{i}", type, storage, request.batch)
+        stored_parameter(f"image{i}", type, storage, request.batch)
         for i, (type, storage) in enumerate(zip(types, storages, strict=True))
     ]
-    given = [(f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
 
     def body(*buffers: Any) -> None:
         *inputs, y = (
@@ -111,7 +111,7 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
         blocks, threads = shape.groups * shape.blocks, op.macs(node.type) * request.batch >= MIN_MACS
         framed_rows(y, row, batch=request.batch, blocks=blocks, threads=threads)
 
-    return BuiltKernel(function([*images[:-1], *given, images[-1]], body), tuple(constants))
+    return BuiltKernel(function([*images[:-1], *constant_parameters(constants), images[-1]], body), tuple(constants))
 
 
 def _accumulate(

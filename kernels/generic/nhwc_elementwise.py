@@ -12,7 +12,8 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
 from hawq_tvm.kernels.generic.costs import Work, cost, elementwise_work
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
-from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function
+from hawq_tvm.kernels.generic.functions import function, stored_parameter
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -25,7 +26,7 @@ def _by_channels(
     types = (*request.inputs, node.type)
     storages = [request.alternatives[name] for name in (*node.inputs, node.name)]
     parameters = [
-        Image.parameter(f"image{i}", type, storage, batch)
+        stored_parameter(f"image{i}", type, storage, batch)
         for i, (type, storage) in enumerate(zip(types, storages, strict=True))
     ]
 
