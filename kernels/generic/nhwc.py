@@ -42,19 +42,13 @@ def channels_last(
     """
 
     def offer(request: Request) -> Offer | str:
-        reason = decline(request, operator, weight_bits)
-        if reason is not None:
-            return reason
-        node = request.node
-        for name in node.inputs if writes_canonical else (*node.inputs, node.name):
-            if name not in request.alternatives:
-                return f"computes on channels last, in which '{name}' is not in play"
+        storages = decline(request, operator, weight_bits) or request.channels_last(writes_canonical=writes_canonical)
+        if isinstance(storages, str):
+            return storages
         reason = refuse(request)
         if reason is not None:
             return reason
-        reads = tuple(request.alternatives[name] for name in node.inputs)
-        writes = Storage.canonical(node.type) if writes_canonical else request.alternatives[node.name]
-        return Offer(reads, writes, cost(request), lambda: build(request))
+        return Offer(*storages, cost(request), lambda: build(request))
 
     return offer
 
