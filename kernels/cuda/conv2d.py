@@ -22,6 +22,7 @@ from hawq_tvm.kernels.cuda.acceptance import canonical, packed
 from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import node_by_words
 from hawq_tvm.kernels.cuda.pooling import over_taps
+from hawq_tvm.kernels.cuda.registers import local
 from hawq_tvm.kernels.cuda.values import Place, Value, field, int32
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -94,7 +95,7 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
 
     def body(inputs: Sequence[Value], given: Sequence[Any], y: Value, at: Place) -> list[Expr]:
         weights, bias, *multipliers = given
-        sums = T.alloc_buffer((lanes,), "int32", scope="local")
+        sums = local(lanes, "int32")
         for lane in range(lanes):
             T.buffer_store(sums, bias[at[1] + lane], [lane])
 

@@ -24,6 +24,7 @@ from hawq_tvm.kernels.cuda.conv2d import finish, is_depthwise, per_channel
 from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import node_by_words
 from hawq_tvm.kernels.cuda.ptx import uint32
+from hawq_tvm.kernels.cuda.registers import load_channels, local
 from hawq_tvm.kernels.cuda.values import Place, Value, both
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -47,14 +48,10 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
 
     def body(inputs: Sequence[Value], given: Sequence[Any], y: Value, at: Place) -> list[Expr]:
         weights, first, *factors = given
-        sums = T.alloc_buffer((y.lanes,), "int32", scope="local")
-        for start in range(0, y.lanes, TAPS):
-            ptx.load_global([sums[start + i] for i in range(TAPS)], first.ptr_to([at[1] + start]))
+        sums = load_channels(local(y.lanes, "int32"), first, at[1])
         for group in range(int(weights.shape[0])):
             columns = _columns(inputs[0], op, at, group, y.lanes)
-            words = T.alloc_buffer((y.lanes,), "int32", scope="local")
-            for start in range(0, y.lanes, TAPS):
-                ptx.load_global([words[start + i] for i in range(TAPS)], weights.ptr_to([group, at[1] + start]))
+            words = load_channels(local(y.lanes, "int32"), weights, group, at[1])
             for channel, column in columns:
                 ptx.dot_bytes(sums[channel], column, words[channel], unsigned=unsigned)
         residual = inputs[1].load_run(*at, y.lanes) if len(inputs) > 1 else ()
@@ -138,7 +135,7 @@ def _transposed(rows: Sequence[Expr]) -> list[Expr]:
 
 
 def _permuted(first: Expr, second: Expr, selector: Expr) -> Expr:
-    result = T.alloc_buffer((1,), "uint32", scope="local")
+    result = local(1, "uint32")
     ptx.permute_bytes(result[0], first, second, selector)
     return result[0]
 

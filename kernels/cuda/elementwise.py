@@ -14,7 +14,8 @@ from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
 from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import node_by_words
-from hawq_tvm.kernels.cuda.values import Place, Value, int32
+from hawq_tvm.kernels.cuda.registers import accumulators
+from hawq_tvm.kernels.cuda.values import Place, Value
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -65,9 +66,7 @@ def _side_by_side(
 
     def body(inputs: Sequence[Value], _constants: Any, y: Value, at: Place) -> list[Expr]:
         n, c, h, w = at
-        lanes = T.alloc_buffer((y.lanes,), "int32", scope="local")
-        for lane in range(y.lanes):
-            T.buffer_store(lanes, int32(0), [lane])
+        lanes = accumulators(y.lanes, 0)
         start = before
         for x, piece in zip(inputs, pieces, strict=True):
             count = x.type.shape[0]

@@ -23,11 +23,11 @@ from hawq_tvm.core.gpu_model import (
 )
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.costs import stored_bytes
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_kernel import resident_steps, shared_words
 from hawq_tvm.kernels.cuda.gemm_shared import Layout, Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES
-from hawq_tvm.kernels.cuda.storages import stored_values
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, CHUNK_WORDS, stored_values
 from hawq_tvm.kernels.interface import Request
 
 # Instructions of a warp, beside loads, stores and multiplications, read off the machine code

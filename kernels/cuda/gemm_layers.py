@@ -13,17 +13,18 @@ from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import Build, Cost, canonical, packed
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_costs import fastest, predict_layer
-from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
+from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish
 from hawq_tvm.kernels.cuda.gemm_kernel import Products, Sums, accumulate, first_channel
-from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
+from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights
 from hawq_tvm.kernels.cuda.gemm_shared import Layout, Planes, Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES, WMMA_TILES
 from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row, filled_up, first_sums, pack_weights
 from hawq_tvm.kernels.cuda.gemm_wmma import Fragments
 from hawq_tvm.kernels.cuda.launch import stored_parameters
-from hawq_tvm.kernels.cuda.storages import stored_values
+from hawq_tvm.kernels.cuda.registers import load_channels, local
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, stored_values
 from hawq_tvm.kernels.cuda.values import words_of
 from hawq_tvm.kernels.generic.functions import function
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -91,7 +92,7 @@ def build(
             products.start(given[1], channel)
             pixels = Pixels.of(gemm, layout, x, first_row, thread)
             sums = accumulate(gemm, products, pixels, Weights.of(layout, given[0], column, thread))
-            multiplier = load_channels(given[2], channel, chosen.lane_channels)
+            multiplier = load_channels(local(chosen.lane_channels, "uint32"), given[2], channel)
             residual = None
             if rest:
                 residual = _residual(op, Rows.of(rest[0], request.inputs[1], reads[1]), given[3:], channel, chosen)
@@ -105,7 +106,7 @@ def build(
 
 def _residual(op: WeightedOperator, rows: Rows, given: Sequence[Any], channel: Any, tile: Tile) -> Residual:
     assert op.rescale.residual is not None
-    multipliers = load_channels(given[0], channel, tile.lane_channels) if given else None
+    multipliers = load_channels(local(tile.lane_channels, "uint32"), given[0], channel) if given else None
     words = local(tile.lane_channels // rows.a_word, "uint32")
     return Residual(rows, multipliers, int(op.rescale.residual[0]), words)
 

@@ -15,7 +15,7 @@ from hawq_tvm.kernels.cuda.acceptance import canonical
 from hawq_tvm.kernels.cuda.conv2d import finish, per_channel
 from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import node_by_words
-from hawq_tvm.kernels.cuda.pooling import accumulators
+from hawq_tvm.kernels.cuda.registers import accumulators
 from hawq_tvm.kernels.cuda.values import Place, Value
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request

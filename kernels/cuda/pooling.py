@@ -17,7 +17,8 @@ from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
 from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import node_by_words
-from hawq_tvm.kernels.cuda.values import Place, Value, int32
+from hawq_tvm.kernels.cuda.registers import accumulators
+from hawq_tvm.kernels.cuda.values import Place, Value
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -41,14 +42,6 @@ def over_taps(window: Window, size: tuple[int, int], at: Place, tap: Callable[[E
                 tap(ky, kx, h, w)
         else:
             tap(ky, kx, h, w)
-
-
-def accumulators(count: int, first: int) -> Any:
-    """A thread's registers, int32 [count], all holding `first`."""
-    buffer = T.alloc_buffer((count,), "int32", scope="local")
-    for lane in range(count):
-        T.buffer_store(buffer, int32(first), [lane])
-    return buffer
 
 
 def _over_window(

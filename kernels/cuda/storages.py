@@ -15,6 +15,8 @@ from hawq_tvm.kernels.interface import Request
 WORD_BITS = 32
 CHUNK_BITS = 128
 """A register, and the most that one instruction loads or stores."""
+CHUNK_BYTES = CHUNK_BITS // 8
+CHUNK_WORDS = CHUNK_BITS // WORD_BITS
 
 
 Stored = tuple[TensorType, Storage]
