@@ -16,7 +16,7 @@ from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import node_by_words
 from hawq_tvm.kernels.cuda.registers import accumulators
 from hawq_tvm.kernels.cuda.values import Place, Value
-from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
+from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded, weighted_sum
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
 
@@ -26,11 +26,8 @@ def _build_sum(request: Request, reads: tuple[Storage, ...], writes: Storage) ->
 
     def body(inputs: Sequence[Value], _constants: Any, y: Value, at: Place) -> list[Expr]:
         runs = [x.load_run(*at, y.lanes) for x in inputs]
-        found = []
-        for values in zip(*runs, strict=True):
-            terms = [int64(value) * int64(int(m)) for value, m in zip(values, op.rescale.multiplier, strict=True)]
-            found.append(rounded(sum(terms[1:], terms[0]), op.rescale))
-        return found
+        totals = [weighted_sum(values, op.rescale.multiplier) for values in zip(*runs, strict=True)]
+        return [rounded(total, op.rescale) for total in totals]
 
     return node_by_words(request, reads, writes, body)
 
