@@ -20,7 +20,7 @@ from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.acceptance import packed
-from hawq_tvm.kernels.cuda.conv2d import finish, is_depthwise, per_channel
+from hawq_tvm.kernels.cuda.conv2d import finish, per_channel
 from hawq_tvm.kernels.cuda.costs import simple_cost
 from hawq_tvm.kernels.cuda.launch import node_by_words
 from hawq_tvm.kernels.cuda.ptx import uint32
@@ -143,7 +143,7 @@ def _permuted(first: Expr, second: Expr, selector: Expr) -> Expr:
 def _refuse(request: Request) -> str | None:
     op = request.node.op
     assert isinstance(op, Conv2d)
-    if not is_depthwise(op, request.inputs):
+    if not op.depthwise:
         return "computes depthwise convolutions, in which each channel has one of its own"
     taps = op.window.kernel[0] * op.window.kernel[1]
     return None if taps <= MAX_TAPS else f"writes out up to {MAX_TAPS} taps, this window has {taps}"

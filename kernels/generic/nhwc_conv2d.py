@@ -37,7 +37,7 @@ class _Shape:
         blocking: of output channels and pixels; its blocks divide the stored channels of a group exactly.
         groups: dense convolutions side by side, each with blocks of its own; 1 for a depthwise one.
         blocks: of output channels a group.
-        depthwise: each output channel reads the input channel of its number alone.
+        depthwise: `Conv2d.depthwise`.
     """
 
     blocking: Blocking
@@ -49,14 +49,13 @@ class _Shape:
     def of(cls, request: Request) -> _Shape:
         op, type = request.node.op, request.node.type
         assert isinstance(op, Conv2d)
-        depthwise = 1 < op.groups == type.shape[0] == request.inputs[0].shape[0]
-        groups = 1 if depthwise else op.groups
+        groups = 1 if op.depthwise else op.groups
         channels = request.alternatives[request.node.name].channels(type) if groups == 1 else type.shape[0] // groups
         lanes = lanes_of(channels, max(request.vector_bits // 32, 4))
         packed = op.weight_bits in PACKED_WEIGHT
         halves = next(size for size in ((2, 1) if packed else (2, 3, 1)) if channels // lanes % size == 0)
         blocking = Blocking(halves, lanes, _pixels(type.shape[2], halves, request.vector_bits), "channels")
-        return cls(blocking, groups, channels // blocking.block, depthwise)
+        return cls(blocking, groups, channels // blocking.block, op.depthwise)
 
 
 def _pixels(width: int, halves: int, vector_bits: int) -> int:
