@@ -44,9 +44,9 @@ from hawq_tvm.core.targets import find_target
 TARGET = find_target("nvidia/t4")
 ARCHITECTURE = T4.architecture
 NETWORKS = {"ResNet-18": "resnet18", "ResNet-50": "resnet50", "MobileNet-V2": "torchvision:mobilenet_v2"}
-CONFIGURATIONS = {"INT8": ("w8a8",), "INT4": ("w4a4",), "mixed": ("w4a4", "w8a8", "w4a8")}
+CONFIGURATIONS = {"INT8": ("w8a8",), "INT4": ("w4a4",), "mixed": ("w4a4", "w8a8", "w4a8", "w4a4", "w8a8")}
 """Bits of all layers but the first and the last, which have 8. Mixed layers take turns, so that there is every border
-between widths."""
+between widths; five of them, so that no kind of layer gets the same bits in every block of three."""
 BATCHES = (1, 8)
 
 
