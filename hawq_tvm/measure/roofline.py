@@ -130,28 +130,37 @@ def roofline(
     rows = []
     for name, kernel in info.call_kernels.items():
         if name in info.conversions:
-            value, to = info.conversions[name].value, info.conversions[name].storage
-            read, written, macs = [value], to.size_bytes(info.values[value].type, info.batch), 0
+            copy = info.conversions[name]
+            read, writes, macs, declines = (copy.value,), copy.storage, 0, ()
+            written = writes.size_bytes(info.values[copy.value].type, info.batch)
         else:
-            node, to = nodes[name], info.values[name].storage
-            read, written = list(node.inputs), _stored_bytes(info, name)
+            node = nodes[name]
+            read, writes, written = node.inputs, info.values[name].storage, _stored_bytes(info, name)
             macs = node.op.macs(node.type) * info.batch if isinstance(node.op, WeightedOperator) else 0
+            declines = tuple(reason for reason in info.declines[name] if not _of_another(reason, node.op.kind))
         moved = sum(_stored_bytes(info, value) for value in read) + written
+        compute_us = None if ceilings.peak_gops is None else 2 * macs / ceilings.peak_gops / 1e3
+        memory_us = (info.constants[name] / weights_gbs + moved / activations_gbs) / 1e3
         rows.append(
             CallRoofline(
                 name,
                 kernel,
-                str(to),
+                str(writes),
                 layers_us[name],
                 macs,
                 info.constants[name],
                 moved,
-                None if ceilings.peak_gops is None else 2 * macs / ceilings.peak_gops / 1e3,
-                (info.constants[name] / weights_gbs + moved / activations_gbs) / 1e3,
-                tuple(info.declines.get(name, ())),
+                compute_us,
+                memory_us,
+                declines,
             )
         )
     return tuple(rows)
+
+
+def _of_another(reason: str, kind: str) -> bool:
+    """Whether a kernel declined since it computes another operator, which tells nothing of this one."""
+    return reason.endswith(f", not {kind}")
 
 
 def _stored_bytes(info: LibraryInfo, name: str) -> int:
