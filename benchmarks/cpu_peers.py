@@ -10,8 +10,9 @@ the peak is that of the strongest INT8 instructions of as many threads, measured
 do not use them; a share of the bandwidth is that of reading all weights once.
 
 Nothing is reported, and the exit status is 1, where the machine was disturbed: `benchmarks.turns` states the bounds.
-Engines that are not installed are left out by name. Prepared files stay in ``--work``, so that the next run is quick;
-hawq_tvm's library is compiled and verified anew. Prints tables; writes JSON and beside it a plot.
+Engines that are not installed are left out by name. Prepared files stay in ``--work``, so that the next run is quick
+(``--anew`` removes them); hawq_tvm's library is compiled and verified anew in any case. Prints tables; writes JSON and
+beside it a plot.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ from typing import Any
 from benchmarks.cpu_engines import ENGINES, Engine, thread_environment
 from benchmarks.cpu_plot import draw_bars
 from benchmarks.cpu_prepare import STEPS, Network, installed_versions, is_installed
-from benchmarks.runs import RESULTS, markdown
-from benchmarks.turns import MOST_FOREIGN, MOST_LOST, Contender, Disturbed, Outcome, take_turns
+from benchmarks.cpu_table import make_rows, table
+from benchmarks.runs import RESULTS
+from benchmarks.turns import MOST_FOREIGN, MOST_LOST, Contender, Disturbed, take_turns
 from hawq_tvm.backends.tvm.host import cpu_name, instruction_sets, usable_cores
-from hawq_tvm.measure.ceilings import Ceilings, measure_ceilings
+from hawq_tvm.measure.ceilings import measure_ceilings
 
 NETWORKS = {
     "resnet18": Network("resnet18", "random", (3, 224, 224)),
@@ -43,37 +46,6 @@ NETWORKS = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """An engine in one case.
-
-    Attributes:
-        engine: its name.
-        median_ms: of the undisturbed calls; so are the next two.
-        min_ms: the fastest.
-        spread: what separates the tenth percentile from the ninetieth, as a share of the median.
-        calls: how many were counted.
-        ratio: its median, times the first engine's.
-        ratio_of_minima: the same of the fastest calls.
-        share_of_peak: of the INT8 peak; None where none was measured.
-        share_of_bandwidth: of the read bandwidth, if it read its weights once.
-        lost: share of its bursts in which it waited for a core.
-        about: what it said of itself.
-    """
-
-    engine: str
-    median_ms: float
-    min_ms: float
-    spread: float
-    calls: int
-    ratio: float
-    ratio_of_minima: float
-    share_of_peak: float | None
-    share_of_bandwidth: float
-    lost: float
-    about: dict[str, Any]
-
-
 def main() -> None:
     arguments = _arguments()
     engines, left_out = select_engines(arguments.engines)
@@ -81,8 +53,9 @@ def main() -> None:
         print(f"{name} is left out: {why}", file=sys.stderr)
     cases, refused = [], []
     for name in arguments.networks:
-        for batch in arguments.batches:
-            folder, ready = prepare(name, batch, engines, arguments.work, left_out)
+        for index, batch in enumerate(arguments.batches):
+            anew = arguments.anew and index == 0
+            folder, ready = prepare(name, batch, engines, arguments.work, left_out, anew=anew)
             for threads in arguments.threads:
                 try:
                     cases.append(run_case(name, folder, batch, threads, ready, arguments))
@@ -111,6 +84,7 @@ def _arguments() -> argparse.Namespace:
         "--most-foreign", type=float, default=MOST_FOREIGN, help="share of the machine that others may take"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/cpu_peers"), help="where prepared files stay")
+    parser.add_argument("--anew", action="store_true", help="make prepared files again, as after a change of hawq_tvm")
     parser.add_argument("--output", type=Path, default=RESULTS / "cpu_peers.json", help="the plot lies beside it")
     arguments = parser.parse_args()
     if arguments.weights is not None:
@@ -135,9 +109,17 @@ def select_engines(names: Sequence[str] | None) -> tuple[list[Engine], dict[str,
 
 
 def prepare(
-    name: str, batch: int, engines: Sequence[Engine], work: Path, left_out: dict[str, str]
+    name: str, batch: int, engines: Sequence[Engine], work: Path, left_out: dict[str, str], *, anew: bool = False
 ) -> tuple[Path, list[Engine]]:
     """Make what the engines load, each step in a process of its own.
+
+    Args:
+        name: of the network.
+        batch: samples a call.
+        engines: that will run.
+        work: where a folder for each network is.
+        left_out: told of engines whose files cannot be made.
+        anew: remove what lies in the network's folder first.
 
     Returns:
         The folder, and the engines of which everything was made; the others are added to `left_out`.
@@ -145,6 +127,8 @@ def prepare(
     network = NETWORKS[name]
     kind = "random" if network.weights == "random" else Path(network.weights).stem
     folder = (work / f"{name}-{kind}").resolve()
+    if anew and folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network.write(folder)
     failed: dict[str, str] = {}
@@ -205,70 +189,6 @@ def run_case(
         "failed": dict(outcome.failed),
         "rows": [asdict(row) for row in make_rows(outcome, engines, facts["macs"] * batch, facts["weights"], ceilings)],
     }
-
-
-def make_rows(outcome: Outcome, engines: Sequence[Engine], macs: int, weights: int, ceilings: Ceilings) -> list[Row]:
-    """What the table shows of each engine that ran.
-
-    Args:
-        outcome: of the run.
-        engines: those that were started.
-        macs: multiply-accumulates of a call.
-        weights: how many the network has.
-        ceilings: of as many threads.
-    """
-    first = next(iter(outcome.timings.values()))
-    bandwidth = min(ceilings.read_gbs.values())
-    rows = []
-    for engine in engines:
-        if engine.name not in outcome.timings:
-            continue
-        timing = outcome.timings[engine.name]
-        gops = 2 * macs / timing.median_ms / 1e6
-        rows.append(
-            Row(
-                engine.name,
-                timing.median_ms,
-                timing.min_ms,
-                timing.spread,
-                timing.calls,
-                timing.median_ms / first.median_ms,
-                timing.min_ms / first.min_ms,
-                None if ceilings.peak_gops is None else gops / ceilings.peak_gops,
-                weights * engine.weight_bytes / timing.median_ms / 1e6 / bandwidth,
-                timing.lost,
-                dict(outcome.about[engine.name]),
-            )
-        )
-    return rows
-
-
-def table(case: dict[str, Any]) -> str:
-    """A case as Markdown."""
-    ceilings = case["ceilings"]
-    peaks = ", ".join(f"{name} {value:,.0f} GOPS" for name, value in ceilings["gops"].items())
-    reads = ", ".join(f"{int(size) / 1e6:.0f} MB {value:.0f} GB/s" for size, value in ceilings["read_gbs"].items())
-    names = ("engine", "median ms", "min", "spread", "calls", "times ours", "of minima", "peak", "bandwidth", "waited")
-    cells = [
-        [
-            row["engine"],
-            f"{row['median_ms']:.2f}",
-            f"{row['min_ms']:.2f}",
-            f"{row['spread']:.0%}",
-            str(row["calls"]),
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_of_minima']:.2f}",
-            "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}",
-            f"{row['share_of_bandwidth']:.0%}",
-            f"{row['lost']:.1%}",
-        ]
-        for row in case["rows"]
-    ]
-    threads = f"{case['threads']} {'thread' if case['threads'] == 1 else 'threads'}"
-    return (
-        f"\n{case['network']}, batch {case['batch']}, {threads}, {cpu_name()}; peaks: {peaks}; reads of {reads}; "
-        f"other processes took {case['foreign']:.0%} of the machine\n\n{markdown(names, cells)}"
-    )
 
 
 def write(

@@ -14,8 +14,9 @@ import pytest
 
 from benchmarks import cpu_peers
 from benchmarks.cpu_engines import ENGINES, Engine, correlation
-from benchmarks.cpu_peers import Network, make_rows, prepare, select_engines, table
+from benchmarks.cpu_peers import Network, prepare, select_engines
 from benchmarks.cpu_plot import draw_bars
+from benchmarks.cpu_table import make_rows, table
 from benchmarks.turns import Outcome, Timing
 from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.measure.ceilings import Ceilings

@@ -128,16 +128,17 @@ def roofline(
     activations_gbs = ceilings.read_gbs[max(1, info.planned_bytes)]
     nodes = {node.name: node for node in graph}
     rows = []
+    read: tuple[str, ...]
     for name, kernel in info.call_kernels.items():
         if name in info.conversions:
             copy = info.conversions[name]
-            read, writes, macs, declines = (copy.value,), copy.storage, 0, ()
+            read, writes, macs, reasons = (copy.value,), copy.storage, 0, []
             written = writes.size_bytes(info.values[copy.value].type, info.batch)
         else:
             node = nodes[name]
             read, writes, written = node.inputs, info.values[name].storage, _stored_bytes(info, name)
             macs = node.op.macs(node.type) * info.batch if isinstance(node.op, WeightedOperator) else 0
-            declines = tuple(reason for reason in info.declines[name] if not _of_another(reason, node.op.kind))
+            reasons = [reason for reason in info.declines[name] if not _of_another(reason, node.op.kind)]
         moved = sum(_stored_bytes(info, value) for value in read) + written
         compute_us = None if ceilings.peak_gops is None else 2 * macs / ceilings.peak_gops / 1e3
         memory_us = (info.constants[name] / weights_gbs + moved / activations_gbs) / 1e3
@@ -152,7 +153,7 @@ def roofline(
                 moved,
                 compute_us,
                 memory_us,
-                declines,
+                tuple(reasons),
             )
         )
     return tuple(rows)
