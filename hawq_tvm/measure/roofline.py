@@ -8,13 +8,14 @@ that holds all activations. Both bandwidths are measured with buffers of those s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
-from hawq_tvm.core.ir import Graph
+from hawq_tvm.core.ir import Graph, Node
 from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.core.storage import Storage
 from hawq_tvm.measure.ceilings import Ceilings, measure_ceilings
 
 
@@ -124,24 +125,18 @@ def roofline(
         ceilings: of as many threads as were timed, with the bandwidths of a buffer of all that a call of the library
             touches, and of one of its activations.
     """
-    weights_gbs = ceilings.read_gbs[_all_bytes(info)]
-    activations_gbs = ceilings.read_gbs[max(1, info.planned_bytes)]
+    weights_gbs, activations_gbs = ceilings.read_gbs[_all_bytes(info)], ceilings.read_gbs[max(1, info.planned_bytes)]
     nodes = {node.name: node for node in graph}
     rows = []
-    read: tuple[str, ...]
     for name, kernel in info.call_kernels.items():
-        if name in info.conversions:
-            copy = info.conversions[name]
-            read, writes, macs, reasons = (copy.value,), copy.storage, 0, []
-            written = writes.size_bytes(info.values[copy.value].type, info.batch)
-        else:
-            node = nodes[name]
-            read, writes, written = node.inputs, info.values[name].storage, _stored_bytes(info, name)
-            macs = node.op.macs(node.type) * info.batch if isinstance(node.op, WeightedOperator) else 0
-            reasons = [reason for reason in info.declines[name] if not _of_another(reason, node.op.kind)]
-        moved = sum(_stored_bytes(info, value) for value in read) + written
+        node = None if name in info.conversions else nodes[name]
+        macs = 0
+        if node is not None and isinstance(node.op, WeightedOperator):
+            macs = node.op.macs(node.type) * info.batch
+        writes, activation_bytes = _traffic(info, name, node)
         compute_us = None if ceilings.peak_gops is None else 2 * macs / ceilings.peak_gops / 1e3
-        memory_us = (info.constants[name] / weights_gbs + moved / activations_gbs) / 1e3
+        memory_us = (info.constants[name] / weights_gbs + activation_bytes / activations_gbs) / 1e3
+        declines = () if node is None else _worth_telling(info.declines[name], node.op.kind)
         rows.append(
             CallRoofline(
                 name,
@@ -150,23 +145,38 @@ def roofline(
                 layers_us[name],
                 macs,
                 info.constants[name],
-                moved,
+                activation_bytes,
                 compute_us,
                 memory_us,
-                tuple(reasons),
+                declines,
             )
         )
     return tuple(rows)
 
 
-def _of_another(reason: str, kind: str) -> bool:
-    """Whether a kernel declined since it computes another operator, which tells nothing of this one."""
-    return reason.endswith(f", not {kind}")
+def _traffic(info: LibraryInfo, name: str, node: Node | None) -> tuple[Storage, int]:
+    """How a call's result is stored, and the bytes of all that it reads and writes beside constants.
+
+    Args:
+        info: the library's.
+        name: of the call.
+        node: that it computes; None for a conversion.
+    """
+    if node is None:
+        copy = info.conversions[name]
+        return copy.storage, sum(_stored_bytes(info, copy.value, storage) for storage in (None, copy.storage))
+    return info.values[name].storage, sum(_stored_bytes(info, value) for value in (*node.inputs, name))
 
 
-def _stored_bytes(info: LibraryInfo, name: str) -> int:
+def _worth_telling(declines: Sequence[str], kind: str) -> tuple[str, ...]:
+    """The declines of kernels that compute this operator; that the others do not tells nothing."""
+    return tuple(reason for reason in declines if not reason.endswith(f", not {kind}"))
+
+
+def _stored_bytes(info: LibraryInfo, name: str, storage: Storage | None = None) -> int:
+    """Of a value as its kernel stores it, or in another storage."""
     value = info.values[name]
-    return value.storage.size_bytes(value.type, info.batch)
+    return (storage or value.storage).size_bytes(value.type, info.batch)
 
 
 def _all_bytes(info: LibraryInfo) -> int:
