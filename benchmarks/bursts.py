@@ -22,26 +22,23 @@ class Burst:
 
     Attributes:
         seconds: of each call.
+        lost: of each call, the share in which the engine wanted to run and did not: the time that its threads waited
+            for a core, or by which CPU time fell short of wall time. The thread that calls works, or waits for one that
+            does, so that CPU time is never far under wall time on a machine of its own, however many threads there are.
         wall: seconds of the whole burst.
         cpu: CPU seconds that all threads of the engine spent in it.
-        queued: seconds that its threads were ready to run and had no core, summed; 0 where the kernel does not tell.
         busy: CPU seconds that the whole machine spent in it, this engine's too; 0 where the kernel does not tell.
     """
 
     seconds: tuple[float, ...]
+    lost: tuple[float, ...]
     wall: float
     cpu: float
-    queued: float
     busy: float
 
-    @property
-    def lost(self) -> float:
-        """Share of the burst in which the engine wanted to run and did not: its queues, or wall time over CPU time.
-
-        The thread that calls works or is waited for by one that does, so CPU time is never far under wall time on a
-        machine of its own, whatever the number of threads.
-        """
-        return max(self.queued, self.wall - self.cpu, 0.0) / self.wall
+    def undisturbed(self, most_lost: float) -> list[float]:
+        """Seconds of the calls that lost no larger share."""
+        return [seconds for seconds, lost in zip(self.seconds, self.lost, strict=True) if lost <= most_lost]
 
 
 class Channel:
@@ -70,27 +67,45 @@ class Channel:
 
 
 def _burst(call: Callable[[], object], calls: int) -> Burst:
-    seconds = []
-    queued, busy, cpu, start = _queued_seconds(), _busy_seconds(), time.process_time(), time.perf_counter()
-    for _ in range(calls):
-        begun = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begun)
-    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    return Burst(tuple(seconds), wall, cpu, max(0.0, _queued_seconds() - queued), _busy_seconds() - busy)
+    seconds, lost = [], []
+    with _Queues() as queues:
+        busy, start, started = _busy_seconds(), time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            queued, cpu, begun = queues.seconds(), time.process_time(), time.perf_counter()
+            call()
+            taken = time.perf_counter() - begun
+            waited = max(queues.seconds() - queued, taken - (time.process_time() - cpu))
+            seconds.append(taken)
+            lost.append(max(0.0, waited / taken))
+        cpu, wall = time.process_time() - started, time.perf_counter() - start
+        return Burst(tuple(seconds), tuple(lost), wall, cpu, _busy_seconds() - busy)
 
 
-def _queued_seconds() -> float:
-    """How long this process's threads have been ready to run without a core, summed.
+class _Queues:
+    """How long this process's threads have been ready to run without a core; nothing where the kernel does not tell.
 
     The second number of a thread's schedstat is nanoseconds on a run queue (Linux, Documentation/scheduler/
-    sched-stats.rst).
+    sched-stats.rst). The files stay open over a burst, so that looking takes microseconds.
     """
-    total = 0
-    for task in Path("/proc/self/task").glob("*/schedstat"):
-        with suppress(OSError):  # the thread has ended
-            total += int(task.read_text().split()[1])
-    return total * 1e-9
+
+    def __enter__(self) -> _Queues:
+        self._files = []
+        for path in Path("/proc/self/task").glob("*/schedstat"):
+            with suppress(OSError):  # the thread has ended
+                self._files.append(os.open(path, os.O_RDONLY))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            os.close(file)
+
+    def seconds(self) -> float:
+        """Of all threads that were there when the burst began, summed."""
+        total = 0
+        for file in self._files:
+            with suppress(OSError):
+                total += int(os.pread(file, 100, 0).split()[1])
+        return total * 1e-9
 
 
 def _busy_seconds() -> float:

@@ -79,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=[item.name for item in ENGINES], help="all by default")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each engine")
     parser.add_argument("--seconds", type=float, default=0.1, help="of a turn")
-    parser.add_argument("--most-lost", type=float, default=MOST_LOST, help="share of a turn that an engine may wait")
+    parser.add_argument("--most-lost", type=float, default=MOST_LOST, help="share of a call that an engine may wait")
     parser.add_argument(
         "--most-foreign", type=float, default=MOST_FOREIGN, help="share of the machine that others may take"
     )

@@ -22,12 +22,13 @@ class Row:
         median_ms: of the undisturbed calls; so are the next two.
         min_ms: the fastest.
         spread: what separates the tenth percentile from the ninetieth, as a share of the median.
-        calls: how many were counted.
+        calls: how many were undisturbed, which alone are counted.
+        disturbed: how many were not.
         ratio: its median, times the first engine's.
         ratio_of_minima: the same of the fastest calls.
         share_of_peak: of the INT8 peak; None where none was measured.
         share_of_bandwidth: of the read bandwidth, if it read its weights once.
-        lost: share of its bursts in which it waited for a core.
+        lost: share of all its calls' time in which it waited for a core.
         about: what it said of itself.
     """
 
@@ -36,6 +37,7 @@ class Row:
     min_ms: float
     spread: float
     calls: int
+    disturbed: int
     ratio: float
     ratio_of_minima: float
     share_of_peak: float | None
@@ -69,6 +71,7 @@ def make_rows(outcome: Outcome, engines: Sequence[Engine], macs: int, weights: i
                 timing.min_ms,
                 timing.spread,
                 timing.calls,
+                timing.disturbed,
                 timing.median_ms / first.median_ms,
                 timing.min_ms / first.min_ms,
                 None if ceilings.peak_gops is None else gops / ceilings.peak_gops,
@@ -85,7 +88,19 @@ def table(case: dict[str, Any]) -> str:
     ceilings = case["ceilings"]
     peaks = ", ".join(f"{name} {value:,.0f} GOPS" for name, value in ceilings["gops"].items())
     reads = ", ".join(f"{int(size) / 1e6:.0f} MB {value:.0f} GB/s" for size, value in ceilings["read_gbs"].items())
-    names = ("engine", "median ms", "min", "spread", "calls", "times ours", "of minima", "peak", "bandwidth", "waited")
+    names = (
+        "engine",
+        "median ms",
+        "min",
+        "spread",
+        "calls",
+        "disturbed",
+        "times ours",
+        "of minima",
+        "peak",
+        "bandwidth",
+        "waited",
+    )
     cells = [
         [
             row["engine"],
@@ -93,6 +108,7 @@ def table(case: dict[str, Any]) -> str:
             f"{row['min_ms']:.2f}",
             f"{row['spread']:.0%}",
             str(row["calls"]),
+            str(row["disturbed"]),
             f"{row['ratio']:.2f}",
             f"{row['ratio_of_minima']:.2f}",
             "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}",

@@ -5,8 +5,8 @@ so that a machine that slows down slows all of them. A worker is stopped (SIGSTO
 that wait by spinning would take the cores of the others. The worker's side is `benchmarks.bursts`.
 
 A call's time is believed only where the process had its cores to itself: on a busy machine, minima over thousands of
-calls still gave ratios that were wrong by half. `Burst.lost` is the share of a burst in which the engine wanted to run
-and did not; bursts that lost more than a bound are dropped, and where too few are left nothing is reported.
+calls still gave ratios that were wrong by half. `Burst.lost` is the share of each call in which the engine wanted to
+run and did not; calls that lost more than a bound are dropped, and where too few are left nothing is reported.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import IO, Any
 from benchmarks.bursts import Burst
 
 MOST_LOST = 0.03
-"""The largest share of a burst that an engine may wait for a core."""
+"""The largest share of a call that an engine may wait for a core."""
 
 MOST_FOREIGN = 0.10
 """The largest share of the machine that other processes may take while the engines run."""
 
-MOST_TURNS = 3
-"""How often an engine is given a turn at most, as a multiple of the undisturbed ones that are wanted."""
+LEAST_UNDISTURBED = 0.5
+"""The smallest share of an engine's calls that must be undisturbed."""
 
 _FEWEST_CALLS = 3  # of a burst
 _START_SECONDS, _BURST_SECONDS = 900.0, 120.0  # after which an engine hangs
@@ -50,17 +50,16 @@ class Disturbed(Exception):
 
 @dataclass(frozen=True)
 class Timing:
-    """What an engine's undisturbed bursts say; milliseconds a call.
+    """What an engine's undisturbed calls say; milliseconds a call.
 
     Attributes:
         median_ms: the median.
         min_ms: the fastest call.
         p10_ms: tenth percentile.
         p90_ms: ninetieth percentile.
-        calls: how many were counted.
-        clean: undisturbed bursts, which alone are counted.
-        bursts: all bursts.
-        lost: share of all bursts in which the engine waited for a core.
+        calls: how many were undisturbed, which alone are counted.
+        disturbed: how many were not.
+        lost: share of all calls' time in which the engine waited for a core.
     """
 
     median_ms: float
@@ -68,8 +67,7 @@ class Timing:
     p10_ms: float
     p90_ms: float
     calls: int
-    clean: int
-    bursts: int
+    disturbed: int
     lost: float
 
     @property
@@ -141,7 +139,7 @@ class Worker:
             self._process.stdin.write(b"%d\n" % calls)
         found = self._answer(_BURST_SECONDS)
         self._process.send_signal(signal.SIGSTOP)
-        return Burst(**{**found, "seconds": tuple(found["seconds"])})
+        return Burst(**{**found, "seconds": tuple(found["seconds"]), "lost": tuple(found["lost"])})
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -193,26 +191,24 @@ def take_turns(
 
     Args:
         contenders: in the order of their turns.
-        rounds: undisturbed turns of each that are wanted; `MOST_TURNS` times as many are tried.
+        rounds: turns of each.
         seconds: of a burst, about; at least three calls.
         most_lost: bound of `Burst.lost`.
         most_foreign: bound of `Outcome.foreign`.
 
     Raises:
-        Disturbed: too few undisturbed bursts of an engine, or other processes took too much of the machine.
+        Disturbed: too few undisturbed calls of an engine, or other processes took too much of the machine.
     """
     with ExitStack() as stack:
         run = _Run()
         for contender in contenders:  # one after the other: loading is heavy
             run.start(stack.enter_context(Worker(contender)))
-        for _ in range(MOST_TURNS * rounds):
-            if all(_count_clean(bursts, most_lost) >= rounds for bursts in run.bursts.values()):
-                break
+        for _ in range(rounds):
             for name in tuple(run.workers):
                 run.turn(name, seconds)
     taken = run.bursts
     foreign = _foreign([burst for bursts in taken.values() for burst in bursts])
-    _refuse_if_disturbed(taken, foreign, rounds, most_lost, most_foreign)
+    _refuse_if_disturbed(taken, foreign, most_lost, most_foreign)
     timings = {name: summarize(bursts, most_lost) for name, bursts in taken.items()}
     return Outcome(timings, {name: worker.about for name, worker in run.workers.items()}, run.failed, foreign)
 
@@ -250,12 +246,17 @@ class _Run:
 
 
 def summarize(bursts: Sequence[Burst], most_lost: float = MOST_LOST) -> Timing:
-    """What the undisturbed bursts of an engine say."""
-    clean = [burst for burst in bursts if burst.lost <= most_lost]
-    calls = sorted(1e3 * seconds for burst in clean for seconds in burst.seconds)
+    """What the undisturbed calls of an engine say, of which there must be one."""
+    calls = sorted(1e3 * seconds for burst in bursts for seconds in burst.undisturbed(most_lost))
     low, high = (calls[round(share * (len(calls) - 1))] for share in (0.1, 0.9))
-    lost = sum(burst.lost * burst.wall for burst in bursts) / sum(burst.wall for burst in bursts)
-    return Timing(statistics.median(calls), calls[0], low, high, len(calls), len(clean), len(bursts), lost)
+    disturbed = sum(len(burst.seconds) for burst in bursts) - len(calls)
+    return Timing(statistics.median(calls), calls[0], low, high, len(calls), disturbed, _lost(bursts))
+
+
+def _lost(bursts: Sequence[Burst]) -> float:
+    """Share of all calls' time in which the engine waited for a core."""
+    waited = sum(seconds * lost for burst in bursts for seconds, lost in zip(burst.seconds, burst.lost, strict=True))
+    return waited / sum(seconds for burst in bursts for seconds in burst.seconds)
 
 
 def _foreign(bursts: Sequence[Burst]) -> float:
@@ -265,21 +266,17 @@ def _foreign(bursts: Sequence[Burst]) -> float:
     return max(0.0, others / (wall * (os.cpu_count() or 1))) if wall else 0.0
 
 
-def _count_clean(bursts: Sequence[Burst], most_lost: float) -> int:
-    return sum(burst.lost <= most_lost for burst in bursts)
-
-
 def _refuse_if_disturbed(
-    taken: Mapping[str, Sequence[Burst]], foreign: float, rounds: int, most_lost: float, most_foreign: float
+    taken: Mapping[str, Sequence[Burst]], foreign: float, most_lost: float, most_foreign: float
 ) -> None:
     for name, bursts in taken.items():
-        clean = _count_clean(bursts, most_lost)
-        if clean < rounds:
-            lost = statistics.median(burst.lost for burst in bursts)
+        calls = sum(len(burst.seconds) for burst in bursts)
+        quiet = sum(len(burst.undisturbed(most_lost)) for burst in bursts)
+        if quiet < LEAST_UNDISTURBED * calls:
             raise Disturbed(
-                f"{name} had its cores to itself in {clean} of {len(bursts)} turns, {rounds} are wanted (it waited "
-                f"{lost:.0%} of the time, at most {most_lost:.0%} is believed); nothing is reported: run again on a "
-                "quiet machine"
+                f"{name} had its cores to itself in {quiet} of {calls} calls (it waited {_lost(bursts):.0%} of the "
+                f"time; calls that wait over {most_lost:.0%} do not count, and half must be left); nothing is "
+                "reported: run again on a quiet machine"
             )
     if foreign > most_foreign:
         raise Disturbed(
