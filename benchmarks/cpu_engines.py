@@ -59,7 +59,7 @@ class Engine:
         name: for tables.
         load: makes a call that returns logits, or None where there are none to look at, and says what it took.
         packages: without which it is left out.
-        steps: of `benchmarks.cpu_prepare`, in order.
+        steps: of `benchmarks.cpu_prepare`, in order, beside those that every case needs.
         weight_bytes: of a weight in memory.
         environment: variables of its process.
         needs: an instruction set without which this row would repeat another one.
@@ -158,12 +158,11 @@ def _compiled(module: Any) -> Any:
 
 
 _ONNX = ("onnx_fp32",)
-_OURS = ("quantised", "library")
 _INT8 = "openvino_int8.xml"
 
 ENGINES: tuple[Engine, ...] = (
-    Engine("hawq_tvm", partial(_hawq_tvm, alone=False), (), _OURS, 1),
-    Engine("hawq_tvm, library alone", partial(_hawq_tvm, alone=True), (), _OURS, 1),
+    Engine("hawq_tvm", partial(_hawq_tvm, alone=False), (), (), 1),
+    Engine("hawq_tvm, library alone", partial(_hawq_tvm, alone=True), (), (), 1),
     Engine("OpenVINO INT8", partial(_openvino, file=_INT8), ("openvino", "nncf"), (*_ONNX, "openvino_int8"), 1),
     Engine(
         "OpenVINO INT8 without AMX",

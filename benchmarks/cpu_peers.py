@@ -31,19 +31,20 @@ from typing import Any
 
 from benchmarks.cpu_engines import ENGINES, Engine, thread_environment
 from benchmarks.cpu_plot import draw_bars
-from benchmarks.cpu_prepare import STEPS, Network, installed_versions, is_installed
+from benchmarks.cpu_prepare import NEEDED, RANDOM_FILE, STEPS, WEIGHTS, Network, installed_versions, is_installed
 from benchmarks.cpu_table import make_rows, table
 from benchmarks.runs import RESULTS
 from benchmarks.turns import MOST_FOREIGN, MOST_LOST, Contender, Disturbed, take_turns
 from hawq_tvm.backends.tvm.host import cpu_name, instruction_sets, usable_cores
 from hawq_tvm.measure.ceilings import measure_ceilings
 
-NETWORKS = {
-    "resnet18": Network("resnet18", "random", (3, 224, 224)),
-    "resnet50": Network("resnet50", "random", (3, 224, 224)),
-    "mobilenet_v2": Network("torchvision:mobilenet_v2", "random", (3, 224, 224)),
-    "inception_v3": Network("timm:inception_v3", "random", (3, 299, 299)),
+NETWORKS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "resnet18": ("resnet18", (3, 224, 224)),
+    "resnet50": ("resnet50", (3, 224, 224)),
+    "mobilenet_v2": ("torchvision:mobilenet_v2", (3, 224, 224)),
+    "inception_v3": ("timm:inception_v3", (3, 299, 299)),
 }
+"""The networks, as `hawq-tvm run` takes them, and the shape of a sample."""
 
 
 def main() -> None:
@@ -55,7 +56,9 @@ def main() -> None:
     for name in arguments.networks:
         for index, batch in enumerate(arguments.batches):
             anew = arguments.anew and index == 0
-            folder, ready = prepare(name, batch, engines, arguments.work, left_out, anew=anew)
+            folder, ready = prepare(
+                name, batch, engines, arguments.work, left_out, weights=arguments.weights, anew=anew
+            )
             for threads in arguments.threads:
                 try:
                     cases.append(run_case(name, folder, batch, threads, ready, arguments))
@@ -87,11 +90,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--anew", action="store_true", help="make prepared files again, as after a change of hawq_tvm")
     parser.add_argument("--output", type=Path, default=RESULTS / "cpu_peers.json", help="the plot lies beside it")
     arguments = parser.parse_args()
-    if arguments.weights is not None:
-        if len(arguments.networks) != 1:
-            parser.error("--weights belongs to one network: name it with --networks")
-        (name,) = arguments.networks
-        NETWORKS[name] = Network(NETWORKS[name].spec, str(arguments.weights.resolve()), NETWORKS[name].shape)
+    if arguments.weights is not None and len(arguments.networks) != 1:
+        parser.error("--weights belongs to one network: name it with --networks")
     return arguments
 
 
@@ -109,7 +109,14 @@ def select_engines(names: Sequence[str] | None) -> tuple[list[Engine], dict[str,
 
 
 def prepare(
-    name: str, batch: int, engines: Sequence[Engine], work: Path, left_out: dict[str, str], *, anew: bool = False
+    name: str,
+    batch: int,
+    engines: Sequence[Engine],
+    work: Path,
+    left_out: dict[str, str],
+    *,
+    weights: Path | None = None,
+    anew: bool = False,
 ) -> tuple[Path, list[Engine]]:
     """Make what the engines load, each step in a process of its own.
 
@@ -119,36 +126,49 @@ def prepare(
         engines: that will run.
         work: where a folder for each network is.
         left_out: told of engines whose files cannot be made.
+        weights: a checkpoint; None for random ones.
         anew: remove what lies in the network's folder first.
 
     Returns:
         The folder, and the engines of which everything was made; the others are added to `left_out`.
+
+    Raises:
+        SystemExit: the network cannot be made, or our library is not exact.
     """
-    network = NETWORKS[name]
-    kind = "random" if network.weights == "random" else Path(network.weights).stem
-    folder = (work / f"{name}-{kind}").resolve()
+    folder = (work / f"{name}-{'random' if weights is None else weights.stem}").resolve()
     if anew and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    network.write(folder)
-    failed: dict[str, str] = {}
-    for step in dict.fromkeys(["reference", *(step for engine in engines for step in engine.steps)]):
-        made = STEPS[step][1].format(batch=batch)
-        if made and (folder / made).exists():
-            continue
-        command = [sys.executable, "-m", "benchmarks.cpu_prepare", step, str(folder), str(batch)]
-        result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-        if result.returncode != 0:
-            failed[step] = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    spec, shape = NETWORKS[name]
+    Network(spec, str(folder / RANDOM_FILE if weights is None else weights.resolve()), shape).write(folder)
+    for step in NEEDED if weights is not None else (WEIGHTS, *NEEDED):
+        why = _make(step, folder, batch)
+        if why is not None:
+            raise SystemExit(f"{name} cannot be timed: {step} failed: {why}")
+    failed = {
+        step: _make(step, folder, batch) for step in dict.fromkeys(step for item in engines for step in item.steps)
+    }
     ready = []
     for engine in engines:
-        reasons = [f"{step} failed: {failed[step]}" for step in engine.steps if step in failed]
+        reasons = [f"{step} failed: {failed[step]}" for step in engine.steps if failed[step] is not None]
         if reasons:
             left_out[f"{engine.name} ({name}, batch {batch})"] = reasons[0]
             print(f"{engine.name} is left out of {name}, batch {batch}: {reasons[0]}", file=sys.stderr)
         else:
             ready.append(engine)
     return folder, ready
+
+
+def _make(step: str, folder: Path, batch: int) -> str | None:
+    """One step, where what it makes is not there yet; its last words where it fails."""
+    made = STEPS[step][1].format(batch=batch)
+    if made and (folder / made).exists():
+        return None
+    command = [sys.executable, "-m", "benchmarks.cpu_prepare", step, str(folder), str(batch)]
+    result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if result.returncode == 0:
+        return None
+    return (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def run_case(

@@ -3,8 +3,10 @@
     python -m benchmarks.cpu_prepare STEP FOLDER BATCH      (cpu_peers calls it, each step in a process of its own)
 
 Every engine gets the same weights and is calibrated on the same few random samples: what a network answers is of no
-concern here, only that all compute the same one, which `benchmarks.cpu_engines` checks. hawq_tvm's library is compiled
-anew whenever it is asked for, and every value of every layer is compared with ONNX Runtime before it may be timed.
+concern here, only that all compute the same one, which `benchmarks.cpu_engines` checks. Random weights get batch norms
+that fit them: with those of the factories a deep network's activations die out, and nothing is left to check.
+hawq_tvm's library is compiled anew whenever it is asked for, and every value of every layer is compared with ONNX
+Runtime before it may be timed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CALIBRATION_SAMPLES = 4
+_NORM_SAMPLES = 8  # that batch norms of random weights take their statistics from
+RANDOM_FILE = "random.safetensors"
 _PACKAGES = ("hawq_tvm", "torch", "onnxruntime", "openvino", "nncf", "torchao", "torchvision", "numpy", "apache-tvm")
 
 
@@ -31,7 +35,7 @@ class Network:
 
     Attributes:
         spec: as `hawq-tvm run` takes it.
-        weights: path of a checkpoint, or ``random``.
+        weights: path of a checkpoint, which `random_weights` makes where it does not exist.
         shape: of one sample.
     """
 
@@ -76,6 +80,24 @@ def is_installed(package: str) -> bool:
 
 
 # The steps
+
+
+def random_weights(folder: Path, network: Network, batch: int) -> None:
+    """The checkpoint of a network that has none: as its factory makes it, every batch norm with what it then sees."""
+    import torch
+    from safetensors.torch import save_file
+
+    from hawq_tvm.sources.models import load_model
+
+    module = load_model(network.spec, "random").module
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.reset_running_stats()
+            part.momentum = None  # the mean of what it sees, not a moving one
+            part.train()
+    with torch.no_grad():
+        module(torch.from_numpy(network.images(_NORM_SAMPLES, seed=2)))
+    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, network.weights)
 
 
 def reference(folder: Path, network: Network, batch: int) -> None:
@@ -177,7 +199,14 @@ def openvino_int8(folder: Path, network: Network, batch: int) -> None:
     openvino.save_model(made, folder / f"openvino_int8_b{batch}.xml", compress_to_fp16=False)
 
 
+WEIGHTS = "random_weights"
+"""The step that comes before all others, where a network has no checkpoint."""
+
+NEEDED = ("reference", "quantised", "library")
+"""The steps without which there is nothing to compare."""
+
 STEPS: dict[str, tuple[Callable[[Path, Network, int], None], str]] = {
+    WEIGHTS: (random_weights, RANDOM_FILE),
     "reference": (reference, "reference_b{batch}.npy"),
     "quantised": (quantised, "run/model.onnx"),
     "library": (library, ""),  # made anew every time: the kernels may have changed

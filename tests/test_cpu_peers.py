@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import cpu_peers
 from benchmarks.cpu_engines import ENGINES, Engine, correlation
-from benchmarks.cpu_peers import Network, prepare, select_engines
+from benchmarks.cpu_peers import prepare, select_engines
 from benchmarks.cpu_plot import draw_bars
 from benchmarks.cpu_table import make_rows, table
 from benchmarks.turns import Outcome, Timing
@@ -118,16 +118,24 @@ def test_the_plot_is_well_formed_and_says_every_number() -> None:
 def test_an_engine_whose_files_cannot_be_made_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cpu_peers.NETWORKS, "none", Network(f"{NETWORKS}:no_such", "random", (3, 12, 12)))
+    monkeypatch.setitem(cpu_peers.NETWORKS, "none", (f"{NETWORKS}:no_such", (3, 12, 12)))
+    monkeypatch.setattr(cpu_peers, "NEEDED", ())
     monkeypatch.chdir(ROOT)
     left_out: dict[str, str] = {}
     engine = Engine("an engine", lambda case: (lambda: None, {}), (), ("onnx_fp32",), 4)
-    _, ready = prepare("none", 1, [engine], tmp_path, left_out)
+    _, ready = prepare("none", 1, [engine], tmp_path, left_out, weights=tmp_path / "none.safetensors")
     assert ready == []
     (reason,) = left_out.values()
     assert reason.startswith("onnx_fp32 failed: ")
     assert "no function 'no_such'" in reason
     assert "an engine is left out of none, batch 1: onnx_fp32 failed" in capsys.readouterr().err
+
+
+def test_a_network_that_cannot_be_made_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cpu_peers.NETWORKS, "none", (f"{NETWORKS}:no_such", (3, 12, 12)))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="none cannot be timed: random_weights failed: .*no function 'no_such'"):
+        prepare("none", 1, [], tmp_path, {})
 
 
 @pytest.mark.slow
@@ -136,7 +144,7 @@ def test_from_end_to_end(tmp_path: Path) -> None:
     """Ours, PyTorch and ONNX Runtime fp32 on a tiny network, in processes of their own; bounds of a busy machine."""
     program = (
         "import sys; from benchmarks import cpu_peers; "
-        f"cpu_peers.NETWORKS = {{'tiny': cpu_peers.Network({str(NETWORKS) + ':residual'!r}, 'random', (3, 12, 12))}}; "
+        f"cpu_peers.NETWORKS = {{'tiny': ({str(NETWORKS) + ':residual'!r}, (3, 12, 12))}}; "
         "cpu_peers.main()"
     )
     engines = ["hawq_tvm", "hawq_tvm, library alone", "ONNX Runtime fp32", "PyTorch fp32"]
