@@ -103,8 +103,8 @@ def select_engines(names: Sequence[str] | None) -> tuple[list[Engine], dict[str,
         missing = [package for package in item.packages if not is_installed(package)]
         if missing:
             left_out[item.name] = f"{' and '.join(missing)} is not installed (pip install 'hawq_tvm[peers]')"
-        elif item.needs and item.needs not in present:
-            left_out[item.name] = f"this machine has no {item.needs}, so that it would repeat another row"
+        elif item.needs and present.isdisjoint(item.needs):
+            left_out[item.name] = f"this machine has no {' or '.join(item.needs)}, so that it would repeat another row"
     return [item for item in wanted if item.name not in left_out], left_out
 
 

@@ -65,7 +65,7 @@ def test_what_is_not_installed_is_left_out_by_name(monkeypatch: pytest.MonkeyPat
     assert [engine.name for engine in chosen] == ["hawq_tvm", "OpenVINO fp32"]
     assert left_out == {
         "OpenVINO INT8": "nncf is not installed (pip install 'hawq_tvm[peers]')",
-        "OpenVINO fp32, by default": "this machine has no amx_bf16, so that it would repeat another row",
+        "OpenVINO fp32, by default": "this machine has no amx_bf16 or avx512_bf16, so that it would repeat another row",
     }
 
 
