@@ -273,10 +273,14 @@ def _refuse_if_disturbed(
         calls = sum(len(burst.seconds) for burst in bursts)
         quiet = sum(len(burst.undisturbed(most_lost)) for burst in bursts)
         if quiet < LEAST_UNDISTURBED * calls:
+            others = _foreign(bursts)
+            own = (
+                f"; other processes took only {others:.0%} of the machine then: its own threads may have shared a core"
+            )
             raise Disturbed(
                 f"{name} had its cores to itself in {quiet} of {calls} calls (it waited {_lost(bursts):.0%} of the "
                 f"time; calls that wait over {most_lost:.0%} do not count, and half must be left); nothing is "
-                "reported: run again on a quiet machine"
+                f"reported: run again on a quiet machine{own if others < most_foreign else ''}"
             )
     if foreign > most_foreign:
         raise Disturbed(
