@@ -280,7 +280,7 @@ def _refuse_if_disturbed(
             raise Disturbed(
                 f"{name} had its cores to itself in {quiet} of {calls} calls (it waited {_lost(bursts):.0%} of the "
                 f"time; calls that wait over {most_lost:.0%} do not count, and half must be left); nothing is "
-                f"reported: run again on a quiet machine{own if others < most_foreign else ''}"
+                f"reported: run again on a quiet machine{own if others < MOST_FOREIGN else ''}"
             )
     if foreign > most_foreign:
         raise Disturbed(
