@@ -1,8 +1,8 @@
 """Which values share memory: planned over all calls of a network before any is made.
 
-Every life is known beforehand, so the largest values choose first and smaller ones go where they fit. TVM's own plan goes
-through the calls in order, and shares nothing between dtypes: a signed value that leaves is of no use to an unsigned one.
-A ResNet-50 takes a third less by this plan.
+Every life is known beforehand, so the largest values choose first and smaller ones go where they fit. TVM's own plan
+goes through the calls in order and shares nothing between dtypes: what a signed value leaves is of no use to an
+unsigned one. A ResNet-50 takes a third less by this plan.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax
 
 
@@ -36,29 +35,29 @@ class Life:
         return self.first <= other.last and other.first <= self.last
 
 
-def share_storages(lives: Sequence[Life]) -> list[int]:
+def share_storages(lives: Sequence[Life]) -> tuple[list[int], list[int]]:
     """Values that share storages: greedily by size, after Pisarchyk and Lee, arXiv:2001.03288.
 
     The largest value comes first; each goes into the smallest storage that is free for all of its life, or into a new
     one. A storage is as large as the first value in it.
 
     >>> share_storages([Life(8, 0, 1), Life(4, 1, 2), Life(6, 2, 3)])
-    [0, 1, 0]
+    ([0, 1, 0], [8, 4])
 
     Returns:
-        The number of each value's storage.
+        The number of each value's storage, and the bytes of each storage.
     """
     storages: list[list[Life]] = []  # from the largest to the smallest
-    found = [0] * len(lives)
+    numbers = [0] * len(lives)
     for index in sorted(range(len(lives)), key=lambda index: -lives[index].size_bytes):
         life = lives[index]
         free = [number for number, held in enumerate(storages) if not any(map(life.meets, held))]
         if not free:
             free = [len(storages)]
             storages.append([])
+        numbers[index] = free[-1]
         storages[free[-1]].append(life)
-        found[index] = free[-1]
-    return found
+    return numbers, [held[0].size_bytes for held in storages]
 
 
 def plan_memory(module: Any, name: str) -> Any:
@@ -81,19 +80,15 @@ class _Sharing(relax.PyExprMutator):  # type: ignore[misc]
 
     def __init__(self, module: Any, lives: Sequence[Life | None]) -> None:
         super().__init__(module)
-        planned = [life for life in lives if life is not None]
-        storages = share_storages(planned)
-        numbers = iter(storages)
-        self._storages = iter([None if life is None else next(numbers) for life in lives])
-        self._sizes = [0] * (max(storages, default=-1) + 1)
-        for number, life in zip(storages, planned, strict=True):
-            self._sizes[number] = max(self._sizes[number], life.size_bytes)
+        numbers, self._sizes = share_storages([life for life in lives if life is not None])
+        shared = iter(numbers)
+        self._numbers = iter([None if life is None else next(shared) for life in lives])
         self._made: dict[int, Any] = {}
 
     def visit_call_(self, call: Any) -> Any:
         if not _allocates(call):
             return super().visit_call_(call)
-        number = next(self._storages)
+        number = next(self._numbers)
         if number is None:
             return call
         shape, dtype, device, scope = call.args
@@ -126,7 +121,7 @@ def _lives(function: Any) -> list[Life | None]:
             last.append(position)
         elif not _computes(binding.value) and read:
             (tensors[binding.var],) = read
-    kept = tensors[function.body.body]
+    kept = tensors.get(function.body.body)
     lives = [Life(*life) for life in zip(sizes, first, last, strict=True)]
     return [None if tensor == kept else life for tensor, life in enumerate(lives)]
 
