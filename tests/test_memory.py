@@ -24,6 +24,7 @@ from hawq_tvm.frontend.capture import capture
 from hawq_tvm.sources.models import load_model
 
 from .builders import integers_of
+from .gpu_functions import add_one
 
 LIVES = st.lists(
     st.builds(
@@ -123,6 +124,24 @@ def test_no_kernel_reads_what_another_has_overwritten(name: str, target: str) ->
     with machine.tvm_target:
         usual = relax.transform.StaticPlanBlockMemory()(module)
     assert 0 < storages_of(planned[MAIN]) <= storages_of(usual[MAIN]), "no more than by TVM's own plan"
+
+
+def test_a_view_keeps_its_tensor() -> None:
+    """A tensor that is read through a view after another was made."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1000,), "int8"))
+    with builder.function(MAIN, [x]):
+        with builder.dataflow():
+            called = builder.add_func(add_one.without_attr("global_symbol"), "called")
+
+            def call(argument: Any) -> Any:
+                return builder.emit(relax.call_tir(called, [argument], relax.TensorType((1000,), "int8")))
+
+            rows = builder.emit(relax.op.reshape(call(x), (10, 100)))
+            call(call(x))
+            result = builder.emit_output(call(call(builder.emit(relax.op.reshape(rows, (1000,))))))
+        builder.emit_func_output(result)
+    assert overwritten(plan_memory(lowering._WRITES(builder.get()), MAIN)[MAIN]) == []
 
 
 def test_what_a_signed_value_leaves_serves_an_unsigned_one() -> None:
