@@ -112,10 +112,19 @@ def main(words: Sequence[str] | None = None) -> int:
             dated = {"date": datetime.now(UTC).date().isoformat(), **asdict(found)}
             write_results("gpu_matrix", {**read_results("gpu_matrix"), found.key: dated})
             print(table([found]).splitlines()[-1], file=sys.stderr, flush=True)
-    rows = read_results("gpu_matrix").values()
-    print(table([Compiled(**{name: value for name, value in row.items() if name != "date"}) for row in rows]))
+    print(table(kept()))
     print("\n".join(["", *broken]) if broken else "\nevery promise holds")
     return 1 if broken else 0
+
+
+def kept() -> list[Compiled]:
+    """What earlier runs wrote too, network by network."""
+    rows = read_results("gpu_matrix").values()
+    found = [Compiled(**{name: value for name, value in row.items() if name != "date"}) for row in rows]
+    configurations, networks = list(CONFIGURATIONS), list(NETWORKS)
+    return sorted(
+        found, key=lambda row: (networks.index(row.network), configurations.index(row.configuration), row.batch)
+    )
 
 
 @contextmanager
