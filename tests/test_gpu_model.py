@@ -11,10 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
+from hawq_tvm.backends.tvm.cuda.fatbin import ELF, read_fatbin
 from hawq_tvm.backends.tvm.latency import predict_latency
 from hawq_tvm.backends.tvm.storage import plan_storages
 from hawq_tvm.core.errors import SettingsError
-from hawq_tvm.core.gpu import A10, A100, H100, L4, T4, GpuFacts
+from hawq_tvm.core.gpu import A10, A100, H100, L4, STATIC_SHARED_BYTES, T4, GpuFacts
 from hawq_tvm.core.gpu_model import (
     GRAPH_LAUNCH_US,
     HELD_POWER,
@@ -35,12 +36,15 @@ from hawq_tvm.kernels import Offer
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_costs import Ends, fastest, gemm_work, predict_tiles
+from hawq_tvm.kernels.cuda.gemm_kernel import resident_steps
 from hawq_tvm.kernels.cuda.gemm_layers import WMMA, layer_tiles
+from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import TILES
 from hawq_tvm.kernels.cuda.storages import channels_last
 from hawq_tvm.settings import Settings
 
 from .builders import captured, ranges_of, uniform
+from .cubins import code_bytes
 from .gpu_kernels import compiled_image, gpu_offers, gpu_request
 from .test_cuda_kernels import random_conv
 
@@ -133,7 +137,7 @@ def test_more_bandwidth_clock_and_fewer_bytes_are_never_slower(
 def kernel(**changes: object) -> KernelWork:
     work = KernelWork(
         blocks=80, threads=128, registers=64, shared_bytes=16 * 1024, bits=8, phases=(Phase(1024.0 * 900, 6400, 400),),
-        l2_bytes=0, start_cycles=100, alone_cycles=500, dram_bytes=0.0,
+        l2_bytes=0, start_cycles=100, code_instructions=0, alone_cycles=500, dram_bytes=0.0,
     )  # fmt: skip
     return replace(work, **changes)  # type: ignore[arg-type]
 
@@ -199,6 +203,14 @@ def test_waves_are_what_nvidias_calculator_says_is_resident(changes: dict[str, o
         rounds = ceil(ceil(blocks / 40) / resident)
         assert found.cycles["waiting"] == rounds * 500 + (rounds - 1) * 100
         assert found.occupancy == resident * 4 / 32
+
+
+def test_code_is_fetched_once() -> None:
+    """Whatever the rounds: 1,000 instructions, each 2.7 cycles later than from a cache."""
+    work = kernel(blocks=2000)
+    cold = predicted(replace(work, code_instructions=1000))
+    assert cold.start_cycles == work.start_cycles + 2700
+    assert cold.cycles == predicted(work).cycles
 
 
 def test_a_block_that_does_not_fit_is_no_kernel() -> None:
@@ -267,6 +279,18 @@ def test_the_work_of_a_tile_by_hand() -> None:
     assert more.phases[1].data_bytes == 2 * 64 * 64 and more.phases[1].instructions > 2 * ending.instructions
 
 
+def test_a_lone_block_waits_for_every_step_by_hand() -> None:
+    """9 steps of 8 KiB. 8 of them arrive while their predecessors are multiplied, each is stored, then read.
+
+    64 bytes pass in a cycle: 128 cycles for what arrives, as many to store it; the multiplications are 256 cycles of
+    reading, less than the latency. The results are 640 instructions, two cycles each, of four warps at once.
+    """
+    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), Tile(64, 64, 4, 2, 2), Ends(8), T4)
+    assert work.alone_cycles == 8 * (436 + 128) + 256 + 9 * (128 + 90) + 640 / 4 * 2
+    copied = gemm_work(conv_gemm(A100, 8, 8, 64, 64, 3, 56, 1), Tile(64, 64, 4, 2, 2), Ends(8), A100)
+    assert copied.alone_cycles == 7 * 436 / 2 + 2 * 158 + 9 * 90 + 640 / 4 * 2, "two steps ahead, past the registers"
+
+
 def test_asynchronous_copies_pass_once() -> None:
     tile = Tile(64, 64, 4, 2, 2)
     (loaded, _), (copied, _) = (gemm_work(conv_gemm(gpu, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8), gpu).phases
@@ -274,18 +298,34 @@ def test_asynchronous_copies_pass_once() -> None:
     assert loaded.data_bytes - copied.data_bytes == 9 * (64 + 64) * 64
 
 
-@pytest.mark.parametrize("tile", [TILES[0], TILES[5], TILES[8]], ids=str)
-def test_registers_are_those_that_the_compiler_takes(tile: Tile, cuda_compiler: CudaCompiler) -> None:
+COMPILED = (TILES[0], Tile(64, 64, 4, 2, 2), Tile(64, 64, 8, 2, 2, 2), Tile(32, 64, 16, 1, 1, 4))
+
+
+@pytest.mark.parametrize("tile", COMPILED, ids=str)
+def test_registers_and_code_are_those_of_the_compiler(tile: Tile, cuda_compiler: CudaCompiler) -> None:
     op = random_conv(64, 64, Window((3, 3), (1, 1), (1, 1, 1, 1)), 8, U8)
     request = gpu_request(op, [TensorType(U8, (64, 14, 14), 1.0)], U8)
     reads, writes = (request.alternatives["x0"],), request.alternatives["y"]
     built = gemm_layers.build(request, reads, writes, tile=tile)
-    taken = compiled_image(built, request.target, cuda_compiler).uses[75].registers
-    counted = gemm_work(Gemm.of(request, reads[0]), tile, Ends.of(reads, writes), T4).registers
-    assert counted == pytest.approx(taken, rel=0.15)
-    assert T4.architecture.resident_blocks(tile.threads, counted, 0) == T4.architecture.resident_blocks(
+    image = compiled_image(built, request.target, cuda_compiler)
+    counted = gemm_work(Gemm.of(request, reads[0]), tile, Ends.of(reads, writes), T4)
+    taken = image.uses[75].registers
+    assert counted.registers == pytest.approx(taken, rel=0.15)
+    assert T4.architecture.resident_blocks(tile.threads, counted.registers, 0) == T4.architecture.resident_blocks(
         tile.threads, taken, 0
     )
+    (cubin,) = (entry.code for entry in read_fatbin(image.data) if entry.kind == ELF)
+    assert counted.code_instructions == pytest.approx(code_bytes(cubin) / 16, rel=0.1), "16 bytes each on sm_75"
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=str)
+def test_two_steps_of_every_tile_fit_into_what_a_kernel_may_declare(gpu: GpuFacts) -> None:
+    for tile in TILES:
+        gemm = conv_gemm(gpu, 8, 8, 256, 64, 3, 56, 1)
+        wanted = 3 if gpu.architecture.async_copy and (tile.m + tile.n) * tile.k <= 1024 else 2
+        assert resident_steps(gemm, Swizzled(tile)) == wanted
+        assert gemm_work(gemm, tile, Ends(8), gpu).shared_bytes <= STATIC_SHARED_BYTES
+    assert resident_steps(conv_gemm(gpu, 8, 1, 16, 64, 1, 7, 1), Swizzled(TILES[0])) == 1, "there is but one"
 
 
 @pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.gpu is not None])
