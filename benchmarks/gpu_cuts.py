@@ -23,11 +23,12 @@ from benchmarks.runs import markdown, write_results
 from hawq_tvm.backends.tvm.storage import Plan
 from hawq_tvm.core.gpu import MAX_REGISTERS_PER_THREAD, STATIC_SHARED_BYTES, T4
 from hawq_tvm.core.gpu_model import L2_BYTES_PER_CYCLE, Phase, predict
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_costs import Ends, gemm_work, registers_wanted
 from hawq_tvm.kernels.cuda.gemm_kernel import STAGES
 from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import TILES
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, CHUNK_WORDS
 
 NETWORKS = ("resnet18", "resnet50")
 FORMS = ("INT8", "INT4")
@@ -81,7 +82,7 @@ def microseconds(layer: Layer, cut: Cut) -> float | None:
     registers = registers_wanted(gemm, tile)
     if registers > MAX_REGISTERS_PER_THREAD or registers * tile.threads > architecture.registers_per_sm:
         return None
-    work = replace(gemm_work(gemm, tile, layer.ends, T4, layer.dram_bytes), registers=registers)
+    work = replace(gemm_work(gemm, Swizzled(tile), layer.ends, T4, layer.dram_bytes), registers=registers)
     handover = 0.0
     if parts > 1:
         steps = gemm.steps(tile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -37,7 +38,7 @@ from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_costs import Ends, fastest, gemm_work, predict_tiles
 from hawq_tvm.kernels.cuda.gemm_kernel import resident_steps
-from hawq_tvm.kernels.cuda.gemm_layers import WMMA, layer_tiles
+from hawq_tvm.kernels.cuda.gemm_layers import MMA, WMMA, Family, layer_tiles
 from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import TILES
 from hawq_tvm.kernels.cuda.storages import channels_last
@@ -45,7 +46,7 @@ from hawq_tvm.settings import Settings
 
 from .builders import captured, ranges_of, uniform
 from .cubins import code_bytes
-from .gpu_kernels import compiled_image, gpu_offers, gpu_request
+from .gpu_kernels import compiled_image, cuda_kernel, gpu_offers, gpu_request
 from .test_cuda_kernels import random_conv
 
 GPUS = (T4, A100, A10, L4, H100)
@@ -264,8 +265,8 @@ U8 = IntType.parse("u8")
 
 def test_the_work_of_a_tile_by_hand() -> None:
     """64 channels, 3x3: 576 values are 36 chunks, 9 steps of 4; a tile of 64 x 64 by four warps of 32 x 32."""
-    tile = Tile(64, 64, 4, 2, 2)
-    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8), T4)
+    layout = Swizzled(Tile(64, 64, 4, 2, 2))
+    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), T4)
     loop, ending = work.phases
     assert work.blocks == 8 * 56 * 56 // 64 and work.threads == 128
     assert work.shared_bytes == 2 * (64 + 64) * 64
@@ -275,7 +276,7 @@ def test_the_work_of_a_tile_by_hand() -> None:
     assert loop.data_bytes == 2 * copied + fragments, "to registers, to shared memory, and read by every warp"
     assert work.l2_bytes == copied + 64 * 64
     assert ending.data_bytes == 64 * 64 and ending.instructions == 64 * 64 / 32 * 5
-    more = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8, 8), T4)
+    more = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8, 8), T4)
     assert more.phases[1].data_bytes == 2 * 64 * 64 and more.phases[1].instructions > 2 * ending.instructions
 
 
@@ -285,15 +286,16 @@ def test_a_lone_block_waits_for_every_step_by_hand() -> None:
     64 bytes pass in a cycle: 128 cycles for what arrives, as many to store it; the multiplications are 256 cycles of
     reading, less than the latency. The results are 640 instructions, two cycles each, of four warps at once.
     """
-    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), Tile(64, 64, 4, 2, 2), Ends(8), T4)
+    layout = Swizzled(Tile(64, 64, 4, 2, 2))
+    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), T4)
     assert work.alone_cycles == 8 * (436 + 128) + 256 + 9 * (128 + 90) + 640 / 4 * 2
-    copied = gemm_work(conv_gemm(A100, 8, 8, 64, 64, 3, 56, 1), Tile(64, 64, 4, 2, 2), Ends(8), A100)
+    copied = gemm_work(conv_gemm(A100, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), A100)
     assert copied.alone_cycles == 7 * 436 / 2 + 2 * 158 + 9 * 90 + 640 / 4 * 2, "two steps ahead, past the registers"
 
 
 def test_asynchronous_copies_pass_once() -> None:
-    tile = Tile(64, 64, 4, 2, 2)
-    (loaded, _), (copied, _) = (gemm_work(conv_gemm(gpu, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8), gpu).phases
+    layout = Swizzled(Tile(64, 64, 4, 2, 2))
+    (loaded, _), (copied, _) = (gemm_work(conv_gemm(gpu, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), gpu).phases
                                 for gpu in (T4, A100))  # fmt: skip
     assert loaded.data_bytes - copied.data_bytes == 9 * (64 + 64) * 64
 
@@ -308,7 +310,7 @@ def test_registers_and_code_are_those_of_the_compiler(tile: Tile, cuda_compiler:
     reads, writes = (request.alternatives["x0"],), request.alternatives["y"]
     built = gemm_layers.build(request, reads, writes, tile=tile)
     image = compiled_image(built, request.target, cuda_compiler)
-    counted = gemm_work(Gemm.of(request, reads[0]), tile, Ends.of(reads, writes), T4)
+    counted = gemm_work(Gemm.of(request, reads[0]), Swizzled(tile), Ends.of(reads, writes), T4)
     taken = image.uses[75].registers
     assert counted.registers == pytest.approx(taken, rel=0.15)
     assert T4.architecture.resident_blocks(tile.threads, counted.registers, 0) == T4.architecture.resident_blocks(
@@ -324,8 +326,24 @@ def test_two_steps_of_every_tile_fit_into_what_a_kernel_may_declare(gpu: GpuFact
         gemm = conv_gemm(gpu, 8, 8, 256, 64, 3, 56, 1)
         wanted = 3 if gpu.architecture.async_copy and (tile.m + tile.n) * tile.k <= 1024 else 2
         assert resident_steps(gemm, Swizzled(tile)) == wanted
-        assert gemm_work(gemm, tile, Ends(8), gpu).shared_bytes <= STATIC_SHARED_BYTES
+        assert gemm_work(gemm, Swizzled(tile), Ends(8), gpu).shared_bytes <= STATIC_SHARED_BYTES
     assert resident_steps(conv_gemm(gpu, 8, 1, 16, 64, 1, 7, 1), Swizzled(TILES[0])) == 1, "there is but one"
+
+
+@pytest.mark.parametrize("target", ["nvidia/t4", "nvidia/a100"])
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize("family", [MMA, WMMA], ids=["mma", "wmma"])
+def test_shared_memory_is_what_the_kernel_declares(family: Family, channels: int, target: str) -> None:
+    """Of few steps too, whose stages are as many, and which what the sums pass through outgrows."""
+    op = random_conv(channels, 64, Window((1, 1)), 8, U8)
+    request = gpu_request(op, [TensorType(U8, (channels, 14, 14), 1.0)], U8, target=target)
+    reads, writes, gpu = (request.alternatives["x0"],), request.alternatives["y"], request.target.gpu
+    assert gpu is not None
+    gemm, ends = Gemm.of(request, reads[0], signed_alone=family.signed_alone), Ends.of(reads, writes)
+    for tile in family.tiles:
+        text = cuda_kernel(gemm_layers.build(request, reads, writes, family, tile), request.target).text
+        (words,) = re.findall(r"__shared__ .*\[(\d+)\];", text)
+        assert gemm_work(gemm, family.layout(tile), ends, gpu).shared_bytes == 4 * int(words), tile
 
 
 @pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.gpu is not None])

@@ -18,11 +18,8 @@ from hawq_tvm.core.gpu import WARP_SIZE, MmaShape
 from hawq_tvm.core.ir import TensorType, Window
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.cuda.storages import CHUNK_BITS, WORD_BITS
+from hawq_tvm.kernels.cuda.storages import CHUNK_BITS, CHUNK_BYTES, WORD_BITS
 from hawq_tvm.kernels.interface import Request
-
-CHUNK_BYTES = CHUNK_BITS // 8
-CHUNK_WORDS = CHUNK_BITS // WORD_BITS
 
 
 @dataclass(frozen=True)

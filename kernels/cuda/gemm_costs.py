@@ -6,7 +6,7 @@ nvcc 13.0 makes for sm_75; they are the same for 8 and 4 bits, within 2%.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -23,10 +23,11 @@ from hawq_tvm.core.gpu_model import (
 )
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.costs import stored_bytes
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_kernel import resident_steps, shared_words
 from hawq_tvm.kernels.cuda.gemm_shared import Layout, Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, CHUNK_WORDS, stored_values
 from hawq_tvm.kernels.interface import Request
 
 # Instructions of a warp, beside loads, stores and multiplications, read off the machine code
@@ -50,6 +51,9 @@ LONE_CYCLES = 2
 OTHER_REGISTERS = 50
 """Of a thread, beside sums, operands and words on their way: 42 to 58 in machine code."""
 
+LAYOUTS: tuple[Layout, ...] = tuple(map(Swizzled, TILES))
+"""Those of `mma.sync`."""
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -68,17 +72,17 @@ class Ends:
         return cls(writes.bits, reads[1].bits if len(reads) > 1 else 0)
 
 
-def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0) -> KernelWork:
+def gemm_work(gemm: Gemm, layout: Layout, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0) -> KernelWork:
     """What a product asks for when it is cut into these tiles.
 
     Args:
         gemm: the product.
-        tile: how it is cut.
+        layout: how it is cut, and where a block's part lies.
         ends: what happens to its sums.
         gpu: whose instructions it uses.
         dram_bytes: that the layer moves, whatever the tile.
     """
-    steps, layout = gemm.steps(tile), Swizzled(tile)
+    tile, steps = layout.tile, gemm.steps(layout.tile)
     step, ending = _step(gemm, tile), _ending(layout, ends)
     loaded = steps * tile.k * (tile.m * gemm.loaded_words * 4 + tile.n * CHUNK_BYTES)
     return KernelWork(
@@ -208,23 +212,23 @@ def _registers(gemm: Gemm, tile: Tile, architecture: Architecture) -> int:
 
 
 def predict_tiles(
-    gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0, tiles: Sequence[Tile] = TILES
+    gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0, layouts: Iterable[Layout] = LAYOUTS
 ) -> dict[Tile, Prediction]:
     """What a product takes with each tile that fits the GPU."""
-    found = {tile: predict(gemm_work(gemm, tile, ends, gpu, dram_bytes), gpu) for tile in tiles}
+    found = {layout.tile: predict(gemm_work(gemm, layout, ends, gpu, dram_bytes), gpu) for layout in layouts}
     return {tile: prediction for tile, prediction in found.items() if prediction is not None}
 
 
 def predict_layer(
-    request: Request, gemm: Gemm, reads: tuple[Storage, ...], writes: Storage, tiles: Sequence[Tile]
+    request: Request, gemm: Gemm, reads: tuple[Storage, ...], writes: Storage, layouts: Iterable[Layout]
 ) -> dict[Tile, Prediction]:
     """What a convolution or a linear layer takes with each tile that fits the GPU."""
     gpu = request.target.gpu
     assert gpu is not None
     weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
-    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
-    dram_bytes = weights + beyond_l2(stored_bytes(stored, request.batch), gpu.l2_bytes)
-    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, tiles)
+    inputs, output = stored_values(request, reads, writes)
+    dram_bytes = weights + beyond_l2(stored_bytes([*inputs, output], request.batch), gpu.l2_bytes)
+    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, layouts)
 
 
 def fastest(predictions: Mapping[Tile, Prediction]) -> Tile:

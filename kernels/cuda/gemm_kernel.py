@@ -18,10 +18,11 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.gpu import STATIC_SHARED_BYTES, WARP_SIZE
 from hawq_tvm.kernels.cuda import ptx
-from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm, Tile
-from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights
 from hawq_tvm.kernels.cuda.gemm_shared import Layout
 from hawq_tvm.kernels.cuda.ptx import uint32
+from hawq_tvm.kernels.cuda.registers import load_channels, local
 from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
 
@@ -91,10 +92,7 @@ class Sums:
 
     def start(self, bias: Any, first_channel: Expr) -> None:
         """Put the bias of each channel into its sums, those of the first slice."""
-        values = local(self.tile.lane_channels, "uint32")
-        for start in range(0, self.tile.lane_channels, CHUNK_WORDS):
-            registers = [values[start + word] for word in range(CHUNK_WORDS)]
-            ptx.load_global(registers, bias.ptr_to([first_channel + start]))
+        values = load_channels(local(self.tile.lane_channels, "uint32"), bias, first_channel)
         for row_block in range(self.row_blocks):
             for channel in range(self.tile.lane_channels):
                 index = (row_block * self.column_blocks + channel // 2) * 2 + channel % 2

@@ -14,19 +14,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.cuda import ptx
-from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_shared import Layout
 from hawq_tvm.kernels.cuda.ptx import uint32
+from hawq_tvm.kernels.cuda.registers import local
+from hawq_tvm.kernels.cuda.storages import CHUNK_WORDS
 from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
 
 OUTSIDE = -(2**24)
 """The row of pixels that are none: no window reaches from it into an image."""
-
-
-def local(count: int, dtype: str) -> Any:
-    """Registers of a thread, as long as every index is a constant."""
-    return T.alloc_buffer((count,), dtype, scope="local")
 
 
 @dataclass(frozen=True, eq=False)

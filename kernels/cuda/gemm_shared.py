@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Tile
+from hawq_tvm.kernels.cuda.gemm import Tile
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, CHUNK_WORDS
 
 Index = Any
 """An integer, an array of them, or an expression of TIR."""

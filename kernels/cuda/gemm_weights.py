@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_shared import Layout
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES
 from hawq_tvm.kernels.packing import pack_nibbles
 
 
