@@ -225,10 +225,13 @@ def predict_layer(
     """What a convolution or a linear layer takes with each tile that fits the GPU."""
     gpu = request.target.gpu
     assert gpu is not None
-    weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
     inputs, output = stored_values(request, reads, writes)
-    dram_bytes = weights + beyond_l2(stored_bytes([*inputs, output], request.batch), gpu.l2_bytes)
-    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, layouts)
+    values = beyond_l2(stored_bytes([*inputs, output], request.batch), gpu.l2_bytes)
+    found: dict[Tile, Prediction] = {}
+    for layout in layouts:
+        weights = gemm.out_channels * gemm.chunks(layout.tile) * CHUNK_BYTES
+        found |= predict_tiles(gemm, Ends.of(reads, writes), gpu, weights + values, [layout])
+    return found
 
 
 def fastest(predictions: Mapping[Tile, Prediction]) -> Tile:
