@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import hawq_tvm
+from benchmarks.nvidias_network import checkpoint, quantized, ranges
 from benchmarks.runs import kept
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
 from hawq_tvm.runs.rundir import read_run
@@ -53,23 +53,13 @@ def images(data: Path) -> Data:
 
 def known_answer(data: Path) -> dict[str, Any]:
     """Accuracy of the integers, their verification, and how often fake quantisation gives the same answer."""
-    samples, checkpoint = images(data), str(data / "resnet50_imagenet.safetensors")
-    ranges = data / "resnet50_imagenet_ranges.json"
-    network = hawq_tvm.quantize(
-        "resnet50",
-        samples,
-        weights=checkpoint,
-        bits="w4a4",
-        ranges=ranges,
-        clip_to_ranges=True,
-        residual_bits=4,
-        stored_bits={"layer4.2.conv3": 7, "*.downsample.*": 8},
-        rounding=hawq_tvm.RoundingSettings(slope=False, bias=False),  # it was trained with what rounding does to it
-        progress=True,
-    )
+    samples = images(data)
+    network = quantized(samples, data)
     network.compile()
     network.verify(samples=32)
-    reference = FakeQuantized(load_model("resnet50", checkpoint).module, json.loads(ranges.read_text())["range"])
+    reference = FakeQuantized(
+        load_model("resnet50", str(checkpoint(data))).module, json.loads(ranges(data).read_text())["range"]
+    )
     ours = IntegerModule(network.graph)
     right = same = 0
     for start in range(0, len(samples.evaluation), _BATCH):

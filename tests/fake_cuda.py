@@ -11,11 +11,15 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.backends.tvm.cuda.cubin import KernelUse
 
 from .cubins import make_cubin, make_ptx
+
+if TYPE_CHECKING:  # every run of the compiler would load it
+    import pytest
 
 _RUN = """
 import sys
@@ -33,6 +37,15 @@ def fake_compiler(*architectures: int, identity: str = "fake 1.0") -> CudaCompil
         return [sys.executable, "-c", _RUN, str(Path(__file__).parent.parent), str(source), str(architecture)]
 
     return CudaCompiler("fake 1.0 (/bin/fake)", identity, architectures or (75, 80, 86, 89, 90), command)
+
+
+def use_fake_compiler(patch: pytest.MonkeyPatch) -> None:
+    """Let libraries for GPUs be built with it, and their machine code, which is none, not be read."""
+    from hawq_tvm.backends.tvm import build  # and TVM
+    from hawq_tvm.backends.tvm.cuda import report
+
+    patch.setattr(build, "find_cuda_compiler", fake_compiler)
+    patch.setattr(report, "find_disassembler", lambda: None)
 
 
 def main(source: Path, architecture: int) -> int:

@@ -18,6 +18,7 @@ from hawq_tvm.backends.tvm.cuda.compiler import CHOICE, CudaCompiler
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.gpu import T4
+from hawq_tvm.core.gpu_model import GRAPH_LAUNCH_US
 from hawq_tvm.measure.verify import EMULATED, ON_GPU, Executor
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.settings import Settings
@@ -51,6 +52,13 @@ def test_compile_and_inspect(fake: None, cli: Run, scratch: Path) -> None:
     launches = summary["launches"]["nvidia/t4"]
     layers = [launch["call"] for launch in launches if " as " not in launch["call"]]  # conversions beside them
     assert layers[:2] == ["conv1", "layer1.0.conv1"]
+    predicted = summary["predictions"]["nvidia/t4"]
+    assert predicted["calls"].keys() == {launch["call"] for launch in launches}
+    times = [call["us"] for call in predicted["calls"].values()]
+    assert all(us > GRAPH_LAUNCH_US for us in times)
+    told = f"at {predicted['clock_mhz']:,.0f} MHz: {sum(times):,.1f} us in all; no device was asked"
+    assert f"times on nvidia/t4 are a model's, {told}" in out
+    assert f"activations on nvidia/t4: {summary['activation_bytes']['nvidia/t4']:,} bytes after planning" in out
     assert {launch["takes"]["registers"] for launch in launches} == {32}
     assert {launch["takes"]["occupancy"] for launch in launches} == {T4.architecture.occupancy(128, 32, 0)}
     assert summary["launches"].keys() == {"nvidia/t4"}, "a CPU launches nothing"

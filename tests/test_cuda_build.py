@@ -27,6 +27,7 @@ from hawq_tvm.backends.tvm.latency import measure_latency
 from hawq_tvm.backends.tvm.lower import Lowered, lower
 from hawq_tvm.core.errors import CompileError, RuntimeModuleError
 from hawq_tvm.core.gpu import T4
+from hawq_tvm.core.gpu_model import held_clock
 from hawq_tvm.core.specs import Bits
 from hawq_tvm.core.targets import TARGETS, architectures_of
 
@@ -83,6 +84,23 @@ def test_kernels_are_described(cuda_compiler: Any, lowered: Lowered, tmp_path: P
         assert kernel.blocks_per_sm == T4.architecture.resident_blocks(*taken) > 0
         assert kernel.occupancy == pytest.approx(T4.architecture.occupancy(*taken), abs=1e-4)
     assert info.gpu.device_bytes == lowered.constant_bytes + info.planned_bytes + 3 * 12 * 12
+
+
+def test_calls_are_predicted_at_the_clock_of_the_whole(fake: None, lowered: Lowered, tmp_path: Path) -> None:
+    """The model's own numbers of the offers that were taken, conversions among them."""
+    info = build_library(lowered, tmp_path / "model.so")
+    assert info.gpu is not None
+    offers = {name: lowered.plan.offers[name] for name in lowered.plan.kernels}
+    for item, (_, offer) in zip(lowered.plan.conversions, lowered.plan.converters, strict=True):
+        offers[f"{item.value} as {item.to}"] = offer
+    works = {call: offer.prediction for call, offer in offers.items() if offer.prediction is not None}
+    assert works.keys() == set(info.calls)
+    clock = held_clock(T4, list(works.values()))
+    assert info.gpu.predicted.clock_mhz == pytest.approx(clock, abs=0.05)
+    for call, work in works.items():
+        predicted = info.gpu.predicted.calls[call]
+        assert (predicted.us, predicted.bound) == (pytest.approx(work.us(clock), abs=1e-3), work.bound(clock))
+    assert info.gpu.predicted.us == pytest.approx(sum(work.us(clock) for work in works.values()), rel=1e-3)
 
 
 def test_the_text_lies_beside_the_library(fake: None, lowered: Lowered, tmp_path: Path) -> None:
@@ -278,6 +296,7 @@ def test_kernels_that_share_memory_say_so(cuda_compiler: Any, tmp_path: Path) ->
     [
         (lambda gpu: gpu.pop("functions"), "gpu.functions is missing"),
         (lambda gpu: gpu["functions"].popitem(), "gpu.functions does not name"),
+        (lambda gpu: gpu["predicted"]["calls"].popitem(), "gpu.predicted.calls does not name"),
         (lambda gpu: next(iter(gpu["kernels"].values())).update(grid=[1, 2]), "grid is a list of 2, expected a list"),
     ],
 )  # fmt: skip

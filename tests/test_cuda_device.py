@@ -15,7 +15,7 @@ from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.cuda import device, report
 from hawq_tvm.backends.tvm.cuda.device import check_device, runs_on
 from hawq_tvm.backends.tvm.host import find_c_compiler
-from hawq_tvm.backends.tvm.info import GpuInfo
+from hawq_tvm.backends.tvm.info import GpuInfo, PredictedTimes
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.core.errors import RuntimeModuleError
@@ -25,7 +25,7 @@ from .builders import integers_of
 from .fake_cuda import fake_compiler
 
 LIBRARY = Path("model.nvidia-t4.so")
-T4_CODE = GpuInfo(("sm_75",), "compute_75", "", {}, {}, 10**9, "")
+T4_CODE = GpuInfo(("sm_75",), "compute_75", "", {}, {}, 10**9, "", PredictedTimes(1590.0, {}))
 A100_CODE = replace(T4_CODE, architectures=("sm_80", "sm_86"), ptx="compute_80")
 
 RUNTIME = """

@@ -248,7 +248,7 @@ def test_clocks_are_known_or_those_of_the_data_sheet() -> None:
     assert T4.base_clock_mhz < typical_clock(T4) < T4.boost_clock_mhz
     assert typical_clock(A100) == A100.boost_clock_mhz and A100.held is None
     idle = Prediction(T4, 0.0, {"L2": 1e6}, 0.0)
-    assert held_clock(T4, [idle]) == T4.boost_clock_mhz
+    assert held_clock(T4, [idle]) == held_clock(T4, []) == T4.boost_clock_mhz
     assert typical_clock(T4) == pytest.approx(
         held_clock(T4, [Prediction(T4, 0.0, {"tensor cores": 2e9}, 0.0, tensor_cycles=1e9)]), rel=1e-3
     )

@@ -157,12 +157,15 @@ def print_storages(summary: RunSummary) -> None:
 
 
 def print_launches(summary: RunSummary) -> None:
-    """What every call launches on a GPU, what its blocks take, and the tensor core instructions that were found."""
+    """What every call launches on a GPU, what its blocks take, what it is predicted to take, and its instructions."""
     for target, found in summary.launches.items():
+        predicted = summary.predictions[target]
         rows = [
             (
                 call,
                 ", ".join(takes.tensor_core or ()),
+                predicted.calls[call].bound,
+                f"{predicted.calls[call].us:.1f}",
                 "x".join(map(str, takes.grid)),
                 f"{prod(takes.block)}",
                 f"{takes.registers}",
@@ -174,8 +177,24 @@ def print_launches(summary: RunSummary) -> None:
             )
             for call, takes in ((launch.call, launch.takes) for launch in found)
         ]
-        numbers = ("blocks", "threads", "registers", "shared", "spilled", "local", "blocks an SM", "occupancy")
-        print_table((f"call on {target}", "tensor core", *numbers), rows, texts=2)
+        numbers = (
+            "us a call",
+            "blocks",
+            "threads",
+            "registers",
+            "shared",
+            "spilled",
+            "local",
+            "blocks an SM",
+            "occupancy",
+        )
+        print_table((f"call on {target}", "tensor core", "bound by", *numbers), rows, texts=3)
+        out.print(
+            Text(
+                f"times on {target} are a model's, at {predicted.clock_mhz:,.0f} MHz: {predicted.us:,.1f} us in all; "
+                "no device was asked"
+            )
+        )
         if any(launch.takes.tensor_core is None for launch in found):
             out.print(Text("tensor core instructions were not looked for; pip install nvidia-cuda-nvdisasm"))
 

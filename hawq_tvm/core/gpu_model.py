@@ -264,7 +264,7 @@ def typical_clock(gpu: GpuFacts) -> float:
 def held_clock(gpu: GpuFacts, kernels: Sequence[Prediction]) -> float:
     """The clock, in MHz, that a GPU holds which runs these kernels over and over.
 
-    The boost clock where power allows it, or where nothing is known of the GPU's draw.
+    The boost clock where power allows it, where nothing is known of the GPU's draw, or where there is no kernel.
     """
     tensor_cycles = sum(kernel.tensor_cycles for kernel in kernels)
     dram_bytes = sum(kernel.dram_bytes for kernel in kernels)
@@ -275,7 +275,7 @@ def held_clock(gpu: GpuFacts, kernels: Sequence[Prediction]) -> float:
 
     limit = gpu.power_watts * HELD_POWER
     low, high = 0.1 * gpu.base_clock_mhz, float(gpu.boost_clock_mhz)
-    if gpu.held is None or watts(high) <= limit:
+    if gpu.held is None or not kernels or watts(high) <= limit:
         return high
     for _ in range(30):  # a higher clock draws more
         middle = (low + high) / 2

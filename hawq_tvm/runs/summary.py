@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo, LibraryInfo
+from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo, LibraryInfo, PredictedTimes
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import CostTable, summed_error
 from hawq_tvm.core.targets import TARGETS
@@ -137,6 +137,7 @@ class RunSummary:
         activation_bytes: planned memory, by target.
         storages: every kernel call's storage in order, conversions too, by target.
         launches: what every kernel call launches, in order, by target that is a GPU.
+        predictions: how long every kernel call takes, as a model says, by target that is a GPU.
         accuracy: None where it was not measured.
         fidelity: of every value, those without weights too; None where it was not measured.
         verification: by target.
@@ -157,6 +158,7 @@ class RunSummary:
     activation_bytes: Mapping[str, int]
     storages: Mapping[str, tuple[StoredValue, ...]]
     launches: Mapping[str, tuple[Launch, ...]]
+    predictions: Mapping[str, PredictedTimes]
     accuracy: Accuracy | None
     fidelity: Fidelity | None
     verification: Mapping[str, VerifyReport]
@@ -174,6 +176,7 @@ class RunSummary:
             "activation_bytes": dict(self.activation_bytes),
             "storages": {target: [asdict(call) for call in calls] for target, calls in self.storages.items()},
             "launches": {target: [asdict(launch) for launch in found] for target, found in self.launches.items()},
+            "predictions": {target: asdict(found) for target, found in self.predictions.items()},
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
             "verification": {target: report.to_json() for target, report in self.verification.items()},
@@ -218,6 +221,7 @@ def summarize(run: Run) -> RunSummary:
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
         storages={name: stored_values(info) for name, info in libraries.items()},
         launches={name: launches(info.gpu, info.calls) for name, info in libraries.items() if info.gpu is not None},
+        predictions={name: info.gpu.predicted for name, info in libraries.items() if info.gpu is not None},
         accuracy=accuracy,
         fidelity=fidelity,
         verification={

@@ -87,6 +87,7 @@ def build_library(
                 target.gpu,
                 architectures,
                 functions=lowered.functions,
+                predictions=lowered.predictions,
                 device_bytes=lowered.device_bytes,
                 compiler=find_cuda_compiler().name,
                 text=text,

@@ -91,6 +91,37 @@ class GpuKernelInfo:
 
 
 @dataclass(frozen=True)
+class PredictedCall:
+    """What a call is predicted to take.
+
+    Attributes:
+        us: microseconds, its launch in a CUDA graph included.
+        bound: the part of the GPU that keeps it longest.
+    """
+
+    us: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class PredictedTimes:
+    """What `hawq_tvm.core.gpu_model` says of a library on the GPU that its kernels were chosen for.
+
+    Attributes:
+        clock_mhz: the clock that the GPU is taken to hold while it runs these calls over and over.
+        calls: by the names in `LibraryInfo.calls`.
+    """
+
+    clock_mhz: float
+    calls: Mapping[str, PredictedCall]
+
+    @property
+    def us(self) -> float:
+        """Microseconds of all calls together."""
+        return sum(call.us for call in self.calls.values())
+
+
+@dataclass(frozen=True)
 class GpuInfo:
     """What a library holds for GPUs.
 
@@ -102,6 +133,7 @@ class GpuInfo:
         kernels: by symbol, in the order of their functions.
         device_bytes: memory that a call takes: constants, activations and the input.
         text_sha256: of the file with the kernels' CUDA text beside the library.
+        predicted: how long the calls take, as a model says.
     """
 
     architectures: tuple[str, ...]
@@ -111,6 +143,7 @@ class GpuInfo:
     kernels: Mapping[str, GpuKernelInfo]
     device_bytes: int
     text_sha256: str
+    predicted: PredictedTimes
 
     def launched_by(self, call: str) -> dict[str, GpuKernelInfo]:
         """The kernels that a call launches."""
@@ -204,9 +237,11 @@ class LibraryInfo:
         bare = [name for name in made if name not in found.kernels or name not in found.declines]
         if bare:
             raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
-        unlaunched = sorted(set(found.calls) - found.gpu.functions.keys()) if found.gpu is not None else []
-        if unlaunched:
-            raise reader.fault(f"gpu.functions does not name {unlaunched[0]!r}")
+        if found.gpu is not None:
+            for where, told in (("functions", found.gpu.functions), ("predicted.calls", found.gpu.predicted.calls)):
+                untold = sorted(set(found.calls) - told.keys())
+                if untold:
+                    raise reader.fault(f"gpu.{where} does not name {untold[0]!r}")
         if found.batch < 1:
             raise reader.fault("batch is 0, expected at least 1")
         return found

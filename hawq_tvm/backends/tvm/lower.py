@@ -21,6 +21,7 @@ from tvm import relax
 from hawq_tvm.backends.tvm.info import MAIN, TAPPED, ConversionInfo
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.core.errors import CompileError, first_line
+from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Graph, Node
 from hawq_tvm.core.ops import Flatten
 from hawq_tvm.core.storage import Storage
@@ -73,6 +74,7 @@ class Lowered:
         plan: how each value is stored, and which kernel makes it.
         calls: what the function calls, in order: a node by its name, or a conversion.
         functions: the PrimFunc of each call, by name.
+        predictions: what the model of a GPU says of each call, by name; none for a CPU.
         planned_bytes: activation memory after planning.
         constant_bytes: weights, biases and multipliers as the kernels pack them.
     """
@@ -84,6 +86,7 @@ class Lowered:
     plan: Plan
     calls: dict[str, ConversionInfo | None]
     functions: dict[str, str]
+    predictions: dict[str, Prediction]
     planned_bytes: int
     constant_bytes: int
 
@@ -129,6 +132,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         plan,
         builder.calls,
         builder.functions,
+        builder.predictions,
         _planned_bytes(called),
         builder.constant_bytes,
     )
@@ -200,6 +204,7 @@ class _RelaxBuilder:
         self.types = graph.types
         self.calls: dict[str, ConversionInfo | None] = {}
         self.functions: dict[str, str] = {}
+        self.predictions: dict[str, Prediction] = {}
         self.constant_bytes = 0
         self._values: dict[tuple[str, Storage], Any] = {}
         self._builder = relax.BlockBuilder()
@@ -255,6 +260,8 @@ class _RelaxBuilder:
         constants = [relax.const(array, str(array.dtype)) for array in built.constants]
         function = self._function(built, f"{kernel}__{re.sub(r'[^0-9A-Za-z]+', '_', value)}")
         self.functions[call] = str(function.name_hint)
+        if offer.prediction is not None:
+            self.predictions[call] = offer.prediction
         return self._builder.emit(
             relax.call_tir(function, [*inputs, *constants], self._tensor_type(value, storage)), name_hint="value"
         )

@@ -13,9 +13,10 @@ from hawq_tvm.backends.tvm.cuda.images import KernelImage
 from hawq_tvm.backends.tvm.cuda.lowering import DeviceKernel
 from hawq_tvm.backends.tvm.cuda.texts import KernelText
 from hawq_tvm.backends.tvm.host import usable_cores
-from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo
+from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo, PredictedCall, PredictedTimes
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.gpu import ARCHITECTURES, GpuFacts
+from hawq_tvm.core.gpu_model import Prediction, held_clock
 
 CompiledKernel = tuple[DeviceKernel, KernelImage]
 
@@ -63,6 +64,7 @@ def gpu_info(
     architectures: Sequence[int],
     *,
     functions: Mapping[str, str],
+    predictions: Mapping[str, Prediction],
     device_bytes: int,
     compiler: str,
     text: str,
@@ -74,6 +76,7 @@ def gpu_info(
         gpu: the GPU that the kernels were chosen for.
         architectures: all that they were compiled for.
         functions: what each call of the virtual machine calls, by the call's name.
+        predictions: what the model says of each call on `gpu`, by the same names.
         device_bytes: memory that a call takes.
         compiler: what compiled them.
         text: the content of the file with their CUDA text.
@@ -92,7 +95,18 @@ def gpu_info(
         },
         device_bytes=device_bytes,
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        predicted=predicted_times(predictions, gpu),
     )
+
+
+def predicted_times(predictions: Mapping[str, Prediction], gpu: GpuFacts) -> PredictedTimes:
+    """Every call at the clock that the GPU holds under all of them."""
+    clock = held_clock(gpu, list(predictions.values()))
+    calls = {
+        call: PredictedCall(round(prediction.us(clock), 3), prediction.bound(clock))
+        for call, prediction in predictions.items()
+    }
+    return PredictedTimes(round(clock, 1), calls)
 
 
 def _kernel_info(
