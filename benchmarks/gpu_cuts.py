@@ -30,7 +30,7 @@ from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import TILES
 from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, CHUNK_WORDS
 
-NETWORKS = ("resnet18", "resnet50")
+NETWORKS = ("resnet18", "resnet50", "torchvision:mobilenet_v2")
 FORMS = ("INT8", "INT4")
 PARTS = (2, 3, 4, 5, 6, 8)
 
