@@ -23,6 +23,7 @@ from hawq_tvm.core.gpu_model import (
     KernelWork,
     Phase,
     Prediction,
+    beyond_l2,
     board_watts,
     held_clock,
     predict,
@@ -210,6 +211,31 @@ def test_code_is_fetched_once() -> None:
     assert cold.cycles == predicted(work).cycles
 
 
+def test_phases_of_one_pipe_add_up() -> None:
+    twice = predicted(kernel(phases=(Phase(macs=1024 * 900), Phase(macs=1024 * 500))))
+    assert twice.cycles["tensor cores"] == pytest.approx(2 * (900 + 500) / 0.9)
+
+
+def test_memory_by_hand() -> None:
+    """A T4 has 320 GB/s, of which 80% are to be had; what the L2 holds does not travel."""
+    assert predicted(kernel(dram_bytes=256e6)).dram_us == pytest.approx(1000)
+    assert beyond_l2(T4.l2_bytes, T4.l2_bytes) == beyond_l2(1, T4.l2_bytes) == 0
+    assert beyond_l2(T4.l2_bytes + 7, T4.l2_bytes) == 7
+
+
+def test_a_slower_kernel_is_slower_in_all_but_dram() -> None:
+    found = predicted(kernel(dram_bytes=1e6))
+    slow = found.slowed(3)
+    assert slow.cycles == {name: 3 * cycles for name, cycles in found.cycles.items()}
+    assert (slow.start_cycles, slow.dram_bytes) == (3 * found.start_cycles, found.dram_bytes)
+
+
+def test_what_bounds_depends_on_the_clock() -> None:
+    found = predicted(kernel(dram_bytes=256e3 * 1.8))  # 1.8 us; the tensor cores' 2,000 cycles are 2 us at 1 GHz
+    assert found.bound(1000.0) == "tensor cores" and found.bound(1500.0) == "DRAM"
+    assert found.bound() == found.bound(typical_clock(T4)) == "DRAM"
+
+
 def test_a_block_that_does_not_fit_is_no_kernel() -> None:
     assert predict(kernel(shared_bytes=65 * 1024), T4) is None
     assert predict(kernel(threads=1024, registers=65), T4) is None
@@ -242,6 +268,36 @@ def test_the_held_clock_is_the_highest_within_power(busy: float, gb_s: float) ->
     assert clock <= T4.boost_clock_mhz and watts(clock) <= limit * 1.001
     assert clock == T4.boost_clock_mhz or watts(clock * 1.01) > limit
     assert held_clock(replace(T4, power_watts=90), [work]) >= clock
+
+
+def test_what_traffic_draws_by_hand() -> None:
+    """100 GB a second of 60 pJ a byte are 6 W."""
+    idle, busy = (board_watts(T4, 900.0, 0.0, gb_s) for gb_s in (0.0, 100.0))
+    assert busy - idle == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("power_watts", [40, 70, 110])
+def test_a_typical_clock_is_what_such_a_load_holds(power_watts: int) -> None:
+    """On boards that must throttle far, somewhat, and not at all."""
+    gpu = replace(T4, power_watts=power_watts)
+    typical = Prediction(gpu, 0.0, {"tensor cores": 2e9}, 0.0, tensor_cycles=1e9)
+    assert typical_clock(gpu) == pytest.approx(held_clock(gpu, [typical]), rel=1e-3)
+
+
+@sweep
+@given(parts=st.lists(st.tuples(st.floats(0.1, 1.0), st.floats(0.0, 100.0)), min_size=2, max_size=4))
+def test_a_network_holds_the_clock_of_its_average(parts: list[tuple[float, float]]) -> None:
+    """Kernels of equal length, none bound by DRAM: one that is as busy as all on average holds as much."""
+    kernels = []
+    for busy, gb_s in parts:
+        made = Prediction(T4, 0.0, {"tensor cores": 1e9}, 0.0, tensor_cycles=busy * 1e9)
+        kernels.append(replace(made, dram_bytes=gb_s * 1e3 * made.us(CLOCK)))
+    average = replace(
+        kernels[0],
+        tensor_cycles=sum(made.tensor_cycles for made in kernels) / len(kernels),
+        dram_bytes=sum(made.dram_bytes for made in kernels) / len(kernels),
+    )
+    assert held_clock(T4, kernels) == pytest.approx(held_clock(T4, [average]), rel=1e-6)
 
 
 def test_clocks_are_known_or_those_of_the_data_sheet() -> None:
