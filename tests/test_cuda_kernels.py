@@ -38,19 +38,16 @@ from .gpu_kernels import (
     compiled_image,
     computed_wrongly,
     emulated,
-    gpu_offers,
     gpu_request,
     held_before,
+    image,
 )
+from .kernel_requests import offers_of
 
 GPUS = sorted(name for name, target in TARGETS.items() if target.gpu is not None)
 NARROW = ("s2", "u3", "s4", "u4", "s6", "s8", "u8")
 CHANNELS = (1, 3, 4, 5, 8, 9, 16, 17, 24, 32, 40, 48, 64, 96, 130)
 sweep = settings(max_examples=20, deadline=None)
-
-
-def image(dtype: str, *shape: int) -> TensorType:
-    return TensorType(IntType.parse(dtype), shape, 1.0)
 
 
 def halves(count: int, dtype: IntType, shift: int = 34) -> Rescale:
@@ -103,7 +100,7 @@ SIMPLE: dict[str, tuple[Operator, list[TensorType], IntType]] = {
 def test_operators_without_weights(case: str) -> None:
     op, inputs, output = SIMPLE[case]
     request = gpu_request(op, inputs, output, batch=2)
-    offers = gpu_offers(request)
+    offers = offers_of(request)
     assert len(offers) >= (1 if len(inputs[0].shape) == 1 else 2), "canonical, and channels last where there are images"
     assert computed_wrongly(request, offers, order=2) == []
 
@@ -146,7 +143,7 @@ def test_convolutions_on_tensor_cores(
         inputs.append(image(types[2], out, *window.output_size(*size)))
     request = gpu_request(op, inputs, output, batch=batch, target=target)
     family, tile = cut
-    ((name, offer),) = ((name, offer) for name, offer in gpu_offers(request).items() if f"_{family}_" in name)
+    ((name, offer),) = ((name, offer) for name, offer in offers_of(request).items() if f"_{family}_" in name)
     on_tile = replace(
         offer, build=lambda: gemm_layers.build(request, offer.reads, offer.writes, FAMILIES[family], tile)
     )
@@ -172,7 +169,7 @@ def test_grouped_and_depthwise_convolutions(
     if residual is not None:
         inputs.append(image("s4", out, *window.output_size(6, 9)))
     request = gpu_request(op, inputs, output, batch=2)
-    assert computed_wrongly(request, gpu_offers(request), order=seed % 4, seed=seed) == []
+    assert computed_wrongly(request, offers_of(request), order=seed % 4, seed=seed) == []
 
 
 @needs_compiler
@@ -198,7 +195,7 @@ def test_grouped_convolutions_on_tensor_cores(
     assume(not op.depthwise)
     request = gpu_request(op, [image(types[0], channels, 6, 9)], output, batch=2, target=target)
     family, tile = cut
-    ((name, offer),) = ((name, offer) for name, offer in gpu_offers(request).items() if f"_{family}_" in name)
+    ((name, offer),) = ((name, offer) for name, offer in offers_of(request).items() if f"_{family}_" in name)
     on_tile = replace(
         offer, build=lambda: gemm_layers.build(request, offer.reads, offer.writes, FAMILIES[family], tile)
     )
@@ -253,13 +250,13 @@ def test_depthwise_convolutions_by_dot_products(channels: int, y: str, window: W
     inputs = [image(x, channels, 7, 9), image("s4", channels, *window.output_size(7, 9))]
     request = gpu_request(op, inputs, output, batch=2)
     name = "conv2d_depthwise_x8w8s32_dp4a_nhwc"
-    assert computed_wrongly(request, {name: gpu_offers(request)[name]}) == []
+    assert computed_wrongly(request, {name: offers_of(request)[name]}) == []
 
 
 def test_the_largest_depthwise_window_spills_nothing(cuda_compiler: CudaCompiler) -> None:
     op = random_conv(64, 64, Window((7, 7), pads=(3, 3, 3, 3)), 8, S4, groups=64)
     request = gpu_request(op, [image("s4", 64, 14, 14)], S4)
-    built = gpu_offers(request)["conv2d_depthwise_x8w8s32_dp4a_nhwc"].build()
+    built = offers_of(request)["conv2d_depthwise_x8w8s32_dp4a_nhwc"].build()
     assert compiled_image(built, request.target, cuda_compiler).spill_bytes == {75: 0}
 
 
@@ -274,7 +271,7 @@ def test_linear(features: int, outputs: int, bits: int, result: str, target: str
     weight, bias = rng.integers(-limit, limit, (outputs, features)), rng.integers(-999, 999, outputs)
     rescale = Rescale(rng.integers(0, 2**31, outputs), 31 if result == "s32" else 40, output.lo, output.hi)
     request = gpu_request(Linear(weight, bits, bias, rescale), [image("u8", features)], output, batch=3, target=target)
-    offers = gpu_offers(request)
+    offers = offers_of(request)
     fits = features % 16 == 0 and (output.bits == 32 or outputs % 4 == 0)
     assert ("linear_x8w8s32_mma" in offers) == fits
     assert computed_wrongly(request, offers) == []
@@ -286,7 +283,7 @@ def test_sums_wrap_around_where_signed_values_are_widened() -> None:
     weight = np.full((8, 32, 1, 1), -128)
     op = Conv2d(weight, 8, np.full(8, 2**31 - 40_000), Rescale([2**20] * 8, 43, -128, 127), Window((1, 1)))
     request = gpu_request(op, [image("s4", 32, 5, 5)], S8)
-    offers = {name: offer for name, offer in gpu_offers(request).items() if "mma" in name}
+    offers = {name: offer for name, offer in offers_of(request).items() if "mma" in name}
     assert len(offers) == 2, "both families"
     assert computed_wrongly(request, offers) == []
 
@@ -369,5 +366,5 @@ def test_what_is_multiplied_follows_the_layer_and_the_gpu(target: str, x: str, b
     request = gpu_request(op, [image(x, 32, 5, 5)], S4, target=target)
     gemm = Gemm.of(request, request.alternatives["x0"])
     assert gemm.bits == multiplied
-    taken = [name for name in gpu_offers(request) if "_mma_" in name]
+    taken = [name for name in offers_of(request) if "_mma_" in name]
     assert taken == [f"conv2d_x{multiplied}w{multiplied}s32_mma_nhwc"]

@@ -46,7 +46,8 @@ from hawq_tvm.settings import Settings
 
 from .builders import captured, ranges_of, uniform
 from .cubins import code_bytes
-from .gpu_kernels import compiled_image, cuda_kernel, gpu_offers, gpu_request
+from .gpu_kernels import compiled_image, cuda_kernel, gpu_request
+from .kernel_requests import offers_of
 from .test_cuda_kernels import random_conv
 
 GPUS = (T4, A100, A10, L4, H100)
@@ -402,14 +403,14 @@ def test_shared_memory_is_what_the_kernel_declares(family: Family, channels: int
 def test_offers_cost_what_the_fastest_tile_takes(target: str) -> None:
     op = random_conv(64, 96, Window((3, 3), (1, 1), (1, 1, 1, 1)), 8, U8)
     request = gpu_request(op, [TensorType(U8, (64, 14, 14), 1.0)], U8, batch=4, target=target)
-    offer = gpu_offers(request)["conv2d_x8w8s32_mma_nhwc"]
+    offer = offers_of(request)["conv2d_x8w8s32_mma_nhwc"]
     tiles = layer_tiles(request, offer.reads, offer.writes)
     assert set(tiles) == set(TILES), "all fit"
     assert offer.prediction is not None and offer.cost == offer.prediction.us() == min(t.us() for t in tiles.values())
     assert tiles[fastest(tiles)] == offer.prediction
     wmma = layer_tiles(request, offer.reads, offer.writes, WMMA)
     assert set(wmma) == set(WMMA.tiles) and min(t.us() for t in wmma.values()) > offer.cost
-    assert all(found.prediction is not None and found.cost > 0 for found in gpu_offers(request).values())
+    assert all(found.prediction is not None and found.cost > 0 for found in offers_of(request).values())
 
 
 def test_few_pixels_take_small_tiles_and_many_large_ones() -> None:
