@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -25,7 +26,7 @@ from hawq_tvm.core.ops import (
 )
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer
+from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer, Request
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_tiles import TILES
@@ -116,6 +117,13 @@ WINDOWS = st.builds(
 )
 
 
+def on_tile(request: Request, family: str, tile: Tile) -> dict[str, Offer]:
+    """The offer of a family's kernel, cut into these tiles."""
+    ((name, offer),) = ((name, offer) for name, offer in offers_of(request).items() if f"_{family}_" in name)
+    build = partial(gemm_layers.build, request, offer.reads, offer.writes, FAMILIES[family], tile)
+    return {name: replace(offer, build=build)}
+
+
 @needs_compiler
 @sweep
 @given(
@@ -142,12 +150,7 @@ def test_convolutions_on_tensor_cores(
     if residual is not None:
         inputs.append(image(types[2], out, *window.output_size(*size)))
     request = gpu_request(op, inputs, output, batch=batch, target=target)
-    family, tile = cut
-    ((name, offer),) = ((name, offer) for name, offer in offers_of(request).items() if f"_{family}_" in name)
-    on_tile = replace(
-        offer, build=lambda: gemm_layers.build(request, offer.reads, offer.writes, FAMILIES[family], tile)
-    )
-    assert computed_wrongly(request, {name: on_tile}, order=seed % 4, seed=seed) == []
+    assert computed_wrongly(request, on_tile(request, *cut), order=seed % 4, seed=seed) == []
 
 
 @needs_compiler
@@ -194,12 +197,7 @@ def test_grouped_convolutions_on_tensor_cores(
     op = random_conv(channels, out, window, bits, output, groups=groups, seed=seed)
     assume(not op.depthwise)
     request = gpu_request(op, [image(types[0], channels, 6, 9)], output, batch=2, target=target)
-    family, tile = cut
-    ((name, offer),) = ((name, offer) for name, offer in offers_of(request).items() if f"_{family}_" in name)
-    on_tile = replace(
-        offer, build=lambda: gemm_layers.build(request, offer.reads, offer.writes, FAMILIES[family], tile)
-    )
-    assert computed_wrongly(request, {name: on_tile}, order=seed % 4, seed=seed) == []
+    assert computed_wrongly(request, on_tile(request, *cut), order=seed % 4, seed=seed) == []
 
 
 @given(

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -328,9 +329,52 @@ def test_the_work_of_a_tile_by_hand() -> None:
     fragments = 9 * 4 * (32 + 32) * 64
     assert loop.data_bytes == 2 * copied + fragments, "to registers, to shared memory, and read by every warp"
     assert work.l2_bytes == copied + 64 * 64
+    copies = 2 * 64 * 4 // 32  # instructions for the chunks of a step, of both operands
+    assert loop.instructions == 9 * (copies / 2 * (17 + 6) + 4 * 25 + 32 + 64 * 64 * 64 // 1024)
+    assert work.start_cycles == 150 * 4 + 436
     assert ending.data_bytes == 64 * 64 and ending.instructions == 64 * 64 / 32 * 5
     more = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8, 8), T4)
     assert more.phases[1].data_bytes == 2 * 64 * 64 and more.phases[1].instructions > 2 * ending.instructions
+
+
+def test_a_residual_is_what_a_second_input_is_stored_in() -> None:
+    u8, u4 = (channels_last(TensorType(IntType(bits, signed=False), (64, 5, 5), 1.0)) for bits in (8, 4))
+    assert u8 is not None and u4 is not None
+    assert (Ends.of((u8,), u4), Ends.of((u8, u4), u8)) == (Ends(4, 0), Ends(8, 4))
+    layout, gemm = Swizzled(Tile(64, 64, 4, 2, 2)), conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1)
+    more = gemm_work(gemm, layout, Ends(8, 4), T4).l2_bytes - gemm_work(gemm, layout, Ends(8), T4).l2_bytes
+    assert more == 64 * 64 / 2
+    one_bit = gemm_work(gemm, layout, Ends(8, 1), T4).phases[1].instructions
+    assert one_bit == 64 * 64 / 32 * 11.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "for_pixels"),
+    [
+        ({}, 1 + 15 + 1),
+        ({"window": Window((1, 1))}, 1 + 6 + 1),
+        ({"window": Window((1, 2))}, 1 + 15 + 1),
+        ({"stored_bits": 4}, 1 + 15 + 1 + 8),
+        ({"channels": 4}, 4 * (1 + 15) + 1),
+    ],
+    ids=["a window", "no window", "two taps", "widened", "four taps a chunk"],
+)
+def test_what_copying_takes_by_hand(changes: dict[str, Any], for_pixels: int) -> None:
+    """Of 8 instructions that each move 32 chunks of pixels, in a step; the first of its step is code once."""
+    gemm = replace(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), **changes)
+    layout = Swizzled(Tile(64, 64, 4, 2, 2))
+    work = gemm_work(gemm, layout, Ends(8), T4)
+    copying = 8 * for_pixels + 8 * 6 + 4 * 25
+    assert work.phases[0].instructions == gemm.steps(layout.tile) * (copying + 32 + 256)
+    assert work.code_instructions == 150 + (copying + 2 * (32 + 256) + 640) / 4
+
+
+def test_slices_pass_their_sums_through_shared_memory() -> None:
+    """Two slices of 64 x 64 sums, 4 bytes each, written and read."""
+    gemm = conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1)
+    ending = gemm_work(gemm, Swizzled(Tile(64, 64, 8, 2, 2, 2)), Ends(8), T4).phases[1]
+    assert ending.data_bytes == 2 * 2 * 64 * 64 * 4 + 64 * 64
+    assert ending.instructions == 64 * 64 / 32 * 5 + 2 * 2 * 64 * 64 / 32
 
 
 def test_a_lone_block_waits_for_every_step_by_hand() -> None:
@@ -344,6 +388,19 @@ def test_a_lone_block_waits_for_every_step_by_hand() -> None:
     assert work.alone_cycles == 8 * (436 + 128) + 256 + 9 * (128 + 90) + 640 / 4 * 2
     copied = gemm_work(conv_gemm(A100, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), A100)
     assert copied.alone_cycles == 7 * 436 / 2 + 2 * 158 + 9 * 90 + 640 / 4 * 2, "two steps ahead, past the registers"
+
+
+def test_a_lone_warp_uses_one_scheduler_by_hand() -> None:
+    """32 x 32: 64 cycles of all tensor cores are 256 of a quarter of them."""
+    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), Swizzled(Tile(32, 32, 4, 1, 1)), Ends(8), T4)
+    assert work.alone_cycles == 8 * (436 + 64) + 256 + 9 * (64 + 90) + 160 * 2
+    narrow = gemm_work(conv_gemm(T4, 4, 8, 128, 64, 3, 56, 1), Swizzled(Tile(32, 32, 4, 1, 1)), Ends(4), T4)
+    assert narrow.alone_cycles == work.alone_cycles, "twice the channels at twice the rate"
+
+
+def test_a_single_step_waits_for_nothing_later_by_hand() -> None:
+    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 1, 56, 1), Swizzled(Tile(64, 64, 4, 2, 2)), Ends(8), T4)
+    assert work.alone_cycles == 256 + 128 + 90 + 640 / 4 * 2
 
 
 def test_asynchronous_copies_pass_once() -> None:
