@@ -64,6 +64,7 @@ PARTS = {
             "tests/test_gpu.py",
             "tests/test_occupancy.py",
             "tests/test_gpu_model.py",
+            "tests/test_cuda_costs.py",
             "tests/test_cuda_offers.py",
             EXAMPLES[0],
         ),
