@@ -167,6 +167,7 @@ class LibraryInfo:
         views: values that are views of another, by name.
         kernels: the kernel that makes each value.
         declines: why kernels that stand earlier in the table were not taken, by node.
+        constants: bytes of weights, biases and multipliers as the kernels pack them, by call.
         exact_storages: whether the choice of storages is proved to cost least.
         planned_bytes: activation memory.
         fingerprint: of the integer graph.
@@ -188,6 +189,7 @@ class LibraryInfo:
     views: Mapping[str, str]
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
+    constants: Mapping[str, int]
     exact_storages: bool
     planned_bytes: int
     fingerprint: str
@@ -237,6 +239,9 @@ class LibraryInfo:
         bare = [name for name in made if name not in found.kernels or name not in found.declines]
         if bare:
             raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
+        unpacked = sorted(set(found.calls) - found.constants.keys())
+        if unpacked:
+            raise reader.fault(f"constants does not name {unpacked[0]!r}")
         if found.gpu is not None:
             for where, told in (("functions", found.gpu.functions), ("predicted.calls", found.gpu.predicted.calls)):
                 untold = sorted(set(found.calls) - told.keys())
