@@ -290,6 +290,18 @@ def test_few_pixels_take_small_tiles_and_many_large_ones() -> None:
     assert small.m * small.n < large.m * large.n == 128 * 128
 
 
+def test_what_a_layer_moves_by_hand() -> None:
+    """64 x 36 chunks of weights, and what the L2 does not hold of 64 x 224 x 224 bytes that are read and written."""
+    op, type = random_conv(64, 64, Window((3, 3), (1, 1), (1, 1, 1, 1)), 8, U8), TensorType(U8, (64, 224, 224), 1.0)
+    request = gpu_request(op, [type], U8)
+    reads, writes = request.alternatives["x0"], request.alternatives["y"]
+    for prediction in layer_tiles(request, (reads,), writes).values():
+        assert prediction.dram_bytes == 64 * 36 * 16 + 2 * 64 * 224 * 224 - T4.l2_bytes
+    gemm = Gemm.of(request, reads)
+    assert all(found.dram_bytes == 0 for found in predict_tiles(gemm, Ends(8), T4).values()), "unless it is said"
+    assert gemm_work(gemm, Swizzled(TILES[0]), Ends(8), T4).dram_bytes == 0
+
+
 # The simple kernels
 
 

@@ -123,6 +123,11 @@ def test_phases_of_one_pipe_add_up() -> None:
     assert twice.cycles["tensor cores"] == pytest.approx(2 * (900 + 500) / 0.9)
 
 
+def test_what_is_not_said_is_nothing() -> None:
+    assert (Phase(), Phase(1.0)) == (Phase(0, 0, 0), Phase(1, 0, 0))
+    assert Prediction(T4, 1.0, {}, 2.0) == Prediction(T4, 1.0, {}, 2.0, 0.0, None)
+
+
 def test_memory_by_hand() -> None:
     """A T4 has 320 GB/s, of which 80% are to be had; what the L2 holds does not travel."""
     assert predicted(kernel(dram_bytes=256e6)).dram_us == pytest.approx(1000)
