@@ -290,7 +290,7 @@ def test_stand_ins_are_empty(tmp_path: Path) -> None:
 def test_latency_of_a_gpu_is_not_measured_here() -> None:
     bits = {Bits(8, 8): uniform("Residual", Bits(8, 8))}
     with pytest.raises(
-        CompileError, match="^kernels for 'nvidia/t4' are not timed on this machine; --latency-from model predicts"
+        CompileError, match="^kernels for 'nvidia/t4' are timed on a GPU: --device cuda:0 or rpc:HOST:PORT/KEY says"
     ):
         measure_latency(captured("Residual"), ranges_of("Residual"), bits, T4_TARGET)
 
