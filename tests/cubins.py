@@ -43,3 +43,11 @@ def make_ptx(architecture: int, *kernels: str) -> bytes:
     """PTX with empty kernels."""
     entries = "\n".join(f".visible .entry {name}() {{ ret; }}" for name in kernels)
     return f"// by hand\n.version 9.0\n.target sm_{architecture}\n.address_size 64\n{entries}\n".encode()
+
+
+def code_bytes(cubin: bytes) -> int:
+    """Machine code of a cubin's kernels: its sections that are executed (flag 4, ``SHF_EXECINSTR``)."""
+    (sections_at,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count = struct.unpack_from("<HH", cubin, 0x3A)
+    headers = (struct.unpack_from("<IIQQQQ", cubin, sections_at + index * size) for index in range(count))
+    return sum(length for _, _, flags, _, _, length in headers if flags & 4)

@@ -287,10 +287,10 @@ def test_stand_ins_are_empty(tmp_path: Path) -> None:
         assert path.name.encode() in path.read_bytes() and b"cuLaunch" not in path.read_bytes()
 
 
-def test_latency_of_a_gpu_needs_its_device() -> None:
+def test_latency_of_a_gpu_is_not_measured_here() -> None:
     bits = {Bits(8, 8): uniform("Residual", Bits(8, 8))}
     with pytest.raises(
-        CompileError, match="^kernels for 'nvidia/t4' are timed on a GPU: --device cuda:0 or rpc:HOST:PORT/KEY"
+        CompileError, match="^kernels for 'nvidia/t4' are timed on a GPU: --device cuda:0 or rpc:HOST:PORT/KEY says"
     ):
         measure_latency(captured("Residual"), ranges_of("Residual"), bits, T4_TARGET)
 

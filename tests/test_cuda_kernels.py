@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
@@ -25,7 +26,7 @@ from hawq_tvm.core.ops import (
 )
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer
+from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer, Request
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_tiles import TILES
@@ -116,6 +117,13 @@ WINDOWS = st.builds(
 )
 
 
+def on_tile(request: Request, family: str, tile: Tile) -> dict[str, Offer]:
+    """The offer of a family's kernel, cut into these tiles."""
+    ((name, offer),) = ((name, offer) for name, offer in offers_of(request).items() if f"_{family}_" in name)
+    build = partial(gemm_layers.build, request, offer.reads, offer.writes, FAMILIES[family], tile)
+    return {name: replace(offer, build=build)}
+
+
 @needs_compiler
 @sweep
 @given(
@@ -142,12 +150,7 @@ def test_convolutions_on_tensor_cores(
     if residual is not None:
         inputs.append(image(types[2], out, *window.output_size(*size)))
     request = gpu_request(op, inputs, output, batch=batch, target=target)
-    family, tile = cut
-    ((name, offer),) = ((name, offer) for name, offer in offers_of(request).items() if f"_{family}_" in name)
-    on_tile = replace(
-        offer, build=lambda: gemm_layers.build(request, offer.reads, offer.writes, FAMILIES[family], tile)
-    )
-    assert computed_wrongly(request, {name: on_tile}, order=seed % 4, seed=seed) == []
+    assert computed_wrongly(request, on_tile(request, *cut), order=seed % 4, seed=seed) == []
 
 
 @needs_compiler
@@ -170,6 +173,59 @@ def test_grouped_and_depthwise_convolutions(
         inputs.append(image("s4", out, *window.output_size(6, 9)))
     request = gpu_request(op, inputs, output, batch=2)
     assert computed_wrongly(request, offers_of(request), order=seed % 4, seed=seed) == []
+
+
+@needs_compiler
+@sweep
+@given(
+    groups=st.integers(2, 12),
+    per_group=st.tuples(st.sampled_from([1, 2, 4, 5, 8, 16, 24, 40]), st.sampled_from([1, 3, 4, 8, 20, 32])),
+    window=WINDOWS,
+    types=st.tuples(st.sampled_from(NARROW), st.sampled_from(NARROW)),
+    bits=st.integers(2, 8),
+    cut=st.sampled_from(CUTS),
+    target=st.sampled_from(GPUS),
+    seed=st.integers(0, 99),
+)
+def test_grouped_convolutions_on_tensor_cores(
+    groups: int, per_group: tuple[int, int], window: Window, types: tuple[str, str], bits: int,
+    cut: tuple[str, Tile], target: str, seed: int,
+) -> None:  # fmt: skip
+    """Groups that lie within a chunk, fill it, or lie across two; tiles of many groups, and of a part of one."""
+    assume(groups * per_group[0] > 8)  # smaller pixels are a word
+    output, channels, out = IntType.parse(types[1]), groups * per_group[0], groups * per_group[1]
+    op = random_conv(channels, out, window, bits, output, groups=groups, seed=seed)
+    assume(not op.depthwise)
+    request = gpu_request(op, [image(types[0], channels, 6, 9)], output, batch=2, target=target)
+    assert computed_wrongly(request, on_tile(request, *cut), order=seed % 4, seed=seed) == []
+
+
+@given(
+    groups=st.integers(2, 40),
+    per_group=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    x=st.sampled_from(["u8", "u4"]),
+    bits=st.sampled_from([4, 8]),
+    tile=st.sampled_from(TILES),
+)
+def test_a_tile_sums_over_what_its_groups_read(
+    groups: int, per_group: tuple[int, int], x: str, bits: int, tile: Tile
+) -> None:
+    """And over no channel outside the pixel, nor over more of them than groups of one tile can touch."""
+    (inputs, outputs), channels = per_group, groups * per_group[0]
+    assume(channels > 8)
+    op = random_conv(channels, groups * outputs, Window((1, 1)), bits, U8, groups=groups)
+    request = gpu_request(op, [image(x, channels, 3, 3)], U8)
+    reads = request.alternatives["x0"]
+    gemm = Gemm.of(request, reads)
+    for column in range(gemm.tiles(tile)[1]):
+        first = gemm.first_chunk(tile, column) * gemm.chunk_elements
+        end = first + gemm.tap_channels(tile)
+        assert first >= 0 and end <= reads.channels(request.inputs[0])
+        made = range(column * tile.n, min((column + 1) * tile.n, groups * outputs))
+        read = {channel // outputs * inputs + i for channel in made for i in range(inputs)}
+        assert read <= set(range(first, end))
+    touched = (tile.n - 2) // outputs + 2
+    assert gemm.tap_channels(tile) <= touched * inputs + 2 * (gemm.chunk_elements - 1)
 
 
 @needs_compiler
@@ -295,7 +351,8 @@ def test_convolutions_for_the_t4_spill_nothing(
     built = gemm_layers.build(request, reads, request.alternatives["y"], FAMILIES[family], tile)
     made = compiled_image(built, request.target, cuda_compiler)
     assert made.spill_bytes == {75: 0}
-    assert made.uses[75].registers <= 168, "three blocks of four warps on a multiprocessor"
+    use = made.uses[75]
+    assert use.registers <= 168 or use.shared_bytes > 32 * 1024, "three blocks of four warps, if memory holds two"
 
 
 @pytest.mark.parametrize(

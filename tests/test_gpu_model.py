@@ -1,138 +1,48 @@
-"""The cost model of GPUs: laws that hold whatever its constants, what it was told, and the column that it fills."""
+"""The cost model of GPUs: kernels by hand, power, and the column that it fills."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.backends.tvm.latency import predict_latency
 from hawq_tvm.backends.tvm.storage import plan_storages
 from hawq_tvm.core.errors import SettingsError
-from hawq_tvm.core.gpu import A10, A100, H100, L4, T4, GpuFacts
+from hawq_tvm.core.gpu import A100, T4, GpuFacts
 from hawq_tvm.core.gpu_model import (
     GRAPH_LAUNCH_US,
     HELD_POWER,
     KernelWork,
     Phase,
     Prediction,
+    beyond_l2,
     board_watts,
     held_clock,
     predict,
     typical_clock,
 )
 from hawq_tvm.core.integerize import integerize
-from hawq_tvm.core.ir import IntType, TensorType, Window
 from hawq_tvm.core.specs import Bits
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer
-from hawq_tvm.kernels.cuda import gemm_layers
-from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
-from hawq_tvm.kernels.cuda.gemm_costs import Ends, fastest, gemm_work, predict_tiles
-from hawq_tvm.kernels.cuda.gemm_layers import MMA, WMMA, Family, layer_tiles
-from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
-from hawq_tvm.kernels.cuda.gemm_tiles import TILES
-from hawq_tvm.kernels.cuda.storages import channels_last
 from hawq_tvm.settings import Settings
 
 from .builders import captured, ranges_of, uniform
-from .gpu_kernels import compiled_image, cuda_kernel, gpu_request
-from .kernel_requests import offers_of
-from .test_cuda_kernels import random_conv
 
-GPUS = (T4, A100, A10, L4, H100)
 CLOCK = 1000.0
 
-
-def conv_gemm(
-    gpu: GpuFacts, bits: int, batch: int, channels: int, out: int, kernel: int, size: int, stride: int
-) -> Gemm:
-    """A convolution whose input and weights have so many bits, stored as the GPU's kernels store it."""
-    storage = channels_last(TensorType(IntType(bits, signed=False), (channels, size, size), 1.0))
-    assert storage is not None
-    window = Window((kernel, kernel), (stride, stride), (kernel // 2,) * 4)
-    multiplied = bits if gpu.architecture.native(bits) else 8
-    return Gemm(
-        batch, (size, size), (-(-size // stride),) * 2, window,
-        storage.channels(TensorType(IntType(bits, signed=False), (channels, size, size), 1.0)), bits, multiplied, False,
-        out, gpu.architecture.mma[multiplied][0], gpu.architecture.async_copy, False,
-    )  # fmt: skip
-
-
-def least_us(gemm: Gemm, gpu: GpuFacts, ends: Ends, dram_bytes: float = 0.0) -> float:
-    return min(prediction.us(CLOCK) for prediction in predict_tiles(gemm, ends, gpu, dram_bytes).values())
-
-
-layers = st.fixed_dictionaries(
-    {
-        "channels": st.integers(1, 600),
-        "out": st.integers(1, 600),
-        "kernel": st.sampled_from((1, 3, 7)),
-        "size": st.integers(1, 60),
-        "stride": st.sampled_from((1, 2)),
-    }
-)
-gpus = st.sampled_from(GPUS)
 sweep = settings(max_examples=60, deadline=None)
-
-
-@sweep
-@given(layer=layers, gpu=gpus, bits=st.sampled_from((4, 8)), batch=st.integers(1, 40), more=st.integers(1, 40))
-def test_more_samples_never_take_less_time(
-    layer: dict[str, int], gpu: GpuFacts, bits: int, batch: int, more: int
-) -> None:
-    few, many = (conv_gemm(gpu, bits, count, **layer) for count in (batch, batch + more))
-    assert least_us(few, gpu, Ends(bits)) <= least_us(many, gpu, Ends(bits))
-
-
-@sweep
-@given(layer=layers, gpu=gpus, bits=st.sampled_from((4, 8)), batch=st.integers(1, 40), more=st.integers(1, 100))
-def test_more_multiprocessors_are_never_slower(
-    layer: dict[str, int], gpu: GpuFacts, bits: int, batch: int, more: int
-) -> None:
-    gemm = conv_gemm(gpu, bits, batch, **layer)
-    larger = replace(gpu, sms=gpu.sms + more, published_tops={})
-    assert least_us(gemm, larger, Ends(bits)) <= least_us(gemm, gpu, Ends(bits))
-
-
-@sweep
-@given(layer=layers, gpu=st.sampled_from([gpu for gpu in GPUS if gpu.architecture.native(4)]), batch=st.integers(1, 40),
-       residual=st.booleans())  # fmt: skip
-def test_4_bits_are_never_slower_than_8_where_they_are_native(
-    layer: dict[str, int], gpu: GpuFacts, batch: int, residual: bool
-) -> None:
-    """But for 5 to 8 channels: their 4-bit pixels are a word, loaded tap by tap, and their 8-bit ones a whole load."""
-    assume(not 5 <= layer["channels"] <= 8)
-    narrow, wide = (
-        least_us(conv_gemm(gpu, bits, batch, **layer), gpu, Ends(bits, bits if residual else 0), 1e4 * bits)
-        for bits in (4, 8)
-    )
-    assert narrow <= wide
-
-
-@sweep
-@given(layer=layers, gpu=gpus, batch=st.integers(1, 40), factor=st.floats(1.0, 10.0), dram=st.floats(0, 1e9))
-def test_more_bandwidth_clock_and_fewer_bytes_are_never_slower(
-    layer: dict[str, int], gpu: GpuFacts, batch: int, factor: float, dram: float
-) -> None:
-    gemm = conv_gemm(gpu, 8, batch, **layer)
-    (prediction, *_) = predict_tiles(gemm, Ends(8), gpu, dram).values()
-    faster = replace(prediction, gpu=replace(gpu, bandwidth_gb_s=gpu.bandwidth_gb_s * factor))
-    assert faster.us(CLOCK) <= prediction.us(CLOCK)
-    assert prediction.us(CLOCK * factor) <= prediction.us(CLOCK)
-    assert replace(prediction, dram_bytes=dram / factor).us(CLOCK) <= prediction.us(CLOCK)
 
 
 def kernel(**changes: object) -> KernelWork:
     work = KernelWork(
         blocks=80, threads=128, registers=64, shared_bytes=16 * 1024, bits=8, phases=(Phase(1024.0 * 900, 6400, 400),),
-        l2_bytes=0, start_cycles=100, alone_cycles=500, dram_bytes=0.0,
+        l2_bytes=0, start_cycles=100, code_instructions=0, alone_cycles=500, dram_bytes=0.0,
     )  # fmt: skip
     return replace(work, **changes)  # type: ignore[arg-type]
 
@@ -200,6 +110,44 @@ def test_waves_are_what_nvidias_calculator_says_is_resident(changes: dict[str, o
         assert found.occupancy == resident * 4 / 32
 
 
+def test_code_is_fetched_once() -> None:
+    """Whatever the rounds: 1,000 instructions, each 2.7 cycles later than from a cache."""
+    work = kernel(blocks=2000)
+    cold = predicted(replace(work, code_instructions=1000))
+    assert cold.start_cycles == work.start_cycles + 2700
+    assert cold.cycles == predicted(work).cycles
+
+
+def test_phases_of_one_pipe_add_up() -> None:
+    twice = predicted(kernel(phases=(Phase(macs=1024 * 900), Phase(macs=1024 * 500))))
+    assert twice.cycles["tensor cores"] == pytest.approx(2 * (900 + 500) / 0.9)
+
+
+def test_what_is_not_said_is_nothing() -> None:
+    assert (Phase(), Phase(1.0)) == (Phase(0, 0, 0), Phase(1, 0, 0))
+    assert Prediction(T4, 1.0, {}, 2.0) == Prediction(T4, 1.0, {}, 2.0, 0.0, None)
+
+
+def test_memory_by_hand() -> None:
+    """A T4 has 320 GB/s, of which 80% are to be had; what the L2 holds does not travel."""
+    assert predicted(kernel(dram_bytes=256e6)).dram_us == pytest.approx(1000)
+    assert beyond_l2(T4.l2_bytes, T4.l2_bytes) == beyond_l2(1, T4.l2_bytes) == 0
+    assert beyond_l2(T4.l2_bytes + 7, T4.l2_bytes) == 7
+
+
+def test_a_slower_kernel_is_slower_in_all_but_dram() -> None:
+    found = predicted(kernel(dram_bytes=1e6))
+    slow = found.slowed(3)
+    assert slow.cycles == {name: 3 * cycles for name, cycles in found.cycles.items()}
+    assert (slow.start_cycles, slow.dram_bytes) == (3 * found.start_cycles, found.dram_bytes)
+
+
+def test_what_bounds_depends_on_the_clock() -> None:
+    found = predicted(kernel(dram_bytes=256e3 * 1.8))  # 1.8 us; the tensor cores' 2,000 cycles are 2 us at 1 GHz
+    assert found.bound(1000.0) == "tensor cores" and found.bound(1500.0) == "DRAM"
+    assert found.bound() == found.bound(typical_clock(T4)) == "DRAM"
+
+
 def test_a_block_that_does_not_fit_is_no_kernel() -> None:
     assert predict(kernel(shared_bytes=65 * 1024), T4) is None
     assert predict(kernel(threads=1024, registers=65), T4) is None
@@ -234,94 +182,53 @@ def test_the_held_clock_is_the_highest_within_power(busy: float, gb_s: float) ->
     assert held_clock(replace(T4, power_watts=90), [work]) >= clock
 
 
+def test_a_cycle_costs_more_above_1100_mhz() -> None:
+    """Its energy grows with the clock to the power of 1.4 from there."""
+    energy = {clock: (board_watts(T4, clock, 0.5, 0.0) - 20) / clock for clock in (600.0, 1100.0, 1650.0)}
+    assert energy[600.0] == pytest.approx(energy[1100.0])
+    assert energy[1650.0] / energy[1100.0] == pytest.approx(1.5**1.4)
+
+
+def test_what_traffic_draws_by_hand() -> None:
+    """100 GB a second of 60 pJ a byte are 6 W."""
+    idle, busy = (board_watts(T4, 900.0, 0.0, gb_s) for gb_s in (0.0, 100.0))
+    assert busy - idle == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("power_watts", [40, 70, 110])
+def test_a_typical_clock_is_what_such_a_load_holds(power_watts: int) -> None:
+    """On boards that must throttle far, somewhat, and not at all."""
+    gpu = replace(T4, power_watts=power_watts)
+    typical = Prediction(gpu, 0.0, {"tensor cores": 2e9}, 0.0, tensor_cycles=1e9)
+    assert typical_clock(gpu) == pytest.approx(held_clock(gpu, [typical]), rel=1e-3)
+
+
+@sweep
+@given(parts=st.lists(st.tuples(st.floats(0.1, 1.0), st.floats(0.0, 100.0)), min_size=2, max_size=4))
+def test_a_network_holds_the_clock_of_its_average(parts: list[tuple[float, float]]) -> None:
+    """Kernels of equal length, none bound by DRAM: one that is as busy as all on average holds as much."""
+    kernels = []
+    for busy, gb_s in parts:
+        made = Prediction(T4, 0.0, {"tensor cores": 1e9}, 0.0, tensor_cycles=busy * 1e9)
+        kernels.append(replace(made, dram_bytes=gb_s * 1e3 * made.us(CLOCK)))
+    average = replace(
+        kernels[0],
+        tensor_cycles=sum(made.tensor_cycles for made in kernels) / len(kernels),
+        dram_bytes=sum(made.dram_bytes for made in kernels) / len(kernels),
+    )
+    assert held_clock(T4, kernels) == pytest.approx(held_clock(T4, [average]), rel=1e-6)
+
+
 def test_clocks_are_known_or_those_of_the_data_sheet() -> None:
     assert T4.base_clock_mhz < typical_clock(T4) < T4.boost_clock_mhz
     assert typical_clock(A100) == A100.boost_clock_mhz and A100.held is None
+    hot = Prediction(A100, 0.0, {"tensor cores": 1e9}, 0.0, tensor_cycles=1e9)
+    assert held_clock(A100, [hot]) == A100.boost_clock_mhz
     idle = Prediction(T4, 0.0, {"L2": 1e6}, 0.0)
     assert held_clock(T4, [idle]) == held_clock(T4, []) == T4.boost_clock_mhz
     assert typical_clock(T4) == pytest.approx(
         held_clock(T4, [Prediction(T4, 0.0, {"tensor cores": 2e9}, 0.0, tensor_cycles=1e9)]), rel=1e-3
     )
-
-
-# What is counted of our kernels
-
-U8 = IntType.parse("u8")
-
-
-def test_the_work_of_a_tile_by_hand() -> None:
-    """64 channels, 3x3: 576 values are 36 chunks, 9 steps of 4; a tile of 64 x 64 by four warps of 32 x 32."""
-    layout = Swizzled(Tile(64, 64, 4, 2, 2))
-    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), T4)
-    loop, ending = work.phases
-    assert work.blocks == 8 * 56 * 56 // 64 and work.threads == 128
-    assert work.shared_bytes == 2 * (64 + 64) * 64
-    assert loop.macs == 64 * 64 * 576
-    copied = 9 * (64 + 64) * 64
-    fragments = 9 * 4 * (32 + 32) * 64
-    assert loop.data_bytes == 2 * copied + fragments, "to registers, to shared memory, and read by every warp"
-    assert work.l2_bytes == copied + 64 * 64
-    assert ending.data_bytes == 64 * 64 and ending.instructions == 64 * 64 / 32 * 5
-    more = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8, 8), T4)
-    assert more.phases[1].data_bytes == 2 * 64 * 64 and more.phases[1].instructions > 2 * ending.instructions
-
-
-def test_asynchronous_copies_pass_once() -> None:
-    layout = Swizzled(Tile(64, 64, 4, 2, 2))
-    (loaded, _), (copied, _) = (gemm_work(conv_gemm(gpu, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), gpu).phases
-                                for gpu in (T4, A100))  # fmt: skip
-    assert loaded.data_bytes - copied.data_bytes == 9 * (64 + 64) * 64
-
-
-@pytest.mark.parametrize("tile", [TILES[0], TILES[5], TILES[8]], ids=str)
-def test_registers_are_those_that_the_compiler_takes(tile: Tile, cuda_compiler: CudaCompiler) -> None:
-    op = random_conv(64, 64, Window((3, 3), (1, 1), (1, 1, 1, 1)), 8, U8)
-    request = gpu_request(op, [TensorType(U8, (64, 14, 14), 1.0)], U8)
-    reads, writes = (request.alternatives["x0"],), request.alternatives["y"]
-    built = gemm_layers.build(request, reads, writes, tile=tile)
-    taken = compiled_image(built, request.target, cuda_compiler).uses[75].registers
-    counted = gemm_work(Gemm.of(request, reads[0]), Swizzled(tile), Ends.of(reads, writes), T4).registers
-    assert counted == pytest.approx(taken, rel=0.15)
-    assert T4.architecture.resident_blocks(tile.threads, counted, 0) == T4.architecture.resident_blocks(
-        tile.threads, taken, 0
-    )
-
-
-@pytest.mark.parametrize("target", ["nvidia/t4", "nvidia/a100"])
-@pytest.mark.parametrize("channels", [3, 64])
-@pytest.mark.parametrize("family", [MMA, WMMA], ids=["mma", "wmma"])
-def test_shared_memory_is_what_the_kernel_declares(family: Family, channels: int, target: str) -> None:
-    """Of few steps too, whose stages are as many, and which what the sums pass through outgrows."""
-    op = random_conv(channels, 64, Window((1, 1)), 8, U8)
-    request = gpu_request(op, [TensorType(U8, (channels, 14, 14), 1.0)], U8, target=target)
-    reads, writes, gpu = (request.alternatives["x0"],), request.alternatives["y"], request.target.gpu
-    assert gpu is not None
-    gemm, ends = Gemm.of(request, reads[0], signed_alone=family.signed_alone), Ends.of(reads, writes)
-    for tile in family.tiles:
-        text = cuda_kernel(gemm_layers.build(request, reads, writes, family, tile), request.target).text
-        (words,) = re.findall(r"__shared__ .*\[(\d+)\];", text)
-        assert gemm_work(gemm, family.layout(tile), ends, gpu).shared_bytes == 4 * int(words), tile
-
-
-@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.gpu is not None])
-def test_offers_cost_what_the_fastest_tile_takes(target: str) -> None:
-    op = random_conv(64, 96, Window((3, 3), (1, 1), (1, 1, 1, 1)), 8, U8)
-    request = gpu_request(op, [TensorType(U8, (64, 14, 14), 1.0)], U8, batch=4, target=target)
-    offer = offers_of(request)["conv2d_x8w8s32_mma_nhwc"]
-    tiles = layer_tiles(request, offer.reads, offer.writes)
-    assert set(tiles) == set(TILES), "all fit"
-    assert offer.prediction is not None and offer.cost == offer.prediction.us() == min(t.us() for t in tiles.values())
-    assert tiles[fastest(tiles)] == offer.prediction
-    wmma = layer_tiles(request, offer.reads, offer.writes, WMMA)
-    assert set(wmma) == set(WMMA.tiles) and min(t.us() for t in wmma.values()) > offer.cost
-    assert all(found.prediction is not None and found.cost > 0 for found in offers_of(request).values())
-
-
-def test_few_pixels_take_small_tiles_and_many_large_ones() -> None:
-    small, large = (
-        fastest(predict_tiles(conv_gemm(T4, 8, batch, 512, 512, 3, 7, 1), Ends(8), T4)) for batch in (1, 256)
-    )
-    assert small.m * small.n < large.m * large.n == 128 * 128
 
 
 # The allocation's column

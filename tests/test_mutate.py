@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from .mutate import judges
 from .mutate.__main__ import accepted
 from .mutate.forks import Task, run_tasks
 from .mutate.operators import mutants, mutated
@@ -192,3 +193,8 @@ def test_what_is_accepted_is_there_and_has_a_reason(entry: object) -> None:
         alone = replace(entry, changes=(change,))
         assert any(alone.covers(entry.file, mutant) for mutant in found), change
     assert len(entry.reason.split()) > 3
+
+
+def test_no_file_is_judged_twice() -> None:
+    judged = [path for part in judges.PARTS.values() for path in part.paths(ROOT)]
+    assert len(judged) == len(set(judged)) and all(part.paths(ROOT) for part in judges.PARTS.values())

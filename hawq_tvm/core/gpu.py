@@ -30,6 +30,9 @@ from dataclasses import dataclass
 WARP_SIZE = 32
 """Threads of a warp, on every NVIDIA GPU [CUDA]."""
 
+STATIC_SHARED_BYTES = 48 * 1024
+"""Shared memory that a kernel may declare; more is dynamic, and asked for at launch [CUDA]."""
+
 MAX_THREADS_PER_BLOCK = 1024
 MAX_REGISTERS_PER_THREAD = 255
 """Both on every NVIDIA GPU since compute capability 3.5 [CUDA]."""

@@ -51,6 +51,10 @@ warps (36), and ldmatrix (30) [TU102]."""
 DEPENDENT_CYCLES = 4
 """From an integer instruction to one that uses its result [TU102: IMAD, IADD3, LOP3, SHF]."""
 
+COLD_CYCLES = 2.7
+"""What an instruction takes longer that no instruction cache holds: one of a lone warp's takes 4.80 cycles in a loop of
+128 KiB, 2.09 in one of 1 KiB [TU102: mem.icache.lat]. Kernels of a network take turns, so all are counted as cold."""
+
 PIPE_EFFICIENCY = 0.9
 """What hand-tuned kernels keep busy of the pipe that bounds them: 89% of the tensor cores' peak on a T4, 92% on other
 cards of its architecture [Miner]."""
@@ -119,6 +123,7 @@ class KernelWork:
         phases: of a block.
         l2_bytes: that a block loads and stores.
         start_cycles: from a block's first instruction until its first data arrives.
+        code_instructions: of the whole kernel, each of which is fetched once.
         alone_cycles: what it takes from there if it has a multiprocessor to itself.
         dram_bytes: of the whole launch.
     """
@@ -131,6 +136,7 @@ class KernelWork:
     phases: tuple[Phase, ...]
     l2_bytes: float
     start_cycles: float
+    code_instructions: float
     alone_cycles: float
     dram_bytes: float
 
@@ -141,7 +147,7 @@ class Prediction:
 
     Attributes:
         gpu: the GPU.
-        start_cycles: before the first data arrives.
+        start_cycles: before the first data arrives, and what fetching its code takes.
         cycles: that each part is busy for, of which the longest counts; by the part's name.
         dram_bytes: read and written.
         tensor_cycles: of all tensor cores at their peak: what they are busy for on average.
@@ -204,7 +210,7 @@ def predict(work: KernelWork, gpu: GpuFacts) -> Prediction | None:
     cycles["waiting"] = rounds * work.alone_cycles + (rounds - 1) * work.start_cycles
     return Prediction(
         gpu,
-        work.start_cycles,
+        work.start_cycles + work.code_instructions * COLD_CYCLES,
         cycles,
         work.dram_bytes,
         work.blocks * of_block["tensor cores"] / gpu.sms,

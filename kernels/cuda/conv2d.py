@@ -27,6 +27,9 @@ from hawq_tvm.kernels.cuda.values import Place, Value, field, int32
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
+CODE_INSTRUCTIONS = {"NCHW": 240, "NHWC": 900}
+"""Of the kernel, in machine code for sm_75, by how its result is stored; less where it has groups."""
+
 
 def per_channel(op: WeightedOperator, channels: int) -> list[Array]:
     """Bias, multipliers and, where there is one, the residual's: int32 [channels], which 2^31 bounds, then zeros."""
@@ -130,7 +133,8 @@ def _inputs_of(x: Value, op: Conv2d, at: Place, ci: Expr, lanes: int) -> list[Ex
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
     op = request.node.op
     assert isinstance(op, Conv2d)
-    return simple_cost(request, reads, writes, prod(op.weight.shape[1:]), op.weight.size)
+    code = CODE_INSTRUCTIONS[writes.order]
+    return simple_cost(request, reads, writes, prod(op.weight.shape[1:]), op.weight.size, code)
 
 
 CONV2D_CUDA = Kernel("conv2d_x8w8s32_cuda", canonical(Conv2d, _cost, _build))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import prod
 
 from hawq_tvm.core.gpu import T4, GpuFacts
-from hawq_tvm.core.gpu_model import DRAM_LATENCY_CYCLES, L2_BYTES_PER_CYCLE, Prediction, beyond_l2
+from hawq_tvm.core.gpu_model import COLD_CYCLES, DRAM_LATENCY_CYCLES, L2_BYTES_PER_CYCLE, Prediction, beyond_l2
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels.cuda.storages import Stored, stored_values
@@ -25,6 +25,9 @@ SIMPLE_EFFICIENCY = 0.15
 
 STEP_CYCLES = 30
 """Of a thread from one iteration of its loop to the next, where it waits for what it loads."""
+
+CODE_INSTRUCTIONS = 100
+"""Of a simple kernel: 16 to 250 in machine code for sm_75, but for convolutions."""
 
 BYTE_ACCESS = 4
 """How many times as long a warp takes for single bytes as for words of the same memory."""
@@ -51,7 +54,12 @@ def moved_bytes(stored: Sequence[Stored], batch: int) -> float:
 
 
 def simple_cost(
-    request: Request, reads: tuple[Storage, ...], writes: Storage, steps: int, constant_bytes: int = 0
+    request: Request,
+    reads: tuple[Storage, ...],
+    writes: Storage,
+    steps: int,
+    constant_bytes: int = 0,
+    code_instructions: int = CODE_INSTRUCTIONS,
 ) -> Prediction:
     """What a simple kernel takes.
 
@@ -61,10 +69,12 @@ def simple_cost(
         writes: how the result is stored.
         steps: multiply-adds, or elements that are looked at, for one element of the result.
         constant_bytes: of weights.
+        code_instructions: of the kernel.
     """
     inputs, output = stored_values(request, reads, writes)
     operations = request.batch * prod(request.node.type.shape) * steps
-    return moving(facts(request.target), [*inputs, output], request.batch, constant_bytes, operations, steps)
+    stored, gpu = [*inputs, output], facts(request.target)
+    return moving(gpu, stored, request.batch, constant_bytes, operations, steps, code_instructions)
 
 
 def moving(
@@ -74,6 +84,7 @@ def moving(
     constant_bytes: int = 0,
     operations: float = 0.0,
     steps: int = 0,
+    code_instructions: int = CODE_INSTRUCTIONS,
 ) -> Prediction:
     """What it takes to read and write values, with so many operations in all and so many steps in a row."""
     cycles = {
@@ -82,4 +93,4 @@ def moving(
         "waiting": float(steps * STEP_CYCLES),
     }
     dram_bytes = constant_bytes + beyond_l2(stored_bytes(stored, batch), gpu.l2_bytes)
-    return Prediction(gpu, DRAM_LATENCY_CYCLES, cycles, dram_bytes)
+    return Prediction(gpu, DRAM_LATENCY_CYCLES + code_instructions * COLD_CYCLES, cycles, dram_bytes)

@@ -32,6 +32,9 @@ from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 MAX_TAPS = 49
 """All taps are written out; 7x7 are the most that networks have."""
 
+TAP_INSTRUCTIONS = 33
+"""In machine code for sm_75: 296 for nine taps."""
+
 TAPS = 4
 """Taps that one instruction sums over."""
 
@@ -152,7 +155,8 @@ def _refuse(request: Request) -> str | None:
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:
     op = request.node.op
     assert isinstance(op, Conv2d)
-    return simple_cost(request, reads, writes, -(-op.weight[0].size // TAPS), op.weight.size)
+    taps = op.weight[0].size
+    return simple_cost(request, reads, writes, -(-taps // TAPS), op.weight.size, taps * TAP_INSTRUCTIONS)
 
 
 CONV2D_DEPTHWISE = Kernel("conv2d_depthwise_x8w8s32_dp4a_nhwc", packed(Conv2d, _cost, _build, refuse=_refuse))

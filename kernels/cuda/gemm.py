@@ -8,11 +8,16 @@ in chunks of 16 bytes, the most that a thread moves at once:
 
 Where pixels are a chunk or more, a chunk lies within one tap; where they are a word, as the 3 channels of an image, a
 chunk is of several taps. A linear layer is a convolution of images of one pixel.
+
+In a grouped convolution a tile of output channels sums over the chunks in which the input channels of its own groups
+lie, with weights of zero where a chunk holds other groups' channels, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from hawq_tvm.core.gpu import WARP_SIZE, MmaShape
 from hawq_tvm.core.ir import TensorType, Window
@@ -20,6 +25,9 @@ from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.storages import CHUNK_BITS, CHUNK_BYTES, WORD_BITS
 from hawq_tvm.kernels.interface import Request
+
+Index = Any
+"""An integer, or an expression of TIR."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Gemm:
         shape: the instruction that multiplies.
         async_copy: whether the GPU copies to shared memory without registers.
         signed_alone: whether the instruction takes signed operands alone.
+        group: channels of a group in the input and in the result; None where there is but one.
     """
 
     batch: int
@@ -53,6 +62,7 @@ class Gemm:
     shape: MmaShape
     async_copy: bool
     signed_alone: bool
+    group: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, request: Request, reads: Storage, *, signed_alone: bool = False) -> Gemm:
@@ -60,6 +70,7 @@ class Gemm:
         op, x = request.node.op, request.inputs[0]
         assert isinstance(op, WeightedOperator) and request.target.gpu is not None
         architecture = request.target.gpu.architecture
+        groups = op.groups if isinstance(op, Conv2d) else 1
         bits = 4 if reads.bits == 4 and op.weight_bits <= 4 and architecture.native(4) else 8
         return cls(
             batch=request.batch,
@@ -74,6 +85,7 @@ class Gemm:
             shape=architecture.mma[bits][0],
             async_copy=architecture.async_copy,
             signed_alone=signed_alone,
+            group=None if groups == 1 else (op.weight.shape[1], op.out_channels // groups),
         )
 
     @property
@@ -89,10 +101,42 @@ class Gemm:
     def chunk_elements(self) -> int:
         return CHUNK_BITS // self.bits
 
-    @property
-    def chunks(self) -> int:
-        """What is summed over; the last one may be filled up."""
-        return -(-self.taps * self.channels // self.chunk_elements)
+    def chunks(self, tile: Tile) -> int:
+        """What a tile sums over; the last one may be filled up."""
+        return -(-self.taps * self.tap_channels(tile) // self.chunk_elements)
+
+    def tap_channels(self, tile: Tile) -> int:
+        """Stored channels of a tap that a tile sums over: all, or as many as the chunks of its groups hold at most."""
+        if self.group is None:
+            return self.channels
+        spans = [self._group_chunks(tile, column) for column in range(self.tiles(tile)[1])]
+        return max(end - first for first, end in spans) * self.chunk_elements
+
+    def first_chunk(self, tile: Tile, column: Index, least: Callable[[Index, Index], Index] = min) -> Index:
+        """The first chunk of a pixel that a tile sums over; from there all lie in the pixel.
+
+        Args:
+            tile: how the product is cut.
+            column: the tile's number along the channels: an integer, or an expression of TIR.
+            least: the less of two of these.
+        """
+        if self.group is None:
+            return 0
+        last = (self.channels - self.tap_channels(tile)) // self.chunk_elements
+        return least(self._first_group_chunk(tile, column), last)
+
+    def _first_group_chunk(self, tile: Tile, column: Index) -> Index:
+        assert self.group is not None
+        inputs, outputs = self.group
+        return column * tile.n // outputs * inputs // self.chunk_elements
+
+    def _group_chunks(self, tile: Tile, column: int) -> tuple[int, int]:
+        """The first chunk with an input channel of a tile's groups, and the one after the last."""
+        assert self.group is not None
+        inputs, outputs = self.group
+        last_channel = min((column + 1) * tile.n, self.out_channels) - 1
+        end = (last_channel // outputs + 1) * inputs
+        return self._first_group_chunk(tile, column), -(-end // self.chunk_elements)
 
     @property
     def chunks_at_once(self) -> int:
@@ -101,7 +145,7 @@ class Gemm:
 
     def steps(self, tile: Tile) -> int:
         """Steps of a tile over all chunks."""
-        return -(-self.chunks // tile.k)
+        return -(-self.chunks(tile) // tile.k)
 
     def tiles(self, tile: Tile) -> tuple[int, int]:
         """How many tiles the result takes along the pixels and along the channels."""

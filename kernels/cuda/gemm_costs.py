@@ -45,6 +45,9 @@ RESULT_INSTRUCTIONS = 5
 RESIDUAL_INSTRUCTIONS = 6.5
 """For 32 results: rescale, clip and pack; and what a residual adds."""
 
+LONE_CYCLES = 2
+"""From an instruction of a warp that multiplies nothing to its next one, where a scheduler has no other warp."""
+
 OTHER_REGISTERS = 50
 """Of a thread, beside sums, operands and words on their way: 42 to 58 in machine code."""
 
@@ -80,47 +83,76 @@ def gemm_work(gemm: Gemm, layout: Layout, ends: Ends, gpu: GpuFacts, dram_bytes:
         dram_bytes: that the layer moves, whatever the tile.
     """
     tile, steps = layout.tile, gemm.steps(layout.tile)
+    step, ending = _step(gemm, tile), _ending(layout, ends)
     loaded = steps * tile.k * (tile.m * gemm.loaded_words * 4 + tile.n * CHUNK_BYTES)
-    loop, ending = _loop(gemm, tile, steps), _ending(layout, ends)
-    # Blocks walk through the weights side by side, so that those of a step come from DRAM for all that are resident.
-    # The first steps are loaded from the start, each later one while those before it are multiplied.
-    ahead = resident_steps(gemm) - 1
-    arriving = max(0, steps - ahead) * DRAM_LATENCY_CYCLES / ahead
-    start = START_INSTRUCTIONS * DEPENDENT_CYCLES + DRAM_LATENCY_CYCLES
-    alone = [_alone(phase, gemm, tile.warps, gpu.architecture) for phase in (loop, ending)]
     return KernelWork(
         blocks=prod(gemm.tiles(tile)),
         threads=tile.threads,
         registers=_registers(gemm, tile, gpu.architecture),
         shared_bytes=4 * shared_words(gemm, layout),
         bits=gemm.bits,
-        phases=(loop, ending),
+        phases=(step.times(steps), ending),
         l2_bytes=loaded + tile.m * tile.n * (ends.result_bits + ends.residual_bits) / 8,
-        start_cycles=start,
-        alone_cycles=max(arriving, alone[0]) + steps * EXCHANGE_CYCLES + alone[1],
+        start_cycles=START_INSTRUCTIONS * DEPENDENT_CYCLES + DRAM_LATENCY_CYCLES,
+        code_instructions=START_INSTRUCTIONS + (step.code_instructions + ending.instructions) / tile.warps,
+        alone_cycles=_loop_alone(step, gemm, layout, gpu.architecture) + _alone(ending, tile.warps, gpu.architecture),
         dram_bytes=dram_bytes,
     )
 
 
-def _loop(gemm: Gemm, tile: Tile, steps: int) -> Phase:
-    """All steps: copies to shared memory, ldmatrix, and the multiplications."""
-    pixels, weights = steps * tile.m * tile.k, steps * tile.n * tile.k  # chunks
-    arrived = pixels * gemm.loaded_words * 4 + weights * CHUNK_BYTES
-    stored = (pixels + weights) * CHUNK_BYTES
-    warp_chunks = steps * tile.warps * tile.slice_k * (tile.warp_m + tile.warp_n)
-    macs = tile.m * tile.n * steps * tile.k * gemm.chunk_elements
+@dataclass(frozen=True)
+class Step:
+    """What a step of the loop asks for, of all warps together.
+
+    Attributes:
+        macs: multiply-accumulates.
+        arriving_bytes: from memory to registers; 0 where copies pass them by.
+        stored_bytes: from there to shared memory.
+        read_bytes: from there to the multiplications.
+        copying_instructions: of loads, addresses and stores, and those of the loop.
+        reading_instructions: of ldmatrix.
+        multiplications: instructions of those.
+    """
+
+    macs: float
+    arriving_bytes: float
+    stored_bytes: float
+    read_bytes: float
+    copying_instructions: float
+    reading_instructions: float
+    multiplications: float
+
+    @property
+    def code_instructions(self) -> float:
+        """As the kernel has them: the last step's multiplications are written out behind the loop."""
+        return self.copying_instructions + 2 * (self.reading_instructions + self.multiplications)
+
+    def times(self, steps: int) -> Phase:
+        return Phase(
+            macs=steps * self.macs,
+            data_bytes=steps * (self.arriving_bytes + self.stored_bytes + self.read_bytes),
+            instructions=steps * (self.copying_instructions + self.reading_instructions + self.multiplications),
+        )
+
+
+def _step(gemm: Gemm, tile: Tile) -> Step:
+    """Copies to shared memory, ldmatrix, and the multiplications."""
+    pixels, weights = tile.m * tile.k, tile.n * tile.k  # chunks
+    warp_chunks = tile.warps * tile.slice_k * (tile.warp_m + tile.warp_n)
+    macs = tile.m * tile.n * tile.k * gemm.chunk_elements
     address = PIXEL_INSTRUCTIONS if gemm.taps > 1 else PLAIN_PIXEL_INSTRUCTIONS
     copying = (
         pixels * (gemm.taps_per_chunk * (1 + address) + 1 + WIDEN_INSTRUCTIONS * gemm.widens)
         + weights * (WEIGHT_INSTRUCTIONS + 2)
     ) / WARP_SIZE
-    return Phase(
+    return Step(
         macs=macs,
-        data_bytes=(0 if gemm.copies else arrived) + stored + warp_chunks * CHUNK_BYTES,
-        instructions=copying
-        + warp_chunks / WARP_SIZE  # ldmatrix moves 32 rows of a chunk
-        + macs / gemm.shape.macs
-        + steps * STEP_INSTRUCTIONS * tile.warps,
+        arriving_bytes=0 if gemm.copies else pixels * gemm.loaded_words * 4 + weights * CHUNK_BYTES,
+        stored_bytes=(pixels + weights) * CHUNK_BYTES,
+        read_bytes=warp_chunks * CHUNK_BYTES,
+        copying_instructions=copying + STEP_INSTRUCTIONS * tile.warps,
+        reading_instructions=warp_chunks / WARP_SIZE,  # each moves 32 rows of a chunk
+        multiplications=macs / gemm.shape.macs,
     )
 
 
@@ -135,23 +167,48 @@ def _ending(layout: Layout, ends: Ends) -> Phase:
     )
 
 
-def _alone(phase: Phase, gemm: Gemm, warps: int, architecture: Architecture) -> float:
-    """Cycles of a phase of one block that has a multiprocessor to itself, where a warp uses one of its parts alone.
+def _loop_alone(step: Step, gemm: Gemm, layout: Layout, architecture: Architecture) -> float:
+    """Cycles of the loop of one block that has a multiprocessor to itself.
 
-    Instructions of a lone warp that multiply nothing start every other cycle.
+    A step is multiplied while a later one arrives. What arrived is stored when both are done, and the next step waits
+    for it: no other block does anything meanwhile. Copies that pass registers by are stored as they arrive.
+
+    Blocks walk through the weights side by side, so that those of a step come from DRAM for all that are resident. The
+    first steps are loaded from the start, each later one while those before it are multiplied.
     """
-    used = min(architecture.schedulers, warps)
-    multiplying = phase.macs / architecture.macs_per_cycle[gemm.bits] * architecture.schedulers / used
-    return max(multiplying, 2 * (phase.instructions - phase.macs / gemm.shape.macs) / used)
+    steps = gemm.steps(layout.tile)
+    used = min(architecture.schedulers, layout.tile.warps)
+    a_cycle = architecture.data_bytes_per_cycle
+    multiplying = max(
+        step.macs / architecture.macs_per_cycle[gemm.bits] * architecture.schedulers / used,
+        LONE_CYCLES * (step.copying_instructions + step.reading_instructions) / used,
+        step.read_bytes / a_cycle,
+    )
+    storing = 0 if gemm.copies else step.stored_bytes / a_cycle
+    ahead = max(1, resident_steps(gemm, layout) - 1)
+    arriving = (DRAM_LATENCY_CYCLES + step.arriving_bytes / a_cycle) / ahead
+    later = max(0, steps - ahead)
+    return later * max(arriving, multiplying) + (steps - later) * multiplying + steps * (storing + EXCHANGE_CYCLES)
 
 
-def _registers(gemm: Gemm, tile: Tile, architecture: Architecture) -> int:
-    """Of a thread, as many as the compiler may take: within 15% of what nvcc reports for sm_75."""
+def _alone(phase: Phase, warps: int, architecture: Architecture) -> float:
+    """Cycles of a phase without multiplications of such a block."""
+    issuing = LONE_CYCLES * phase.instructions / min(architecture.schedulers, warps)
+    return max(issuing, phase.data_bytes / architecture.data_bytes_per_cycle)
+
+
+def registers_wanted(gemm: Gemm, tile: Tile) -> int:
+    """Of a thread, if the compiler may take as many as it likes: within 15% of what nvcc reports for sm_75."""
     sums = tile.warp_m * tile.warp_n // WARP_SIZE
     operands = (tile.warp_m + tile.warp_n) // 8 * gemm.chunks_at_once
     on_their_way = 0 if gemm.copies else tile.copied_chunks(tile.m + tile.n) * CHUNK_WORDS
+    return OTHER_REGISTERS + sums + operands + on_their_way
+
+
+def _registers(gemm: Gemm, tile: Tile, architecture: Architecture) -> int:
+    """Of a thread, as many as the compiler may take."""
     most = architecture.registers_per_sm // (MIN_BLOCKS * tile.threads)
-    return min(OTHER_REGISTERS + sums + operands + on_their_way, most, MAX_REGISTERS_PER_THREAD)
+    return min(registers_wanted(gemm, tile), most, MAX_REGISTERS_PER_THREAD)
 
 
 def predict_tiles(
@@ -168,10 +225,13 @@ def predict_layer(
     """What a convolution or a linear layer takes with each tile that fits the GPU."""
     gpu = request.target.gpu
     assert gpu is not None
-    weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
     inputs, output = stored_values(request, reads, writes)
-    dram_bytes = weights + beyond_l2(stored_bytes([*inputs, output], request.batch), gpu.l2_bytes)
-    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, layouts)
+    values = beyond_l2(stored_bytes([*inputs, output], request.batch), gpu.l2_bytes)
+    found: dict[Tile, Prediction] = {}
+    for layout in layouts:
+        weights = gemm.out_channels * gemm.chunks(layout.tile) * CHUNK_BYTES
+        found |= predict_tiles(gemm, Ends.of(reads, writes), gpu, weights + values, [layout])
+    return found
 
 
 def fastest(predictions: Mapping[Tile, Prediction]) -> Tile:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.gpu import WARP_SIZE
+from hawq_tvm.core.gpu import STATIC_SHARED_BYTES, WARP_SIZE
 from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights
@@ -209,15 +209,15 @@ class Products(Protocol):
         """The sums that are left to this warp, in its lanes' registers; no warp reads `shared` any more."""
 
 
-def resident_steps(gemm: Gemm) -> int:
-    """Steps that shared memory holds at once, where a product has as many."""
-    return ASYNC_STAGES if gemm.copies else STAGES
+def resident_steps(gemm: Gemm, layout: Layout) -> int:
+    """Steps that shared memory holds at once: no more than a kernel may declare, or than the product has."""
+    wanted = ASYNC_STAGES if gemm.copies else STAGES
+    return min(wanted, STATIC_SHARED_BYTES // (4 * layout.stage_words), gemm.steps(layout.tile))
 
 
 def shared_words(gemm: Gemm, layout: Layout) -> int:
     """Words of shared memory of a block."""
-    stages = min(resident_steps(gemm), gemm.steps(layout.tile))
-    return max(stages * layout.stage_words, layout.finish_words)
+    return max(resident_steps(gemm, layout) * layout.stage_words, layout.finish_words)
 
 
 def accumulate(gemm: Gemm, products: Products, pixels: Pixels, weights: Weights) -> Sums:
@@ -226,7 +226,7 @@ def accumulate(gemm: Gemm, products: Products, pixels: Pixels, weights: Weights)
     steps = gemm.steps(layout.tile)
     shared = T.alloc_buffer((shared_words(gemm, layout),), "uint32", scope="shared", align=128)
     if gemm.copies:
-        _accumulate_copied(products, pixels, weights, shared, steps, min(resident_steps(gemm), steps))
+        _accumulate_copied(products, pixels, weights, shared, steps, resident_steps(gemm, layout))
     else:
         _accumulate_loaded(products, pixels, weights, shared, steps)
     return products.finish(shared)

@@ -90,7 +90,7 @@ def build(
             products = family.products(gemm, layout, thread)
             channel = T.bind(column * chosen.n + first_channel(chosen, thread))
             products.start(given[1], channel)
-            pixels = Pixels.of(gemm, layout, x, first_row, thread)
+            pixels = Pixels.of(gemm, layout, x, (first_row, column), thread)
             sums = accumulate(gemm, products, pixels, Weights.of(layout, given[0], column, thread))
             multiplier = load_channels(local(chosen.lane_channels, "uint32"), given[2], channel)
             residual = None
@@ -117,12 +117,16 @@ def _refuse_conv2d(bits: int) -> Callable[[Request], str | None]:
     def refuse(request: Request) -> str | None:
         op, node = request.node.op, request.node
         assert isinstance(op, Conv2d)
-        if op.groups > 1:
-            return f"multiplies all channels with one another, not {op.groups} groups of them"
+        if op.depthwise:
+            return "multiplies channels with one another, and those of a depthwise convolution stay apart"
+        reads = request.alternatives[node.inputs[0]]
+        if op.groups > 1 and Gemm.of(request, reads).taps_per_chunk > 1:
+            stored = reads.channels(request.inputs[0])
+            return f"finds groups among the {CHUNK_BYTES} bytes that it loads of a pixel, which has {stored} channels"
         writes = request.alternatives[node.name]
         if writes.channels(node.type) > node.type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
             return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
-        return _refuse_width(request, request.alternatives[node.inputs[0]], bits)
+        return _refuse_width(request, reads, bits)
 
     return refuse
 

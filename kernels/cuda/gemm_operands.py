@@ -59,7 +59,7 @@ class Pixels:
         count: chunks that a thread copies in a step.
         row: int32 registers: of each chunk's output pixel, the first image row that its window sees, or `OUTSIDE`.
         column: the first image column.
-        base: the word at which that pixel starts; negative where it lies outside.
+        base: the word at which what is read of that pixel starts; negative where it lies outside.
         loaded: uint32 registers: the words of a step that are on their way.
     """
 
@@ -74,21 +74,22 @@ class Pixels:
     loaded: Any
 
     @classmethod
-    def of(cls, gemm: Gemm, layout: Layout, words: Any, first_row: Expr, thread: Expr) -> Pixels:
-        """Find the places of a block's rows, the first of which is output pixel `first_row`."""
+    def of(cls, gemm: Gemm, layout: Layout, words: Any, at: tuple[Expr, Expr], thread: Expr) -> Pixels:
+        """Find the places of a block's rows; `at` is the first one's output pixel, and the tile of channels."""
         tile = layout.tile
         count = tile.copied_chunks(tile.m)
         row, column, base = local(count, "int32"), local(count, "int32"), local(count, "int32")
         pixels = cls(gemm, layout, words, thread, count, row, column, base, local(count * CHUNK_WORDS, "uint32"))
         (height, width), (out_height, out_width) = gemm.size, gemm.out_size
         (sy, sx), (top, left, _, _) = gemm.window.strides, gemm.window.pads
+        skipped = gemm.first_chunk(tile, at[1], tirx.min) * gemm.loaded_words
         for i in range(count):
-            pixel = T.bind(first_row + pixels.tile_row(i))
+            pixel = T.bind(at[0] + pixels.tile_row(i))
             y = pixel // out_width % out_height * sy - top
             T.buffer_store(row, y if gemm.rows % tile.m == 0 else _or_outside(pixel < gemm.rows, y), [i])
             T.buffer_store(column, pixel % out_width * sx - left, [i])
             first = (pixel // (out_height * out_width) * height + y) * width + column[i]
-            T.buffer_store(base, first * gemm.pixel_words, [i])
+            T.buffer_store(base, first * gemm.pixel_words + skipped, [i])
         return pixels
 
     @property
@@ -120,9 +121,9 @@ class Pixels:
         gemm, words = self.gemm, self.gemm.loaded_words
         chunk = T.bind(step * self.tile.k + self.thread % self.tile.k)
         if gemm.taps_per_chunk == 1:
-            tap, within = self._tap_of(step, chunk, gemm.channels // gemm.chunk_elements)
+            tap, within = self._tap_of(step, chunk, gemm.tap_channels(self.tile) // gemm.chunk_elements)
             for i in range(self.count):
-                yield self._piece(i, 0, words, tap, within * words, chunk < gemm.chunks)
+                yield self._piece(i, 0, words, tap, within * words, chunk < gemm.chunks(self.tile))
         else:
             count = words // gemm.taps_per_chunk
             for part in range(gemm.taps_per_chunk):
@@ -146,7 +147,7 @@ class Pixels:
         y, x = tap // window.kernel[1] * dy, tap % window.kernel[1] * dx
         place = self.base[i] + (y * width + x) * self.gemm.pixel_words + offset
         conditions = []
-        if self.gemm.chunks % self.tile.k or self.gemm.taps_per_chunk > 1:
+        if self.gemm.chunks(self.tile) % self.tile.k or self.gemm.taps_per_chunk > 1:
             conditions.append(there)
         if any(window.pads) or self.gemm.rows % self.tile.m:
             conditions.append(_within(self.row[i] + y, height))

@@ -48,25 +48,40 @@ def pack_weights(op: WeightedOperator, gemm: Gemm, layout: Layout, channels: NDA
         uint32 [channel tiles, steps, words of a step].
     """
     tile = layout.tile
-    rows = _bytes_of_rows(_rows_of_weights(op, gemm), gemm)
+    rows = _bytes_of_rows(_rows_of_weights(op, gemm, tile), gemm)
     (_, tiles), steps = gemm.tiles(tile), gemm.steps(tile)
     filled = np.zeros((tiles * tile.n, steps * tile.k, CHUNK_BYTES), np.uint8)
-    filled[: len(rows), : gemm.chunks] = rows.reshape(len(rows), gemm.chunks, CHUNK_BYTES)
+    filled[: len(rows), : gemm.chunks(tile)] = rows.reshape(len(rows), -1, CHUNK_BYTES)
     ordered = filled.reshape(tiles, tile.n, steps, tile.k, CHUNK_BYTES)[:, channels].swapaxes(1, 2)
     return layout.step_in_memory(ordered).view(np.uint32)
 
 
-def _rows_of_weights(op: WeightedOperator, gemm: Gemm) -> NDArray[np.int8]:
-    """int8 [out, chunks x elements], in the order in which the input lies, zeros where it is filled up."""
+def _rows_of_weights(op: WeightedOperator, gemm: Gemm, tile: Tile) -> NDArray[np.int8]:
+    """int8 [out, chunks x elements], in the order in which the input lies, zeros where it is filled up.
+
+    And zeros for the channels of other groups.
+    """
     weight = op.weight.transpose(0, 2, 3, 1) if isinstance(op, Conv2d) else op.weight
     taps = weight.reshape(op.out_channels, gemm.taps, -1)
-    stored = np.zeros((op.out_channels, gemm.taps, gemm.channels), np.int8)
-    stored[:, :, : taps.shape[2]] = taps
-    rows = np.zeros((op.out_channels, gemm.chunks * gemm.chunk_elements), np.int8)
-    rows[:, : gemm.taps * gemm.channels] = stored.reshape(op.out_channels, -1)
+    stored = np.zeros((op.out_channels, gemm.taps, gemm.tap_channels(tile)), np.int8)
+    for channel, first in enumerate(_first_inputs(gemm, tile)):
+        stored[channel, :, first : first + taps.shape[2]] = taps[channel]
+    rows = np.zeros((op.out_channels, gemm.chunks(tile) * gemm.chunk_elements), np.int8)
+    rows[:, : stored[0].size] = stored.reshape(op.out_channels, -1)
     if gemm.widens:  # a word of eight 4-bit values becomes its even ones, then its odd ones
         rows = rows.reshape(op.out_channels, -1, 4, 2).swapaxes(2, 3).reshape(op.out_channels, -1)
     return np.ascontiguousarray(rows)
+
+
+def _first_inputs(gemm: Gemm, tile: Tile) -> list[int]:
+    """Of each output channel the first input channel that it reads, counted from the first one that its tile reads."""
+    if gemm.group is None:
+        return [0] * gemm.out_channels
+    inputs, outputs = gemm.group
+    return [
+        channel // outputs * inputs - gemm.first_chunk(tile, channel // tile.n) * gemm.chunk_elements
+        for channel in range(gemm.out_channels)
+    ]
 
 
 def _bytes_of_rows(rows: NDArray[np.int8], gemm: Gemm) -> NDArray[np.uint8]:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     root = options.root.resolve()
     part = judges.PARTS.get(options.part, judges.Part((), ()))
-    files = [root / file for file in options.file] or sorted({p for pattern in part.files for p in root.glob(pattern)})
+    files = [root / file for file in options.file] or part.paths(root)
     tests = options.tests or list(part.tests)
     if options.part:
         runner.preload()
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tell = lambda text: os.write(terminal, f"{text}\n".encode())  # noqa: E731
     start = time.monotonic()
     store = root / STORE
-    judged = sorted({p for pattern in part.files for p in root.glob(pattern)}) or files
+    judged = part.paths(root) or files
     coverage = runner.measured(root, tests, judged, options.jobs, store / f"coverage-{options.part or 'files'}.json")
     for name, test in coverage.items():
         if not test.passed and name != runner.COLLECTING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 EXAMPLES = (
     "tests/test_house.py::test_examples_in_docstrings_are_true",
@@ -18,10 +19,17 @@ class Part:
         files: patterns of the files that are mutated.
         tests: test files, or single tests, that may notice. Those alone that stand near the files: a fault which only
             a whole run shows is one that no one finds.
+        without: patterns of files that another part has.
     """
 
     files: tuple[str, ...]
     tests: tuple[str, ...]
+    without: tuple[str, ...] = ()
+
+    def paths(self, root: Path) -> list[Path]:
+        """The files that are mutated, sorted."""
+        found = {path for pattern in self.files for path in root.glob(pattern)}
+        return sorted(found - {path for pattern in self.without for path in root.glob(pattern)})
 
 
 PARTS = {
@@ -38,8 +46,6 @@ PARTS = {
             "tests/test_integerize_rules.py",
             "tests/test_integerize.py",
             "tests/test_storage.py",
-            "tests/test_gpu.py",
-            "tests/test_occupancy.py",
             "tests/test_specs.py",
             "tests/test_errors.py",
             "tests/test_strict_json.py",
@@ -50,6 +56,23 @@ PARTS = {
             "tests/test_float_graph_check.py",
             *EXAMPLES,
         ),
+        without=("hawq_tvm/core/gpu*.py",),
+    ),
+    "gpu": Part(
+        ("hawq_tvm/core/gpu*.py", "kernels/cuda/*costs.py"),
+        (
+            "tests/test_gpu.py",
+            "tests/test_occupancy.py",
+            "tests/test_gpu_model.py",
+            "tests/test_cuda_costs.py",
+            "tests/test_cuda_offers.py",
+            EXAMPLES[0],
+        ),
+    ),
+    "gpu-kernels": Part(
+        ("kernels/cuda/*.py",),
+        ("tests/test_cuda_offers.py", "tests/test_cuda_kernels.py", EXAMPLES[0]),
+        without=("kernels/cuda/*costs.py",),
     ),
     "cuda": Part(
         ("hawq_tvm/backends/tvm/cuda/*.py",),
