@@ -28,8 +28,10 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
+from hawq_tvm.kernels.x86 import vnni_conv2d
 
 KERNELS: tuple[Kernel, ...] = (
+    vnni_conv2d.CONV2D_VNNI,
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,
