@@ -31,7 +31,8 @@ from hawq_tvm.kernels.interface import (
 from hawq_tvm.kernels.x86 import vnni_conv2d
 
 KERNELS: tuple[Kernel, ...] = (
-    vnni_conv2d.CONV2D_VNNI,
+    vnni_conv2d.CONV2D_W4_VNNI,
+    vnni_conv2d.CONV2D_W8_VNNI,
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,

@@ -46,6 +46,18 @@ def dot(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
     return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, bytes_, weights)
 
 
+def nibbles(packed: Expr, half: int) -> Expr:
+    """``vgf2p8affineqb``: the low or high four bits of each byte, sign extended; int8x64 from uint8x64.
+
+    Bit i of a result is the parity of the byte under row i of an 8x8 matrix of bits, whose rows lie from the highest
+    byte of 64 bits down. Rows 0 to 3 pick the four bits, rows 4 to 7 the sign.
+    """
+    matrix = (0x0102040808080808, 0x1020408080808080)[half]
+    rows = op.reinterpret("int8x64", constant(matrix, "int64", 8))
+    bytes_ = op.reinterpret("int8x64", packed)
+    return op.call_llvm_pure_intrin("int8x64", "llvm.x86.vgf2p8affineqb.512", bytes_, rows, tirx.const(0, "int8"))
+
+
 def pack_unsigned(low: Expr, high: Expr) -> Expr:
     """``vpackusdw``: int32x16 twice as uint16x32, saturated, interleaved in fours."""
     return op.call_llvm_pure_intrin("uint16x32", "llvm.x86.avx512.packusdw.512", low, high)

@@ -22,14 +22,14 @@ from tvm.tirx import op as tir
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT
+from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
+from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.nhwc import Image, channels_last, function
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-from hawq_tvm.kernels.x86.costs import conv2d_cost
 from hawq_tvm.kernels.x86.epilogue import rounded, stored_bytes
 from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, missing
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES, missing
 from hawq_tvm.kernels.x86.vectors import (
     LANES,
     PACKED_LANES,
@@ -37,6 +37,7 @@ from hawq_tvm.kernels.x86.vectors import (
     constant,
     dot,
     flat,
+    nibbles,
     prefetch,
     ramp,
     shuffle,
@@ -118,10 +119,12 @@ class Cut:
         tile = tile_of(width)
         rows = -(-width // tile) if is_flat else request.batch * height
         depth = _depth(op, source.channels(request.inputs[0]))
-        panels = Panels(target.channels(type), prod(op.window.kernel) * depth // STEP)
+        packed = op.weight_bits in PACKED_WEIGHT
+        panels = Panels(target.channels(type), prod(op.window.kernel) * depth // STEP, packed)
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
-        groups = min(rows, -(-activations // L2_BYTES))
-        return cls(is_flat, rows, width, tile, panels, depth, panels.size_bytes <= L1_BYTES, groups)
+        inner_blocks = panels.size_bytes <= L1_BYTES
+        groups = 1 if inner_blocks else min(rows, -(-activations // L2_BYTES))
+        return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
 
 
 def tile_of(width: int) -> int:
@@ -148,7 +151,7 @@ def _depth(op: Conv2d, stored: int) -> int:
 def _refuse(request: Request) -> str | None:
     op, type = request.node.op, request.node.type
     assert isinstance(op, Conv2d)
-    lacking = missing(request.features, AVX512_VNNI)
+    lacking = missing(request.features, AVX512_VNNI | (NIBBLES if op.weight_bits in PACKED_WEIGHT else frozenset()))
     if lacking:
         return lacking
     storages = [request.alternatives[name] for name in (*request.node.inputs, request.node.name)]
@@ -314,7 +317,7 @@ class _Loops:
             for offset in range(unroll):
                 step = part * unroll + offset
                 x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + step * STEP
-                weights = panel + (before * unroll + offset) * (vectors * LANES * STEP)
+                weights = panel + (before * unroll + offset) * cut.panels.step_bytes(vectors)
                 self._step(accumulators, vectors, x, sx, weights)
             self._prefetch(panel, position, before, kh * kw * (steps // unroll))
 
@@ -328,12 +331,18 @@ class _Loops:
 
     def _step(self, accumulators: Registers, vectors: int, x: Expr, stride: int, weights: Expr) -> None:
         """Four input channels of every pixel."""
+        loaded = [self._weights(weights, vector) for vector in range(vectors)]
         for pixel in range(self.cut.tile):
-            four = self.x[ramp(x + pixel * stride * self.x_plane.channels, STEP)]
+            four = tir.reinterpret("int32", self.x[ramp(x + pixel * stride * self.x_plane.channels, STEP)])
             for vector in range(vectors):
                 number = pixel * vectors + vector
-                weight = self.weight[ramp(weights + vector * LANES * STEP, LANES * STEP)]
-                accumulators[number] = dot(accumulators[number], tir.reinterpret("int32", four), weight)
+                accumulators[number] = dot(accumulators[number], four, loaded[vector])
+
+    def _weights(self, step: Expr, vector: int) -> Expr:
+        """One vector's weights of a step: int8x64."""
+        if self.cut.panels.packed:
+            return nibbles(self.weight[ramp(step, LANES * STEP)], vector)
+        return self.weight[ramp(step + vector * LANES * STEP, LANES * STEP)]
 
     def _prefetch(self, panel: Expr, position: Expr, iteration: Expr, iterations: int) -> None:
         """A share of the next panel, so that all tiles of this one together bring it closer."""
@@ -380,7 +389,21 @@ class _Loops:
         return [part.astype(f"int32x{LANES}") - offset for part in parts]
 
 
-CONV2D_VNNI = Kernel(
-    "conv2d_u8s8s32_avx512vnni",
-    channels_last(Conv2d, conv2d_cost, _build, weight_bits=ANY_WEIGHT, refuse=_refuse),
+def _cost(request: Request) -> float:
+    """Of all lanes, empty ones and pixels that are computed twice counted."""
+    cut, op = Cut.of(request), request.node.op
+    assert isinstance(op, Conv2d)
+    pixels = cut.rows * cut.tiles * cut.tile
+    macs = pixels * cut.panels.channels * cut.panels.steps * STEP
+    rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
+    if op.rescale.residual is not None:
+        rates += " residual"
+    return cost(rates, request, Work(macs, pixels * cut.panels.channels))
+
+
+CONV2D_W4_VNNI = Kernel(
+    "conv2d_u8s4s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=PACKED_WEIGHT, refuse=_refuse)
+)
+CONV2D_W8_VNNI = Kernel(
+    "conv2d_u8s8s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=BYTE_WEIGHT, refuse=_refuse)
 )
