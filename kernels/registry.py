@@ -28,9 +28,11 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
-from hawq_tvm.kernels.x86 import vnni_conv2d
+from hawq_tvm.kernels.x86 import vnni_conv2d, vnni_depthwise
 
 KERNELS: tuple[Kernel, ...] = (
+    vnni_depthwise.DEPTHWISE_W4_VNNI,
+    vnni_depthwise.DEPTHWISE_W8_VNNI,
     vnni_conv2d.CONV2D_W4_VNNI,
     vnni_conv2d.CONV2D_W8_VNNI,
     conv2d.CONV2D_W4_GENERIC,

@@ -29,9 +29,14 @@ def constant(value: int, dtype: str, lanes: int = LANES) -> Expr:
     return tirx.Broadcast(tirx.const(value, dtype), lanes)
 
 
-def shuffle(vector: Expr, lanes: Sequence[int]) -> Expr:
-    """The lanes of those numbers, in that order."""
-    return tirx.Shuffle([vector], [tirx.const(lane, "int32") for lane in lanes])
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """The lanes of those numbers, in that order, counted through all vectors."""
+    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
+
+
+def in_all_lanes(four: Expr) -> Expr:
+    """Four bytes, uint8x4, in each 32-bit lane: int8x64."""
+    return op.reinterpret("int8x64", tirx.Broadcast(op.reinterpret("int32", four), LANES))
 
 
 def dot(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
@@ -39,11 +44,10 @@ def dot(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
 
     Args:
         accumulator: int32x16.
-        activations: int32, four unsigned bytes that every lane takes.
+        activations: int8x64, taken as unsigned.
         weights: int8x64.
     """
-    bytes_ = op.reinterpret("int8x64", tirx.Broadcast(activations, LANES))
-    return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, bytes_, weights)
+    return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, activations, weights)
 
 
 def nibbles(packed: Expr, half: int) -> Expr:
