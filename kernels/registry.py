@@ -28,13 +28,15 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
-from hawq_tvm.kernels.x86 import vnni_conv2d, vnni_depthwise
+from hawq_tvm.kernels.x86 import vnni_conv2d, vnni_depthwise, vnni_linear
 
 KERNELS: tuple[Kernel, ...] = (
     vnni_depthwise.DEPTHWISE_W4_VNNI,
     vnni_depthwise.DEPTHWISE_W8_VNNI,
     vnni_conv2d.CONV2D_W4_VNNI,
     vnni_conv2d.CONV2D_W8_VNNI,
+    vnni_linear.LINEAR_W4_VNNI,
+    vnni_linear.LINEAR_W8_VNNI,
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,

@@ -70,6 +70,8 @@ RATES: dict[str, Rates] = {
     "conv2d vnni w4": Rates(0.00205, 0.029),
     "conv2d vnni w4 residual": Rates(0.00205, 0.063),
     "depthwise vnni": Rates(0.004, 0.05),
+    "linear vnni": Rates(0.018, 0.05),
+    "linear vnni w4": Rates(0.01, 0.05),
     "convert to nhwc": Rates(0.0, 0.1309),
     "convert to nchw": Rates(0.0, 0.1599),
 }

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import tirx
 from tvm.tirx import op
 
 from hawq_tvm.core.ir import Rescale
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.x86.vectors import LANES, constant, pack_signed, pack_unsigned
+from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, pack_signed, pack_unsigned
 
 Product = tuple[Expr, Expr]
 """Two int32x16 whose lanes are multiplied to 64 bits."""
@@ -53,20 +52,11 @@ def stored_bytes(values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:
     lanes = LANES * len(values)
     if not offset:
         if len(values) == 1:
-            return _clipped(values[0], rescale.lo, rescale.hi, "int32").astype(f"uint8x{lanes}")
-        packed = tirx.min(pack_unsigned(*values), constant(rescale.hi, "uint16", lanes))
-        if rescale.lo:
-            packed = tirx.max(packed, constant(rescale.lo, "uint16", lanes))
-        return packed.astype(f"uint8x{lanes}")
-    carrier = "int32" if len(values) == 1 else "int16"
-    packed = values[0] if len(values) == 1 else pack_signed(*values)
-    signed = _clipped(packed, rescale.lo, rescale.hi, carrier).astype(f"int8x{lanes}")
+            return clipped(values[0], rescale.lo, rescale.hi, "int32").astype(f"uint8x{lanes}")
+        return clipped(pack_unsigned(*values), rescale.lo, rescale.hi, "uint16", lanes).astype(f"uint8x{lanes}")
+    packed, carrier = (values[0], "int32") if len(values) == 1 else (pack_signed(*values), "int16")
+    signed = clipped(packed, rescale.lo, rescale.hi, carrier, lanes).astype(f"int8x{lanes}")
     return op.reinterpret(f"uint8x{lanes}", signed) ^ constant(offset, "uint8", lanes)
-
-
-def _clipped(values: Expr, lo: int, hi: int, dtype: str) -> Expr:
-    lanes = LANES if dtype == "int32" else 2 * LANES
-    return tirx.max(tirx.min(values, constant(hi, dtype, lanes)), constant(lo, dtype, lanes))
 
 
 def _total(products: Sequence[Product]) -> Expr:

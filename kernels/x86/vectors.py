@@ -29,6 +29,11 @@ def constant(value: int, dtype: str, lanes: int = LANES) -> Expr:
     return tirx.Broadcast(tirx.const(value, dtype), lanes)
 
 
+def clipped(vector: Expr, lo: int, hi: int, dtype: str, lanes: int = LANES) -> Expr:
+    """Lanes between two numbers; in saturating conversions LLVM finds the limits of their type again."""
+    return tirx.max(tirx.min(vector, constant(hi, dtype, lanes)), constant(lo, dtype, lanes))
+
+
 def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     """The lanes of those numbers, in that order, counted through all vectors."""
     return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
