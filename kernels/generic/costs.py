@@ -72,6 +72,7 @@ RATES: dict[str, Rates] = {
     "depthwise vnni": Rates(0.004, 0.05),
     "linear vnni": Rates(0.018, 0.05),
     "linear vnni w4": Rates(0.01, 0.05),
+    "convert to pixels avx512": Rates(0.0, 0.02),
     "convert to nhwc": Rates(0.0, 0.1309),
     "convert to nchw": Rates(0.0, 0.1599),
 }
