@@ -14,7 +14,7 @@ from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Request
 from hawq_tvm.kernels.x86.panels import Panels
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD
 from hawq_tvm.kernels.x86.vectors import PACKED_LANES
 from hawq_tvm.kernels.x86.vnni_conv2d import MAX_TILE, Cut, tile_of
 
@@ -79,12 +79,13 @@ def request_for(
     shift=st.sampled_from([1, 17, 32, 33, 34, 40, 47]),
     residual=st.sampled_from(["", "one", "each"]),
     batch=st.integers(1, 2),
+    fused=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_convolutions(
     channels: int, out: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], pads: Frame,
     dilations: tuple[int, int], extra: Frame, bits: int, types: tuple[str, str, str], shift: int, residual: str,
-    batch: int, seed: int,
+    batch: int, fused: bool, seed: int,
 ) -> None:  # fmt: skip
     window = Window(kernel, strides, pads, dilations)
     if size[0] + pads[0] + pads[2] < window.reach[0] or size[1] + pads[1] + pads[3] < window.reach[1]:
@@ -93,7 +94,8 @@ def test_convolutions(
     op = conv(channels, out, window, bits=bits, output=types[1], shift=shift, residual=factors, seed=seed)
     x = TensorType(IntType.parse(types[0]), (channels, *size), 1.0)
     request = request_for(op, x, types[1], residual=types[2], extra=extra, batch=batch)
-    writes_what_the_interpreter_says(name_of(op), request)
+    features = ALL if fused else ALL - MULTIPLY_ADD
+    writes_what_the_interpreter_says(name_of(op), replace(request, features=features))
 
 
 @sweep

@@ -17,18 +17,32 @@ from tvm.tirx import op
 
 from hawq_tvm.core.ir import Rescale
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, pack_signed, pack_unsigned
+from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, multiply_add_52, pack_signed, pack_unsigned
 
 Product = tuple[Expr, Expr]
 """Two int32x16 whose lanes are multiplied to 64 bits."""
+
+BytesProduct = tuple[tuple[Expr, Expr], Expr]
+"""Unsigned bytes as 64-bit lanes, those of the even and those of the odd 32-bit lanes, and an int32x16."""
 
 HIGH_HALF_SHIFT = 33
 """From this shift on, the high halves decide."""
 
 
-def rounded(products: Sequence[Product], rescale: Rescale) -> Expr:
-    """The rounding law on a sum of products, before its clip: int32x16."""
+def rounded(products: Sequence[Product], rescale: Rescale, added: BytesProduct | None = None) -> Expr:
+    """The rounding law on a sum of products, before its clip: int32x16.
+
+    Args:
+        products: what is summed up.
+        rescale: whose shift it is.
+        added: a residual of unsigned bytes, which ``vpmadd52luq`` multiplies and adds at once: exact, since the product
+            has 39 bits of the 52 that it keeps.
+    """
     even, odd = (_total([(half(x), half(m)) for x, m in products]) for half in (_even, _odd))
+    if added is not None:
+        (first, second), multiplier = added
+        even = multiply_add_52(even, first, _lower(op.reinterpret("int64x8", multiplier)))
+        odd = multiply_add_52(odd, second, _odd(multiplier))
     shift = rescale.shift
     if shift >= HIGH_HALF_SHIFT:
         high = op.reinterpret("int32x16", _lower(_shifted_down(even, 32)) | _upper(odd))

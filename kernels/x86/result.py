@@ -19,8 +19,18 @@ from hawq_tvm.kernels.generic.nhwc import Image, function
 from hawq_tvm.kernels.interface import BuiltKernel, Request
 from hawq_tvm.kernels.x86.epilogue import rounded, stored_bytes
 from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES, missing
-from hawq_tvm.kernels.x86.vectors import LANES, PACKED_LANES, Registers, constant, flat, nibbles, ramp, shuffle
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES, missing
+from hawq_tvm.kernels.x86.vectors import (
+    LANES,
+    PACKED_LANES,
+    Registers,
+    bytes_in_quads,
+    constant,
+    flat,
+    nibbles,
+    ramp,
+    shuffle,
+)
 
 MAX_TILE = 12
 """Pixels of a tile: two accumulators each leave 8 of 32 registers for weights, activations and the epilogue."""
@@ -119,6 +129,7 @@ class Result:
         count = len(request.inputs)
         self._buffer = flat(buffers[-1])
         self._residual_buffer = flat(buffers[1]) if count == 2 else None
+        self._fused_bytes = request.features >= MULTIPLY_ADD and self.storages[-2].offset == 0
         self.bias, self._multiplier, *self._residual_multiplier = buffers[count + 1 : -1]
 
     def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
@@ -158,26 +169,37 @@ class Result:
         for pixel in range(pixels):
             values, residual = [], self._residual(block, vectors, (n, h, start + pixel))
             for vector in range(vectors):
-                products = [(accumulators[pixel * vectors + vector], self._multiplier[lanes[vector]])]
-                if residual:
-                    products.append((residual[vector], self._residual_multiplier[0][lanes[vector]]))
-                values.append(rounded(products, self.rescale))
+                products, added = [(accumulators[pixel * vectors + vector], self._multiplier[lanes[vector]])], None
+                if residual is not None:
+                    factor = self._residual_multiplier[0][lanes[vector]]
+                    if self._fused_bytes and vectors == 2:
+                        added = _quads(residual, vector), factor
+                    else:
+                        products.append((self._signed(residual, vectors, vector), factor))
+                values.append(rounded(products, self.rescale, added))
             index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * PAIR)
             stored = stored_bytes(values, self.rescale, self.storages[-1].offset)
             T.buffer_store(self._buffer, stored, [ramp(index, vectors * LANES)])
 
-    def _residual(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> list[Expr]:
-        """The residual's values in the order of the lanes: an int32x16 each; none where there is no residual."""
+    def _residual(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> Expr | None:
+        """The residual's bytes as they are stored; None where there is no residual."""
         if self._residual_buffer is None:
-            return []
+            return None
         (plane,), (n, h, w) = self._residual_plane, at
         index = plane.index(n, h + plane.top, w + plane.left, block * PAIR)
-        stored = self._residual_buffer[ramp(index, vectors * LANES)]
-        parts = [stored]
+        return self._residual_buffer[ramp(index, vectors * LANES)]
+
+    def _signed(self, stored: Expr, vectors: int, vector: int) -> Expr:
+        """A vector of the residual's values in the order of the lanes: int32x16."""
         if vectors == 2:
-            parts = [shuffle([stored], PACKED_LANES[half * LANES : (half + 1) * LANES]) for half in range(2)]
-        offset = constant(self.storages[1].offset, "int32")
-        return [part.astype(f"int32x{LANES}") - offset for part in parts]
+            stored = shuffle([stored], PACKED_LANES[vector * LANES : (vector + 1) * LANES])
+        return stored.astype(f"int32x{LANES}") - constant(self.storages[1].offset, "int32")
+
+
+def _quads(stored: Expr, vector: int) -> tuple[Expr, Expr]:
+    """Unsigned bytes of a vector of a pair in 64-bit lanes: those of the even and those of the odd 32-bit lanes."""
+    lanes = PACKED_LANES[vector * LANES : (vector + 1) * LANES]
+    return bytes_in_quads(stored, lanes[::2]), bytes_in_quads(stored, lanes[1::2])
 
 
 def for_block(panels: Panels, block: Expr, body: Callable[[int], None]) -> None:

@@ -17,6 +17,9 @@ AVX512_VNNI = AVX512 | {"avx512vnni"}
 NIBBLES = frozenset({"gfni"})
 """What splits bytes into signed halves in one instruction."""
 
+MULTIPLY_ADD = frozenset({"avx512ifma"})
+"""What multiplies 52-bit lanes and adds at once."""
+
 UNSIGNED_OFFSET = 128
 
 

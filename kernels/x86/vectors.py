@@ -67,6 +67,27 @@ def nibbles(packed: Expr, half: int) -> Expr:
     return op.call_llvm_pure_intrin("int8x64", "llvm.x86.vgf2p8affineqb.512", bytes_, rows, tirx.const(0, "int8"))
 
 
+def multiply_add_52(total: Expr, x: Expr, y: Expr) -> Expr:
+    """``vpmadd52luq``: the low 52 bits of a product of unsigned 52-bit numbers, added to int64x8."""
+    return op.call_llvm_pure_intrin("int64x8", "llvm.x86.avx512.vpmadd52l.uq.512", total, x, y)
+
+
+def bytes_in_quads(bytes_: Expr, lanes: Sequence[int]) -> Expr:
+    """Eight of 32 bytes, each zero extended to 64 bits: int64x8.
+
+    ``vpshufb`` puts bytes anywhere, and zeros beside them, but within 128 bits: so the four eights of bytes are first
+    spread over the four parts of a vector.
+
+    Args:
+        bytes_: uint8x32.
+        lanes: which eight; two of each eight, in order.
+    """
+    spread = shuffle([bytes_, bytes_], [8 * part + byte % 8 for part in range(4) for byte in range(16)])
+    zero, places = 64, [16 * (lane // 8) + lane % 8 for lane in lanes]
+    order = [index for place in places for index in (place, *[zero] * 7)]
+    return op.reinterpret("int64x8", shuffle([spread, constant(0, "uint8", 64)], order))
+
+
 def pack_unsigned(low: Expr, high: Expr) -> Expr:
     """``vpackusdw``: int32x16 twice as uint16x32, saturated, interleaved in fours."""
     return op.call_llvm_pure_intrin("uint16x32", "llvm.x86.avx512.packusdw.512", low, high)
