@@ -15,7 +15,8 @@ from tvm.tirx import op as tir
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.costs import RATES, Work
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import Image, framed_rows, function
+from hawq_tvm.kernels.generic.functions import function, stored_parameter
+from hawq_tvm.kernels.generic.nhwc import Image, framed_rows
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Offer
 from hawq_tvm.kernels.x86.panels import STEP
@@ -44,7 +45,7 @@ def _offer(request: ConvertRequest) -> Offer | str:
 def _build(request: ConvertRequest) -> BuiltKernel:
     channels, height, width = request.type.shape
     storages = (("x", request.source), ("y", request.to))
-    parameters = [Image.parameter(name, request.type, storage, request.batch) for name, storage in storages]
+    parameters = [stored_parameter(name, request.type, storage, request.batch) for name, storage in storages]
 
     def body(x: Any, y: Any) -> None:
         planes, pixels, image = flat(x), flat(y), Image(y, request.type, request.to)

@@ -7,14 +7,18 @@ odd lanes. With a shift of 33 and more the law needs only the high halves of the
 
 which is 32-bit arithmetic again. Smaller shifts are done in 64 bits. `Bounds` proves that no sum overflows and that
 every rounded one fits 32 bits.
+
+Where there is one product and `hawq_tvm.core.float32_rescale` proves it exact, one fused multiply-add does it all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from tvm.tirx import op
 
+from hawq_tvm.core.float32_rescale import MAGIC
 from hawq_tvm.core.ir import Rescale
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, multiply_add_52, pack_signed, pack_unsigned
@@ -50,6 +54,21 @@ def rounded(products: Sequence[Product], rescale: Rescale, added: BytesProduct |
     half_unit, places = constant(1 << (shift - 1), "int64", 8), constant(shift, "int64", 8)
     even, odd = (op.shift_right(total + half_unit, places) for total in (even, odd))
     return op.reinterpret("int32x16", _lower(even) | op.shift_left(odd, constant(32, "int64", 8)))
+
+
+def rounded_in_float32(accumulator: Expr, ratio: Expr) -> Expr:
+    """The rounding law on one product where `float32_is_exact`: int32x16.
+
+    ``vfmadd213ps`` rounds to the nearest integer between 2^23 and 2^24, whose last bits are that integer.
+
+    Args:
+        accumulator: int32x16.
+        ratio: float32x16, the multipliers over 2^shift.
+    """
+    value = accumulator.astype(f"float32x{LANES}")
+    total = op.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.fma", value, ratio, constant(MAGIC, "float32"))
+    bits = int(np.float32(MAGIC).view(np.int32))
+    return op.reinterpret(f"int32x{LANES}", total) - constant(bits, "int32")
 
 
 def stored_bytes(values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:

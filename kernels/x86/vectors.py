@@ -24,7 +24,7 @@ def ramp(start: Expr, lanes: int) -> Expr:
     return tirx.Ramp(tirx.const(start, "int32") if isinstance(start, int) else start, tirx.const(1, "int32"), lanes)
 
 
-def constant(value: int, dtype: str, lanes: int = LANES) -> Expr:
+def constant(value: float, dtype: str, lanes: int = LANES) -> Expr:
     """A vector of one number."""
     return tirx.Broadcast(tirx.const(value, dtype), lanes)
 

@@ -17,11 +17,10 @@ from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Linear
-from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, decline
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import function
+from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
 from hawq_tvm.kernels.packing import pack_nibbles
 from hawq_tvm.kernels.x86.epilogue import rounded
@@ -133,11 +132,13 @@ def _build(request: Request) -> BuiltKernel:
     if op.rescale.residual is not None:
         values.append(np.broadcast_to(op.rescale.residual, (cut.outputs,)).astype(np.int32))
     constants = cut.pack(op.weight), *(array[cut.channels].reshape(-1) for array in values)
-    inputs = [(f"x{i}", (request.batch, *x.shape), x.dtype.carrier) for i, x in enumerate(request.inputs)]
-    given = [(f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
-    result = ("y", (request.batch, cut.outputs), type.dtype.carrier)
-    built = function([*inputs, *given, result], lambda *buffers: _emit(request, cut, buffers))
-    return BuiltKernel(built, constants)
+    reads, writes = request.canonical()
+    *inputs, result = (
+        stored_parameter(f"value{i}", value, storage, request.batch)
+        for i, (value, storage) in enumerate(zip((*request.inputs, type), (*reads, writes), strict=True))
+    )
+    parameters = [*inputs, *constant_parameters(constants), result]
+    return BuiltKernel(function(parameters, lambda *buffers: _emit(request, cut, buffers)), constants)
 
 
 def _emit(request: Request, cut: Cut, buffers: tuple[Any, ...]) -> None:
@@ -209,9 +210,8 @@ def _kernel(name: str, weight_bits: range) -> Kernel:
             return reason
         cut = Cut.of(request)
         work = Work(request.batch * cut.blocks * cut.block * cut.steps * STEP, request.batch * cut.outputs)
-        reads = tuple(Storage.canonical(x) for x in request.inputs)
         microseconds = cost("linear vnni w4" if cut.packed else "linear vnni", request, work)
-        return Offer(reads, Storage.canonical(request.node.type), microseconds, lambda: _build(request))
+        return Offer(*request.canonical(), microseconds, lambda: _build(request))
 
     return Kernel(name, offer)
 
