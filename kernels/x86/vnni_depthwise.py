@@ -198,12 +198,13 @@ def _halves(channels: Any) -> list[Any]:
 
 
 def _cost(request: Request) -> float:
-    """Of all lanes and steps, and pixels that are computed twice."""
+    """Of the columns that are interleaved, which pixels that are computed twice need again; products hide behind it."""
     cut, type = Cut.of(request), request.node.type
     storage = request.alternatives[request.node.name]
     pixels = request.batch * type.shape[1] * cut.tiles * cut.tile
-    products = pixels * cut.panels.channels * cut.panels.steps // cut.pixels * STEP
-    return cost("depthwise vnni", request, Work(products, storage.size_bytes(type, request.batch)))
+    quads = cut.panels.steps // cut.pixels
+    interleaved = pixels // cut.pixels * quads * STEP * cut.panels.channels
+    return cost("depthwise vnni", request, Work(0, storage.size_bytes(type, request.batch), interleaved))
 
 
 DEPTHWISE_W4_VNNI = Kernel(
