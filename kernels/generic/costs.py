@@ -1,4 +1,4 @@
-"""What the generic kernels cost: for each, a linear model in the work that a request asks for.
+"""What the CPU kernels cost: for each, a linear model in the work that a request asks for.
 
     microseconds = (macs x macs_ns + outputs x output_ns + copied x copied_ns) / 1000 + CALL_US
 
@@ -65,6 +65,14 @@ RATES: dict[str, Rates] = {
     "concat nhwc": Rates(0.0409, 0.0),
     "pad channels nhwc": Rates(0.0, 0.0041),
     "global pool nhwc": Rates(0.0094, 0.0),
+    "conv2d vnni": Rates(0.0018, 0.013),
+    "conv2d vnni residual": Rates(0.0018, 0.0512),
+    "conv2d vnni w4": Rates(0.0018, 0.022),
+    "conv2d vnni w4 residual": Rates(0.0018, 0.056),
+    "depthwise vnni": Rates(0.0, 0.0189, 0.0078),
+    "linear vnni": Rates(0.0053, 0.0),
+    "linear vnni w4": Rates(0.0022, 0.0),
+    "convert to pixels avx512": Rates(0.0, 0.0042),
     "convert to nhwc": Rates(0.0, 0.1309),
     "convert to nchw": Rates(0.0, 0.1599),
 }

@@ -170,7 +170,8 @@ def distinct_kernels(
     keys: dict[tuple[str, Bits], Any] = {}
     kernels: dict[Any, ChosenKernel] = {}
     for pair, bits in configurations.items():
-        plan = plan_storages(integerize(graph, ranges, bits), machine.target, machine.vector_bits, batch=batch)
+        integers = integerize(graph, ranges, bits)
+        plan = plan_storages(integers, machine.target, machine.vector_bits, batch=batch, features=machine.features)
         for name in names:
             chosen = ChosenKernel(plan.requests[name], plan.kernels[name], plan.offers[name])
             keys[name, pair] = _machine_code_key(chosen)
@@ -193,7 +194,8 @@ def predict_latency(
     machine = Machine.resolve(target)
     table: dict[str, dict[Bits, float]] = {layer.name: {} for layer in graph.layers}
     for pair, bits in configurations.items():
-        plan = plan_storages(integerize(graph, ranges, bits), target, machine.vector_bits, batch=batch)
+        integers = integerize(graph, ranges, bits)
+        plan = plan_storages(integers, target, machine.vector_bits, batch=batch, features=machine.features)
         for name, row in table.items():
             row[pair] = plan.offers[name].cost
     if target.gpu is None:
