@@ -1,0 +1,205 @@
+"""A product of matrices on AMX, a block of 32 pixels x 32 channels at a time, and the same on VNNI.
+
+Sums start as the bias: a tile loaded with a stride of zero is one row, sixteen times. Then each k-step of 64 bytes takes
+four loads and four products of tiles. Where Linux does not grant tiles, the same bytes are multiplied by ``vpdpbusd``
+(`multiply_by_vectors`): a tile of weights is sixteen of its operands.
+
+Activations are unsigned: signed ones are stored with 128 added, and 128 times the sum of the weights leaves the bias.
+Sums may pass 2^31 on the way and wrap; what they end as does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+from tvm.tirx import op as tir
+
+from hawq_tvm.core.ir import Array
+from hawq_tvm.kernels.generic.expressions import Expr
+from hawq_tvm.kernels.x86 import amx_tiles as tiles
+from hawq_tvm.kernels.x86.amx_operands import Operand
+from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
+from hawq_tvm.kernels.x86.amx_vectors import broadcast, pure, ramp
+from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
+
+TILE_BYTES = tiles.ROWS * tiles.ROW_BYTES
+STEP_BYTES = 2 * TILE_BYTES
+"""Of weights: a k-step of a panel of 32 channels."""
+
+_LINES = STEP_BYTES // 64
+_VECTOR_PIXELS = 8  # by two vectors of channels: 16 of 32 registers accumulate
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """What one sample's product reads, as buffers of a function.
+
+    Attributes:
+        operand: the left matrix.
+        x: its memory, flat, unsigned bytes.
+        start: the sample's first byte.
+        weight: int8, flat: panels of 32 channels, as `pack_weight` lays them out.
+        bias: int32 [channels].
+        offsets: int32 [steps], of the operand.
+        panels: of weights.
+    """
+
+    operand: Operand
+    x: Any
+    start: Expr
+    weight: Any
+    bias: Any
+    offsets: Any
+    panels: int
+
+    def pixel(self, step: Expr, pixel: Expr) -> Expr:
+        """Where the 64 bytes of a step begin, of the pixel."""
+        return self.start + self.offsets[step] + pixel * self.operand.pixel_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Where a block's sums go: four tiles of 16 x 16 int32, two of pixels by two of channels.
+
+    Attributes:
+        buffer: int32, flat.
+        start: the first tile's first element.
+        row: elements from a pixel to the next.
+        below: elements from a tile to the one of the next 16 pixels.
+        right: elements from a tile to the one of the next 16 channels.
+    """
+
+    buffer: Any
+    start: Expr
+    row: int
+    below: int
+    right: int
+
+    def at(self, pixels: Expr, channels: int) -> Expr:
+        """The first element of a tile."""
+        return self.start + pixels * self.below + channels * self.right
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Other work that is spread over a product's steps.
+
+    Attributes:
+        parts: how many.
+        emit: emits one, by its number.
+    """
+
+    parts: int
+    emit: Callable[[Expr], None]
+
+
+def bias_of(op_bias: Array, weight: Array, signed: bool) -> Array:
+    """The sums' first values, int32: the bias, less what the 128 added to signed activations brings in."""
+    bias = op_bias.astype(np.int64)
+    if signed:
+        bias = bias - UNSIGNED_OFFSET * weight.reshape(len(weight), -1).sum(axis=1, dtype=np.int64)
+    return bias.astype(np.int32)  # wraps, as the sums do
+
+
+def multiply_by_tiles(
+    product: Product,
+    panel: Expr,
+    pixel: Expr,
+    sums: Sums,
+    *,
+    beside: Beside | None = None,
+    ahead: tuple[Expr, int] | None = None,
+) -> None:
+    """One block, on configured tiles: 0 to 3 sum, 4 and 5 hold pixels, 6 and 7 weights.
+
+    Args:
+        product: what to multiply.
+        panel: of 32 channels.
+        pixel: the block's first.
+        sums: where its sums go.
+        beside: spread over the first steps, some parts a step.
+        ahead: the block's number of how many that read this panel: between them they fetch the next panel.
+    """
+    steps = product.operand.steps
+    for tile in range(4):
+        tiles.load(tile, product.bias, panel * BLOCK_CHANNELS + tile % 2 * tiles.ROWS, 0)
+
+    def step(k: Expr) -> None:
+        weight, x = (panel * steps + k) * STEP_BYTES, product.pixel(k, pixel)
+        stride = product.operand.pixel_bytes
+        tiles.load(6, product.weight, weight, tiles.ROW_BYTES)
+        tiles.load(4, product.x, x, stride)
+        tiles.dot(0, 4, 6)
+        tiles.load(7, product.weight, weight + TILE_BYTES, tiles.ROW_BYTES)
+        tiles.dot(1, 4, 7)
+        tiles.load(5, product.x, x + tiles.ROWS * stride, stride)
+        tiles.dot(2, 5, 6)
+        tiles.dot(3, 5, 7)
+        if ahead is not None:
+            _fetch(product, panel + 1, k, *ahead)
+
+    busy = 0
+    if beside is not None:
+        each = -(-beside.parts // steps)
+        busy = beside.parts // each
+        with T.serial(busy) as k:
+            step(k)
+            for part in range(each):
+                beside.emit(k * each + part)
+        with T.serial(beside.parts - busy * each) as part:
+            beside.emit(busy * each + part)
+    if busy < steps:
+        with T.serial(steps - busy) as k:
+            step(busy + k)
+    for tile in range(4):
+        tiles.store(tile, sums.buffer, sums.at(tile // 2, tile % 2), 4 * sums.row)
+
+
+def _fetch(product: Product, panel: Expr, step: Expr, number: Expr, blocks: int) -> None:
+    """This block's share of a step of the next panel, into the second-level cache."""
+    lines = -(-_LINES // blocks)
+    last = product.panels * product.operand.steps * STEP_BYTES - 64
+
+    def fetch() -> None:
+        for line in range(lines):
+            at = (panel * product.operand.steps + step) * STEP_BYTES + (number * lines + line) * 64
+            address = tir.address_of(product.weight[tirx.min(at, last)])
+            read, second_level, data = (tirx.const(value, "int32") for value in (0, 2, 1))
+            T.evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, read, second_level, data))
+
+    if blocks * lines <= _LINES:
+        fetch()
+        return
+    with T.If(number * lines < _LINES), T.Then():
+        fetch()
+
+
+def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) -> None:
+    """One block, without tiles."""
+    with T.serial(2 * tiles.ROWS // _VECTOR_PIXELS) as part:
+        first = part * _VECTOR_PIXELS
+        registers = T.alloc_buffer(
+            (_VECTOR_PIXELS, 2, tiles.ROWS), "int32", annotations={"disable_lower_builtin": True}
+        )
+        for index, channels in np.ndindex(_VECTOR_PIXELS, 2):
+            bias = product.bias[ramp(panel * BLOCK_CHANNELS + channels * tiles.ROWS, 16)]
+            T.buffer_store(registers, bias, [index, channels, ramp(0, 16)])
+        with T.serial(product.operand.steps) as k, T.serial(tiles.ROWS) as quad:
+            weight = (panel * product.operand.steps + k) * STEP_BYTES + quad * tiles.ROW_BYTES
+            vectors = [product.weight[ramp(weight + channels * TILE_BYTES, 64)] for channels in range(2)]
+            for index in range(_VECTOR_PIXELS):
+                at = product.pixel(k, pixel + first + index) + quad * 4
+                four = tir.reinterpret("int8x64", broadcast(tir.reinterpret("int32", product.x[ramp(at, 4)]), 16))
+                for channels, vector in enumerate(vectors):
+                    sum_ = registers[index, channels, ramp(0, 16)]
+                    total = pure("int32x16", "llvm.x86.avx512.vpdpbusd.512", sum_, four, vector)
+                    T.buffer_store(registers, total, [index, channels, ramp(0, 16)])
+        for index, channels in np.ndindex(_VECTOR_PIXELS, 2):
+            within = first % tiles.ROWS + index
+            at = sums.at(first // tiles.ROWS, channels) + within * sums.row
+            T.buffer_store(sums.buffer, registers[index, channels, ramp(0, 16)], [ramp(at, 16)])
