@@ -32,6 +32,7 @@ class Request:
         vector_bits: how wide its vector registers are.
         alternatives: the storage that is in play beside the canonical one, by name of the value; none where a value is
             stored canonically in any case.
+        features: the instruction sets of the CPU compiled for, by LLVM's names, as ``avx512vnni``; empty for a GPU.
     """
 
     node: Node
@@ -40,6 +41,7 @@ class Request:
     target: Target
     vector_bits: int
     alternatives: Mapping[str, Storage] = field(default_factory=dict)
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,7 @@ class ConvertRequest:
     batch: int
     target: Target
     vector_bits: int
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

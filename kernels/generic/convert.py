@@ -20,7 +20,8 @@ def _offer(request: ConvertRequest) -> Offer | str:
         return f"written for CPUs through LLVM, not for '{request.target.kind}'"
     canonical = Storage.canonical(request.type)
     for storage in (request.source, request.to):
-        plain = Storage("NHWC", multiple=storage.multiple, frame=storage.frame)
+        offset = storage.offset if request.type.dtype.signed else 0
+        plain = Storage("NHWC", multiple=storage.multiple, frame=storage.frame, offset=offset)
         if storage not in (canonical, plain) or len(request.type.shape) != 3:
             return f"copies images of bytes between NCHW and channels last, not {request.source} to {request.to}"
     size = max(storage.size_bytes(request.type, request.batch) for storage in (request.source, request.to))
@@ -62,7 +63,7 @@ def _to_canonical(request: ConvertRequest) -> BuiltKernel:
         with (T.parallel if _threads(request) else T.serial)(request.batch * height) as task:
             n, h = task // height, task % height
             with T.serial(channels) as c, T.serial(width) as w:
-                T.buffer_store(y, source[n, c, h, w], [n, c, h, w])
+                T.buffer_store(y, source[n, c, h, w].astype(y.dtype), [n, c, h, w])
 
     return BuiltKernel(function(_parameters(request), body), ())
 

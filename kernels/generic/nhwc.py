@@ -79,12 +79,17 @@ class Image:
         """The value at (sample, channel, row, column); rows and columns may lie in the frame, as -1 does."""
         n, c, h, w = index
         top, left, _, _ = self.storage.frame
-        return self.buffer[n, h + top, w + left, c]
+        stored = self.buffer[n, h + top, w + left, c]
+        if not self.storage.offset:
+            return stored
+        return stored.astype("int32") - tirx.const(self.storage.offset, "int32")
 
     def store(self, value: Expr, n: Expr, c: Expr, h: Expr, w: Expr) -> None:
-        """Write a value that already has the buffer's dtype."""
+        """Write a value that lies in the type's range, of any integer dtype."""
         top, left, _, _ = self.storage.frame
-        T.buffer_store(self.buffer, value, [n, h + top, w + left, c])
+        if self.storage.offset:
+            value = value.astype("int32") + tirx.const(self.storage.offset, "int32")
+        T.buffer_store(self.buffer, value.astype(self.buffer.dtype), [n, h + top, w + left, c])
 
     @property
     def channels(self) -> int:
@@ -100,7 +105,7 @@ class Image:
         """Zeros in stored columns and channels (start, count) of a stored row."""
         if columns[1] and channels[1]:
             with T.serial(columns[1]) as column, T.serial(channels[1]) as channel:
-                zero = tirx.const(0, self.buffer.dtype)
+                zero = tirx.const(self.storage.offset, self.buffer.dtype)
                 T.buffer_store(self.buffer, zero, [n, row, columns[0] + column, channels[0] + channel])
 
 

@@ -82,7 +82,7 @@ def _build_pad(request: Request) -> BuiltKernel:
 
     def pieces(inputs: Sequence[Image]) -> list[tuple[int, Callable[..., Expr]]]:
         (x,) = inputs
-        zero = tirx.const(0, x.buffer.dtype)
+        zero = tirx.const(0, x.type.dtype.carrier)
         return [
             (op.before, lambda *index: zero),
             (x.type.shape[0], lambda *index: x[index]),

@@ -278,7 +278,7 @@ def _library_info(lowered: Lowered, library: Path, gpu: GpuInfo | None) -> Libra
     return LibraryInfo(
         target=machine.target.name,
         cpu=machine.cpu,
-        instruction_sets=tuple(instruction_sets()) if machine.cpu else (),
+        instruction_sets=tuple(instruction_sets()) if machine.target.host_cpu else (),
         batch=lowered.batch,
         input_name=graph.input_name,
         output_name=graph.output,

@@ -105,7 +105,7 @@ def measure_latency(
     kernels: dict[Any, _Timed] = {}
     for pair, bits in configurations.items():
         integers = integerize(graph, ranges, bits)
-        plan = plan_storages(integers, target, machine.vector_bits, batch=batch)
+        plan = plan_storages(integers, target, machine.vector_bits, batch=batch, features=machine.features)
         for name in names:
             timed = _Timed(plan.requests[name], plan.kernels[name], plan.offers[name])
             key = _machine_code_key(timed)
@@ -136,7 +136,8 @@ def predict_latency(
     machine = Machine.resolve(target)
     table: dict[str, dict[Bits, float]] = {layer.name: {} for layer in graph.layers}
     for pair, bits in configurations.items():
-        plan = plan_storages(integerize(graph, ranges, bits), target, machine.vector_bits, batch=batch)
+        integers = integerize(graph, ranges, bits)
+        plan = plan_storages(integers, target, machine.vector_bits, batch=batch, features=machine.features)
         for name, row in table.items():
             row[pair] = plan.offers[name].cost
     if target.gpu is None:

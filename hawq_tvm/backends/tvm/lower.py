@@ -37,12 +37,14 @@ class Machine:
         tvm_target: TVM's target, ``mcpu`` filled in; a GPU's with the host that calls its kernels.
         cpu: the LLVM name of the CPU compiled for; empty for a portable target.
         vector_bits: width of its vector registers; of a GPU, of a thread's widest access.
+        features: the CPU's instruction sets, by LLVM's names; none of a GPU.
     """
 
     target: Target
     tvm_target: Any
     cpu: str
     vector_bits: int
+    features: frozenset[str] = frozenset()
 
     @classmethod
     def resolve(cls, target: Target) -> Machine:
@@ -51,13 +53,14 @@ class Machine:
             # Code around the kernels is portable: the machine that compiles is not the one that runs.
             resolved = tvm.target.Target({"kind": target.kind, **target.attributes}, host="llvm")
             return cls(target, resolved, "", _GPU_ACCESS_BITS)
-        cpu = str(tvm.target.codegen.llvm_get_system_cpu()) if target.host_cpu else ""
         attributes: dict[str, Any] = {"kind": target.kind, **target.attributes}
+        cpu = str(tvm.target.codegen.llvm_get_system_cpu() if target.host_cpu else attributes.get("mcpu", ""))
         if cpu:
             attributes["mcpu"] = cpu
         resolved = tvm.target.Target(attributes)
         vector_bits = int(tvm.target.codegen.llvm_get_vector_width(resolved))
-        return cls(target, resolved, cpu, max(vector_bits, 128))
+        features = frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(resolved)))
+        return cls(target, resolved, cpu, max(vector_bits, 128), features)
 
 
 _GPU_ACCESS_BITS = 128
@@ -113,7 +116,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
     if batch < 1:
         raise CompileError(f"a batch holds at least one sample, got {batch}")
     machine = Machine.resolve(target)
-    plan = plan_storages(graph, target, machine.vector_bits, batch=batch, palette=storages)
+    plan = plan_storages(graph, target, machine.vector_bits, batch=batch, palette=storages, features=machine.features)
     builder = _RelaxBuilder(graph, machine, batch, plan)
     module = builder.build()
     relax.analysis.well_formed(module)

@@ -25,6 +25,7 @@ from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_offers, offer_conversion
 from hawq_tvm.kernels.cuda.storages import channels_last as gpu_channels_last
+from hawq_tvm.kernels.x86.storages import signed_offset
 
 MAX_STATES = 500
 """States that go on from a node."""
@@ -255,7 +256,15 @@ class Plan:
     exact: bool
 
 
-def plan_storages(graph: Graph, target: Target, vector_bits: int, *, batch: int, palette: str = "all") -> Plan:
+def plan_storages(
+    graph: Graph,
+    target: Target,
+    vector_bits: int,
+    *,
+    batch: int,
+    palette: str = "all",
+    features: frozenset[str] = frozenset(),
+) -> Plan:
     """Ask the kernels and choose.
 
     Args:
@@ -264,6 +273,7 @@ def plan_storages(graph: Graph, target: Target, vector_bits: int, *, batch: int,
         vector_bits: how wide its vector registers are.
         batch: samples a call.
         palette: one of `PALETTES`.
+        features: the instruction sets of the CPU compiled for, as in `Request`.
 
     Raises:
         CompileError: no kernel takes a node, or an unknown palette.
@@ -271,7 +281,7 @@ def plan_storages(graph: Graph, target: Target, vector_bits: int, *, batch: int,
     if palette not in PALETTES:
         raise CompileError(f"unknown palette of storages '{palette}'; known: {', '.join(PALETTES)}")
     types = graph.types
-    alternatives = {} if palette == "canonical" else alternatives_of(graph, target, vector_bits)
+    alternatives = {} if palette == "canonical" else alternatives_of(graph, target, vector_bits, features)
     requests: dict[str, Request] = {}
     answers: dict[str, dict[str, Offer | str]] = {}
     steps: list[Step] = []
@@ -280,7 +290,7 @@ def plan_storages(graph: Graph, target: Target, vector_bits: int, *, batch: int,
             steps.append(Step(node.name, node.inputs, {_VIEW: _view(node, types)}))
             continue
         inputs = tuple(types[name] for name in node.inputs)
-        request = Request(node, inputs, batch, target, vector_bits, alternatives)
+        request = Request(node, inputs, batch, target, vector_bits, alternatives, features)
         requests[node.name] = request
         answers[node.name] = collect_offers(request)
         offers = {kernel: answer for kernel, answer in answers[node.name].items() if isinstance(answer, Offer)}
@@ -293,7 +303,7 @@ def plan_storages(graph: Graph, target: Target, vector_bits: int, *, batch: int,
     def converter(value: str, source: Storage, to: Storage) -> tuple[str, Offer] | None:
         key = (value, source, to)
         if key not in known:
-            request = ConvertRequest(types[value], source, to, batch, target, vector_bits)
+            request = ConvertRequest(types[value], source, to, batch, target, vector_bits, features)
             known[key] = offer_conversion(request)
         return known[key]
 
@@ -353,19 +363,25 @@ def _earlier(chosen: str, answers: Mapping[str, Offer | str]) -> tuple[Decline, 
     return tuple(found)
 
 
-def alternatives_of(graph: Graph, target: Target, vector_bits: int) -> dict[str, Storage]:
-    """The storage of each value that is in play beside the canonical one, by name; as the target's kernels want it."""
+def alternatives_of(
+    graph: Graph, target: Target, vector_bits: int, features: frozenset[str] = frozenset()
+) -> dict[str, Storage]:
+    """The storage of each value that is in play beside the canonical one, by name.
+
+    Here a target's instructions decide: each family of kernels says how it wants values to lie.
+    """
     if target.kind == "cuda":
         found = {name: gpu_channels_last(type) for name, type in graph.types.items()}
         return {name: storage for name, storage in found.items() if storage is not None}
-    return channels_last(graph, vector_bits)
+    return channels_last(graph, vector_bits, signed_offset=signed_offset(features))
 
 
-def channels_last(graph: Graph, vector_bits: int) -> dict[str, Storage]:
+def channels_last(graph: Graph, vector_bits: int, *, signed_offset: int = 0) -> dict[str, Storage]:
     """The channels-last storage of each value that may have one: every narrow image of more than one pixel.
 
     Channels are filled up to a vector of 32-bit lanes, or to the power of two that holds them all. The frame is as wide
-    as the widest padding that a reader asks for, so that all readers share it.
+    as the widest padding that a reader asks for, so that all readers share it. Signed values are stored with
+    `signed_offset` added.
     """
     frames = dict.fromkeys(graph.types, (0, 0, 0, 0))
     for node in graph:
@@ -378,7 +394,8 @@ def channels_last(graph: Graph, vector_bits: int) -> dict[str, Storage]:
     for name, type in graph.types.items():
         if type.dtype.bits <= 8 and len(type.shape) == 3 and type.shape[1:] != (1, 1):
             multiple = min(max(vector_bits // 32, 4), max(4, 1 << (type.shape[0] - 1).bit_length()))
-            found[name] = Storage("NHWC", multiple=multiple, frame=frames[name])
+            offset = signed_offset if type.dtype.signed else 0
+            found[name] = Storage("NHWC", multiple=multiple, frame=frames[name], offset=offset)
     return found
 
 

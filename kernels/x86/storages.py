@@ -1,0 +1,33 @@
+"""Which instruction sets a CPU has, as these kernels group them, and how values lie for them.
+
+VNNI's ``vpdpbusd`` multiplies unsigned activations by signed weights. Signed activations are therefore stored with 128
+added, padding included, and the weights' sum times 128 leaves the bias: exact, and free.
+
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, VPDPBUSD.
+"""
+
+from __future__ import annotations
+
+AVX512_VNNI = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"})
+"""What the 512-bit VNNI kernels are made of."""
+
+UNSIGNED_OFFSET = 128
+
+
+def signed_offset(features: frozenset[str]) -> int:
+    """What is added to stored signed values on a CPU with these instruction sets.
+
+    >>> signed_offset(AVX512_VNNI), signed_offset(frozenset({"avx2"}))
+    (128, 0)
+    """
+    return UNSIGNED_OFFSET if features >= AVX512_VNNI else 0
+
+
+def missing(features: frozenset[str], needed: frozenset[str]) -> str | None:
+    """The sentence of a kernel whose instruction sets are not all there; None where they are.
+
+    >>> missing(frozenset({"avx512f"}), frozenset({"avx512f", "avx512vnni"}))
+    'needs avx512vnni, which the CPU compiled for does not have'
+    """
+    lacking = sorted(needed - features)
+    return f"needs {' and '.join(lacking)}, which the CPU compiled for does not have" if lacking else None
