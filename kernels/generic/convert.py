@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -21,9 +22,10 @@ def _offer(request: ConvertRequest) -> Offer | str:
     canonical = Storage.canonical(request.type)
     for storage in (request.source, request.to):
         offset = storage.offset if request.type.dtype.signed else 0
-        plain = Storage("NHWC", multiple=storage.multiple, frame=storage.frame, offset=offset)
-        if storage not in (canonical, plain) or len(request.type.shape) != 3:
-            return f"copies images of bytes between NCHW and channels last, not {request.source} to {request.to}"
+        plain = replace(storage, bits=8, offset=offset)
+        last = storage.order == "NHWC" or storage.block > 1
+        if not (storage == canonical or (storage == plain and last)) or len(request.type.shape) != 3:
+            return f"copies images of bytes between NCHW, channels last and planes of channels, not {request.source} to {request.to}"
     size = max(storage.size_bytes(request.type, request.batch) for storage in (request.source, request.to))
     rates, build = (
         ("convert to nchw", _to_canonical) if request.to == canonical else ("convert to nhwc", _to_channels_last)
@@ -41,7 +43,7 @@ def _to_channels_last(request: ConvertRequest) -> BuiltKernel:
     channels, _, width = request.type.shape
 
     def body(x: Any, y: Any) -> None:
-        source = Image(x, request.type, request.source) if request.source.order == "NHWC" else None
+        source = Image(x, request.type, request.source) if request.source != Storage.canonical(request.type) else None
         image = Image(y, request.type, request.to)
         top, left, _, _ = request.to.frame
 

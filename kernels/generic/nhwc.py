@@ -65,7 +65,7 @@ def channels_last(
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A value that lies channels last, in a function's buffer."""
+    """A value in a function's buffer, channels last or in planes of a block of channels."""
 
     buffer: Any
     type: TensorType
@@ -79,7 +79,7 @@ class Image:
         """The value at (sample, channel, row, column); rows and columns may lie in the frame, as -1 does."""
         n, c, h, w = index
         top, left, _, _ = self.storage.frame
-        stored = self.buffer[n, h + top, w + left, c]
+        stored = self.buffer[self._place(n, c, h + top, w + left)]
         if not self.storage.offset:
             return stored
         return stored.astype("int32") - tirx.const(self.storage.offset, "int32")
@@ -89,7 +89,12 @@ class Image:
         top, left, _, _ = self.storage.frame
         if self.storage.offset:
             value = value.astype("int32") + tirx.const(self.storage.offset, "int32")
-        T.buffer_store(self.buffer, value.astype(self.buffer.dtype), [n, h + top, w + left, c])
+        T.buffer_store(self.buffer, value.astype(self.buffer.dtype), list(self._place(n, c, h + top, w + left)))
+
+    def _place(self, n: Expr, c: Expr, row: Expr, column: Expr) -> tuple[Expr, ...]:
+        """The indices of a stored element; a column of -1 is the last of the row before."""
+        block = self.storage.block
+        return (n, row, column, c) if block == 1 else (n, c // block, row, column, c % block)
 
     @property
     def channels(self) -> int:
@@ -106,7 +111,8 @@ class Image:
         if columns[1] and channels[1]:
             with T.serial(columns[1]) as column, T.serial(channels[1]) as channel:
                 zero = tirx.const(self.storage.offset, self.buffer.dtype)
-                T.buffer_store(self.buffer, zero, [n, row, columns[0] + column, channels[0] + channel])
+                place = self._place(n, channels[0] + channel, row, columns[0] + column)
+                T.buffer_store(self.buffer, zero, list(place))
 
 
 def function(parameters: Sequence[Parameter], body: Callable[..., None]) -> Any:

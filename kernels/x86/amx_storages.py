@@ -3,18 +3,18 @@
 A plane is [rows, pitch, 64]. To the right of each row lie as many zeros as any window reaches out to either side: they
 pad the row to its right and the next one to its left. So the pixel that a window's tap reads lies at the same distance
 from every output pixel, 16 neighbouring outputs read 16 neighbouring pixels, one KiB, and a convolution is one product
-of matrices over all pixels of a plane (`hawq_tvm.kernels.x86.amx_operands`). The rows' ends come out as garbage, and the
-kernel that wrote them writes their zeros. Rows of zeros above and below hold what taps and whole blocks of 32 pixels
-reach past the image.
+of matrices over all pixels of a plane (`hawq_tvm.kernels.x86.amx_operands`). The rows' ends come out as garbage, over
+which the kernel writes zeros. Rows of zeros above and below hold what taps and whole blocks of 32 pixels reach past the
+image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hawq_tvm.core.ir import Graph, Node, Shape, TensorType, Window
-from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.core.ops import AvgPool2d, Conv2d, MaxPool2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
 
@@ -94,9 +94,8 @@ def blocked(graph: Graph) -> dict[str, Storage]:
     Values that a convolution of stride 1 joins, and a residual with what it is added to, have one pitch.
     """
     types = {name: type for name, type in graph.types.items() if _may_lie_so(type)}
-    convolutions = [node for node in graph if isinstance(node.op, Conv2d) and node.name in types]
-    pitches = _pitches(types, convolutions)
-    planes = {name: _tall_enough(name, type, pitches[name], convolutions) for name, type in types.items()}
+    pitches = _pitches(graph, types)
+    planes = {name: _tall_enough(graph, name, type, pitches[name]) for name, type in types.items()}
     return {name: _storage(type, planes[name]) for name, type in types.items()}
 
 
@@ -110,35 +109,48 @@ def _storage(type: TensorType, plane: Plane) -> Storage:
     return Storage(block=PLANE_CHANNELS, multiple=PLANE_CHANNELS, frame=frame, offset=offset)
 
 
-def _pitches(types: Mapping[str, TensorType], convolutions: Iterable[Node]) -> dict[str, int]:
-    """The least pitch of each value that suits all convolutions."""
+def _window_of(node: Node) -> Window | None:
+    """The window through which a node reads its first input, where it has one."""
+    return node.op.window if isinstance(node.op, Conv2d | MaxPool2d | AvgPool2d) else None
+
+
+def _pitches(graph: Graph, types: Mapping[str, TensorType]) -> dict[str, int]:
+    """The least pitch of each value that suits all windows that read it, and all convolutions that write it."""
     groups = {name: {name} for name in types}
     pitches = {name: type.shape[2] for name, type in types.items()}
-    for node in convolutions:
-        assert isinstance(node.op, Conv2d)
-        x, *residual = node.inputs
-        joined = {node.name, *residual}
-        if x in types:
-            pitches[node.name] = max(pitches[node.name], columns_needed(node.op.window, types[x].shape, node.type.shape))
-            if node.op.window.strides == (1, 1):
-                joined.add(x)
+    for node in graph:
+        window, (x, *residual) = _window_of(node), node.inputs
+        if window is None or x not in types:
+            continue
+        pitches[x] = max(pitches[x], types[x].shape[2] + max(window.pads[1], window.pads[3]))
+        if not isinstance(node.op, Conv2d) or node.name not in types:
+            continue
+        needed = columns_needed(window, types[x].shape, node.type.shape)
+        pitches[node.name] = max(pitches[node.name], needed)
+        joined = {node.name, *residual, *([x] if window.strides == (1, 1) else [])}
         merged = set[str]().union(*(groups[name] for name in joined if name in groups))
-        for name in merged:
-            groups[name] = merged
+        groups.update(dict.fromkeys(merged, merged))
     return {name: max(pitches[member] for member in group) for name, group in groups.items()}
 
 
-def _tall_enough(name: str, type: TensorType, pitch: int, convolutions: Iterable[Node]) -> Plane:
+def _tall_enough(graph: Graph, name: str, type: TensorType, pitch: int) -> Plane:
     """A plane with rows for the last block that is written, and for all that windows read in place."""
     _, height, width = type.shape
     above, end = 0, Plane(height, width, pitch).blocks * BLOCK_PIXELS
-    for node in convolutions:
-        assert isinstance(node.op, Conv2d)
-        window = node.op.window
-        if node.inputs[0] == name and window.strides == (1, 1):
-            (kh, kw), (dy, dx), (top, left, _, _) = window.kernel, window.dilations, window.pads
-            above = max(above, -(-(top * pitch + left) // pitch))
+    for node in graph:
+        window = _window_of(node)
+        if window is None or node.inputs[0] != name:
+            continue
+        (kh, kw), (dy, dx), (top, left, bottom, _) = window.kernel, window.dilations, window.pads
+        above = max(above, _whole(top * pitch + left, pitch))
+        end = max(end, (height + bottom) * pitch)
+        if window.strides == (1, 1):
             last_tap = ((kh - 1) * dy - top) * pitch + (kw - 1) * dx - left
-            blocks = Plane(node.type.shape[1], node.type.shape[2], pitch).blocks
-            end = max(end, blocks * BLOCK_PIXELS + last_tap)
-    return Plane(height, width, pitch, above, max(0, -(-end // pitch) - height))
+            _, rows, columns = node.type.shape
+            end = max(end, Plane(rows, columns, pitch).blocks * BLOCK_PIXELS + last_tap)
+    return Plane(height, width, pitch, above, _whole(end, pitch) - height)
+
+
+def _whole(amount: int, unit: int) -> int:
+    """How many units hold an amount."""
+    return -(-amount // unit)

@@ -4,8 +4,8 @@ Eight tiles of up to 16 rows of 64 bytes are state of a thread, configured by ``
 state once: without permission the first tile instruction is an illegal one. Asking again costs 0.1 us, so each kernel
 asks by itself, in a library that then needs nothing of the program it is loaded into.
 
-Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18 (programming with Intel AMX),
-and volume 2, LDTILECFG, TILELOADD, TILESTORED, TDPBUSD; Linux, Documentation/arch/x86/xstate.rst.
+Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter "Programming with Intel Advanced
+Matrix Extensions", and volume 2, LDTILECFG, TILELOADD, TILESTORED, TDPBUSD; Linux, Documentation/arch/x86/xstate.rst.
 """
 
 from __future__ import annotations
