@@ -36,8 +36,8 @@ HALF = BLOCK_CHANNELS  # bytes of a panel's channels in a pixel of a plane
 PAIRS = BLOCK_PIXELS // 2  # the rescale takes two pixels at a time
 
 STEP_MACS = BLOCK_PIXELS * BLOCK_CHANNELS * tiles.ROW_BYTES
-TASK_MACS = 8_000_000
-"""Multiply-accumulates of a task: some 5 us, where configuring the tiles takes 0.1."""
+TASK_MACS = 16_000_000
+"""Multiply-accumulates of a task: some 10 us, where configuring the tiles takes 0.1."""
 
 MOST_TASKS = 64
 MANY_STEPS = 16

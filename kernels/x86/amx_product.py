@@ -151,8 +151,8 @@ def multiply_by_tiles(
             step(k)
             for part in range(each):
                 beside.emit(k * each + part)
-        with T.serial(beside.parts - busy * each) as part:
-            beside.emit(busy * each + part)
+        for part in range(busy * each, beside.parts):
+            beside.emit(tirx.const(part, "int32"))
     if busy < steps:
         with T.serial(steps - busy) as k:
             step(busy + k)
@@ -163,16 +163,17 @@ def multiply_by_tiles(
 def _fetch(product: Product, panel: Expr, step: Expr, number: Expr, blocks: int) -> None:
     """This block's share of a step of the next panel, into the second-level cache."""
     lines = -(-_LINES // blocks)
-    last = product.panels * product.operand.steps * STEP_BYTES - 64
+    last = product.panels * product.operand.steps * STEP_BYTES - 64 * lines
 
     def fetch() -> None:
+        at = (panel * product.operand.steps + step) * STEP_BYTES + number * (64 * lines)
+        first = tirx.min(at, last)  # behind the last panel there is nothing
+        read, second_level, data = (tirx.const(value, "int32") for value in (0, 2, 1))
         for line in range(lines):
-            at = (panel * product.operand.steps + step) * STEP_BYTES + (number * lines + line) * 64
-            address = tir.address_of(product.weight[tirx.min(at, last)])
-            read, second_level, data = (tirx.const(value, "int32") for value in (0, 2, 1))
+            address = tir.address_of(product.weight[first + 64 * line])
             T.evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, read, second_level, data))
 
-    if blocks * lines <= _LINES:
+    if blocks * lines < _LINES + lines:
         fetch()
         return
     with T.If(number * lines < _LINES), T.Then():
@@ -183,12 +184,11 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
     """One block, without tiles."""
     with T.serial(2 * tiles.ROWS // _VECTOR_PIXELS) as part:
         first = part * _VECTOR_PIXELS
-        registers = T.alloc_buffer(
-            (_VECTOR_PIXELS, 2, tiles.ROWS), "int32", annotations={"disable_lower_builtin": True}
-        )
+        # Two buffers, since TVM puts those of 1 KiB on the heap.
+        registers = [T.alloc_buffer((_VECTOR_PIXELS, tiles.ROWS), "int32", scope="local") for _ in range(2)]
         for index, channels in np.ndindex(_VECTOR_PIXELS, 2):
             bias = product.bias[ramp(panel * BLOCK_CHANNELS + channels * tiles.ROWS, 16)]
-            T.buffer_store(registers, bias, [index, channels, ramp(0, 16)])
+            T.buffer_store(registers[channels], bias, [index, ramp(0, 16)])
         with T.serial(product.operand.steps) as k, T.serial(tiles.ROWS) as quad:
             weight = (panel * product.operand.steps + k) * STEP_BYTES + quad * tiles.ROW_BYTES
             vectors = [product.weight[ramp(weight + channels * TILE_BYTES, 64)] for channels in range(2)]
@@ -196,10 +196,10 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
                 at = product.pixel(k, pixel + first + index) + quad * 4
                 four = tir.reinterpret("int8x64", broadcast(tir.reinterpret("int32", product.x[ramp(at, 4)]), 16))
                 for channels, vector in enumerate(vectors):
-                    sum_ = registers[index, channels, ramp(0, 16)]
+                    sum_ = registers[channels][index, ramp(0, 16)]
                     total = pure("int32x16", "llvm.x86.avx512.vpdpbusd.512", sum_, four, vector)
-                    T.buffer_store(registers, total, [index, channels, ramp(0, 16)])
+                    T.buffer_store(registers[channels], total, [index, ramp(0, 16)])
         for index, channels in np.ndindex(_VECTOR_PIXELS, 2):
             within = first % tiles.ROWS + index
             at = sums.at(first // tiles.ROWS, channels) + within * sums.row
-            T.buffer_store(sums.buffer, registers[index, channels, ramp(0, 16)], [ramp(at, 16)])
+            T.buffer_store(sums.buffer, registers[channels][index, ramp(0, 16)], [ramp(at, 16)])

@@ -345,7 +345,7 @@ def _view(node: Node, types: Mapping[str, TensorType]) -> Offer:
 
 
 def _all_canonical(offer: Offer) -> bool:
-    return all(storage.order == "NCHW" for storage in (*offer.reads, offer.writes))
+    return all(storage.order == "NCHW" and storage.block == 1 for storage in (*offer.reads, offer.writes))
 
 
 def _earlier(chosen: str, answers: Mapping[str, Offer | str]) -> tuple[Decline, ...]:
