@@ -28,11 +28,12 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
-from hawq_tvm.kernels.x86 import amx_layers
+from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d
 
 KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_AMX,
     amx_layers.CONV2D_AMX_FEW_CHANNELS,
+    vnni_conv2d.CONV2D_VNNI,
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,

@@ -1,9 +1,9 @@
-"""Convolutions and linear layers on AMX, rescaled as their blocks are done.
+"""Convolutions on AMX, rescaled as their blocks are done.
 
-A task takes some panels of 32 channels over some blocks of 32 pixels. It keeps a panel's weights in its caches while the
-pixels go by, and writes all that the result's plane holds there: zeros right of each row, above and below, and channels
-that fill up. Where k-steps are many, the rescale of a block is spread over the next one's, so that vectors and tiles
-work side by side; where they are few, it follows the block at once.
+A task takes some panels of 32 channels over some blocks of 32 pixels. It keeps a panel's weights in its caches while
+the pixels go by, and writes all that the result's plane holds there: zeros right of each row, above and below, and
+channels that fill up. Where k-steps are many, the rescale of a block is spread over the next one's, so that vectors and
+tiles work side by side; where they are few, it follows the block at once.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import op as tir
 
-from hawq_tvm.core.ir import Array, TensorType
+from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -25,11 +24,11 @@ from hawq_tvm.kernels.generic.nhwc import Parameter, function
 from hawq_tvm.kernels.interface import BuiltKernel, Request
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_copies import PIXEL, copy_phases, fill, interleave, zero_of
-from hawq_tvm.kernels.x86.amx_epilogue import LANES, Rescaling, in_lanes
+from hawq_tvm.kernels.x86.amx_epilogue import Rescaling, in_lanes
 from hawq_tvm.kernels.x86.amx_operands import Operand, by_phases, in_place, of_few_channels, pack_weight
 from hawq_tvm.kernels.x86.amx_product import Beside, Product, Sums, bias_of, multiply_by_tiles, multiply_by_vectors
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
-from hawq_tvm.kernels.x86.amx_vectors import flat, ramp
+from hawq_tvm.kernels.x86.vectors import LANES, flat, ramp
 
 BLOCK_SUMS = BLOCK_PIXELS * BLOCK_CHANNELS
 HALF = BLOCK_CHANNELS  # bytes of a panel's channels in a pixel of a plane
@@ -221,7 +220,7 @@ class _Convolution:
             first_block = task % split.along * split.blocks
             panels = tirx.min(split.panels, self.panels - first_panel)
             blocks = tirx.min(split.blocks, self.y.plane.blocks - first_block)
-            sums = T.alloc_buffer((2 * BLOCK_SUMS,), "int32")
+            sums = T.alloc_buffer(((2 if overlapped else 1) * BLOCK_SUMS,), "int32")
             product, at = self.product(n), (n, first_panel, first_block, panels, blocks)
             with T.If(granted == 0):
                 with T.Then():
@@ -261,9 +260,7 @@ class _Convolution:
             panel, block = place(index)
             ahead = (index % blocks, self.split.blocks)
             half = index % 2 * BLOCK_SUMS
-            multiply_by_tiles(
-                product, panel, block * BLOCK_PIXELS, _tiles_of(sums, half), beside=beside, ahead=ahead
-            )
+            multiply_by_tiles(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, half), beside=beside, ahead=ahead)
 
         def rescale(index: Expr, pair: Expr) -> None:
             self._rescale(n, *place(index), sums, index % 2 * BLOCK_SUMS, pair)

@@ -13,8 +13,8 @@ from hawq_tvm.core.ir import TensorType
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86.amx_operands import Interleaved, Operand, Phases
 from hawq_tvm.kernels.x86.amx_storages import PLANE_CHANNELS, Plane
-from hawq_tvm.kernels.x86.amx_vectors import broadcast, every, flat, ramp
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
+from hawq_tvm.kernels.x86.vectors import constant, flat, ramp
 
 PIXEL = PLANE_CHANNELS  # bytes of a pixel of a plane
 
@@ -27,7 +27,7 @@ def zero_of(type: TensorType) -> int:
 def fill(buffer: Any, start: Expr, count: Expr, step: int, lanes: int, value: int) -> None:
     """`count` vectors of one byte value, `step` bytes apart, from `start` on."""
     with T.serial(count) as index:
-        T.buffer_store(buffer, every(value, "uint8", lanes), [ramp(start + index * step, lanes)])
+        T.buffer_store(buffer, constant(value, "uint8", lanes), [ramp(start + index * step, lanes)])
 
 
 def copy_phases(x: Any, work: Any, phases: Phases, type: TensorType, source: Plane, batch: int, threads: bool) -> None:
@@ -94,16 +94,16 @@ def _interleave_words(
     lanes = min(64 // to.column_bytes, to.columns)
     words = T.decl_buffer((work.shape[0] // to.column_bytes,), word, data=work.data)
     sign = int.from_bytes(bytes([zero_of(type)] * to.column_bytes), "little")
-    flip = broadcast(tirx.const(sign, word), lanes)
+    flip = tirx.Broadcast(tirx.const(sign, word), lanes)
 
     def columns(start: Expr) -> None:
-        total = broadcast(tirx.const(0, word), lanes)
+        total = tirx.Broadcast(tirx.const(0, word), lanes)
         for row, line in enumerate(lines):
             for channel in range(type.shape[0]):
                 byte = x[n, channel, line, ramp(start, lanes)]
                 value = tir.reinterpret(f"uint8x{lanes}", byte).astype(f"{word}x{lanes}")
-                value = te.if_then_else(inside[row], value, broadcast(tirx.const(0, word), lanes))
-                place = broadcast(tirx.const(8 * (row * to.channels + channel), word), lanes)
+                value = te.if_then_else(inside[row], value, tirx.Broadcast(tirx.const(0, word), lanes))
+                place = tirx.Broadcast(tirx.const(8 * (row * to.channels + channel), word), lanes)
                 total = tir.bitwise_or(total, tir.shift_left(value, place))
         T.buffer_store(words, tir.bitwise_xor(total, flip), [ramp(at // to.column_bytes + start, lanes)])
 
@@ -126,9 +126,7 @@ def _interleave_bytes(
                 kept = tirx.min(column, to.columns - 1)
                 value = x[n, tirx.min(channel, type.shape[0] - 1), line, kept].astype("int32")
                 shifted = (value + tirx.const(zero, "int32")).astype("uint8")
-                value = te.if_then_else(
-                    tirx.all(there, channel < type.shape[0]), shifted, tirx.const(zero, "uint8")
-                )
+                value = te.if_then_else(tirx.all(there, channel < type.shape[0]), shifted, tirx.const(zero, "uint8"))
                 T.buffer_store(work, value, [at + (column * to.rows + row) * to.channels + channel])
 
 

@@ -22,12 +22,11 @@ from hawq_tvm.core.ir import Array, Rescale, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
-from hawq_tvm.kernels.x86.amx_vectors import broadcast, every, pure, ramp
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
+from hawq_tvm.kernels.x86.vectors import LANES, constant, ramp
 
 FLOAT, HIGH, WIDE = "float", "high", "wide"
 
-LANES = 16
 _FLOAT_EXACT = 1 << 24  # integers up to here are float32 numbers
 _MAGIC = 3 << 22  # 1.5 * 2^23: numbers within 2^22 of it are 1 apart in float32
 _MAGIC_BITS = int(np.float32(_MAGIC).view(np.int32))
@@ -39,8 +38,8 @@ def float_is_exact(accumulator: int, multiplier: int, shift: int, lo: int, hi: i
     """Whether the float32 form gives the law's clipped result for every accumulator of up to some magnitude.
 
     - The multiplier has at most 24 significant bits, so that ``m / 2^s`` is a float32 number.
-    - No product is a tie, which ``fma`` rounds to even and the law up: with ``m = odd * 2^t`` a tie needs an accumulator
-      that is a multiple of ``2^(s-1-t)``.
+    - No product is a tie, which ``fma`` rounds to even and the law up: with ``m = odd * 2^t`` a tie needs an
+      accumulator that is a multiple of ``2^(s-1-t)``.
     - Accumulators over 2^24 are rounded when they are converted. All of them lie beyond the clip, and still do.
     - Results stay within 2^22, where float32 numbers next to the constant are whole.
 
@@ -148,37 +147,40 @@ class Rescaling:
         rows = [parameters[group, row, ramp(0, LANES)] for row in range(self.parameters.shape[1])]
         if self.form == FLOAT:
             factor = tir.reinterpret("float32x16", rows[0])
-            magic = broadcast(tirx.const(float(_MAGIC), "float32"), LANES)
-            rounded = pure("float32x16", "llvm.fma", accumulator.astype("float32x16"), factor, magic)
-            return tir.reinterpret("int32x16", rounded) - every(_MAGIC_BITS, "int32", LANES)
+            magic = tirx.Broadcast(tirx.const(float(_MAGIC), "float32"), LANES)
+            rounded = tir.call_llvm_pure_intrin(
+                "float32x16", "llvm.fma", accumulator.astype("float32x16"), factor, magic
+            )
+            return tir.reinterpret("int32x16", rounded) - constant(_MAGIC_BITS, "int32", LANES)
         if self.form == HIGH:
             return self._round_high(accumulator, rows, residual, at)
         total = accumulator.astype("int64x16") * rows[0].astype("int64x16")
         if residual is not None:
-            value = residual[ramp(at, LANES)].astype("int64x16") - every(self.residual_offset or 0, "int64", LANES)
+            value = residual[ramp(at, LANES)].astype("int64x16") - constant(self.residual_offset or 0, "int64", LANES)
             total += value * rows[1].astype("int64x16")
-        total += every(1 << (self.shift - 1), "int64", LANES)
-        return tir.shift_right(total, every(self.shift, "int64", LANES)).astype("int32x16")
+        total += constant(1 << (self.shift - 1), "int64", LANES)
+        return tir.shift_right(total, constant(self.shift, "int64", LANES)).astype("int32x16")
 
     def _round_high(self, accumulator: Expr, rows: Sequence[Expr], residual: Any, at: Expr) -> Expr:
         """The high halves of 64-bit sums, even and odd lanes apart."""
         lanes = tir.reinterpret("int64x8", accumulator)
         even, odd, *rest = (tir.reinterpret("int64x8", row) for row in rows)
-        sums = [_low_half(lanes) * _low_half(even), tir.shift_right(lanes, every(32, "int64", 8)) * _low_half(odd)]
+        upper = tir.shift_right(lanes, constant(32, "int64", 8))
+        sums = [_low_half(lanes) * _low_half(even), upper * _low_half(odd)]
         if residual is not None:
             for half in range(2):
                 value = residual[ramp(at + 8 * half, 8)].astype("int64x8")
-                factor, constant = rest[half], rest[2 + half]
+                factor, added = rest[half], rest[2 + half]
                 name = "llvm.x86.avx512.vpmadd52l.uq.512"
-                sums[half] += pure("int64x8", name, constant, value, factor)
+                sums[half] += tir.call_llvm_pure_intrin("int64x8", name, added, value, factor)
         high = tir.bitwise_or(
-            tir.bitwise_and(sums[1], every(-(1 << 32), "int64", 8)),
-            tir.bitwise_and(tir.shift_right(sums[0], every(32, "int64", 8)), every((1 << 32) - 1, "int64", 8)),
+            tir.bitwise_and(sums[1], constant(-(1 << 32), "int64", 8)),
+            tir.bitwise_and(tir.shift_right(sums[0], constant(32, "int64", 8)), constant((1 << 32) - 1, "int64", 8)),
         )
         result = tir.reinterpret("int32x16", high)
         if residual is None:
-            result += every(1 << (self.shift - 1), "int32", LANES)
-        return tir.shift_right(result, every(self.shift, "int32", LANES)) if self.shift else result
+            result += constant(1 << (self.shift - 1), "int32", LANES)
+        return tir.shift_right(result, constant(self.shift, "int32", LANES)) if self.shift else result
 
     def pack(self, rounded: Sequence[Sequence[Expr]], order: Expr) -> Expr:
         """The stored bytes of two pixels and 32 channels.
@@ -190,19 +192,19 @@ class Rescaling:
         Returns:
             int8x64, clipped: 32 bytes of each pixel.
         """
-        words = [pure("int16x32", "llvm.x86.avx512.packssdw.512", *pixel) for pixel in rounded]
+        words = [tir.call_llvm_pure_intrin("int16x32", "llvm.x86.avx512.packssdw.512", *pixel) for pixel in rounded]
         name = "packsswb" if self.signed else "packuswb"  # both saturate, as the law's clip does after them
-        packed = pure("int8x64", f"llvm.x86.avx512.{name}.512", *words)
+        packed = tir.call_llvm_pure_intrin("int8x64", f"llvm.x86.avx512.{name}.512", *words)
         dtype, lowest, highest = ("int8", -128, 127) if self.signed else ("uint8", 0, 255)
         values = packed if self.signed else tir.reinterpret("uint8x64", packed)
         if self.rescale.hi < highest:
-            values = te.min(values, every(self.rescale.hi, dtype, 64))
+            values = te.min(values, constant(self.rescale.hi, dtype, 64))
         if self.rescale.lo > lowest:
-            values = te.max(values, every(self.rescale.lo, dtype, 64))
+            values = te.max(values, constant(self.rescale.lo, dtype, 64))
         stored = values if self.signed else tir.reinterpret("int8x64", values)
         if self.signed:
-            stored = tir.bitwise_xor(stored, every(-UNSIGNED_OFFSET, "int8", 64))  # + 128
-        return pure("int8x64", "llvm.x86.avx512.permvar.qi.512", stored, order)
+            stored = tir.bitwise_xor(stored, constant(-UNSIGNED_OFFSET, "int8", 64))  # + 128
+        return tir.call_llvm_pure_intrin("int8x64", "llvm.x86.avx512.permvar.qi.512", stored, order)
 
 
 _EVEN_ODD = np.arange(LANES).reshape(2, 8).T.reshape(-1)  # 0, 8, 1, 9, ...
@@ -243,5 +245,5 @@ def _halves(values: Array) -> list[Array]:
 
 def _low_half(lanes: Expr) -> Expr:
     """The low 32 bits of each 64-bit lane, sign extended: what ``vpmuldq`` reads."""
-    thirty_two = every(32, "int64", 8)
+    thirty_two = constant(32, "int64", 8)
     return tir.shift_right(tir.shift_left(lanes, thirty_two), thirty_two)

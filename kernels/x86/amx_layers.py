@@ -32,7 +32,9 @@ def _refuse(request: Request) -> str | None:
     if reason is not None:
         return reason
     if op.groups > 1:
-        return f"multiplies whole planes of {PLANE_CHANNELS} channels, which {op.groups} groups would leave nearly empty"
+        return (
+            f"multiplies whole planes of {PLANE_CHANNELS} channels, which {op.groups} groups would leave nearly empty"
+        )
     for name in (*request.node.inputs[1:], request.node.name):
         if not _is_blocked(request, name):
             return f"computes on planes of {PLANE_CHANNELS} channels, in which '{name}' is not in play"
@@ -84,7 +86,9 @@ def _few_channels(request: Request, plane: Plane) -> Source | str:
     if channels > PLANE_CHANNELS // 4:
         return f"reads images of up to {PLANE_CHANNELS // 4} channels, not of {channels}"
     found = source_of_few_channels(request, plane)
-    return found or f"puts a column of as many rows as the stride is high into 64 bytes, which {channels} channels leave"
+    return (
+        found or f"puts a column of as many rows as the stride is high into 64 bytes, which {channels} channels leave"
+    )
 
 
 CONV2D_AMX = Kernel("conv2d_x8w8s32_amx", _conv2d(_blocked))

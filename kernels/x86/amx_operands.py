@@ -176,7 +176,7 @@ def of_few_channels(window: Window, x: Shape, output: Plane) -> Interleaved | No
 
 
 def of_samples(features: int, batch: int) -> Operand:
-    """Of a linear layer over a copy of its input, [plane, sample, 64 features], filled up to whole blocks of samples."""
+    """Of a linear layer over a copy of its input, [plane, sample, 64 features], with samples for whole blocks."""
     planes, samples = _whole(features, PLANE_CHANNELS), _whole(batch, BLOCK_PIXELS) * BLOCK_PIXELS
     offsets = np.arange(planes, dtype=np.int32) * samples * PLANE_CHANNELS
     taps = np.stack([_plane_taps(plane, 0, features, 1) for plane in range(planes)])

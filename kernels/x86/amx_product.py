@@ -1,8 +1,8 @@
 """A product of matrices on AMX, a block of 32 pixels x 32 channels at a time, and the same on VNNI.
 
-Sums start as the bias: a tile loaded with a stride of zero is one row, sixteen times. Then each k-step of 64 bytes takes
-four loads and four products of tiles. Where Linux does not grant tiles, the same bytes are multiplied by ``vpdpbusd``
-(`multiply_by_vectors`): a tile of weights is sixteen of its operands.
+Sums start as the bias: a tile loaded with a stride of zero is one row, sixteen times. Then each k-step of 64 bytes
+takes four loads and four products of tiles. Where Linux does not grant tiles, the same bytes are multiplied by
+``vpdpbusd`` (`multiply_by_vectors`): a tile of weights is sixteen of its operands.
 
 Activations are unsigned: signed ones are stored with 128 added, and 128 times the sum of the weights leaves the bias.
 Sums may pass 2^31 on the way and wrap; what they end as does not.
@@ -24,8 +24,8 @@ from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_operands import Operand
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
-from hawq_tvm.kernels.x86.amx_vectors import broadcast, pure, ramp
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
+from hawq_tvm.kernels.x86.vectors import LANES, Registers, dot, ramp
 
 TILE_BYTES = tiles.ROWS * tiles.ROW_BYTES
 STEP_BYTES = 2 * TILE_BYTES
@@ -184,22 +184,20 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
     """One block, without tiles."""
     with T.serial(2 * tiles.ROWS // _VECTOR_PIXELS) as part:
         first = part * _VECTOR_PIXELS
-        # Two buffers, since TVM puts those of 1 KiB on the heap.
-        registers = [T.alloc_buffer((_VECTOR_PIXELS, tiles.ROWS), "int32", scope="local") for _ in range(2)]
+        registers = Registers(2 * _VECTOR_PIXELS)
         for index, channels in np.ndindex(_VECTOR_PIXELS, 2):
-            bias = product.bias[ramp(panel * BLOCK_CHANNELS + channels * tiles.ROWS, 16)]
-            T.buffer_store(registers[channels], bias, [index, ramp(0, 16)])
+            bias = product.bias[ramp(panel * BLOCK_CHANNELS + channels * tiles.ROWS, LANES)]
+            registers[2 * index + channels] = bias
         with T.serial(product.operand.steps) as k, T.serial(tiles.ROWS) as quad:
             weight = (panel * product.operand.steps + k) * STEP_BYTES + quad * tiles.ROW_BYTES
             vectors = [product.weight[ramp(weight + channels * TILE_BYTES, 64)] for channels in range(2)]
             for index in range(_VECTOR_PIXELS):
                 at = product.pixel(k, pixel + first + index) + quad * 4
-                four = tir.reinterpret("int8x64", broadcast(tir.reinterpret("int32", product.x[ramp(at, 4)]), 16))
+                four = tir.reinterpret("int32", product.x[ramp(at, 4)])
                 for channels, vector in enumerate(vectors):
-                    sum_ = registers[channels][index, ramp(0, 16)]
-                    total = pure("int32x16", "llvm.x86.avx512.vpdpbusd.512", sum_, four, vector)
-                    T.buffer_store(registers[channels], total, [index, ramp(0, 16)])
+                    number = 2 * index + channels
+                    registers[number] = dot(registers[number], four, vector)
         for index, channels in np.ndindex(_VECTOR_PIXELS, 2):
             within = first % tiles.ROWS + index
             at = sums.at(first // tiles.ROWS, channels) + within * sums.row
-            T.buffer_store(sums.buffer, registers[channels][index, ramp(0, 16)], [ramp(at, 16)])
+            T.buffer_store(sums.buffer, registers[2 * index + channels], [ramp(at, LANES)])

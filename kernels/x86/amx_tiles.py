@@ -4,8 +4,9 @@ Eight tiles of up to 16 rows of 64 bytes are state of a thread, configured by ``
 state once: without permission the first tile instruction is an illegal one. Asking again costs 0.1 us, so each kernel
 asks by itself, in a library that then needs nothing of the program it is loaded into.
 
-Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter "Programming with Intel Advanced
-Matrix Extensions", and volume 2, LDTILECFG, TILELOADD, TILESTORED, TDPBUSD; Linux, Documentation/arch/x86/xstate.rst.
+Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter "Programming with Intel
+Advanced Matrix Extensions", and volume 2, LDTILECFG, TILELOADD, TILESTORED, TDPBUSD; Linux,
+Documentation/arch/x86/xstate.rst.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def permission() -> Expr:
 
 def configure() -> None:
     """Make eight tiles of 16 rows of 64 bytes, all zero; the 64 bytes that say so are built on the stack."""
-    configuration = T.alloc_buffer((8,), "int64", scope="local")
+    configuration = T.alloc_buffer((8,), "int64")
     palette, columns, rows = 1, 0x0040_0040_0040_0040, 0x1010_1010_1010_1010
     for index, word in enumerate((palette, 0, columns, columns, 0, 0, rows, 0)):
         T.buffer_store(configuration, int64(word), [index])

@@ -1,0 +1,94 @@
+"""Vectors in TIR, and the few x86 instructions that LLVM is told to use by name.
+
+Everything else is plain vector arithmetic, which LLVM turns into the instructions that `kernels/x86/epilogue.py` names.
+Sources: Intel SDM volume 2 for the instructions; LLVM's ``IntrinsicsX86.td`` for the names and operand types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+from tvm.tirx import op
+
+from hawq_tvm.kernels.generic.expressions import Expr
+
+LANES = 16
+"""32-bit lanes of a vector register; a vector of weights holds four channels for each."""
+
+
+def ramp(start: Expr, lanes: int) -> Expr:
+    """Indices of `lanes` neighbours."""
+    return tirx.Ramp(tirx.const(start, "int32") if isinstance(start, int) else start, tirx.const(1, "int32"), lanes)
+
+
+def constant(value: int, dtype: str, lanes: int = LANES) -> Expr:
+    """A vector of one number."""
+    return tirx.Broadcast(tirx.const(value, dtype), lanes)
+
+
+def shuffle(vector: Expr, lanes: Sequence[int]) -> Expr:
+    """The lanes of those numbers, in that order."""
+    return tirx.Shuffle([vector], [tirx.const(lane, "int32") for lane in lanes])
+
+
+def dot(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
+    """``vpdpbusd``: to each 32-bit lane, four products of unsigned by signed bytes are added, modulo 2^32.
+
+    Args:
+        accumulator: int32x16.
+        activations: int32, four unsigned bytes that every lane takes.
+        weights: int8x64.
+    """
+    bytes_ = op.reinterpret("int8x64", tirx.Broadcast(activations, LANES))
+    return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, bytes_, weights)
+
+
+def pack_unsigned(low: Expr, high: Expr) -> Expr:
+    """``vpackusdw``: int32x16 twice as uint16x32, saturated, interleaved in fours."""
+    return op.call_llvm_pure_intrin("uint16x32", "llvm.x86.avx512.packusdw.512", low, high)
+
+
+def pack_signed(low: Expr, high: Expr) -> Expr:
+    """``vpackssdw``: int32x16 twice as int16x32, saturated, interleaved in fours."""
+    return op.call_llvm_pure_intrin("int16x32", "llvm.x86.avx512.packssdw.512", low, high)
+
+
+PACKED_LANES = tuple(8 * (lane // 4) + lane % 4 + half for half in (0, 4) for lane in range(LANES))
+"""Where `pack_unsigned` and `pack_signed` put each lane of the first vector, then of the second.
+
+They work in 128 bits: four of the first, four of the second, and so on.
+"""
+
+
+def prefetch(address: Any) -> None:
+    """Ask for the cache line of a buffer's element; no fault, wherever it lies."""
+    read, keep, data = tirx.const(0, "int32"), tirx.const(3, "int32"), tirx.const(1, "int32")
+    T.evaluate(op.call_llvm_intrin("void", "llvm.prefetch", op.address_of(address), read, keep, data))
+
+
+class Registers:
+    """Accumulators, int32x16 each, that LLVM keeps in registers; to be made inside the loop over tasks.
+
+    There is a buffer for each. TVM puts one of a kilobyte and more on the heap, and one of scope "local" there, too:
+    then every prefetch would have LLVM write all of them to memory first.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._buffers = [T.alloc_buffer((LANES,), "int32", align=64) for _ in range(count)]
+
+    def __getitem__(self, number: int) -> Expr:
+        return self._buffers[number][ramp(0, LANES)]
+
+    def __setitem__(self, number: int, value: Expr) -> None:
+        T.buffer_store(self._buffers[number], value, [ramp(0, LANES)])
+
+
+def flat(buffer: Any) -> Any:
+    """The same memory as one row of elements."""
+    size = 1
+    for extent in buffer.shape:
+        size *= int(extent)
+    return T.decl_buffer((size,), buffer.dtype, data=buffer.data)
