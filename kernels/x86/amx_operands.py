@@ -161,13 +161,14 @@ def of_few_channels(window: Window, x: Shape, output: Plane) -> Interleaved | No
     offsets, taps = [], []
     for group, start in product(range(first, last + 1), starts):
         offsets.append(((above + group) * pitch + start) * column)
-        step = np.full((wide, sy, stored), NO_WEIGHT)
+        row = np.full(ROW_BYTES, NO_WEIGHT)
+        step = row[: wide * column].reshape(wide, sy, stored)
         for i, j in np.ndindex(kh, kw):
-            at, row = divmod(i * dy - top, sy)
+            at, line = divmod(i * dy - top, sy)
             offset = j * dx - left - start
             if at == group and 0 <= offset < wide:
-                step[offset, row, : x[0]] = np.arange(x[0]) * kh * kw + i * kw + j
-        taps.append(step.reshape(-1))
+                step[offset, line, : x[0]] = np.arange(x[0]) * kh * kw + i * kw + j
+        taps.append(row)
     end = max(offsets) + (output.blocks * BLOCK_PIXELS - 1) * sx * column + ROW_BYTES
     groups = _whole(end, pitch * column)
     operand = Operand(np.array(offsets, np.int32), np.stack(taps), sx * column, groups * pitch * column)
