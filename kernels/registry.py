@@ -31,8 +31,12 @@ from hawq_tvm.kernels.interface import (
 from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d
 
 KERNELS: tuple[Kernel, ...] = (
-    amx_layers.CONV2D_AMX,
-    amx_layers.CONV2D_AMX_FEW_CHANNELS,
+    amx_layers.CONV2D_W4_AMX,
+    amx_layers.CONV2D_W8_AMX,
+    amx_layers.CONV2D_W4_AMX_FEW,
+    amx_layers.CONV2D_W8_AMX_FEW,
+    amx_layers.LINEAR_W4_AMX,
+    amx_layers.LINEAR_W8_AMX,
     vnni_conv2d.CONV2D_VNNI,
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,

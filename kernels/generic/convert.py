@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.costs import RATES, Work
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import Image, framed_rows, function
+from hawq_tvm.kernels.generic.nhwc import Image, framed_rows, function, over_channels
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Offer
 
@@ -25,7 +25,8 @@ def _offer(request: ConvertRequest) -> Offer | str:
         plain = replace(storage, bits=8, offset=offset)
         last = storage.order == "NHWC" or storage.block > 1
         if not (storage == canonical or (storage == plain and last)) or len(request.type.shape) != 3:
-            return f"copies images of bytes between NCHW, channels last and planes of channels, not {request.source} to {request.to}"
+            how = f"{request.source} to {request.to}"
+            return f"copies images of bytes between NCHW, channels last and planes of channels, not {how}"
     size = max(storage.size_bytes(request.type, request.batch) for storage in (request.source, request.to))
     rates, build = (
         ("convert to nchw", _to_canonical) if request.to == canonical else ("convert to nhwc", _to_channels_last)
@@ -48,8 +49,12 @@ def _to_channels_last(request: ConvertRequest) -> BuiltKernel:
         top, left, _, _ = request.to.frame
 
         def row(n: Expr, _block: Expr, h: Expr) -> None:
-            with T.serial(width) as w, T.serial(channels) as c:
-                image.store(x[n, c, h, w] if source is None else source[n, c, h, w], n, c, h, w)
+            with T.serial(width) as w:
+
+                def store(c: Expr) -> None:
+                    image.store(x[n, c, h, w] if source is None else source[n, c, h, w], n, c, h, w)
+
+                over_channels(image, 0, channels, store)
             image.zero(n, h + top, (left, width), (channels, image.filled_up))
 
         framed_rows(image, row, batch=request.batch, threads=_threads(request))
@@ -64,8 +69,12 @@ def _to_canonical(request: ConvertRequest) -> BuiltKernel:
         source = Image(x, request.type, request.source)
         with (T.parallel if _threads(request) else T.serial)(request.batch * height) as task:
             n, h = task // height, task % height
-            with T.serial(channels) as c, T.serial(width) as w:
-                T.buffer_store(y, source[n, c, h, w].astype(y.dtype), [n, c, h, w])
+
+            def row(c: Expr) -> None:
+                with T.serial(width) as w:
+                    T.buffer_store(y, source[n, c, h, w].astype(y.dtype), [n, c, h, w])
+
+            over_channels(source, 0, channels, row)
 
     return BuiltKernel(function(_parameters(request), body), ())
 

@@ -169,6 +169,25 @@ def local(shape: Shape, dtype: str) -> Any:
     return T.alloc_buffer(shape, dtype, scope="local")
 
 
+def over_channels(image: Image, start: int, count: int, emit: Callable[[Expr], None]) -> None:
+    """Loop over `count` channels, of which the first is stored as `start`, so that inner loops are vectors.
+
+    Args:
+        image: whose blocks the loop follows, where it has any and they begin together.
+        start: the first one's channel in the image.
+        count: how many.
+        emit: emits the work on one, by its number from 0.
+    """
+    block = image.storage.block
+    whole = count // block if block > 1 and start % block == 0 else 0
+    if whole:
+        with T.serial(whole) as number, T.serial(block) as lane:
+            emit(number * block + lane)
+    if count > whole * block:
+        with T.serial(count - whole * block) as lane:
+            emit(whole * block + lane)
+
+
 def lanes_of(channels: int, widest: int) -> int:
     """The largest power of two, up to `widest`, that divides a number of channels."""
     lanes = 1

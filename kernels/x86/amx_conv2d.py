@@ -25,56 +25,27 @@ from hawq_tvm.kernels.interface import BuiltKernel, Request
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_copies import PIXEL, copy_phases, fill, interleave, zero_of
 from hawq_tvm.kernels.x86.amx_epilogue import Rescaling, in_lanes
-from hawq_tvm.kernels.x86.amx_operands import Operand, by_phases, in_place, of_few_channels, pack_weight
-from hawq_tvm.kernels.x86.amx_product import Beside, Product, Sums, bias_of, multiply_by_tiles, multiply_by_vectors
+from hawq_tvm.kernels.x86.amx_operands import Operand, by_phases, in_place, of_few_channels
+from hawq_tvm.kernels.x86.amx_product import (
+    Beside,
+    Product,
+    Split,
+    Sums,
+    bias_of,
+    keep_size,
+    multiply_by_tiles,
+    multiply_by_vectors,
+)
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
+from hawq_tvm.kernels.x86.amx_weights import Weights, pack_weight, unpacked_panel
 from hawq_tvm.kernels.x86.vectors import LANES, flat, ramp
 
 BLOCK_SUMS = BLOCK_PIXELS * BLOCK_CHANNELS
 HALF = BLOCK_CHANNELS  # bytes of a panel's channels in a pixel of a plane
 PAIRS = BLOCK_PIXELS // 2  # the rescale takes two pixels at a time
 
-STEP_MACS = BLOCK_PIXELS * BLOCK_CHANNELS * tiles.ROW_BYTES
-TASK_MACS = 16_000_000
-"""Multiply-accumulates of a task: some 10 us, where configuring the tiles takes 0.1."""
-
-MOST_TASKS = 64
 MANY_STEPS = 16
 """Steps over which a rescale is worth spreading, of a window of one pixel; wider windows always have enough."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """How a product is cut into tasks.
-
-    Attributes:
-        panels: of each task, of the last ones perhaps fewer.
-        blocks: likewise.
-        across: tasks beside one another over the panels.
-        along: tasks over the blocks.
-    """
-
-    panels: int
-    blocks: int
-    across: int
-    along: int
-
-    @classmethod
-    def choose(cls, panels: int, blocks: int, steps: int, batch: int) -> Split:
-        """Tasks of about `TASK_MACS`, over panels first: those share no weights."""
-        macs = batch * panels * blocks * steps * STEP_MACS
-        wanted = min(MOST_TASKS, macs // TASK_MACS)
-        wanted = max(1, -(-wanted // batch))
-        each = -(-panels // min(panels, wanted))
-        across = -(-panels // each)
-        along = min(max(1, blocks // 4), -(-wanted // across))
-        length = -(-blocks // along)
-        return cls(each, length, across, -(-blocks // length))
-
-    @property
-    def tasks(self) -> int:
-        """Of a sample."""
-        return self.across * self.along
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,15 +100,15 @@ def _spread(request: Request, operand: Operand) -> bool:
     return request.batch * operand.sample_bytes >= 200_000
 
 
-def build_conv2d(request: Request, source: Source) -> BuiltKernel:
-    """The function and its constants."""
+def build_conv2d(request: Request, source: Source, *, nibbles: bool) -> BuiltKernel:
+    """The function and its constants; `nibbles`: whether weights are packed two a byte."""
     op, node = request.node.op, request.node
     assert isinstance(op, Conv2d)
     rescaling = Rescaling.choose(op, request.inputs, node.type)
     lanes = rescaling.lanes
     signed = request.inputs[0].dtype.signed
     constants = (
-        pack_weight(in_lanes(op.weight, lanes), source.operand),
+        pack_weight(in_lanes(op.weight, lanes), source.operand, nibbles=nibbles),
         source.operand.offsets,
         in_lanes(bias_of(op.bias, op.weight, signed), lanes),
         rescaling.parameters,
@@ -161,10 +132,16 @@ def build_conv2d(request: Request, source: Source) -> BuiltKernel:
         if source.copy is not None:
             left = T.alloc_buffer((request.batch * operand.sample_bytes,), "uint8")
             source.copy(x, left)
+        packed, panels = flat(weight), len(constants[0])
+
+        def product(n: Expr) -> Product:
+            weights = Weights(packed, panels, operand.steps, unpacked_panel(operand.steps) if nibbles else None)
+            return Product(operand, left, n * operand.sample_bytes, weights, bias, offsets)
+
         kernel = _Convolution(
             request,
             rescaling,
-            lambda n: Product(operand, left, n * operand.sample_bytes, flat(weight), bias, offsets, weight.shape[0]),
+            product,
             (parameters, order),
             _Planes.of(buffers[-1], node.type, storages[-1]),
             _Planes.of(residual[0], request.inputs[1], storages[1]) if residual else None,
@@ -221,6 +198,7 @@ class _Convolution:
             panels = tirx.min(split.panels, self.panels - first_panel)
             blocks = tirx.min(split.blocks, self.y.plane.blocks - first_block)
             sums = T.alloc_buffer(((2 if overlapped else 1) * BLOCK_SUMS,), "int32")
+            keep_size(sums)
             product, at = self.product(n), (n, first_panel, first_block, panels, blocks)
             with T.If(granted == 0):
                 with T.Then():
@@ -234,20 +212,24 @@ class _Convolution:
     def _one_by_one(self, product: Product, sums: Any, at: tuple[Expr, ...]) -> None:
         """Each block, and then its rescale."""
         n, first_panel, first_block, panels, blocks = at
-        with T.serial(panels) as p, T.serial(blocks) as b:
-            panel, block = first_panel + p, first_block + b
-            ahead = (b, self.split.blocks)
-            multiply_by_tiles(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0), ahead=ahead)
-            with T.serial(PAIRS) as pair:
-                self._rescale(n, panel, block, sums, 0, pair)
+        with T.serial(panels) as p:
+            product.weights.unpack(first_panel + p)
+            with T.serial(blocks) as b:
+                panel, block = first_panel + p, first_block + b
+                ahead = (b, self.split.blocks)
+                multiply_by_tiles(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0), ahead=ahead)
+                with T.serial(PAIRS) as pair:
+                    self._rescale(n, panel, block, sums, 0, pair)
 
     def _without_tiles(self, product: Product, sums: Any, at: tuple[Expr, ...]) -> None:
         n, first_panel, first_block, panels, blocks = at
-        with T.serial(panels) as p, T.serial(blocks) as b:
-            panel, block = first_panel + p, first_block + b
-            multiply_by_vectors(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0))
-            with T.serial(PAIRS) as pair:
-                self._rescale(n, panel, block, sums, 0, pair)
+        with T.serial(panels) as p:
+            product.weights.unpack(first_panel + p)
+            with T.serial(blocks) as b:
+                panel, block = first_panel + p, first_block + b
+                multiply_by_vectors(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0))
+                with T.serial(PAIRS) as pair:
+                    self._rescale(n, panel, block, sums, 0, pair)
 
     def _overlapped(self, product: Product, sums: Any, at: tuple[Expr, ...]) -> None:
         """Each block's rescale beside the product of the next one, whose sums go to the other half of memory."""
@@ -259,6 +241,9 @@ class _Convolution:
         def multiply(index: Expr, beside: Beside | None) -> None:
             panel, block = place(index)
             ahead = (index % blocks, self.split.blocks)
+            if product.weights.unpacked is not None:
+                with T.If(index % blocks == 0), T.Then():
+                    product.weights.unpack(panel)
             half = index % 2 * BLOCK_SUMS
             multiply_by_tiles(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, half), beside=beside, ahead=ahead)
 

@@ -1,95 +1,125 @@
-"""Which layers AMX takes, and what it costs them."""
+"""Which layers AMX takes, and what they cost there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.core.ir import Operator
+from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, decline
 from hawq_tvm.kernels.generic.costs import CALL_US
 from hawq_tvm.kernels.interface import Kernel, Offer, Request
 from hawq_tvm.kernels.x86.amx_conv2d import Source, build_conv2d, source_of, source_of_few_channels
 from hawq_tvm.kernels.x86.amx_epilogue import FLOAT, HIGH, WIDE, Rescaling
-from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, PLANE_CHANNELS, Plane
+from hawq_tvm.kernels.x86.amx_linear import build_linear
+from hawq_tvm.kernels.x86.amx_operands import of_samples
+from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
 from hawq_tvm.kernels.x86.storages import missing
 
 STEP_NS = 30.0
 RESCALE_NS = {FLOAT: 60.0, HIGH: 90.0, WIDE: 250.0}
 RESIDUAL_NS = 30.0
+UNPACK_NS = 15.0
 COPY_NS = 0.08
-"""Of a k-step and of the rescale of a block, and of a copied byte: prototypes on an Intel Xeon with AMX, one thread,
-weights in its second-level cache."""
+LINEAR_OUTPUT_NS = 1.0
+"""Of a k-step and of the rescale of a block, of unpacking a k-step of a panel, of a copied byte and of an output of a
+linear layer: prototypes on an Intel Xeon with AMX, one thread, weights in its second-level cache."""
+
+FEW_CHANNELS = PLANE_CHANNELS // 4
+GFNI = frozenset({"gfni"})
 
 
-def _refuse(request: Request) -> str | None:
-    """Why no convolution on AMX takes a request."""
-    op = request.node.op
-    if request.target.kind != "llvm":
-        return f"written for CPUs through LLVM, not for '{request.target.kind}'"
-    if not isinstance(op, Conv2d):
-        return f"computes conv2d, not {op.kind}"
-    reason = missing(request.features, AMX_INT8)
-    if reason is not None:
-        return reason
+def _refuse(request: Request, operator: type[Operator], weight_bits: range) -> str | None:
+    """Why no kernel on AMX for such weights takes a request."""
+    needed = AMX_INT8 | GFNI if weight_bits == PACKED_WEIGHT else AMX_INT8
+    return decline(request, operator, weight_bits) or missing(request.features, needed)
+
+
+def _refuse_conv2d(request: Request) -> str | None:
+    """Why a convolution does not fit planes."""
+    op, node = request.node.op, request.node
+    assert isinstance(op, Conv2d)
     if op.groups > 1:
         return (
             f"multiplies whole planes of {PLANE_CHANNELS} channels, which {op.groups} groups would leave nearly empty"
         )
-    for name in (*request.node.inputs[1:], request.node.name):
-        if not _is_blocked(request, name):
+    for name in (*node.inputs, node.name):
+        if name not in request.alternatives or request.alternatives[name].block != PLANE_CHANNELS:
             return f"computes on planes of {PLANE_CHANNELS} channels, in which '{name}' is not in play"
-    fill = request.node.type.shape[0] % PLANE_CHANNELS
-    if fill and not op.rescale.lo <= 0 <= op.rescale.hi:
+    if node.type.shape[0] % PLANE_CHANNELS and not op.rescale.lo <= 0 <= op.rescale.hi:
         return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
     return None
 
 
-def _is_blocked(request: Request, name: str) -> bool:
-    return name in request.alternatives and request.alternatives[name].block == PLANE_CHANNELS
+def _conv2d(weight_bits: range, find: Callable[[Request, Plane], Source | str]) -> Callable[[Request], Offer | str]:
+    """The `offer` of a kernel that reads what `find` finds."""
 
-
-def _offer(request: Request, source: Source, plane: Plane) -> Offer:
-    op, node = request.node.op, request.node
-    assert isinstance(op, Conv2d)
-    blocks = request.batch * plane.blocks * -(-node.type.shape[0] // BLOCK_CHANNELS)
-    form = Rescaling.choose(op, request.inputs, node.type).form
-    rescale = RESCALE_NS[form] + (RESIDUAL_NS if op.rescale.residual is not None else 0.0)
-    copied = request.batch * source.operand.sample_bytes if source.copy is not None else 0
-    cost = CALL_US + (blocks * (source.operand.steps * STEP_NS + rescale) + copied * COPY_NS) / 1e3
-    storages = [request.alternatives[name] for name in (*node.inputs[1:], node.name)]
-    return Offer((source.reads, *storages[:-1]), storages[-1], cost, lambda: build_conv2d(request, source))
-
-
-def _conv2d(find: Callable[[Request, Plane], Source | str]) -> Callable[[Request], Offer | str]:
     def offer(request: Request) -> Offer | str:
-        reason = _refuse(request)
+        reason = _refuse(request, Conv2d, weight_bits) or _refuse_conv2d(request)
         if reason is not None:
             return reason
-        plane = Plane.of(request.node.type, request.alternatives[request.node.name])
-        source = find(request, plane)
-        return source if isinstance(source, str) else _offer(request, source, plane)
+        source = find(request, Plane.of(request.node.type, request.alternatives[request.node.name]))
+        if isinstance(source, str):
+            return source
+        storages = [request.alternatives[name] for name in (*request.node.inputs[1:], request.node.name)]
+        nibbles = weight_bits == PACKED_WEIGHT
+        cost = _conv2d_us(request, source, nibbles)
+        reads = (source.reads, *storages[:-1])
+        return Offer(reads, storages[-1], cost, lambda: build_conv2d(request, source, nibbles=nibbles))
 
     return offer
 
 
-def _blocked(request: Request, plane: Plane) -> Source | str:
-    name = request.node.inputs[0]
-    if not _is_blocked(request, name):
-        return f"reads planes of {PLANE_CHANNELS} channels, in which '{name}' is not in play"
-    return source_of(request, plane)
+def _conv2d_us(request: Request, source: Source, nibbles: bool) -> float:
+    op, type, steps = request.node.op, request.node.type, source.operand.steps
+    assert isinstance(op, Conv2d)
+    plane = Plane.of(type, request.alternatives[request.node.name])
+    panels = -(-type.shape[0] // BLOCK_CHANNELS)
+    rescale = RESCALE_NS[Rescaling.choose(op, request.inputs, type).form]
+    if op.rescale.residual is not None:
+        rescale += RESIDUAL_NS
+    total = panels * plane.blocks * (steps * STEP_NS + rescale)
+    if nibbles:
+        total += panels * steps * UNPACK_NS
+    if source.copy is not None:
+        total += source.operand.sample_bytes * COPY_NS
+    return CALL_US + request.batch * total / 1e3
 
 
 def _few_channels(request: Request, plane: Plane) -> Source | str:
-    channels, name = request.inputs[0].shape[0], request.node.inputs[0]
-    if not _is_blocked(request, name):
-        return f"counts pixels of planes, in which '{name}' is not in play"
-    if channels > PLANE_CHANNELS // 4:
-        return f"reads images of up to {PLANE_CHANNELS // 4} channels, not of {channels}"
-    found = source_of_few_channels(request, plane)
-    return (
-        found or f"puts a column of as many rows as the stride is high into 64 bytes, which {channels} channels leave"
-    )
+    channels = request.inputs[0].shape[0]
+    found = source_of_few_channels(request, plane) if channels <= FEW_CHANNELS else None
+    stride = request.node.op.window.strides[0]  # type: ignore[attr-defined]
+    return found or f"puts a column of {stride} rows into 64 bytes, with up to {FEW_CHANNELS} channels, not {channels}"
 
 
-CONV2D_AMX = Kernel("conv2d_x8w8s32_amx", _conv2d(_blocked))
-CONV2D_AMX_FEW_CHANNELS = Kernel("conv2d_x8w8s32_amx_few_channels", _conv2d(_few_channels))
+def _linear(weight_bits: range) -> Callable[[Request], Offer | str]:
+    def offer(request: Request) -> Offer | str:
+        reason = _refuse(request, Linear, weight_bits)
+        if reason is not None:
+            return reason
+        nibbles = weight_bits == PACKED_WEIGHT
+        reads = tuple(map(Storage.canonical, request.inputs))
+        writes = Storage.canonical(request.node.type)
+        return Offer(reads, writes, _linear_us(request, nibbles), lambda: build_linear(request, nibbles=nibbles))
+
+    return offer
+
+
+def _linear_us(request: Request, nibbles: bool) -> float:
+    op = request.node.op
+    assert isinstance(op, WeightedOperator)
+    steps = of_samples(request.inputs[0].shape[0], request.batch).steps
+    panels, blocks = -(-op.out_channels // BLOCK_CHANNELS), -(-request.batch // BLOCK_PIXELS)
+    total = panels * steps * (blocks * STEP_NS + (UNPACK_NS if nibbles else 0.0))
+    return CALL_US + (total + request.batch * op.out_channels * LINEAR_OUTPUT_NS) / 1e3
+
+
+CONV2D_W4_AMX = Kernel("conv2d_x8w4s32_amx", _conv2d(PACKED_WEIGHT, source_of))
+CONV2D_W8_AMX = Kernel("conv2d_x8w8s32_amx", _conv2d(BYTE_WEIGHT, source_of))
+CONV2D_W4_AMX_FEW = Kernel("conv2d_x8w4s32_amx_few_channels", _conv2d(PACKED_WEIGHT, _few_channels))
+CONV2D_W8_AMX_FEW = Kernel("conv2d_x8w8s32_amx_few_channels", _conv2d(BYTE_WEIGHT, _few_channels))
+LINEAR_W4_AMX = Kernel("linear_x8w4s32_amx", _linear(PACKED_WEIGHT))
+LINEAR_W8_AMX = Kernel("linear_x8w8s32_amx", _linear(BYTE_WEIGHT))

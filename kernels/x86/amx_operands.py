@@ -21,7 +21,7 @@ from itertools import product
 import numpy as np
 
 from hawq_tvm.core.ir import Array, Shape, Window
-from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
+from hawq_tvm.kernels.x86.amx_storages import BLOCK_PIXELS, PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.amx_tiles import ROW_BYTES
 
 NO_WEIGHT = -1
@@ -182,22 +182,3 @@ def of_samples(features: int, batch: int) -> Operand:
     offsets = np.arange(planes, dtype=np.int32) * samples * PLANE_CHANNELS
     taps = np.stack([_plane_taps(plane, 0, features, 1) for plane in range(planes)])
     return Operand(offsets, taps, PLANE_CHANNELS, planes * samples * PLANE_CHANNELS)
-
-
-def pack_weight(weight: Array, operand: Operand) -> Array:
-    """Weights as tiles take them, in the order in which they are read.
-
-    Args:
-        weight: int8 [out, ...].
-        operand: what they meet.
-
-    Returns:
-        int8 [out / 32, steps, 2, 16, 16, 4]: of each k-step two tiles of 16 channels, each 16 rows of four bytes a
-        channel; channels are filled up with zeros.
-    """
-    flat = weight.reshape(len(weight), -1)
-    panels = _whole(len(flat), BLOCK_CHANNELS)
-    filled = np.zeros((panels * BLOCK_CHANNELS, flat.shape[1] + 1), np.int8)  # the last column is NO_WEIGHT's
-    filled[: len(flat), :-1] = flat
-    met = filled[:, operand.taps].reshape(panels, 2, 16, operand.steps, 16, 4)
-    return np.ascontiguousarray(met.transpose(0, 3, 1, 4, 2, 5))

@@ -23,16 +23,51 @@ from hawq_tvm.core.ir import Array
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_operands import Operand
-from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
+from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS
+from hawq_tvm.kernels.x86.amx_weights import TILE_BYTES, Weights
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
 from hawq_tvm.kernels.x86.vectors import LANES, Registers, dot, ramp
 
-TILE_BYTES = tiles.ROWS * tiles.ROW_BYTES
-STEP_BYTES = 2 * TILE_BYTES
-"""Of weights: a k-step of a panel of 32 channels."""
+STEP_MACS = BLOCK_PIXELS * BLOCK_CHANNELS * tiles.ROW_BYTES
+TASK_MACS = 16_000_000
+"""Multiply-accumulates of a task: some 10 us, where configuring the tiles takes 0.1."""
 
-_LINES = STEP_BYTES // 64
+MOST_TASKS = 64
 _VECTOR_PIXELS = 8  # by two vectors of channels: 16 of 32 registers accumulate
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a product is cut into tasks.
+
+    Attributes:
+        panels: of each task, of the last ones perhaps fewer.
+        blocks: likewise.
+        across: tasks beside one another over the panels.
+        along: tasks over the blocks.
+    """
+
+    panels: int
+    blocks: int
+    across: int
+    along: int
+
+    @classmethod
+    def choose(cls, panels: int, blocks: int, steps: int, batch: int) -> Split:
+        """Tasks of about `TASK_MACS`, over panels first: those share no weights."""
+        macs = batch * panels * blocks * steps * STEP_MACS
+        wanted = min(MOST_TASKS, macs // TASK_MACS)
+        wanted = max(1, -(-wanted // batch))
+        each = -(-panels // min(panels, wanted))
+        across = -(-panels // each)
+        along = min(max(1, blocks // 4), -(-wanted // across))
+        length = -(-blocks // along)
+        return cls(each, length, across, -(-blocks // length))
+
+    @property
+    def tasks(self) -> int:
+        """Of a sample."""
+        return self.across * self.along
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +78,17 @@ class Product:
         operand: the left matrix.
         x: its memory, flat, unsigned bytes.
         start: the sample's first byte.
-        weight: int8, flat: panels of 32 channels, as `pack_weight` lays them out.
+        weights: the right matrix.
         bias: int32 [channels].
         offsets: int32 [steps], of the operand.
-        panels: of weights.
     """
 
     operand: Operand
     x: Any
     start: Expr
-    weight: Any
+    weights: Weights
     bias: Any
     offsets: Any
-    panels: int
 
     def pixel(self, step: Expr, pixel: Expr) -> Expr:
         """Where the 64 bytes of a step begin, of the pixel."""
@@ -130,18 +163,18 @@ def multiply_by_tiles(
         tiles.load(tile, product.bias, panel * BLOCK_CHANNELS + tile % 2 * tiles.ROWS, 0)
 
     def step(k: Expr) -> None:
-        weight, x = (panel * steps + k) * STEP_BYTES, product.pixel(k, pixel)
+        weight, x = product.weights.step(panel, k), product.pixel(k, pixel)
         stride = product.operand.pixel_bytes
-        tiles.load(6, product.weight, weight, tiles.ROW_BYTES)
+        tiles.load(6, product.weights.buffer, weight, tiles.ROW_BYTES)
         tiles.load(4, product.x, x, stride)
         tiles.dot(0, 4, 6)
-        tiles.load(7, product.weight, weight + TILE_BYTES, tiles.ROW_BYTES)
+        tiles.load(7, product.weights.buffer, weight + TILE_BYTES, tiles.ROW_BYTES)
         tiles.dot(1, 4, 7)
         tiles.load(5, product.x, x + tiles.ROWS * stride, stride)
         tiles.dot(2, 5, 6)
         tiles.dot(3, 5, 7)
         if ahead is not None:
-            _fetch(product, panel + 1, k, *ahead)
+            product.weights.fetch(panel + 1, k, *ahead)
 
     busy = 0
     if beside is not None:
@@ -160,26 +193,6 @@ def multiply_by_tiles(
         tiles.store(tile, sums.buffer, sums.at(tile // 2, tile % 2), 4 * sums.row)
 
 
-def _fetch(product: Product, panel: Expr, step: Expr, number: Expr, blocks: int) -> None:
-    """This block's share of a step of the next panel, into the second-level cache."""
-    lines = -(-_LINES // blocks)
-    last = product.panels * product.operand.steps * STEP_BYTES - 64 * lines
-
-    def fetch() -> None:
-        at = (panel * product.operand.steps + step) * STEP_BYTES + number * (64 * lines)
-        first = tirx.min(at, last)  # behind the last panel there is nothing
-        read, second_level, data = (tirx.const(value, "int32") for value in (0, 2, 1))
-        for line in range(lines):
-            address = tir.address_of(product.weight[first + 64 * line])
-            T.evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, read, second_level, data))
-
-    if blocks * lines < _LINES + lines:
-        fetch()
-        return
-    with T.If(number * lines < _LINES), T.Then():
-        fetch()
-
-
 def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) -> None:
     """One block, without tiles."""
     with T.serial(2 * tiles.ROWS // _VECTOR_PIXELS) as part:
@@ -189,8 +202,8 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
             bias = product.bias[ramp(panel * BLOCK_CHANNELS + channels * tiles.ROWS, LANES)]
             registers[2 * index + channels] = bias
         with T.serial(product.operand.steps) as k, T.serial(tiles.ROWS) as quad:
-            weight = (panel * product.operand.steps + k) * STEP_BYTES + quad * tiles.ROW_BYTES
-            vectors = [product.weight[ramp(weight + channels * TILE_BYTES, 64)] for channels in range(2)]
+            weight = product.weights.step(panel, k) + quad * tiles.ROW_BYTES
+            vectors = [product.weights.buffer[ramp(weight + channels * TILE_BYTES, 64)] for channels in range(2)]
             for index in range(_VECTOR_PIXELS):
                 at = product.pixel(k, pixel + first + index) + quad * 4
                 four = tir.reinterpret("int32", product.x[ramp(at, 4)])
@@ -201,3 +214,9 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
             within = first % tiles.ROWS + index
             at = sums.at(first // tiles.ROWS, channels) + within * sums.row
             T.buffer_store(sums.buffer, registers[2 * index + channels], [ramp(at, LANES)])
+
+
+def keep_size(buffer: Any) -> None:
+    """Write to a buffer's last element: TVM cuts one down to what it sees used, and tiles it does not see."""
+    last = int(buffer.shape[0]) - 1
+    T.buffer_store(buffer, tirx.const(0, buffer.dtype), [last])
