@@ -232,6 +232,7 @@ def test_every_package_is_installed() -> None:
     "module",
     [
         "core.dyadic",
+        "core.float32_rescale",
         "core.errors",
         "core.given",
         "core.ir",

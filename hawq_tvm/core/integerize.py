@@ -15,6 +15,7 @@ import numpy as np
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.dyadic import round_half_up, to_dyadic
 from hawq_tvm.core.errors import AllocationError, CalibrationError, GraphError
+from hawq_tvm.core.float32_rescale import odd_multipliers
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, Clip, FloatGraph, FloatNode
 from hawq_tvm.core.ir import OUTPUT_TYPE, Graph, Node, Operator, Rescale, TensorType
 from hawq_tvm.core.ops import (
@@ -97,7 +98,7 @@ class _Integerizer:
         if key not in self.copies:
             copy = self.copies[key] = self._free_name(f"{name}.{type.dtype}")
             multiplier, shift = to_dyadic([stored.scale / type.scale])
-            rescale = Rescale(multiplier, shift, type.dtype.lo, type.dtype.hi)
+            rescale = Rescale(odd_multipliers(multiplier, shift), shift, type.dtype.lo, type.dtype.hi)
             self._emit(copy, Requantize(rescale), (name,), type)
         return self.copies[key]
 
@@ -148,13 +149,19 @@ class _Integerizer:
     def _rescale(
         self, node: FloatNode, type: TensorType, ratios: FloatArray, residual_ratio: float | None = None
     ) -> Rescale:
-        """The dyadic form of the ratios, with the node's clip as integer bounds."""
-        if residual_ratio is None:
-            multiplier, shift = to_dyadic(ratios)
-            residual = None
-        else:
+        """The dyadic form of the ratios, with the node's clip as integer bounds.
+
+        Sums of two products and the network's 32-bit result keep all 31 bits of their multipliers: no float32 holds
+        what they round.
+        """
+        residual = None
+        if residual_ratio is not None:
             joint, shift = to_dyadic([*ratios, residual_ratio])
             multiplier, residual = joint[:-1], joint[-1:]
+        else:
+            multiplier, shift = to_dyadic(ratios)
+            if node.kind != "add" and type.dtype != OUTPUT_TYPE:
+                multiplier = odd_multipliers(multiplier, shift)
         lo, hi = integer_bounds(type, node.clip)
         return Rescale(multiplier, shift, lo, hi, residual)
 

@@ -29,6 +29,7 @@ PARTS = {
         ("hawq_tvm/core/*.py",),
         (
             "tests/test_dyadic.py",
+            "tests/test_float32_rescale.py",
             "tests/test_ir.py",
             "tests/test_ops.py",
             "tests/test_interpreter.py",
