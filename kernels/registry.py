@@ -28,7 +28,7 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
-from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d
+from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise
 
 KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W4_AMX,
@@ -37,7 +37,10 @@ KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W8_AMX_FEW,
     amx_layers.LINEAR_W4_AMX,
     amx_layers.LINEAR_W8_AMX,
-    vnni_conv2d.CONV2D_VNNI,
+    vnni_depthwise.DEPTHWISE_W4_VNNI,
+    vnni_depthwise.DEPTHWISE_W8_VNNI,
+    vnni_conv2d.CONV2D_W4_VNNI,
+    vnni_conv2d.CONV2D_W8_VNNI,
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,

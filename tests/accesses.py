@@ -22,9 +22,10 @@ def accesses_outside(function: Any) -> list[str]:
 
     def check(buffer: Any, indices: Any) -> None:
         for index, extent in zip(indices, buffer.shape, strict=True):
-            bound = analyzer.const_int_bound(index)
-            if bound.min_value < 0 or bound.max_value >= int(extent):
-                found.append(f"{buffer.name}[{index}]: {bound.min_value}..{bound.max_value} of {extent}")
+            first, reach = (index.base, int(index.lanes) - 1) if isinstance(index, tirx.Ramp) else (index, 0)
+            bound = analyzer.const_int_bound(first)
+            if bound.min_value < 0 or bound.max_value + reach >= int(extent):
+                found.append(f"{buffer.name}[{index}]: {bound.min_value}..{bound.max_value + reach} of {extent}")
 
     def guarded(condition: Any, then: Any, otherwise: Any, visitor: Any) -> None:
         visitor.visit(condition)

@@ -20,7 +20,7 @@ from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, TensorType
 from hawq_tvm.core.quantizer import LayerWeights, Range
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.storage import pack
-from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.core.targets import TARGETS, Target
 from hawq_tvm.frontend.capture import capture
 from hawq_tvm.posttraining.alone import round_alone
 from hawq_tvm.settings import RoundingSettings
@@ -102,14 +102,15 @@ def _identity(dtype: IntType) -> Any:
 
 
 def compiled(
-    graph: Graph, folder: Path, *, target: str = "llvm", batch: int = 1, storages: str = "all"
+    graph: Graph, folder: Path, *, target: str | Target = "llvm", batch: int = 1, storages: str = "all"
 ) -> CompiledModule:
-    """The graph compiled and loaded."""
+    """The graph compiled and loaded; a target by its name, or one that has none in the table."""
     from hawq_tvm.backends.tvm.build import build_library
     from hawq_tvm.backends.tvm.lower import lower
 
-    path = folder / TARGETS[target].library_name
-    build_library(lower(graph, TARGETS[target], batch=batch, storages=storages), path)
+    found = TARGETS[target] if isinstance(target, str) else target
+    path = folder / found.library_name
+    build_library(lower(graph, found, batch=batch, storages=storages), path)
     return CompiledModule(path)
 
 

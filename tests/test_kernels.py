@@ -25,6 +25,7 @@ from hawq_tvm.kernels.packing import pack_channel_blocks, pack_nibbles, unpack_n
 
 from .accesses import accesses_outside, shared_between_threads
 from .builders import compiled, one_node_graph, random_integers, same, stored_wrongly
+from .cpus import resolved
 
 S8, U8, U4, S32 = (IntType.parse(text) for text in ("s8", "u8", "u4", "s32"))
 STORAGES = ("canonical", "channels_last")
@@ -325,6 +326,7 @@ def test_channels_last_declines_with_a_sentence(
     agrees(op, inputs, output, tmp_path, storages="channels_last")
 
 
+@pytest.mark.parametrize("cpu", ["haswell", "skylake-avx512"])
 @pytest.mark.parametrize("weight_bits", [4, 8])
 @pytest.mark.parametrize(
     ("groups", "channels", "out"),
@@ -332,7 +334,7 @@ def test_channels_last_declines_with_a_sentence(
     ids=["three halves", "filled up", "depthwise", "depthwise, ragged", "grouped", "grouped, other inputs"],
 )
 def test_channels_last_convolutions_of_every_kind(
-    groups: int, channels: int, out: int, weight_bits: int, tmp_path: Path
+    groups: int, channels: int, out: int, weight_bits: int, cpu: str, tmp_path: Path
 ) -> None:
     window = Window((3, 2), (1, 2), (1, 1, 2, 0), (2, 1))
     graph = conv_graph(
@@ -340,7 +342,7 @@ def test_channels_last_convolutions_of_every_kind(
         TensorType(S8, (channels, 9, 31), 1.0),
         S8,
     )
-    module = graph_agrees(graph, tmp_path, storages="channels_last")
+    module = graph_agrees(graph, tmp_path, storages="channels_last", target=resolved(cpu).target)
     assert set(module.info.kernels.values()) == {f"conv2d_x8w{weight_bits}s32_generic_nhwc"}
     assert functions_outside(graph, 512, "channels_last") == []
 

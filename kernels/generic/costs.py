@@ -1,4 +1,4 @@
-"""What the generic kernels cost: for each, a linear model in the work that a request asks for.
+"""What the CPU kernels cost: for each, a linear model in the work that a request asks for.
 
     microseconds = (macs x macs_ns + outputs x output_ns + copied x copied_ns) / 1000 + CALL_US
 
@@ -65,6 +65,11 @@ RATES: dict[str, Rates] = {
     "concat nhwc": Rates(0.0409, 0.0),
     "pad channels nhwc": Rates(0.0, 0.0041),
     "global pool nhwc": Rates(0.0094, 0.0),
+    "conv2d vnni": Rates(0.00184, 0.029),
+    "conv2d vnni residual": Rates(0.00184, 0.063),
+    "conv2d vnni w4": Rates(0.00205, 0.029),
+    "conv2d vnni w4 residual": Rates(0.00205, 0.063),
+    "depthwise vnni": Rates(0.004, 0.05),
     "convert to nhwc": Rates(0.0, 0.1309),
     "convert to nchw": Rates(0.0, 0.1599),
 }

@@ -100,15 +100,15 @@ def _spread(request: Request, operand: Operand) -> bool:
     return request.batch * operand.sample_bytes >= 200_000
 
 
-def build_conv2d(request: Request, source: Source, *, nibbles: bool) -> BuiltKernel:
-    """The function and its constants; `nibbles`: whether weights are packed two a byte."""
+def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKernel:
+    """The function and its constants; `packed`: whether two weights share a byte."""
     op, node = request.node.op, request.node
     assert isinstance(op, Conv2d)
     rescaling = Rescaling.choose(op, request.inputs, node.type)
     lanes = rescaling.lanes
     signed = request.inputs[0].dtype.signed
     constants = (
-        pack_weight(in_lanes(op.weight, lanes), source.operand, nibbles=nibbles),
+        pack_weight(in_lanes(op.weight, lanes), source.operand, packed=packed),
         source.operand.offsets,
         in_lanes(bias_of(op.bias, op.weight, signed), lanes),
         rescaling.parameters,
@@ -132,10 +132,10 @@ def build_conv2d(request: Request, source: Source, *, nibbles: bool) -> BuiltKer
         if source.copy is not None:
             left = T.alloc_buffer((request.batch * operand.sample_bytes,), "uint8")
             source.copy(x, left)
-        packed, panels = flat(weight), len(constants[0])
+        stream, panels = flat(weight), len(constants[0])
 
         def product(n: Expr) -> Product:
-            weights = Weights(packed, panels, operand.steps, unpacked_panel(operand.steps) if nibbles else None)
+            weights = Weights(stream, panels, operand.steps, unpacked_panel(operand.steps) if packed else None)
             return Product(operand, left, n * operand.sample_bytes, weights, bias, offsets)
 
         kernel = _Convolution(

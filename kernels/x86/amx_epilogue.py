@@ -3,7 +3,7 @@
 The law is ``clip((acc * m [+ res * m_res] + 2^(s-1)) >> s)``. Three forms compute it, and each layer takes the first
 that is proved for its weights, multipliers and clip (`Rescaling.choose`):
 
-- `FLOAT`: one ``fma(acc, m / 2^s, 1.5 * 2^23)`` in float32 rounds once, to an integer that stands in the low bits.
+- `FLOAT`: one fused multiply-add in float32 (`hawq_tvm.core.float32_rescale`).
 - `HIGH`: ``vpmuldq``, and of the 64-bit product the high half alone, where nothing is rounded below it.
 - `WIDE`: the law as it stands, in 64 bits.
 """
@@ -11,52 +11,38 @@ that is proved for its weights, multipliers and clip (`Rescaling.choose`):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 from tvm.tirx import op as tir
 
-from hawq_tvm.core.ir import Array, Rescale, TensorType
+from hawq_tvm.core.float32_rescale import MAGIC, float32_is_exact
+from hawq_tvm.core.ir import Array, Bounds, Rescale, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
-from hawq_tvm.kernels.x86.vectors import LANES, constant, ramp
+from hawq_tvm.kernels.x86.vectors import LANES, constant, pack_signed, ramp
 
 FLOAT, HIGH, WIDE = "float", "high", "wide"
 
-_FLOAT_EXACT = 1 << 24  # integers up to here are float32 numbers
-_MAGIC = 3 << 22  # 1.5 * 2^23: numbers within 2^22 of it are 1 apart in float32
-_MAGIC_BITS = int(np.float32(_MAGIC).view(np.int32))
+_MAGIC_BITS = int(np.float32(MAGIC).view(np.int32))
 _MULTIPLIER_LIMIT = 1 << 31  # of vpmuldq, which is signed
 _RESIDUAL_LIMIT = 1 << 44  # of vpmadd52luq, which keeps 52 bits of the product with a byte
 
 
-def float_is_exact(accumulator: int, multiplier: int, shift: int, lo: int, hi: int) -> bool:
-    """Whether the float32 form gives the law's clipped result for every accumulator of up to some magnitude.
-
-    - The multiplier has at most 24 significant bits, so that ``m / 2^s`` is a float32 number.
-    - No product is a tie, which ``fma`` rounds to even and the law up: with ``m = odd * 2^t`` a tie needs an
-      accumulator that is a multiple of ``2^(s-1-t)``.
-    - Accumulators over 2^24 are rounded when they are converted. All of them lie beyond the clip, and still do.
-    - Results stay within 2^22, where float32 numbers next to the constant are whole.
-
-    >>> float_is_exact(2**24, (2**23 + 1) << 7, 45, 0, 255), float_is_exact(2**24, 2**30, 45, 0, 255)
-    (True, False)
-    """
-    if multiplier == 0:
+def float_is_exact(op: WeightedOperator, inputs: Sequence[TensorType]) -> bool:
+    """Whether the float32 form is proved: for the layer's largest accumulator, or channel by channel for its own."""
+    if float32_is_exact(op.rescale, op.bounds(inputs)):
         return True
-    zeros = (multiplier & -multiplier).bit_length() - 1
-    if (multiplier >> zeros).bit_length() > 24:
-        return False
-    converted = min(accumulator, _FLOAT_EXACT)
-    if zeros < shift and converted >= 1 << (shift - 1 - zeros):
-        return False
-    if accumulator > _FLOAT_EXACT and _FLOAT_EXACT * multiplier < (max(hi, -lo) + 1) << shift:
-        return False
-    return (accumulator * multiplier >> shift) + 2 < 1 << 22
+    return all(
+        float32_is_exact(
+            replace(op.rescale, multiplier=[multiplier]), Bounds.of(bound, bound * multiplier, op.rescale.shift)
+        )
+        for bound, multiplier in zip(op.accumulator_bounds(inputs), map(int, op.rescale.multiplier), strict=True)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +73,7 @@ class Rescaling:
         if rescale.residual is not None:
             offset = UNSIGNED_OFFSET if inputs[1].dtype.signed else 0
         rest = rescale, offset, output.dtype.signed
-        if offset is None and all(
-            float_is_exact(accumulator, int(multiplier), rescale.shift, rescale.lo, rescale.hi)
-            for accumulator, multiplier in zip(op.accumulator_bounds(inputs), rescale.multiplier, strict=True)
-        ):
+        if offset is None and float_is_exact(op, inputs):
             factors = np.ldexp(rescale.multiplier.astype(np.float64), -rescale.shift).astype(np.float32)
             return cls(FLOAT, _groups(factors.view(np.int32))[:, None], 0, *rest)
         least = 33 if offset is None else 32  # so that the rounding term lies in the high half, or is added before
@@ -147,7 +130,7 @@ class Rescaling:
         rows = [parameters[group, row, ramp(0, LANES)] for row in range(self.parameters.shape[1])]
         if self.form == FLOAT:
             factor = tir.reinterpret("float32x16", rows[0])
-            magic = tirx.Broadcast(tirx.const(float(_MAGIC), "float32"), LANES)
+            magic = tirx.Broadcast(tirx.const(MAGIC, "float32"), LANES)
             rounded = tir.call_llvm_pure_intrin(
                 "float32x16", "llvm.fma", accumulator.astype("float32x16"), factor, magic
             )
@@ -192,7 +175,7 @@ class Rescaling:
         Returns:
             int8x64, clipped: 32 bytes of each pixel.
         """
-        words = [tir.call_llvm_pure_intrin("int16x32", "llvm.x86.avx512.packssdw.512", *pixel) for pixel in rounded]
+        words = [pack_signed(*pixel) for pixel in rounded]
         name = "packsswb" if self.signed else "packuswb"  # both saturate, as the law's clip does after them
         packed = tir.call_llvm_pure_intrin("int8x64", f"llvm.x86.avx512.{name}.512", *words)
         dtype, lowest, highest = ("int8", -128, 127) if self.signed else ("uint8", 0, 255)

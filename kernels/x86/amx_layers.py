@@ -16,7 +16,7 @@ from hawq_tvm.kernels.x86.amx_linear import build_linear
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
-from hawq_tvm.kernels.x86.storages import missing
+from hawq_tvm.kernels.x86.storages import NIBBLES, missing
 
 STEP_NS = 30.0
 RESCALE_NS = {FLOAT: 60.0, HIGH: 90.0, WIDE: 250.0}
@@ -28,12 +28,11 @@ LINEAR_OUTPUT_NS = 1.0
 linear layer: prototypes on an Intel Xeon with AMX, one thread, weights in its second-level cache."""
 
 FEW_CHANNELS = PLANE_CHANNELS // 4
-GFNI = frozenset({"gfni"})
 
 
 def _refuse(request: Request, operator: type[Operator], weight_bits: range) -> str | None:
     """Why no kernel on AMX for such weights takes a request."""
-    needed = AMX_INT8 | GFNI if weight_bits == PACKED_WEIGHT else AMX_INT8
+    needed = AMX_INT8 | NIBBLES if weight_bits == PACKED_WEIGHT else AMX_INT8
     return decline(request, operator, weight_bits) or missing(request.features, needed)
 
 
@@ -64,15 +63,15 @@ def _conv2d(weight_bits: range, find: Callable[[Request, Plane], Source | str]) 
         if isinstance(source, str):
             return source
         storages = [request.alternatives[name] for name in (*request.node.inputs[1:], request.node.name)]
-        nibbles = weight_bits == PACKED_WEIGHT
-        cost = _conv2d_us(request, source, nibbles)
+        packed = weight_bits == PACKED_WEIGHT
+        cost = _conv2d_us(request, source, packed)
         reads = (source.reads, *storages[:-1])
-        return Offer(reads, storages[-1], cost, lambda: build_conv2d(request, source, nibbles=nibbles))
+        return Offer(reads, storages[-1], cost, lambda: build_conv2d(request, source, packed=packed))
 
     return offer
 
 
-def _conv2d_us(request: Request, source: Source, nibbles: bool) -> float:
+def _conv2d_us(request: Request, source: Source, packed: bool) -> float:
     op, type, steps = request.node.op, request.node.type, source.operand.steps
     assert isinstance(op, Conv2d)
     plane = Plane.of(type, request.alternatives[request.node.name])
@@ -81,7 +80,7 @@ def _conv2d_us(request: Request, source: Source, nibbles: bool) -> float:
     if op.rescale.residual is not None:
         rescale += RESIDUAL_NS
     total = panels * plane.blocks * (steps * STEP_NS + rescale)
-    if nibbles:
+    if packed:
         total += panels * steps * UNPACK_NS
     if source.copy is not None:
         total += source.operand.sample_bytes * COPY_NS
@@ -100,20 +99,20 @@ def _linear(weight_bits: range) -> Callable[[Request], Offer | str]:
         reason = _refuse(request, Linear, weight_bits)
         if reason is not None:
             return reason
-        nibbles = weight_bits == PACKED_WEIGHT
+        packed = weight_bits == PACKED_WEIGHT
         reads = tuple(map(Storage.canonical, request.inputs))
         writes = Storage.canonical(request.node.type)
-        return Offer(reads, writes, _linear_us(request, nibbles), lambda: build_linear(request, nibbles=nibbles))
+        return Offer(reads, writes, _linear_us(request, packed), lambda: build_linear(request, packed=packed))
 
     return offer
 
 
-def _linear_us(request: Request, nibbles: bool) -> float:
+def _linear_us(request: Request, packed: bool) -> float:
     op = request.node.op
     assert isinstance(op, WeightedOperator)
     steps = of_samples(request.inputs[0].shape[0], request.batch).steps
     panels, blocks = -(-op.out_channels // BLOCK_CHANNELS), -(-request.batch // BLOCK_PIXELS)
-    total = panels * steps * (blocks * STEP_NS + (UNPACK_NS if nibbles else 0.0))
+    total = panels * steps * (blocks * STEP_NS + (UNPACK_NS if packed else 0.0))
     return CALL_US + (total + request.batch * op.out_channels * LINEAR_OUTPUT_NS) / 1e3
 
 

@@ -35,8 +35,8 @@ from hawq_tvm.kernels.x86.amx_weights import Weights, pack_weight, unpacked_pane
 from hawq_tvm.kernels.x86.vectors import LANES, flat
 
 
-def build_linear(request: Request, *, nibbles: bool) -> BuiltKernel:
-    """The function and its constants; `nibbles`: whether weights are packed two a byte."""
+def build_linear(request: Request, *, packed: bool) -> BuiltKernel:
+    """The function and its constants; `packed`: whether two weights share a byte."""
     op, node, batch = request.node.op, request.node, request.batch
     assert isinstance(op, Linear)
     operand = of_samples(request.inputs[0].shape[0], batch)
@@ -45,7 +45,7 @@ def build_linear(request: Request, *, nibbles: bool) -> BuiltKernel:
     if op.rescale.residual is not None:
         factors.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
     constants = (
-        pack_weight(op.weight, operand, nibbles=nibbles),
+        pack_weight(op.weight, operand, packed=packed),
         operand.offsets,
         in_lanes(bias_of(op.bias, op.weight, request.inputs[0].dtype.signed), natural),
         *(array.astype(np.int32) for array in factors),
@@ -67,7 +67,7 @@ def build_linear(request: Request, *, nibbles: bool) -> BuiltKernel:
         left = T.alloc_buffer((operand.sample_bytes,), "uint8")
         keep_size(left)
         samples_as_pixels(inputs[0], left, operand, request.inputs[0], batch)
-        packed = flat(weight)
+        stream = flat(weight)
         granted = T.bind(tiles.permission())
 
         def rescale_block(panel: Expr, block: Expr, sums: Any) -> None:
@@ -83,8 +83,8 @@ def build_linear(request: Request, *, nibbles: bool) -> BuiltKernel:
         with (T.parallel if split.across > 1 else T.serial)(split.across) as task:
             sums = T.alloc_buffer((BLOCK_PIXELS * BLOCK_CHANNELS,), "int32")
             keep_size(sums)
-            unpacked = unpacked_panel(operand.steps) if nibbles else None
-            weights = Weights(packed, panels, operand.steps, unpacked)
+            unpacked = unpacked_panel(operand.steps) if packed else None
+            weights = Weights(stream, panels, operand.steps, unpacked)
             product = Product(operand, left, tirx.const(0, "int32"), weights, bias, offsets)
             to = Sums(sums, 0, BLOCK_CHANNELS, tiles.ROWS * BLOCK_CHANNELS, tiles.ROWS)
 

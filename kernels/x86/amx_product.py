@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
-from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -26,7 +25,7 @@ from hawq_tvm.kernels.x86.amx_operands import Operand
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS
 from hawq_tvm.kernels.x86.amx_weights import TILE_BYTES, Weights
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
-from hawq_tvm.kernels.x86.vectors import LANES, Registers, dot, ramp
+from hawq_tvm.kernels.x86.vectors import LANES, Registers, dot, in_all_lanes, ramp
 
 STEP_MACS = BLOCK_PIXELS * BLOCK_CHANNELS * tiles.ROW_BYTES
 TASK_MACS = 16_000_000
@@ -206,7 +205,7 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
             vectors = [product.weights.buffer[ramp(weight + channels * TILE_BYTES, 64)] for channels in range(2)]
             for index in range(_VECTOR_PIXELS):
                 at = product.pixel(k, pixel + first + index) + quad * 4
-                four = tir.reinterpret("int32", product.x[ramp(at, 4)])
+                four = in_all_lanes(product.x[ramp(at, 4)])
                 for channels, vector in enumerate(vectors):
                     number = 2 * index + channels
                     registers[number] = dot(registers[number], four, vector)

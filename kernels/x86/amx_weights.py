@@ -1,9 +1,6 @@
 """Weights as tiles take them: panels of 32 channels, each a stream of k-steps, in bytes or in packed nibbles.
 
-Nibbles are unpacked a panel at a time, into memory of the task, by one instruction for 64 of them: ``vgf2p8affineqb``
-multiplies each byte by a matrix over GF(2), and moving four bits and repeating their sign is such a product.
-
-Source: Intel SDM volume 2, GF2P8AFFINEQB.
+Nibbles are unpacked a panel at a time, into memory of the task.
 """
 
 from __future__ import annotations
@@ -22,28 +19,26 @@ from hawq_tvm.kernels.packing import pack_nibbles
 from hawq_tvm.kernels.x86.amx_operands import Operand
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
 from hawq_tvm.kernels.x86.amx_tiles import ROW_BYTES, ROWS
-from hawq_tvm.kernels.x86.vectors import constant, ramp
+from hawq_tvm.kernels.x86.vectors import nibbles, ramp
 
 TILE_BYTES = ROWS * ROW_BYTES
 STEP_BYTES = 2 * TILE_BYTES
 """A k-step of a panel, in bytes a weight."""
 
 _LINE = 64
-_LOW_NIBBLE, _HIGH_NIBBLE = 0x0102_0408_0808_0808, 0x1020_4080_8080_8080
-"""Rows of the matrices, the lowest bit's first in the highest byte: bits 0 to 3 or 4 to 7, and then the sign again."""
 
 
-def pack_weight(weight: Array, operand: Operand, *, nibbles: bool) -> Array:
+def pack_weight(weight: Array, operand: Operand, *, packed: bool) -> Array:
     """Weights in the order in which they are read.
 
     Args:
         weight: int8 [out, ...].
         operand: what they meet.
-        nibbles: whether two 4-bit weights share a byte: a row of 64 and the next one.
+        packed: whether two 4-bit weights share a byte: a row of 64 and the next one.
 
     Returns:
         int8 [out / 32, steps, 2, 16, 16, 4]: of each k-step two tiles of 16 channels, each 16 rows of four bytes a
-        channel; channels are filled up with zeros. Of nibbles uint8 [out / 32, steps, 2, 8, 64].
+        channel; channels are filled up with zeros. Packed uint8 [out / 32, steps, 2, 8, 64].
     """
     flat = weight.reshape(len(weight), -1)
     panels = -(-len(flat) // BLOCK_CHANNELS)
@@ -51,7 +46,7 @@ def pack_weight(weight: Array, operand: Operand, *, nibbles: bool) -> Array:
     filled[: len(flat), :-1] = flat
     met = filled[:, operand.taps].reshape(panels, 2, 16, operand.steps, 16, 4)
     tiles = np.ascontiguousarray(met.transpose(0, 3, 1, 4, 2, 5))
-    if not nibbles:
+    if not packed:
         return tiles
     rows = tiles.reshape(panels, operand.steps, 2, ROWS // 2, 2, ROW_BYTES)
     return pack_nibbles(rows[..., 0, :], rows[..., 1, :])
@@ -93,13 +88,9 @@ class Weights:
             return
         with T.serial(self.steps * STEP_BYTES // (2 * _LINE)) as line:
             at = (panel * (self.steps * STEP_BYTES // (2 * _LINE)) + line) * _LINE
-            pairs = tir.reinterpret("int8x64", self.packed[ramp(at, _LINE)])
-            for half, matrix in enumerate((_LOW_NIBBLE, _HIGH_NIBBLE)):
-                rows = tir.reinterpret("int8x64", constant(matrix, "int64", 8))
-                nothing = tirx.const(0, "int8")  # added to each
-                name = "llvm.x86.vgf2p8affineqb.512"
-                values = tir.call_llvm_pure_intrin("int8x64", name, pairs, rows, nothing)
-                T.buffer_store(self.unpacked, values, [ramp((2 * line + half) * _LINE, _LINE)])
+            pairs = self.packed[ramp(at, _LINE)]
+            for half in range(2):
+                T.buffer_store(self.unpacked, nibbles(pairs, half), [ramp((2 * line + half) * _LINE, _LINE)])
 
     def fetch(self, panel: Expr, step: Expr, number: Expr, blocks: int) -> None:
         """One block's share of a step of a panel, into the second-level cache.

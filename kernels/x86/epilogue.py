@@ -1,7 +1,7 @@
 """From accumulators to stored bytes: residual, the rounding law, clip and offset, sixteen lanes an instruction.
 
-x86 multiplies 32-bit lanes to 64 bits only in even lanes (``vpmuldq``), so a vector goes through as its even and its
-odd lanes. With a shift of 33 and more the law needs the high halves of the sums alone: 2^(s-1) is a multiple of 2^32, so
+x86 multiplies 32-bit lanes to 64 bits in even lanes alone (``vpmuldq``), so a vector goes through as its even and its
+odd lanes. With a shift of 33 and more the law needs only the high halves of the sums: 2^(s-1) is a multiple of 2^32, so
 
     floor((total + 2^(s-1)) / 2^s) = floor((floor(total / 2^32) + 2^(s-33)) / 2^(s-32))
 

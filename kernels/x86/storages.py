@@ -11,6 +11,9 @@ from __future__ import annotations
 AVX512_VNNI = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"})
 """What the 512-bit VNNI kernels are made of."""
 
+NIBBLES = frozenset({"gfni"})
+"""What splits bytes into signed halves in one instruction."""
+
 UNSIGNED_OFFSET = 128
 
 

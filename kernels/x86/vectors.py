@@ -29,9 +29,14 @@ def constant(value: int, dtype: str, lanes: int = LANES) -> Expr:
     return tirx.Broadcast(tirx.const(value, dtype), lanes)
 
 
-def shuffle(vector: Expr, lanes: Sequence[int]) -> Expr:
-    """The lanes of those numbers, in that order."""
-    return tirx.Shuffle([vector], [tirx.const(lane, "int32") for lane in lanes])
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """The lanes of those numbers, in that order, counted through all vectors."""
+    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
+
+
+def in_all_lanes(four: Expr) -> Expr:
+    """Four bytes, uint8x4, in each 32-bit lane: int8x64."""
+    return op.reinterpret("int8x64", tirx.Broadcast(op.reinterpret("int32", four), LANES))
 
 
 def dot(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
@@ -39,11 +44,22 @@ def dot(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
 
     Args:
         accumulator: int32x16.
-        activations: int32, four unsigned bytes that every lane takes.
+        activations: int8x64, taken as unsigned.
         weights: int8x64.
     """
-    bytes_ = op.reinterpret("int8x64", tirx.Broadcast(activations, LANES))
-    return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, bytes_, weights)
+    return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, activations, weights)
+
+
+def nibbles(packed: Expr, half: int) -> Expr:
+    """``vgf2p8affineqb``: the low or high four bits of each byte, sign extended; int8x64 from uint8x64.
+
+    Bit i of a result is the parity of the byte under row i of an 8x8 matrix of bits, whose rows lie from the highest
+    byte of 64 bits down. Rows 0 to 3 pick the four bits, rows 4 to 7 the sign.
+    """
+    matrix = (0x0102040808080808, 0x1020408080808080)[half]
+    rows = op.reinterpret("int8x64", constant(matrix, "int64", 8))
+    bytes_ = op.reinterpret("int8x64", packed)
+    return op.call_llvm_pure_intrin("int8x64", "llvm.x86.vgf2p8affineqb.512", bytes_, rows, tirx.const(0, "int8"))
 
 
 def pack_unsigned(low: Expr, high: Expr) -> Expr:

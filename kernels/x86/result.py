@@ -1,0 +1,203 @@
+"""What the convolutions share: where pixels lie, and how a tile's accumulators become stored bytes in a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from hawq_tvm.core.ir import Array, TensorType
+from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.generic.acceptance import PACKED_WEIGHT
+from hawq_tvm.kernels.generic.expressions import Expr
+from hawq_tvm.kernels.generic.nhwc import Image, function
+from hawq_tvm.kernels.interface import BuiltKernel, Request
+from hawq_tvm.kernels.x86.epilogue import rounded, stored_bytes
+from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES, missing
+from hawq_tvm.kernels.x86.vectors import LANES, PACKED_LANES, Registers, constant, flat, nibbles, ramp, shuffle
+
+MAX_TILE = 12
+"""Pixels of a tile: two accumulators each leave 8 of 32 registers for weights, activations and the epilogue."""
+
+
+def refuse(request: Request) -> str | None:
+    """Why a VNNI convolution does not take a request whose images may all lie channels last; None where it does."""
+    op, type = request.node.op, request.node.type
+    assert isinstance(op, Conv2d)
+    lacking = missing(request.features, AVX512_VNNI | (NIBBLES if op.weight_bits in PACKED_WEIGHT else frozenset()))
+    if lacking:
+        return lacking
+    storages = [request.alternatives[name] for name in (*request.node.inputs, request.node.name)]
+    for x, storage in zip((*request.inputs, type), storages, strict=True):
+        if storage.order != "NHWC":
+            return f"computes on channels last, not on {storage}"
+        if x.dtype.signed != (storage.offset == 128):
+            return f"reads and writes unsigned bytes, signed values at +128, not {x.dtype} in {storage}"
+    storage = storages[-1]
+    if storage.channels(type) % LANES or (len(storages) == 3 and storages[1].channels(type) != storage.channels(type)):
+        return f"writes whole vectors of {LANES} channels, not {storage}"
+    if storages[0].channels(request.inputs[0]) % STEP:
+        return f"reads {STEP} channels at once, not {storages[0]}"
+    if storage.channels(type) > type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
+        return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
+    return None
+
+
+def per_channel(request: Request, panels: Panels) -> tuple[Array, ...]:
+    """Bias, multiplier and the residual's multiplier, in the order of the lanes: int32.
+
+    Of a signed input the offset is taken off the bias, modulo 2^32, as the accumulators count.
+    """
+    op = request.node.op
+    assert isinstance(op, Conv2d)
+    offset = request.alternatives[request.node.inputs[0]].offset
+    sums = op.weight.reshape(op.out_channels, -1).sum(axis=1, dtype=np.int64)
+    values = [op.bias.astype(np.int64) - offset * sums, op.rescale.multiplier]
+    if op.rescale.residual is not None:
+        values.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
+    return tuple(panels.pack_lanes(np.asarray(array)) for array in values)
+
+
+def build_function(
+    request: Request, constants: tuple[Array, ...], emit: Callable[[tuple[Any, ...]], None]
+) -> BuiltKernel:
+    """A function of the node's images and some constants; `emit` gets its buffers, the result last."""
+    node, types = request.node, (*request.inputs, request.node.type)
+    *images, result = (
+        Image.parameter(f"image{i}", type, request.alternatives[name], request.batch)
+        for i, (name, type) in enumerate(zip((*node.inputs, node.name), types, strict=True))
+    )
+    given = [(f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
+    return BuiltKernel(function([*images, *given, result], lambda *buffers: emit(buffers)), constants)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where the pixels of stored images lie; an index is one of bytes."""
+
+    height: int
+    width: int
+    channels: int
+    top: int = 0
+    left: int = 0
+
+    @classmethod
+    def of(cls, type: TensorType, storage: Storage) -> Plane:
+        top, left, bottom, right = storage.frame
+        _, height, width = type.shape
+        return cls(top + height + bottom, left + width + right, storage.channels(type), top, left)
+
+    def index(self, n: Expr, row: Expr, column: Expr, channel: Expr) -> Expr:
+        """Of a stored row and column."""
+        return ((n * self.height + row) * self.width + column) * self.channels + channel
+
+
+class Result:
+    """The stored result of a convolution, in whose blocks of channels tiles end.
+
+    Args:
+        request: the convolution.
+        buffers: of its function: inputs, constants from the bias on, and the result, last.
+        flat_pixels: their number, where the pixels of all rows and samples are one row; 0 elsewhere.
+    """
+
+    def __init__(self, request: Request, buffers: tuple[Any, ...], *, flat_pixels: int = 0) -> None:
+        op, node = request.node.op, request.node
+        assert isinstance(op, Conv2d)
+        self.rescale, self.type = op.rescale, node.type
+        self.storages = [request.alternatives[name] for name in (*node.inputs, node.name)]
+        planes = [
+            Plane.of(type, storage) for type, storage in zip((*request.inputs, node.type), self.storages, strict=True)
+        ]
+        if flat_pixels:
+            planes = [Plane(1, flat_pixels, plane.channels) for plane in planes]
+        self.source, *self._residual_plane, self.plane = planes
+        count = len(request.inputs)
+        self._buffer = flat(buffers[-1])
+        self._residual_buffer = flat(buffers[1]) if count == 2 else None
+        self.bias, self._multiplier, *self._residual_multiplier = buffers[count + 1 : -1]
+
+    def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
+        """A stored row of a block: its share of the frame, and what `row` makes of the inner row of its number."""
+        plane, (height, width) = self.plane, self.type.shape[1:]
+        if plane.height == height and plane.width == width:
+            row(stored)
+            return
+        with T.If(tirx.all(stored >= plane.top, stored < plane.top + height)):
+            with T.Then():
+                self._zeros(block, vectors, (n, stored), 0, plane.left)
+                self._zeros(block, vectors, (n, stored), plane.left + width, plane.width - plane.left - width)
+                row(stored - plane.top)
+            with T.Else():
+                self._zeros(block, vectors, (n, stored), 0, plane.width)
+
+    def _zeros(self, block: Expr, vectors: int, row: tuple[Expr, Expr], start: int, count: int) -> None:
+        """Stored columns of the frame."""
+        if count:
+            lanes = vectors * LANES
+            with T.serial(count) as column:
+                index = self.plane.index(*row, start + column, block * PAIR)
+                T.buffer_store(self._buffer, constant(self.storages[-1].offset, "uint8", lanes), [ramp(index, lanes)])
+
+    def start(self, accumulators: Registers, block: Expr, vectors: int, pixels: int) -> None:
+        """Accumulators begin as the bias."""
+        for pixel in range(pixels):
+            for vector in range(vectors):
+                accumulators[pixel * vectors + vector] = self.bias[ramp(block * PAIR + vector * LANES, LANES)]
+
+    def finish(
+        self, accumulators: Registers, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr]
+    ) -> None:
+        """Residual, rounding, clip and store of a tile whose first pixel is (sample, row, column)."""
+        n, h, start = at
+        lanes = [ramp(block * PAIR + vector * LANES, LANES) for vector in range(vectors)]
+        for pixel in range(pixels):
+            values, residual = [], self._residual(block, vectors, (n, h, start + pixel))
+            for vector in range(vectors):
+                products = [(accumulators[pixel * vectors + vector], self._multiplier[lanes[vector]])]
+                if residual:
+                    products.append((residual[vector], self._residual_multiplier[0][lanes[vector]]))
+                values.append(rounded(products, self.rescale))
+            index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * PAIR)
+            stored = stored_bytes(values, self.rescale, self.storages[-1].offset)
+            T.buffer_store(self._buffer, stored, [ramp(index, vectors * LANES)])
+
+    def _residual(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> list[Expr]:
+        """The residual's values in the order of the lanes: an int32x16 each; none where there is no residual."""
+        if self._residual_buffer is None:
+            return []
+        (plane,), (n, h, w) = self._residual_plane, at
+        index = plane.index(n, h + plane.top, w + plane.left, block * PAIR)
+        stored = self._residual_buffer[ramp(index, vectors * LANES)]
+        parts = [stored]
+        if vectors == 2:
+            parts = [shuffle([stored], PACKED_LANES[half * LANES : (half + 1) * LANES]) for half in range(2)]
+        offset = constant(self.storages[1].offset, "int32")
+        return [part.astype(f"int32x{LANES}") - offset for part in parts]
+
+
+def for_block(panels: Panels, block: Expr, body: Callable[[int], None]) -> None:
+    """Emit `body` for a block: with two vectors, or with one for the last block where it is no pair."""
+    if panels.blocks == panels.pairs:
+        body(2)
+    elif not panels.pairs:
+        body(1)
+    else:
+        with T.If(block < panels.pairs):
+            with T.Then():
+                body(2)
+            with T.Else():
+                body(1)
+
+
+def weights_of(panels: Panels, buffer: Any, step: Expr, vector: int) -> Expr:
+    """One vector's weights of the step that begins there: int8x64."""
+    if panels.packed:
+        return nibbles(buffer[ramp(step, LANES * STEP)], vector)
+    return buffer[ramp(step + vector * LANES * STEP, LANES * STEP)]

@@ -1,0 +1,128 @@
+"""Short ways to x86 kernels, for their tests: requests in the storages they ask for, and runs beside guard zones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import tvm
+
+from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
+from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.core.storage import Storage, pack
+from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES
+
+from .accesses import accesses_outside, shared_between_threads
+from .builders import random_integers
+from .cpus import HOST
+
+Frame = tuple[int, int, int, int]
+ALL = AVX512_VNNI | NIBBLES
+GUARD = 128
+
+
+def storage_of(type: TensorType, frame: Frame) -> Storage:
+    """Channels last as a CPU with VNNI has it."""
+    multiple = 4 if type.shape[0] <= 4 else 16
+    return Storage("NHWC", multiple=multiple, frame=frame, offset=128 if type.dtype.signed else 0)
+
+
+def x86_request(
+    op: Operator,
+    inputs: Sequence[TensorType],
+    output: IntType,
+    frames: Sequence[Frame],
+    *,
+    batch: int = 1,
+    features: frozenset[str] = ALL,
+) -> Request:
+    """A request whose images may lie in frames: of each input, then of the result."""
+    names = tuple(f"x{i}" for i in range(len(inputs)))
+    type = TensorType(output, op.output_shape(inputs), 1.0)
+    node = Node("y", op, names, type)
+    op.check_parameters(inputs, type)
+    bounds = op.bounds(inputs)
+    if bounds is not None:
+        bounds.check("y")
+    images = {
+        name: storage_of(x, frame)
+        for name, x, frame in zip((*names, "y"), (*inputs, type), frames, strict=True)
+        if len(x.shape) == 3
+    }
+    return Request(node, tuple(inputs), batch, HOST.target, 512, images, features)
+
+
+def offer_of(name: str, request: Request) -> Offer:
+    """A kernel's offer; the test fails where it declines."""
+    (answer,) = (kernel.offer(request) for kernel in KERNELS if kernel.name == name)
+    assert isinstance(answer, Offer), answer
+    return answer
+
+
+def decline_of(name: str, request: Request) -> str:
+    """Why a kernel declines; the test fails where it offers."""
+    (answer,) = (kernel.offer(request) for kernel in KERNELS if kernel.name == name)
+    assert isinstance(answer, str)
+    return answer
+
+
+def writes_what_the_interpreter_says(name: str, request: Request, values: Sequence[Array] | None = None) -> Array:
+    """Compile an offer, run it between guard zones and poison, and compare every stored byte.
+
+    Returns:
+        What the interpreter says.
+    """
+    if not request.features <= HOST.features:
+        pytest.skip(f"this machine lacks {', '.join(sorted(request.features - HOST.features))}")
+    values = values or [random_integers(x, request.batch, seed) for seed, x in enumerate(request.inputs)]
+    expected, type = request.node.op.evaluate(values), request.node.type
+    offer = offer_of(name, request)
+    kernel = offer.build()
+    assert accesses_outside(kernel.function) == []
+    assert shared_between_threads(kernel.function) == []
+    if isinstance(request.node.op, WeightedOperator) and request.node.op.weight_bits <= 4:
+        assert kernel.constants[0].dtype == np.uint8, "four bits stay packed"
+    given = [pack(v, x, storage) for v, x, storage in zip(values, request.inputs, offer.reads, strict=True)]
+    found = run_guarded(kernel, given, type, offer.writes, request.batch)
+    wanted = pack(expected.astype(type.dtype.carrier), type, offer.writes)
+    assert found.dtype == wanted.dtype
+    assert np.array_equal(found, wanted)
+    return expected
+
+
+def run_guarded(kernel: BuiltKernel, given: Sequence[Array], type: TensorType, writes: Storage, batch: int) -> Array:
+    """What a kernel leaves in memory that held something else; beside any of its buffers lies poison, left alone.
+
+    Twice, with other poison around the inputs: what lies there must not matter.
+    """
+    library = tvm.compile(
+        tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")}), target=HOST.tvm_target
+    )
+    results = []
+    for poison in (0x55, 0xAA):
+        memories = []
+        output = np.full(writes.shape(type, batch), poison & 0x7F, writes.dtype(type))
+        arguments = []
+        for array in (*given, *kernel.constants, output):
+            memory, view = guarded(array, poison)
+            memories.append((memory, view))
+            arguments.append(tvm.runtime.from_dlpack(view))
+        library["kernel"](*arguments)
+        for memory, view in memories:
+            start = view.ctypes.data - memory.ctypes.data
+            assert (memory[:start] == poison).all()
+            assert (memory[start + view.nbytes :] == poison).all()
+        results.append(memories[-1][1].copy())
+    assert np.array_equal(*results)
+    return np.asarray(results[0])
+
+
+def guarded(array: Array, poison: int) -> tuple[Array, Array]:
+    """A copy between two guard zones, aligned as TVM wants it: the whole memory, and the copy in it."""
+    memory = np.full(array.nbytes + 4 * GUARD, poison, np.uint8)
+    start = GUARD + -(memory.ctypes.data + GUARD) % 64
+    view = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return memory, view
