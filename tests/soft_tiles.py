@@ -42,17 +42,25 @@ needs_vectors = pytest.mark.skipif(
 )
 
 
+_FOLDER = TemporaryDirectory()
+
+
+@cache
+def shared_object() -> Path:
+    """The C functions, compiled once a session."""
+    path, source = Path(_FOLDER.name) / "libsoft_tiles.so", Path(__file__).with_suffix(".c")
+    compiler = find_c_compiler()
+    assert compiler is not None
+    command = [compiler, "-x", "c", "-O3", "-march=native", "-shared", "-fPIC", "-o", str(path), str(source)]
+    subprocess.run(command, check=True)
+    return path
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The C functions, where the libraries that are loaded later find them."""
-    with TemporaryDirectory() as folder:
-        path, source = Path(folder) / "libsoft_tiles.so", Path(__file__).with_suffix(".c")
-        compiler = find_c_compiler()
-        assert compiler is not None
-        command = [compiler, "-x", "c", "-O3", "-march=native", "-shared", "-fPIC", "-o", str(path), str(source)]
-        subprocess.run(command, check=True)
-        loaded = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-    for name in ("soft_products", "soft_releases", "soft_asked"):
+    loaded = ctypes.CDLL(str(shared_object()), ctypes.RTLD_GLOBAL)
+    for name in ("soft_permission", "soft_products", "soft_releases", "soft_asked"):
         getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 
