@@ -33,6 +33,9 @@ SOFT_TARGET = Target(
 )
 """This machine, told to have tiles."""
 
+SAPPHIRE_RAPIDS = Target("llvm/sapphirerapids", "llvm", "an Intel Xeon with AMX", attributes={"mcpu": "sapphirerapids"})
+"""What is compiled for it here need not run here."""
+
 VECTORS = ("avx512_vnni", "avx512vbmi", "avx512ifma", "avx512bw", "avx512dq", "avx512vl")
 """What the kernels use beside tiles, as Linux names it."""
 
