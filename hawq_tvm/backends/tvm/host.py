@@ -59,7 +59,8 @@ def tiles_granted() -> bool | None:
     if not {"amx_tile", "amx_int8"} <= set(instruction_sets()):
         return None
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(*map(ctypes.c_long, (arch_prctl, request_permission, tile_data))) == 0
+    answer = ctypes.CDLL(None).syscall(*map(ctypes.c_long, (arch_prctl, request_permission, tile_data)))
+    return int(answer) == 0
 
 
 def default_threads() -> int:
