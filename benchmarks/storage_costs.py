@@ -13,7 +13,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,16 @@ def rescale(count: int, shape: tuple[int, ...] | None = None) -> Rescale:
     return Rescale(values, 40 if shape is None and count > 3 else 31, 0, 255)
 
 
-def conv(channels: int, size: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> tuple[Operator, Any]:
-    weight = RANDOM.integers(-127, 128, (out, channels // groups, kernel, kernel))
+def conv(
+    channels: int, size: int, out: int, kernel: int, stride: int = 1, groups: int = 1, *, bits: int = 8,
+    residual: bool = False,
+) -> tuple[Operator, Any]:  # fmt: skip
+    limit = (1 << (bits - 1)) - 1
+    weight = RANDOM.integers(-limit, limit + 1, (out, channels // groups, kernel, kernel))
     window = Window((kernel, kernel), (stride, stride), (kernel // 2,) * 4)
-    return Conv2d(weight, 8, RANDOM.integers(-999, 999, out), rescale(out), window, groups), [(channels, size, size)]
+    law = replace(rescale(out), residual=np.array([2**28])) if residual else rescale(out)
+    shapes = [(channels, size, size)] + [(out, size // stride, size // stride)] * residual
+    return Conv2d(weight, bits, RANDOM.integers(-999, 999, out), law, window, groups), shapes
 
 
 def operators() -> Iterator[tuple[Operator, list[tuple[int, ...]]]]:
@@ -81,11 +87,17 @@ def operators() -> Iterator[tuple[Operator, list[tuple[int, ...]]]]:
             yield conv(channels, size, 2 * channels, 1, 2)
     for channels, size, stride in ((32, 112, 1), (96, 112, 2), (144, 56, 1), (192, 28, 1), (576, 14, 1), (960, 7, 1)):
         yield conv(channels, size, channels, 3, stride, channels)
+    for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7)):
+        for bits in (4, 8):
+            yield conv(channels, size, channels, 3, bits=bits, residual=True)
+            yield conv(channels, size, 4 * channels, 1, bits=bits, residual=True)
+            yield conv(channels, size, channels, 3, bits=bits)
+            yield conv(channels, size, 4 * channels, 1, bits=bits)
     yield conv(128, 56, 128, 3, 1, 32)
     yield conv(256, 28, 256, 3, 1, 32)
-    for features in (512, 2048):
-        weight = RANDOM.integers(-127, 128, (1000, features))
-        yield Linear(weight, 8, RANDOM.integers(-9, 9, 1000), rescale(1000)), [(features,)]
+    for features, bits in ((512, 8), (2048, 8), (512, 4), (2048, 4)):
+        weight = RANDOM.integers(-7, 8, (1000, features))
+        yield Linear(weight, bits, RANDOM.integers(-9, 9, 1000), rescale(1000)), [(features,)]
     for channels, size in ((64, 112), (64, 56), (192, 28), (480, 14), (832, 7)):
         window = Window((3, 3), (2, 2), (1, 1, 1, 1))
         yield MaxPool2d(window), [(channels, size, size)]
@@ -115,7 +127,7 @@ def cases(machine: Machine) -> Iterator[Case]:
             storages |= channels_last(
                 Graph("one", name, type, (Node("y", op, (name,), output),), "y"), machine.vector_bits
             )
-        request = Request(node, inputs, 1, machine.target, machine.vector_bits, storages)
+        request = Request(node, inputs, 1, machine.target, machine.vector_bits, storages, machine.features)
         for kernel, answer in collect_offers(request).items():
             if isinstance(answer, Offer):
                 yield Case(f"{kernel} {inputs[0]} -> {output}", answer, inputs, output)
@@ -123,8 +135,10 @@ def cases(machine: Machine) -> Iterator[Case]:
         type = TensorType(U8, (channels, size, size), 1.0)
         multiple = min(machine.vector_bits // 32, max(4, 1 << (channels - 1).bit_length()))
         framed = Storage("NHWC", multiple=multiple, frame=(1, 1, 1, 1))
-        for source, to in ((Storage(), framed), (framed, Storage())):
-            found = offer_conversion(ConvertRequest(type, source, to, 1, machine.target, machine.vector_bits))
+        for source, to, features in (
+            (Storage(), framed, machine.features), (Storage(), framed, frozenset()), (framed, Storage(), frozenset()),
+        ):  # fmt: skip
+            found = offer_conversion(ConvertRequest(type, source, to, 1, machine.target, machine.vector_bits, features))
             assert found is not None
             yield Case(f"{found[0]} {type} {source} -> {to}", found[1], (type,), type)
 

@@ -43,6 +43,23 @@ class Request:
     alternatives: Mapping[str, Storage] = field(default_factory=dict)
     features: frozenset[str] = frozenset()
 
+    def canonical(self) -> tuple[tuple[Storage, ...], Storage]:
+        """The canonical storages of the inputs, and that of the result."""
+        return tuple(Storage.canonical(x) for x in self.inputs), Storage.canonical(self.node.type)
+
+    def channels_last(self, *, writes_canonical: bool = False) -> tuple[tuple[Storage, ...], Storage] | str:
+        """The alternatives of the inputs and that of the result; or which of them is not in play.
+
+        Args:
+            writes_canonical: the result is canonical all the same.
+        """
+        node = self.node
+        for name in node.inputs if writes_canonical else (*node.inputs, node.name):
+            if name not in self.alternatives:
+                return f"computes on channels last, in which '{name}' is not in play"
+        writes = Storage.canonical(node.type) if writes_canonical else self.alternatives[node.name]
+        return tuple(self.alternatives[name] for name in node.inputs), writes
+
 
 @dataclass(frozen=True, eq=False)
 class ConvertRequest:

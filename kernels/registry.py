@@ -28,7 +28,8 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
-from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise
+from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise, vnni_linear
+from hawq_tvm.kernels.x86 import convert as x86_convert
 
 KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W4_AMX,
@@ -41,6 +42,8 @@ KERNELS: tuple[Kernel, ...] = (
     vnni_depthwise.DEPTHWISE_W8_VNNI,
     vnni_conv2d.CONV2D_W4_VNNI,
     vnni_conv2d.CONV2D_W8_VNNI,
+    vnni_linear.LINEAR_W4_VNNI,
+    vnni_linear.LINEAR_W8_VNNI,
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,
@@ -89,7 +92,7 @@ KERNELS: tuple[Kernel, ...] = (
 )
 """Every kernel; of offers that cost the same, the earlier row's is taken. To add one, see `docs/adding.md`."""
 
-CONVERTERS: tuple[Converter, ...] = (convert.CONVERT_GENERIC, cuda_convert.CONVERT_CUDA)
+CONVERTERS: tuple[Converter, ...] = (x86_convert.CONVERT_PIXELS, convert.CONVERT_GENERIC, cuda_convert.CONVERT_CUDA)
 """Every way to copy a value into another storage, best first."""
 
 

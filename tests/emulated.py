@@ -1,4 +1,4 @@
-"""What the emulator's tests share: CUDA text written by hand, and the compiler that they need."""
+"""What tests of the emulator, and on it, share: CUDA text written by hand, and the compiler that they need."""
 
 from __future__ import annotations
 

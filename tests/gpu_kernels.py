@@ -1,32 +1,26 @@
-"""GPU kernels by themselves: their CUDA text as TVM writes it, run on the emulated GPU or compiled by nvcc."""
+"""GPU kernels by themselves: their CUDA text as TVM writes it, run on the emulated GPU or compiled."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pytest
 import tvm
 
+from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
+from hawq_tvm.backends.tvm.cuda.images import KernelImage, compile_kernels
 from hawq_tvm.backends.tvm.cuda.lowering import DeviceKernel, lower_for_gpu
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.lower import Machine
-from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
+from hawq_tvm.core.ir import Array, IntType, Operator, TensorType
 from hawq_tvm.core.storage import Storage, pack
-from hawq_tvm.core.targets import TARGETS, Target
+from hawq_tvm.core.targets import TARGETS, Target, architectures_of
 from hawq_tvm.emulator.launch import load_kernel
-from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request
+from hawq_tvm.kernels import BuiltKernel, Offer, Request
 from hawq_tvm.kernels.cuda.storages import channels_last
 
 from .builders import random_integers
-
-needs_compiler = pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+from .kernel_requests import node_request
 
 
 def cuda_kernel(built: BuiltKernel, target: Target) -> DeviceKernel:
@@ -49,30 +43,22 @@ def emulated(built: BuiltKernel, inputs: Sequence[Array], output: Array, target:
     return own[names[-1]]
 
 
+def image(dtype: str, *shape: int) -> TensorType:
+    return TensorType(IntType.parse(dtype), shape, 1.0)
+
+
 def gpu_request(
     op: Operator, inputs: Sequence[TensorType], output: IntType, *, batch: int = 1, target: str = "nvidia/t4"
 ) -> Request:
     """A request in which every image may lie channels last."""
-    names = tuple(f"x{i}" for i in range(len(inputs)))
-    node = Node("y", op, names, TensorType(output, op.output_shape(inputs), 1.0))
-    op.check_parameters(inputs, node.type)
-    bounds = op.bounds(inputs)
-    if bounds is not None:
-        bounds.check("y")
-    values = dict(zip((*names, "y"), (*inputs, node.type), strict=True))
-    images = {name: storage for name, type in values.items() if (storage := channels_last(type)) is not None}
-    return Request(node, tuple(inputs), batch, TARGETS[target], 128, images)
-
-
-def gpu_offers(request: Request) -> dict[str, Offer]:
-    """Every offer by its kernel's name; the others decline with a sentence."""
-    answers = {kernel.name: kernel.offer(request) for kernel in KERNELS}
-    assert all(isinstance(answer, Offer) or (isinstance(answer, str) and answer) for answer in answers.values())
-    return {name: answer for name, answer in answers.items() if isinstance(answer, Offer)}
+    return node_request(
+        op, inputs, output, TARGETS[target], lambda name, type: channels_last(type), batch=batch, vector_bits=128
+    )
 
 
 def computed_wrongly(request: Request, offers: dict[str, Offer], *, order: int = 0, seed: int = 0) -> list[str]:
     """The offers whose kernel leaves another byte than `pack` makes of the interpreter's result, by name."""
+    assert offers, "nothing would be computed"
     node = request.node
     values = [random_integers(type, request.batch, seed + i) for i, type in enumerate(request.inputs)]
     expected = node.op.evaluate(values).astype(node.type.dtype.carrier)
@@ -91,24 +77,7 @@ def held_before(type: TensorType, storage: Storage, batch: int) -> Array:
     return np.full(storage.shape(type, batch), 0x55, storage.dtype(type))
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What nvcc says of a kernel: registers of a thread, bytes that did not fit into them, and the cubin."""
-
-    registers: int
-    spilled_bytes: int
-    cubin: Path
-
-
-def compiled_by_nvcc(built: BuiltKernel, target: Target, folder: Path) -> Compiled:
-    """Compile a kernel's text for the target's architecture."""
-    assert target.gpu is not None
-    source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
-    source.write_text(cuda_kernel(built, target).text)
-    command = ["nvcc", "-cubin", f"-arch={target.gpu.architecture.sm}", "--ptxas-options=-v", "-w", "-o", str(cubin)]
-    result = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    registers = re.search(r"Used (\d+) registers", result.stderr)
-    spills = [int(size) for size in re.findall(r"(\d+) bytes spill", result.stderr)]
-    assert registers is not None and spills, result.stderr
-    return Compiled(int(registers[1]), sum(spills), cubin)
+def compiled_image(built: BuiltKernel, target: Target, compiler: CudaCompiler) -> KernelImage:
+    """A kernel compiled for the target's architecture, as libraries hold it."""
+    kernel = cuda_kernel(built, target)
+    return compile_kernels([(kernel.name, kernel.text)], architectures_of(target), compiler)[kernel.name]

@@ -19,7 +19,7 @@ from hawq_tvm.core.ir import Array, Graph, IntType, Node, Rescale, TensorType, W
 from hawq_tvm.core.ops import Conv2d, Linear
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer
-from hawq_tvm.kernels.x86.amx_epilogue import FLOAT, HIGH, WIDE, Rescaling
+from hawq_tvm.kernels.x86.amx_epilogue import Rescaling
 from hawq_tvm.kernels.x86.amx_product import Split
 
 from .amx_alone import Case, differences, offer_of
@@ -172,29 +172,33 @@ def spread_bias(channels: int) -> Array:
 
 
 ODD = int(odd_multipliers([2**30 + 12345], 40)[0])
-EXTREMES: dict[str, tuple[str, Conv2d, IntType]] = {
-    "float, up to 2^24": (FLOAT, pointwise(ones(64), spread_bias(64), np.full(64, ODD), 46), U8),
-    "float, a signed result": (FLOAT, pointwise(ones(64), spread_bias(64), np.full(64, ODD), 46, lo=-128, hi=127), S8),
+EXTREMES: dict[str, tuple[bool, Conv2d, IntType]] = {
+    "float, up to 2^24": (True, pointwise(ones(64), spread_bias(64), np.full(64, ODD), 46), U8),
+    "float, a signed result": (True, pointwise(ones(64), spread_bias(64), np.full(64, ODD), 46, lo=-128, hi=127), S8),
     "float, sums beyond 2^24 that are clipped": (
-        FLOAT, pointwise(ones(64), spread_bias(64) * 8, np.full(64, ODD), 44, hi=15), U4,
+        True, pointwise(ones(64), spread_bias(64) * 8, np.full(64, ODD), 44, hi=15), U4,
     ),
-    "float, multipliers of zero": (FLOAT, pointwise(ones(64), spread_bias(64), np.zeros(64), 40), U8),
+    "float, multipliers of zero": (True, pointwise(ones(64), spread_bias(64), np.zeros(64), 40), U8),
     "float, a shift so small that nothing is rounded": (
-        FLOAT, pointwise(ones(64), np.arange(-32, 32), np.full(64, 2**20), 20, lo=-128, hi=127), S8,
+        True, pointwise(ones(64), np.arange(-32, 32), np.full(64, 2**20), 20, lo=-128, hi=127), S8,
     ),
-    "high, ties": (HIGH, pointwise(ones(64), np.arange(-128, -64), np.full(64, 2**30), 33, lo=-128, hi=127), S8),
-    "high, biggest multipliers": (HIGH, pointwise(ones(64), spread_bias(64), np.full(64, 2**31 - 1), 46), U8),
-    "high, the greatest shift": (HIGH, pointwise(ones(64), spread_bias(64) * 200, np.full(64, 2**31 - 1), 62), U8),
-    "high, raised to a shift of 33": (HIGH, pointwise(ones(64), np.arange(64), np.full(64, 2**27), 30), U8),
-    "wide, ties": (WIDE, pointwise(ones(64), np.arange(-128, -64), np.full(64, 2**30), 31, lo=-128, hi=127), S8),
-    "wide, biggest multipliers": (WIDE, pointwise(ones(64), np.arange(-99, -35), np.full(64, 2**31 - 1), 31), U8),
+    "integers, ties": (False, pointwise(ones(64), np.arange(-128, -64), np.full(64, 2**30), 33, lo=-128, hi=127), S8),
+    "integers, biggest multipliers": (False, pointwise(ones(64), spread_bias(64), np.full(64, 2**31 - 1), 46), U8),
+    "integers, the greatest shift": (False, pointwise(ones(64), spread_bias(64) * 200, np.full(64, 2**31 - 1), 62), U8),
+    "integers, a shift of 30, ties": (False, pointwise(ones(64), np.arange(64), np.full(64, 2**27), 30), U8),
+    "integers, a shift of 31, ties": (
+        False, pointwise(ones(64), np.arange(-128, -64), np.full(64, 2**30), 31, lo=-128, hi=127), S8,
+    ),
+    "integers, a shift of 31, biggest multipliers": (
+        False, pointwise(ones(64), np.arange(-99, -35), np.full(64, 2**31 - 1), 31), U8,
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXTREMES)
 def test_the_form_is_the_cheapest_that_is_proved(name: str) -> None:
-    form, op, output = EXTREMES[name]
-    assert rescaling_of(op, U8, output).form == form
+    in_float32, op, output = EXTREMES[name]
+    assert rescaling_of(op, U8, output).in_float32 == in_float32
 
 
 @needs_vectors
@@ -220,32 +224,27 @@ def with_residual(op: Conv2d, x: IntType, residual: IntType, output: IntType) ->
     return graph
 
 
-RESIDUALS: dict[str, tuple[str, Conv2d]] = {
-    "high, one factor": (
-        HIGH, pointwise(ones(64), spread_bias(64), np.full(64, 2**31 - 1), 46, residual=np.array([2**31 - 1])),
+RESIDUALS: dict[str, Conv2d] = {
+    "one factor": pointwise(ones(64), spread_bias(64), np.full(64, 2**31 - 1), 46, residual=np.array([2**31 - 1])),
+    "a factor each": pointwise(
+        ones(64), np.arange(-32, 32), np.full(64, 2**30), 33, residual=np.arange(64) * 2**24 + 2**30
     ),
-    "high, a factor each": (
-        HIGH,
-        pointwise(ones(64), np.arange(-32, 32), np.full(64, 2**30), 33, residual=np.arange(64) * 2**24 + 2**30),
+    "a shift of 32": pointwise(
+        ones(64), np.arange(-32, 32), np.full(64, 2**31 - 1), 32, residual=np.array([2**31 - 1])
     ),
-    "high, raised to a shift of 32": (
-        HIGH, pointwise(ones(64), np.arange(-32, 32), np.full(64, 2**28 + 1), 30, residual=np.array([2**31 - 1])),
+    "a shift of 30": pointwise(
+        ones(64), np.arange(-32, 32), np.full(64, 2**31 - 1), 30, residual=np.arange(64) * 2**25
     ),
-    "wide": (
-        WIDE, pointwise(ones(64), np.arange(-32, 32), np.full(64, 2**31 - 1), 30, residual=np.arange(64) * 2**25),
-    ),
-}  # fmt: skip
+}
 
 
 @needs_vectors
 def test_residuals_are_exact_at_their_bounds() -> None:
     cases = []
-    for form, op in RESIDUALS.values():
+    for op in RESIDUALS.values():
         for residual, output in ((U8, U8), (S8, S8)):
             given = replace(op, rescale=replace(op.rescale, lo=output.lo, hi=output.hi))
             graph = with_residual(given, S8 if residual is S8 else U8, residual, output)
-            types = [graph.input_type, graph.types["branch"]]
-            assert Rescaling.choose(given, types, graph.types["layer"]).form == form
             cases.append(Case(graph, "conv2d_x8w8s32_amx", 2))
     with soft_tiles() as target:
         assert differences(cases, target) == {}
@@ -314,7 +313,7 @@ def assembly(case: Case) -> str:
         (Case(layer(multiplier=np.full(64, 2**31 - 1), shift=40), "conv2d_x8w8s32_amx"), "vpmuldq", "vpmullq"),
         (Case(layer(bits=4, multiplier=np.full(64, ODD), shift=40), "conv2d_x8w4s32_amx"), "vgf2p8affineqb", "vpmullq"),
         (
-            Case(with_residual(RESIDUALS["high, one factor"][1], U8, U8, U8), "conv2d_x8w8s32_amx"),
+            Case(with_residual(RESIDUALS["one factor"], U8, U8, U8), "conv2d_x8w8s32_amx"),
             "vpmuldq vpmadd52luq vpmovzxbq", "vpmullq",
         ),
     ],

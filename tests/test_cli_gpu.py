@@ -15,7 +15,6 @@ import hawq_tvm
 from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.cuda import report
 from hawq_tvm.backends.tvm.cuda.compiler import CHOICE, CudaCompiler
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.gpu import T4
@@ -25,6 +24,7 @@ from hawq_tvm.settings import Settings
 from hawq_tvm.stages.work import Work
 
 from .conftest import NETWORKS, QUICK, Run
+from .emulated import needs_compiler
 from .fake_cuda import fake_compiler
 
 ALSO = ("--also", "nvidia/a10, nvidia/l4")
@@ -66,7 +66,7 @@ def test_compiled_json_tells_the_kernels(fake: None, cli: Run, scratch: Path) ->
     assert json.loads(cli("compile", scratch, "--json")[1])["gpu"] is None
 
 
-@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+@needs_compiler
 def test_verify_emulates_a_gpu_that_is_not_here(
     fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +104,7 @@ def test_what_emulation_needs_is_told_in_the_runs_name(
     assert f"error: {scratch} has no model.nvidia-t4.cu; make it with hawq-tvm compile" in err
 
 
-@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+@needs_compiler
 def test_a_run_for_a_gpu_that_is_not_here(
     fake: None, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_run_for_a_gpu_that_is_not_here(
     assert not (tmp_path / "run" / "bench.nvidia-t4.json").exists()
 
 
-@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+@needs_compiler
 def test_how_many_samples_an_emulated_gpu_gets(
     fake: None, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +144,7 @@ def test_how_many_samples_an_emulated_gpu_gets(
     assert read_key(path)["samples"] == 1
 
 
-@pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+@needs_compiler
 def test_a_run_is_verified_again_where_its_gpu_is(
     fake: None, cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.core.ir import IntType, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import (
     Add,
@@ -33,25 +33,21 @@ from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row
 from hawq_tvm.kernels.cuda.storages import channels_last
 
 from .builders import random_integers
+from .emulated import needs_compiler
 from .gpu_kernels import (
-    compiled_by_nvcc,
+    compiled_image,
     computed_wrongly,
     emulated,
-    gpu_offers,
     gpu_request,
     held_before,
-    needs_compiler,
-    needs_nvcc,
+    image,
 )
+from .kernel_requests import offers_of
 
 GPUS = sorted(name for name, target in TARGETS.items() if target.gpu is not None)
 NARROW = ("s2", "u3", "s4", "u4", "s6", "s8", "u8")
 CHANNELS = (1, 3, 4, 5, 8, 9, 16, 17, 24, 32, 40, 48, 64, 96, 130)
 sweep = settings(max_examples=20, deadline=None)
-
-
-def image(dtype: str, *shape: int) -> TensorType:
-    return TensorType(IntType.parse(dtype), shape, 1.0)
 
 
 def halves(count: int, dtype: IntType, shift: int = 34) -> Rescale:
@@ -104,7 +100,7 @@ SIMPLE: dict[str, tuple[Operator, list[TensorType], IntType]] = {
 def test_operators_without_weights(case: str) -> None:
     op, inputs, output = SIMPLE[case]
     request = gpu_request(op, inputs, output, batch=2)
-    offers = gpu_offers(request)
+    offers = offers_of(request)
     assert len(offers) >= (1 if len(inputs[0].shape) == 1 else 2), "canonical, and channels last where there are images"
     assert computed_wrongly(request, offers, order=2) == []
 
@@ -147,7 +143,7 @@ def test_convolutions_on_tensor_cores(
         inputs.append(image(types[2], out, *window.output_size(*size)))
     request = gpu_request(op, inputs, output, batch=batch, target=target)
     family, tile = cut
-    ((name, offer),) = ((name, offer) for name, offer in gpu_offers(request).items() if f"_{family}_" in name)
+    ((name, offer),) = ((name, offer) for name, offer in offers_of(request).items() if f"_{family}_" in name)
     on_tile = replace(
         offer, build=lambda: gemm_layers.build(request, offer.reads, offer.writes, FAMILIES[family], tile)
     )
@@ -173,7 +169,7 @@ def test_grouped_and_depthwise_convolutions(
     if residual is not None:
         inputs.append(image("s4", out, *window.output_size(6, 9)))
     request = gpu_request(op, inputs, output, batch=2)
-    assert computed_wrongly(request, gpu_offers(request), order=seed % 4, seed=seed) == []
+    assert computed_wrongly(request, offers_of(request), order=seed % 4, seed=seed) == []
 
 
 @needs_compiler
@@ -196,15 +192,14 @@ def test_depthwise_convolutions_by_dot_products(channels: int, y: str, window: W
     inputs = [image(x, channels, 7, 9), image("s4", channels, *window.output_size(7, 9))]
     request = gpu_request(op, inputs, output, batch=2)
     name = "conv2d_depthwise_x8w8s32_dp4a_nhwc"
-    assert computed_wrongly(request, {name: gpu_offers(request)[name]}) == []
+    assert computed_wrongly(request, {name: offers_of(request)[name]}) == []
 
 
-@needs_nvcc
-def test_the_largest_depthwise_window_spills_nothing(tmp_path: Path) -> None:
+def test_the_largest_depthwise_window_spills_nothing(cuda_compiler: CudaCompiler) -> None:
     op = random_conv(64, 64, Window((7, 7), pads=(3, 3, 3, 3)), 8, S4, groups=64)
     request = gpu_request(op, [image("s4", 64, 14, 14)], S4)
-    built = gpu_offers(request)["conv2d_depthwise_x8w8s32_dp4a_nhwc"].build()
-    assert compiled_by_nvcc(built, request.target, tmp_path).spilled_bytes == 0
+    built = offers_of(request)["conv2d_depthwise_x8w8s32_dp4a_nhwc"].build()
+    assert compiled_image(built, request.target, cuda_compiler).spill_bytes == {75: 0}
 
 
 @needs_compiler
@@ -218,7 +213,7 @@ def test_linear(features: int, outputs: int, bits: int, result: str, target: str
     weight, bias = rng.integers(-limit, limit, (outputs, features)), rng.integers(-999, 999, outputs)
     rescale = Rescale(rng.integers(0, 2**31, outputs), 31 if result == "s32" else 40, output.lo, output.hi)
     request = gpu_request(Linear(weight, bits, bias, rescale), [image("u8", features)], output, batch=3, target=target)
-    offers = gpu_offers(request)
+    offers = offers_of(request)
     fits = features % 16 == 0 and (output.bits == 32 or outputs % 4 == 0)
     assert ("linear_x8w8s32_mma" in offers) == fits
     assert computed_wrongly(request, offers) == []
@@ -230,7 +225,7 @@ def test_sums_wrap_around_where_signed_values_are_widened() -> None:
     weight = np.full((8, 32, 1, 1), -128)
     op = Conv2d(weight, 8, np.full(8, 2**31 - 40_000), Rescale([2**20] * 8, 43, -128, 127), Window((1, 1)))
     request = gpu_request(op, [image("s4", 32, 5, 5)], S8)
-    offers = {name: offer for name, offer in gpu_offers(request).items() if "mma" in name}
+    offers = {name: offer for name, offer in offers_of(request).items() if "mma" in name}
     assert len(offers) == 2, "both families"
     assert computed_wrongly(request, offers) == []
 
@@ -287,19 +282,20 @@ def test_a_step_has_a_place_for_every_chunk(family: str, tile: Tile) -> None:
     assert sorted(copied) == sorted(b), "the copy of the right operand fills its places"
 
 
-@needs_nvcc
 @pytest.mark.parametrize(("family", "tile"), CUTS, ids=str)
 @pytest.mark.parametrize("types", ["u8 w8 u8", "u4 w4 u4", "s4 w8 s8"])
-def test_convolutions_for_the_t4_spill_nothing(family: str, tile: Tile, types: str, tmp_path: Path) -> None:
+def test_convolutions_for_the_t4_spill_nothing(
+    family: str, tile: Tile, types: str, cuda_compiler: CudaCompiler
+) -> None:
     x, w, y = types.split()
     window, output = Window((3, 3), pads=(1, 1, 1, 1)), IntType.parse(y)
     op = random_conv(256, 256, window, int(w[1]), output, residual="each")
     request = gpu_request(op, [image(x, 256, 14, 14), image("s8", 256, 14, 14)], output, batch=8)
     reads = tuple(request.alternatives[name] for name in request.node.inputs)
     built = gemm_layers.build(request, reads, request.alternatives["y"], FAMILIES[family], tile)
-    compiled = compiled_by_nvcc(built, request.target, tmp_path)
-    assert compiled.spilled_bytes == 0
-    assert compiled.registers <= 168, "three blocks of four warps on a multiprocessor"
+    made = compiled_image(built, request.target, cuda_compiler)
+    assert made.spill_bytes == {75: 0}
+    assert made.uses[75].registers <= 168, "three blocks of four warps on a multiprocessor"
 
 
 @pytest.mark.parametrize(
@@ -311,5 +307,5 @@ def test_what_is_multiplied_follows_the_layer_and_the_gpu(target: str, x: str, b
     request = gpu_request(op, [image(x, 32, 5, 5)], S4, target=target)
     gemm = Gemm.of(request, request.alternatives["x0"])
     assert gemm.bits == multiplied
-    taken = [name for name in gpu_offers(request) if "_mma_" in name]
+    taken = [name for name in offers_of(request) if "_mma_" in name]
     assert taken == [f"conv2d_x{multiplied}w{multiplied}s32_mma_nhwc"]

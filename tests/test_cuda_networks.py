@@ -13,7 +13,8 @@ from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer
 
 from .builders import integer_samples, integers_of
-from .gpu_kernels import emulated, held_before, needs_compiler
+from .emulated import needs_compiler
+from .gpu_kernels import emulated, held_before
 
 T4 = TARGETS["nvidia/t4"]
 BATCH = 2

@@ -15,7 +15,6 @@ from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.cuda import device, report
 from hawq_tvm.backends.tvm.cuda.emulated import emulated_module, why_not_here
 from hawq_tvm.backends.tvm.cuda.texts import parse_texts
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core import interpreter
@@ -26,10 +25,11 @@ from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.emulator import DRIVER_TOO_OLD, NO_DEVICE, Conditions, Image, emulated_session
 
 from .builders import integer_samples, integers_of, same
+from .emulated import needs_compiler
 from .fake_cuda import fake_compiler
 from .gpu_threads import FromThreads
 
-pytestmark = pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+pytestmark = needs_compiler
 
 MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
 
@@ -40,19 +40,30 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "find_disassembler", lambda: None)
 
 
-def built(graph: Graph, folder: Path, *, target: str = "nvidia/t4", batch: int = 1) -> Path:
+def built(graph: Graph, folder: Path, *, target: str = "nvidia/t4", batch: int = 1, storages: str = "all") -> Path:
     library = folder / TARGETS[target].library_name
-    build_library(lower(graph, TARGETS[target], batch=batch), library)
+    build_library(lower(graph, TARGETS[target], batch=batch, storages=storages), library)
     return library
 
 
-@pytest.mark.parametrize(("name", "pairs"), [("Residual", ("w8a8",)), ("Mobile", MIXED), ("Residual", ("w4a4",))])
-def test_every_value_is_exact(name: str, pairs: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "pairs", "storages", "kernel"),
+    [
+        ("Residual", ("w8a8",), "all", "conv2d_x8w8s32_cuda"),
+        ("Residual", ("w8a8",), "channels_last", "conv2d_x8w8s32_mma_nhwc"),
+        ("Residual", ("w4a4",), "all", "conv2d_x4w4s32_mma_nhwc"),
+        ("Mobile", MIXED, "all", "conv2d_x8w8s32_cuda"),
+        ("Mobile", MIXED, "channels_last", "conv2d_depthwise_x8w8s32_dp4a_nhwc"),
+    ],
+)
+def test_every_value_is_exact(name: str, pairs: tuple[str, ...], storages: str, kernel: str, tmp_path: Path) -> None:
     """Batches of two over five samples: the last one is filled up, and the graph that the first recorded runs twice."""
     graph = integers_of(name, pairs)
     x = integer_samples(graph, 5)
     expected = interpreter.run(graph, x)
-    with emulated_module(built(graph, tmp_path, batch=2)) as module:
+    library = built(graph, tmp_path, batch=2, storages=storages)
+    assert kernel in LibraryInfo.read(library).kernels.values(), "the case is about this kernel"
+    with emulated_module(library) as module:
         assert np.array_equal(module.run(x), expected[graph.output])
         assert same(expected, module.values(x)) == []
         assert np.array_equal(module.run(x[::-1]), expected[graph.output][::-1])

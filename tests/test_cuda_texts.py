@@ -6,14 +6,15 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hawq_tvm.backends.tvm.cuda.byte_vectors import with_byte_vectors
 from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.backends.tvm.cuda.texts import KernelText, format_texts, parse_texts
-from hawq_tvm.backends.tvm.host import find_c_compiler
+from hawq_tvm.emulator.toolchain import find_compiler
+
+from .emulated import needs_compiler
 
 sizes = st.integers(1, 2**31 - 1)
 kernels = st.builds(
@@ -74,11 +75,11 @@ int main() {
 """
 
 
-@pytest.mark.skipif(find_c_compiler() is None, reason="needs a C++ compiler")
+@needs_compiler
 def test_bytes_are_packed_the_first_in_the_lowest(tmp_path: Path) -> None:
     (tmp_path / "text.h").write_text(with_byte_vectors(TEXT))
     (tmp_path / "check.cpp").write_text(AS_CPP)
-    command = [find_c_compiler() or "", "-o", tmp_path / "check", tmp_path / "check.cpp", "-lstdc++"]
+    command = [find_compiler() or "", "-o", tmp_path / "check", tmp_path / "check.cpp", "-lstdc++"]
     subprocess.run(command, check=True)
     said = subprocess.run([tmp_path / "check"], capture_output=True, text=True, check=True).stdout
 

@@ -25,7 +25,6 @@ from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.cuda import report
 from hawq_tvm.backends.tvm.cuda.emulated import emulated_program
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.info import ImageInput
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core import interpreter
@@ -35,6 +34,7 @@ from hawq_tvm.sources.decoding import preprocess
 from hawq_tvm.sources.options import Preprocessing
 
 from .builders import SIZE, integers_of
+from .emulated import needs_compiler
 from .fake_cuda import fake_compiler
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "deploy"
@@ -42,7 +42,7 @@ IMAGE = ImageInput(resize=SIZE + 3, crop=SIZE, mean=(0.4, 0.5, 0.6), std=(0.3, 0
 BATCH = 2
 
 pytestmark = [
-    pytest.mark.skipif(find_c_compiler() is None, reason="libraries, and the emulated GPU, need a C++ compiler"),
+    needs_compiler,
     pytest.mark.skipif(shutil.which("make") is None, reason="the C++ example is built by make"),
 ]
 

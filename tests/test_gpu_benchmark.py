@@ -16,16 +16,16 @@ from benchmarks import gpu, gpu_prepare
 from benchmarks.gpu_peers import find_peers
 from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.cuda import report
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.cli.app import main
 
 from .conftest import NETWORKS, QUICK
+from .emulated import needs_compiler
 from .fake_cuda import fake_compiler
 
 ROOT = Path(__file__).parent.parent
 BATCHES = (1, 3)
 
-pytestmark = pytest.mark.skipif(find_c_compiler() is None, reason="the emulated GPU needs a C++ compiler")
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")

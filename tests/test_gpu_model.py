@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.backends.tvm.latency import predict_latency
 from hawq_tvm.backends.tvm.storage import plan_storages
 from hawq_tvm.core.errors import SettingsError
@@ -17,7 +19,6 @@ from hawq_tvm.core.gpu import A10, A100, H100, L4, T4, GpuFacts
 from hawq_tvm.core.gpu_model import (
     GRAPH_LAUNCH_US,
     HELD_POWER,
-    STREAM_LAUNCH_US,
     KernelWork,
     Phase,
     Prediction,
@@ -34,13 +35,15 @@ from hawq_tvm.kernels import Offer
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_costs import Ends, fastest, gemm_work, predict_tiles
-from hawq_tvm.kernels.cuda.gemm_layers import WMMA, layer_tiles
+from hawq_tvm.kernels.cuda.gemm_layers import MMA, WMMA, Family, layer_tiles
+from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import TILES
 from hawq_tvm.kernels.cuda.storages import channels_last
 from hawq_tvm.settings import Settings
 
 from .builders import captured, ranges_of, uniform
-from .gpu_kernels import compiled_by_nvcc, gpu_offers, gpu_request, needs_nvcc
+from .gpu_kernels import compiled_image, cuda_kernel, gpu_request
+from .kernel_requests import offers_of
 from .test_cuda_kernels import random_conv
 
 GPUS = (T4, A100, A10, L4, H100)
@@ -124,9 +127,6 @@ def test_more_bandwidth_clock_and_fewer_bytes_are_never_slower(
     assert faster.us(CLOCK) <= prediction.us(CLOCK)
     assert prediction.us(CLOCK * factor) <= prediction.us(CLOCK)
     assert replace(prediction, dram_bytes=dram / factor).us(CLOCK) <= prediction.us(CLOCK)
-    assert prediction.us(CLOCK, STREAM_LAUNCH_US) - prediction.us(CLOCK) == pytest.approx(
-        STREAM_LAUNCH_US - GRAPH_LAUNCH_US
-    )
 
 
 def kernel(**changes: object) -> KernelWork:
@@ -251,8 +251,8 @@ U8 = IntType.parse("u8")
 
 def test_the_work_of_a_tile_by_hand() -> None:
     """64 channels, 3x3: 576 values are 36 chunks, 9 steps of 4; a tile of 64 x 64 by four warps of 32 x 32."""
-    tile = Tile(64, 64, 4, 2, 2)
-    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8), T4)
+    layout = Swizzled(Tile(64, 64, 4, 2, 2))
+    work = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), T4)
     loop, ending = work.phases
     assert work.blocks == 8 * 56 * 56 // 64 and work.threads == 128
     assert work.shared_bytes == 2 * (64 + 64) * 64
@@ -262,43 +262,59 @@ def test_the_work_of_a_tile_by_hand() -> None:
     assert loop.data_bytes == 2 * copied + fragments, "to registers, to shared memory, and read by every warp"
     assert work.l2_bytes == copied + 64 * 64
     assert ending.data_bytes == 64 * 64 and ending.instructions == 64 * 64 / 32 * 5
-    more = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8, 8), T4)
+    more = gemm_work(conv_gemm(T4, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8, 8), T4)
     assert more.phases[1].data_bytes == 2 * 64 * 64 and more.phases[1].instructions > 2 * ending.instructions
 
 
 def test_asynchronous_copies_pass_once() -> None:
-    tile = Tile(64, 64, 4, 2, 2)
-    (loaded, _), (copied, _) = (gemm_work(conv_gemm(gpu, 8, 8, 64, 64, 3, 56, 1), tile, Ends(8), gpu).phases
+    layout = Swizzled(Tile(64, 64, 4, 2, 2))
+    (loaded, _), (copied, _) = (gemm_work(conv_gemm(gpu, 8, 8, 64, 64, 3, 56, 1), layout, Ends(8), gpu).phases
                                 for gpu in (T4, A100))  # fmt: skip
     assert loaded.data_bytes - copied.data_bytes == 9 * (64 + 64) * 64
 
 
 @pytest.mark.parametrize("tile", [TILES[0], TILES[5], TILES[8]], ids=str)
-@needs_nvcc
-def test_registers_are_those_that_the_compiler_takes(tile: Tile, tmp_path: Path) -> None:
+def test_registers_are_those_that_the_compiler_takes(tile: Tile, cuda_compiler: CudaCompiler) -> None:
     op = random_conv(64, 64, Window((3, 3), (1, 1), (1, 1, 1, 1)), 8, U8)
     request = gpu_request(op, [TensorType(U8, (64, 14, 14), 1.0)], U8)
     reads, writes = (request.alternatives["x0"],), request.alternatives["y"]
-    compiled = compiled_by_nvcc(gemm_layers.build(request, reads, writes, tile=tile), request.target, tmp_path)
-    counted = gemm_work(Gemm.of(request, reads[0]), tile, Ends.of(reads, writes), T4).registers
-    assert counted == pytest.approx(compiled.registers, rel=0.15)
+    built = gemm_layers.build(request, reads, writes, tile=tile)
+    taken = compiled_image(built, request.target, cuda_compiler).uses[75].registers
+    counted = gemm_work(Gemm.of(request, reads[0]), Swizzled(tile), Ends.of(reads, writes), T4).registers
+    assert counted == pytest.approx(taken, rel=0.15)
     assert T4.architecture.resident_blocks(tile.threads, counted, 0) == T4.architecture.resident_blocks(
-        tile.threads, compiled.registers, 0
+        tile.threads, taken, 0
     )
+
+
+@pytest.mark.parametrize("target", ["nvidia/t4", "nvidia/a100"])
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize("family", [MMA, WMMA], ids=["mma", "wmma"])
+def test_shared_memory_is_what_the_kernel_declares(family: Family, channels: int, target: str) -> None:
+    """Of few steps too, whose stages are as many, and which what the sums pass through outgrows."""
+    op = random_conv(channels, 64, Window((1, 1)), 8, U8)
+    request = gpu_request(op, [TensorType(U8, (channels, 14, 14), 1.0)], U8, target=target)
+    reads, writes, gpu = (request.alternatives["x0"],), request.alternatives["y"], request.target.gpu
+    assert gpu is not None
+    gemm, ends = Gemm.of(request, reads[0], signed_alone=family.signed_alone), Ends.of(reads, writes)
+    for tile in family.tiles:
+        text = cuda_kernel(gemm_layers.build(request, reads, writes, family, tile), request.target).text
+        (words,) = re.findall(r"__shared__ .*\[(\d+)\];", text)
+        assert gemm_work(gemm, family.layout(tile), ends, gpu).shared_bytes == 4 * int(words), tile
 
 
 @pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.gpu is not None])
 def test_offers_cost_what_the_fastest_tile_takes(target: str) -> None:
     op = random_conv(64, 96, Window((3, 3), (1, 1), (1, 1, 1, 1)), 8, U8)
     request = gpu_request(op, [TensorType(U8, (64, 14, 14), 1.0)], U8, batch=4, target=target)
-    offer = gpu_offers(request)["conv2d_x8w8s32_mma_nhwc"]
+    offer = offers_of(request)["conv2d_x8w8s32_mma_nhwc"]
     tiles = layer_tiles(request, offer.reads, offer.writes)
     assert set(tiles) == set(TILES), "all fit"
     assert offer.prediction is not None and offer.cost == offer.prediction.us() == min(t.us() for t in tiles.values())
     assert tiles[fastest(tiles)] == offer.prediction
     wmma = layer_tiles(request, offer.reads, offer.writes, WMMA)
     assert set(wmma) == set(WMMA.tiles) and min(t.us() for t in wmma.values()) > offer.cost
-    assert all(found.prediction is not None and found.cost > 0 for found in gpu_offers(request).values())
+    assert all(found.prediction is not None and found.cost > 0 for found in offers_of(request).values())
 
 
 def test_few_pixels_take_small_tiles_and_many_large_ones() -> None:

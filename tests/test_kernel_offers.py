@@ -15,7 +15,8 @@ from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer
 from hawq_tvm.kernels.generic.costs import CALL_US, RATES, Rates, Work, empty_lanes
 from hawq_tvm.kernels.generic.nhwc_conv2d import _pixels, _Shape
 
-from .test_kernels_alone import CASES, LAST, LLVM, PLAIN, S8, SAME, conv, declines_of, image, offers_of, request_of
+from .kernel_requests import offers_of
+from .test_kernels_alone import CASES, LAST, LLVM, PLAIN, S8, SAME, conv, declines_of, image, request_of
 
 
 @pytest.mark.parametrize("bits", [128, 256, 512])

@@ -13,7 +13,7 @@ import tvm
 from tvm import tirx
 
 from hawq_tvm.backends.tvm.lower import Machine
-from hawq_tvm.core.ir import Array, IntType, Node, Operator, Rescale, TensorType, Window
+from hawq_tvm.core.ir import Array, IntType, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import (
     Add,
     AvgPool2d,
@@ -31,6 +31,7 @@ from hawq_tvm.kernels import CONVERTERS, KERNELS, BuiltKernel, ConvertRequest, O
 
 from .accesses import accesses_outside
 from .builders import random_integers
+from .kernel_requests import node_request, offers_of
 
 S8, U8, S4, S32 = (IntType.parse(text) for text in ("s8", "u8", "s4", "s32"))
 LLVM = TARGETS["llvm"]
@@ -44,25 +45,12 @@ def request_of(
     op: Operator, inputs: Sequence[TensorType], output: IntType, *, batch: int = 1, vector_bits: int = 512
 ) -> Request:
     """A request in which every image may lie channels last, in frames that hold the padding and more."""
-    names = tuple(f"x{i}" for i in range(len(inputs)))
-    type = TensorType(output, op.output_shape(inputs), 1.0)
-    node = Node("y", op, names, type)
-    op.check_parameters(inputs, type)
-    frames = [(2, 3, 2, 3), (1, 0, 2, 1), (0, 1, 1, 0)]
-    images = {
-        name: channels_last(x, frames[i])
-        for i, (name, x) in enumerate(zip(names, inputs, strict=True))
-        if len(x.shape) == 3
-    }
-    if len(type.shape) == 3:
-        images["y"] = channels_last(type, (1, 2, 0, 0) if batch == 1 else (0, 0, 0, 0))
-    return Request(node, tuple(inputs), batch, LLVM, vector_bits, images)
+    frames = {"x0": (2, 3, 2, 3), "x1": (1, 0, 2, 1), "x2": (0, 1, 1, 0), "y": (1, 2, 0, 0) if batch == 1 else (0,) * 4}
 
+    def storage(name: str, type: TensorType) -> Storage | None:
+        return channels_last(type, frames[name]) if len(type.shape) == 3 else None
 
-def offers_of(request: Request) -> dict[str, Offer]:
-    answers = {kernel.name: kernel.offer(request) for kernel in KERNELS}
-    assert all(isinstance(answer, Offer) or (isinstance(answer, str) and answer) for answer in answers.values())
-    return {name: answer for name, answer in answers.items() if isinstance(answer, Offer)}
+    return node_request(op, inputs, output, LLVM, storage, batch=batch, vector_bits=vector_bits)
 
 
 def written(

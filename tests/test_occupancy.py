@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from hawq_tvm.backends.tvm.cuda.packages import package_roots
-from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.core.gpu import ARCHITECTURES, SM_75, SM_80, Architecture
+from hawq_tvm.emulator.toolchain import find_compiler
+
+from .emulated import needs_compiler
 
 KIB = 1024
 
@@ -48,10 +50,10 @@ int main() {
 
 
 @pytest.mark.skipif(not HEADERS, reason="needs cuda_occupancy.h of the CUDA toolkit, or of nvidia-cuda-runtime")
-@pytest.mark.skipif(find_c_compiler() is None, reason="needs a C++ compiler")
+@needs_compiler
 def test_nvidias_own_calculator_says_the_same(tmp_path: Path) -> None:
     (tmp_path / "occupancy.cpp").write_text(NVIDIAS)
-    command = [find_c_compiler() or "", "-I", HEADERS[0].parent, "-o", tmp_path / "nvidias", tmp_path / "occupancy.cpp"]
+    command = [find_compiler() or "", "-I", HEADERS[0].parent, "-o", tmp_path / "nvidias", tmp_path / "occupancy.cpp"]
     subprocess.run([*command, "-lstdc++"], check=True)
     threads = (1, 32, 33, 64, 96, 128, 160, 256, 384, 512, 768, 1000, 1024)
     registers = (1, 8, 16, 24, 32, 33, 40, 41, 64, 65, 72, 96, 104, 128, 129, 168, 255)

@@ -91,6 +91,16 @@ def test_conv2d(window: Window, groups: int, residual: int | None, seed: int) ->
     assert np.array_equal(op.evaluate(inputs), expected)
 
 
+@pytest.mark.parametrize(
+    ("weight", "groups", "depthwise"),
+    [((4, 1), 4, True), ((2, 1), 2, True), ((1, 1), 1, False), ((4, 2), 4, False), ((8, 1), 4, False)],
+)
+def test_depthwise_is_a_channel_from_each_channel(weight: tuple[int, int], groups: int, depthwise: bool) -> None:
+    out = weight[0]
+    op = Conv2d(np.ones((*weight, 1, 1)), 8, np.zeros(out), Rescale([1] * out, 1, 0, 9), Window((1, 1)), groups)
+    assert op.depthwise == depthwise
+
+
 def test_linear() -> None:
     rng = np.random.default_rng(0)
     weight, bias = rng.integers(-8, 8, (5, 7)), rng.integers(-99, 99, 5)

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm.core.float32_rescale import odd_multipliers
 from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Request
 from hawq_tvm.kernels.x86.panels import Panels
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI
+from hawq_tvm.kernels.x86.result import in_float32
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD
 from hawq_tvm.kernels.x86.vectors import PACKED_LANES
 from hawq_tvm.kernels.x86.vnni_conv2d import MAX_TILE, Cut, tile_of
 
@@ -39,16 +41,19 @@ def conv(
     output: str = "u8",
     shift: int = 40,
     residual: int = 0,
+    odd: bool = False,
     seed: int = 0,
 ) -> Conv2d:
-    """Random weights; multipliers as large as the proofs allow with that shift."""
+    """Random weights; multipliers as large as the proofs allow with that shift, `odd` with 24 digits."""
     rng, limit, dtype = np.random.default_rng(seed), 1 << (bits - 1), IntType.parse(output)
     weight = rng.integers(-limit, limit, (out, channels // groups, *window.kernel))
     weight.flat[0] = -limit
     bound = 256 * int(np.abs(weight).reshape(out, -1).sum(axis=1).max()) + 4000
     most = min(2**31 - 1, max(1, (1 << min(60, 29 + shift)) // bound))
     factors = rng.integers(0, min(2**31, 1 << min(30, 21 + shift)), residual) if residual else None
-    rescale = Rescale(rng.integers(0, most, out, endpoint=True), shift, dtype.lo, dtype.hi, factors)
+    multipliers = rng.integers(0, most, out, endpoint=True)
+    multipliers = odd_multipliers(multipliers, shift) if odd else multipliers
+    rescale = Rescale(multipliers, shift, dtype.lo, dtype.hi, factors)
     return Conv2d(weight, bits, rng.integers(-3000, 3000, out), rescale, window, groups)
 
 
@@ -79,21 +84,24 @@ def request_for(
     shift=st.sampled_from([1, 17, 32, 33, 34, 40, 47]),
     residual=st.sampled_from(["", "one", "each"]),
     batch=st.integers(1, 2),
+    fused=st.booleans(),
+    odd=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_convolutions(
     channels: int, out: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], pads: Frame,
     dilations: tuple[int, int], extra: Frame, bits: int, types: tuple[str, str, str], shift: int, residual: str,
-    batch: int, seed: int,
+    batch: int, fused: bool, odd: bool, seed: int,
 ) -> None:  # fmt: skip
     window = Window(kernel, strides, pads, dilations)
     if size[0] + pads[0] + pads[2] < window.reach[0] or size[1] + pads[1] + pads[3] < window.reach[1]:
         size = (9, 18)
     factors = {"": 0, "one": 1, "each": out}[residual]
-    op = conv(channels, out, window, bits=bits, output=types[1], shift=shift, residual=factors, seed=seed)
+    op = conv(channels, out, window, bits=bits, output=types[1], shift=shift, residual=factors, odd=odd, seed=seed)
     x = TensorType(IntType.parse(types[0]), (channels, *size), 1.0)
     request = request_for(op, x, types[1], residual=types[2], extra=extra, batch=batch)
-    writes_what_the_interpreter_says(name_of(op), request)
+    features = ALL if fused else ALL - MULTIPLY_ADD
+    writes_what_the_interpreter_says(name_of(op), replace(request, features=features))
 
 
 @sweep
@@ -158,6 +166,20 @@ def test_accumulators_at_their_bounds_and_the_largest_multiplier(shift: int, x: 
     expected = writes_what_the_interpreter_says(KERNEL[8], request, [values])
     if shift < 62:
         assert {limits.lo, limits.hi} <= set(expected.ravel().tolist())
+
+
+@pytest.mark.parametrize("output", ["u8", "s8", "u4"])
+@pytest.mark.parametrize("out", [16, 48])
+def test_multipliers_of_24_digits_are_rescaled_in_float32(output: str, out: int) -> None:
+    op = conv(24, out, Window((3, 3), pads=(1, 1, 1, 1)), output=output, shift=35)
+    op = replace(op, rescale=replace(op.rescale, multiplier=odd_multipliers(np.arange(out) * 2**21 + 3 * 2**26, 35)))
+    request = request_for(op, TensorType(IntType.parse("u8"), (24, 9, 17), 1.0), output)
+    assert in_float32(request)
+    kernel = offer_of(KERNEL[8], request).build()
+    assert "llvm.fma" in kernel.function.script()
+    assert kernel.constants[2].dtype == np.float32
+    expected = writes_what_the_interpreter_says(KERNEL[8], request)
+    assert len(np.unique(expected)) > 8
 
 
 def test_ties_round_up() -> None:

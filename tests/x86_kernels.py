@@ -12,14 +12,14 @@ from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES
 
 from .accesses import accesses_outside, shared_between_threads
 from .builders import random_integers
 from .cpus import HOST
 
 Frame = tuple[int, int, int, int]
-ALL = AVX512_VNNI | NIBBLES
+ALL = AVX512_VNNI | NIBBLES | MULTIPLY_ADD
 GUARD = 128
 
 

@@ -30,9 +30,6 @@ from dataclasses import dataclass
 WARP_SIZE = 32
 """Threads of a warp, on every NVIDIA GPU [CUDA]."""
 
-STATIC_SHARED_BYTES = 48 * 1024
-"""What a kernel may declare statically; beyond it, shared memory is dynamic and asked for at launch [CUDA]."""
-
 MAX_THREADS_PER_BLOCK = 1024
 MAX_REGISTERS_PER_THREAD = 255
 """Both on every NVIDIA GPU since compute capability 3.5 [CUDA]."""
@@ -71,7 +68,7 @@ class Architecture:
     Attributes:
         compute_capability: (major, minor).
         shared_bytes_per_sm: shared memory of a multiprocessor.
-        shared_bytes_per_block: the most that one block may ask for, dynamically above `STATIC_SHARED_BYTES`.
+        shared_bytes_per_block: the most that one block may ask for, dynamically above 48 KiB [CUDA].
         shared_bytes_reserved: what the system takes of it for every resident block.
         shared_granularity: shared memory is given out in multiples of so many bytes.
         registers_per_sm: 32-bit registers of a multiprocessor.
@@ -302,17 +299,16 @@ class GpuFacts:
         for bits, published in self.published_tops.items():
             assert abs(self.peak_tops(bits) / published - 1) < 0.01, f"{self.name}: {self.peak_tops(bits)} {published}"
 
-    def peak_tops(self, bits: int, clock_mhz: int | None = None) -> float:
-        """Tensor core peak: multiprocessors x clock x operations a multiprocessor and cycle.
+    def peak_tops(self, bits: int) -> float:
+        """Tensor core peak: multiprocessors x boost clock x operations a multiprocessor and cycle.
 
         Args:
             bits: of an operand: 4 or 8 for integers, 16 for fp16; one that is native.
-            clock_mhz: the clock; None for the boost clock.
 
         Returns:
             10^12 operations a second, two a multiply-accumulate.
         """
-        return self.sms * (clock_mhz or self.boost_clock_mhz) * 2 * self.architecture.macs_per_cycle[bits] / 1e6
+        return self.sms * self.boost_clock_mhz * 2 * self.architecture.macs_per_cycle[bits] / 1e6
 
 
 T4 = GpuFacts(

@@ -159,14 +159,14 @@ class Prediction:
     def dram_us(self) -> float:
         return self.dram_bytes / (self.gpu.bandwidth_gb_s * 1e3 * DRAM_EFFICIENCY)
 
-    def parts_us(self, clock_mhz: float, launch_us: float = GRAPH_LAUNCH_US) -> dict[str, float]:
+    def parts_us(self, clock_mhz: float) -> dict[str, float]:
         """Microseconds of each part; `launch` holds the start."""
         parts = {name: cycles / clock_mhz for name, cycles in self.cycles.items()}
-        return {"launch": launch_us + self.start_cycles / clock_mhz, **parts, "DRAM": self.dram_us}
+        return {"launch": GRAPH_LAUNCH_US + self.start_cycles / clock_mhz, **parts, "DRAM": self.dram_us}
 
-    def us(self, clock_mhz: float | None = None, launch_us: float = GRAPH_LAUNCH_US) -> float:
+    def us(self, clock_mhz: float | None = None) -> float:
         """Microseconds of the kernel; at the clock of a typical load where none is given."""
-        parts = self.parts_us(clock_mhz or typical_clock(self.gpu), launch_us)
+        parts = self.parts_us(clock_mhz or typical_clock(self.gpu))
         return parts.pop("launch") + max(parts.values())
 
     def slowed(self, factor: float) -> Prediction:
@@ -174,9 +174,9 @@ class Prediction:
         cycles = {name: value * factor for name, value in self.cycles.items()}
         return replace(self, start_cycles=self.start_cycles * factor, cycles=cycles)
 
-    def bound(self, clock_mhz: float | None = None, launch_us: float = GRAPH_LAUNCH_US) -> str:
+    def bound(self, clock_mhz: float | None = None) -> str:
         """The part that takes longest."""
-        parts = self.parts_us(clock_mhz or typical_clock(self.gpu), launch_us)
+        parts = self.parts_us(clock_mhz or typical_clock(self.gpu))
         return max(parts, key=lambda name: parts[name])
 
 
@@ -255,7 +255,7 @@ def typical_clock(gpu: GpuFacts) -> float:
     return float(min(clock, gpu.boost_clock_mhz))
 
 
-def held_clock(gpu: GpuFacts, kernels: Sequence[Prediction], launch_us: float = GRAPH_LAUNCH_US) -> float:
+def held_clock(gpu: GpuFacts, kernels: Sequence[Prediction]) -> float:
     """The clock, in MHz, that a GPU holds which runs these kernels over and over.
 
     The boost clock where power allows it, or where nothing is known of the GPU's draw.
@@ -264,7 +264,7 @@ def held_clock(gpu: GpuFacts, kernels: Sequence[Prediction], launch_us: float = 
     dram_bytes = sum(kernel.dram_bytes for kernel in kernels)
 
     def watts(clock: float) -> float:
-        us = sum(kernel.us(clock, launch_us) for kernel in kernels)
+        us = sum(kernel.us(clock) for kernel in kernels)
         return board_watts(gpu, clock, tensor_cycles / clock / us, dram_bytes / us / 1e3)
 
     limit = gpu.power_watts * HELD_POWER

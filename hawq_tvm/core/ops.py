@@ -145,6 +145,11 @@ class Conv2d(WeightedOperator):
     window: Window
     groups: int = 1
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads the input channel of its number alone."""
+        return 1 < self.groups == self.out_channels and self.weight.shape[1] == 1
+
     def output_shape(self, inputs: Sequence[TensorType]) -> Shape:
         if not inputs or len(inputs[0].shape) != 3:
             raise GraphError("takes an input of shape [C, H, W]")

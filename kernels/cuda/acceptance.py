@@ -62,8 +62,7 @@ def canonical(
         reason = decline(request, operator) or refuse(request)
         if reason is not None:
             return reason
-        reads = tuple(Storage.canonical(x) for x in request.inputs)
-        return _offer(request, reads, Storage.canonical(request.node.type), cost, build)
+        return _offer(request, *request.canonical(), cost, build)
 
     return offer
 
@@ -73,7 +72,6 @@ def packed(
     cost: Cost,
     build: Build,
     *,
-    reads_canonical: bool = False,
     writes_canonical: bool = False,
     refuse: Callable[[Request], str | None] = _nothing,
 ) -> Callable[[Request], Offer | str]:
@@ -83,30 +81,18 @@ def packed(
         operator: what it computes.
         cost: what it takes.
         build: makes the function.
-        reads_canonical: it reads canonical values, and saves a conversion of its own.
         writes_canonical: it writes the canonical value.
         refuse: a further reason to decline.
     """
 
     def offer(request: Request) -> Offer | str:
-        node = request.node
-        reason = decline(request, operator)
-        if reason is not None:
-            return reason
-        names = (() if reads_canonical else node.inputs) + (() if writes_canonical else (node.name,))
-        for name in names:
-            if name not in request.alternatives:
-                return f"computes on channels last, in which '{name}' is not in play"
+        storages = decline(request, operator) or request.channels_last(writes_canonical=writes_canonical)
+        if isinstance(storages, str):
+            return storages
         reason = refuse(request)
         if reason is not None:
             return reason
-        reads = (
-            tuple(Storage.canonical(x) for x in request.inputs)
-            if reads_canonical
-            else tuple(request.alternatives[name] for name in node.inputs)
-        )
-        writes = Storage.canonical(node.type) if writes_canonical else request.alternatives[node.name]
-        return _offer(request, reads, writes, cost, build)
+        return _offer(request, *storages, cost, build)
 
     return offer
 

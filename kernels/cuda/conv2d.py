@@ -15,23 +15,17 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.gpu_model import Prediction
-from hawq_tvm.core.ir import Array, TensorType
+from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
 from hawq_tvm.kernels.cuda.costs import simple_cost
-from hawq_tvm.kernels.cuda.launch import thread_a_word
+from hawq_tvm.kernels.cuda.launch import node_by_words
 from hawq_tvm.kernels.cuda.pooling import over_taps
-from hawq_tvm.kernels.cuda.values import Value, field, int32
+from hawq_tvm.kernels.cuda.registers import local
+from hawq_tvm.kernels.cuda.values import Place, Value, field, int32
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-
-Place = tuple[Expr, Expr, Expr, Expr]
-
-
-def is_depthwise(op: Conv2d, inputs: Sequence[TensorType]) -> bool:
-    """Whether each output channel reads the input channel of its number alone."""
-    return 1 < op.groups == op.out_channels == inputs[0].shape[0]
 
 
 def per_channel(op: WeightedOperator, channels: int) -> list[Array]:
@@ -92,11 +86,10 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
     lanes = 1 if writes.order == "NCHW" else 32 // writes.bits
     taps = op.weight.transpose(0, 2, 3, 1).reshape(op.out_channels, -1)
     constants = [weight_words(taps, lanes, channels), *per_channel(op, channels)]
-    depthwise = is_depthwise(op, request.inputs)
 
     def body(inputs: Sequence[Value], given: Sequence[Any], y: Value, at: Place) -> list[Expr]:
         weights, bias, *multipliers = given
-        sums = T.alloc_buffer((lanes,), "int32", scope="local")
+        sums = local(lanes, "int32")
         for lane in range(lanes):
             T.buffer_store(sums, bias[at[1] + lane], [lane])
 
@@ -106,7 +99,7 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
 
         def tap(ky: Expr, kx: Expr, h: Expr, w: Expr) -> None:
             index = ky * op.window.kernel[1] + kx
-            if depthwise:
+            if op.depthwise:
                 add(inputs[0].load_run(at[0], at[1], h, w, lanes), index)
                 return
             per_group = op.weight.shape[1]
@@ -117,8 +110,7 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
         residual = inputs[1].load_run(*at, lanes) if len(inputs) > 1 else ()
         return finish([sums[lane] for lane in range(lanes)], op, multipliers, residual, at[1])
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, constants, (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body, constants)
 
 
 def _inputs_of(x: Value, op: Conv2d, at: Place, ci: Expr, lanes: int) -> list[Expr]:

@@ -10,7 +10,7 @@ from hawq_tvm.kernels.cuda.acceptance import too_large
 from hawq_tvm.kernels.cuda.costs import facts, moving
 from hawq_tvm.kernels.cuda.launch import thread_a_word
 from hawq_tvm.kernels.cuda.storages import channels_last
-from hawq_tvm.kernels.cuda.values import Value
+from hawq_tvm.kernels.cuda.values import Place, Value
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Offer
 
@@ -26,7 +26,7 @@ def _offer(request: ConvertRequest) -> Offer | str:
         return reason
     source, to = (request.type, request.source), (request.type, request.to)
 
-    def body(inputs: Sequence[Value], _constants: Any, y: Value, at: tuple[Expr, Expr, Expr, Expr]) -> list[Expr]:
+    def body(inputs: Sequence[Value], _constants: Any, y: Value, at: Place) -> list[Expr]:
         return inputs[0].load_run(*at, y.lanes)
 
     prediction = moving(facts(request.target), [source, to], request.batch)

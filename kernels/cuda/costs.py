@@ -7,13 +7,14 @@ tile by tile (`gemm_costs`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from hawq_tvm.core.gpu import T4, GpuFacts
 from hawq_tvm.core.gpu_model import DRAM_LATENCY_CYCLES, L2_BYTES_PER_CYCLE, Prediction, beyond_l2
-from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
+from hawq_tvm.kernels.cuda.storages import Stored, stored_values
 from hawq_tvm.kernels.interface import Request
 
 LANES = 64
@@ -28,20 +29,18 @@ STEP_CYCLES = 30
 BYTE_ACCESS = 4
 """How many times as long a warp takes for single bytes as for words of the same memory."""
 
-Stored = list[tuple[TensorType, Storage]]
-
 
 def facts(target: Target) -> GpuFacts:
     """Those of the target's GPU; a T4's where they are not known."""
     return target.gpu or T4
 
 
-def stored_bytes(stored: Stored, batch: int) -> float:
+def stored_bytes(stored: Sequence[Stored], batch: int) -> float:
     """Memory of some values."""
     return float(sum(storage.size_bytes(type, batch) for type, storage in stored))
 
 
-def moved_bytes(stored: Stored, batch: int) -> float:
+def moved_bytes(stored: Sequence[Stored], batch: int) -> float:
     """Bytes read and written, those of canonical values weighted since they go one by one."""
     return float(
         sum(
@@ -63,13 +62,18 @@ def simple_cost(
         steps: multiply-adds, or elements that are looked at, for one element of the result.
         constant_bytes: of weights.
     """
-    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
+    inputs, output = stored_values(request, reads, writes)
     operations = request.batch * prod(request.node.type.shape) * steps
-    return moving(facts(request.target), stored, request.batch, constant_bytes, operations, steps)
+    return moving(facts(request.target), [*inputs, output], request.batch, constant_bytes, operations, steps)
 
 
 def moving(
-    gpu: GpuFacts, stored: Stored, batch: int, constant_bytes: int = 0, operations: float = 0.0, steps: int = 0
+    gpu: GpuFacts,
+    stored: Sequence[Stored],
+    batch: int,
+    constant_bytes: int = 0,
+    operations: float = 0.0,
+    steps: int = 0,
 ) -> Prediction:
     """What it takes to read and write values, with so many operations in all and so many steps in a row."""
     cycles = {

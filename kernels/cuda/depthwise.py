@@ -20,11 +20,12 @@ from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda import ptx
 from hawq_tvm.kernels.cuda.acceptance import packed
-from hawq_tvm.kernels.cuda.conv2d import finish, is_depthwise, per_channel
+from hawq_tvm.kernels.cuda.conv2d import finish, per_channel
 from hawq_tvm.kernels.cuda.costs import simple_cost
-from hawq_tvm.kernels.cuda.launch import thread_a_word
+from hawq_tvm.kernels.cuda.launch import node_by_words
 from hawq_tvm.kernels.cuda.ptx import uint32
-from hawq_tvm.kernels.cuda.values import Value, both
+from hawq_tvm.kernels.cuda.registers import load_channels, local
+from hawq_tvm.kernels.cuda.values import Place, Value, both
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -33,8 +34,6 @@ MAX_TAPS = 49
 
 TAPS = 4
 """Taps that one instruction sums over."""
-
-Place = tuple[Expr, Expr, Expr, Expr]
 
 
 def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
@@ -49,21 +48,16 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
 
     def body(inputs: Sequence[Value], given: Sequence[Any], y: Value, at: Place) -> list[Expr]:
         weights, first, *factors = given
-        sums = T.alloc_buffer((y.lanes,), "int32", scope="local")
-        for start in range(0, y.lanes, TAPS):
-            ptx.load_global([sums[start + i] for i in range(TAPS)], first.ptr_to([at[1] + start]))
+        sums = load_channels(local(y.lanes, "int32"), first, at[1])
         for group in range(int(weights.shape[0])):
             columns = _columns(inputs[0], op, at, group, y.lanes)
-            words = T.alloc_buffer((y.lanes,), "int32", scope="local")
-            for start in range(0, y.lanes, TAPS):
-                ptx.load_global([words[start + i] for i in range(TAPS)], weights.ptr_to([group, at[1] + start]))
+            words = load_channels(local(y.lanes, "int32"), weights, group, at[1])
             for channel, column in columns:
                 ptx.dot_bytes(sums[channel], column, words[channel], unsigned=unsigned)
         residual = inputs[1].load_run(*at, y.lanes) if len(inputs) > 1 else ()
         return finish([sums[lane] for lane in range(y.lanes)], op, factors, residual, at[1])
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, constants, (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body, constants)
 
 
 def tap_words(weight: Array, channels: int) -> Array:
@@ -141,7 +135,7 @@ def _transposed(rows: Sequence[Expr]) -> list[Expr]:
 
 
 def _permuted(first: Expr, second: Expr, selector: Expr) -> Expr:
-    result = T.alloc_buffer((1,), "uint32", scope="local")
+    result = local(1, "uint32")
     ptx.permute_bytes(result[0], first, second, selector)
     return result[0]
 
@@ -149,7 +143,7 @@ def _permuted(first: Expr, second: Expr, selector: Expr) -> Expr:
 def _refuse(request: Request) -> str | None:
     op = request.node.op
     assert isinstance(op, Conv2d)
-    if not is_depthwise(op, request.inputs):
+    if not op.depthwise:
         return "computes depthwise convolutions, in which each channel has one of its own"
     taps = op.window.kernel[0] * op.window.kernel[1]
     return None if taps <= MAX_TAPS else f"writes out up to {MAX_TAPS} taps, this window has {taps}"

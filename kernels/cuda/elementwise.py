@@ -13,28 +13,23 @@ from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
 from hawq_tvm.kernels.cuda.costs import simple_cost
-from hawq_tvm.kernels.cuda.launch import thread_a_word
-from hawq_tvm.kernels.cuda.values import Value, int32
-from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
+from hawq_tvm.kernels.cuda.launch import node_by_words
+from hawq_tvm.kernels.cuda.registers import accumulators
+from hawq_tvm.kernels.cuda.values import Place, Value
+from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded, weighted_sum
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-
-Place = tuple[Expr, Expr, Expr, Expr]
 
 
 def _build_sum(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
-    op, node = request.node.op, request.node
+    op = request.node.op
     assert isinstance(op, Add | Requantize)
 
     def body(inputs: Sequence[Value], _constants: Any, y: Value, at: Place) -> list[Expr]:
         runs = [x.load_run(*at, y.lanes) for x in inputs]
-        found = []
-        for values in zip(*runs, strict=True):
-            terms = [int64(value) * int64(int(m)) for value, m in zip(values, op.rescale.multiplier, strict=True)]
-            found.append(rounded(sum(terms[1:], terms[0]), op.rescale))
-        return found
+        totals = [weighted_sum(values, op.rescale.multiplier) for values in zip(*runs, strict=True)]
+        return [rounded(total, op.rescale) for total in totals]
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, (), (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body)
 
 
 def _build_concat(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
@@ -68,9 +63,7 @@ def _side_by_side(
 
     def body(inputs: Sequence[Value], _constants: Any, y: Value, at: Place) -> list[Expr]:
         n, c, h, w = at
-        lanes = T.alloc_buffer((y.lanes,), "int32", scope="local")
-        for lane in range(y.lanes):
-            T.buffer_store(lanes, int32(0), [lane])
+        lanes = accumulators(y.lanes, 0)
         start = before
         for x, piece in zip(inputs, pieces, strict=True):
             count = x.type.shape[0]
@@ -86,8 +79,7 @@ def _side_by_side(
             start += count
         return [lanes[lane] for lane in range(y.lanes)]
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, (), (request.node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body)
 
 
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:

@@ -18,11 +18,8 @@ from hawq_tvm.core.gpu import WARP_SIZE, MmaShape
 from hawq_tvm.core.ir import TensorType, Window
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.cuda.storages import CHUNK_BITS, WORD_BITS
+from hawq_tvm.kernels.cuda.storages import CHUNK_BITS, CHUNK_BYTES, WORD_BITS
 from hawq_tvm.kernels.interface import Request
-
-CHUNK_BYTES = CHUNK_BITS // 8
-CHUNK_WORDS = CHUNK_BITS // WORD_BITS
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,19 @@ class Gemm:
     def chunks(self) -> int:
         """What is summed over; the last one may be filled up."""
         return -(-self.taps * self.channels // self.chunk_elements)
+
+    @property
+    def chunks_at_once(self) -> int:
+        """Chunks that one instruction sums over: 1 or 2."""
+        return self.shape.k * self.bits // CHUNK_BITS
+
+    def steps(self, tile: Tile) -> int:
+        """Steps of a tile over all chunks."""
+        return -(-self.chunks // tile.k)
+
+    def tiles(self, tile: Tile) -> tuple[int, int]:
+        """How many tiles the result takes along the pixels and along the channels."""
+        return -(-self.rows // tile.m), -(-self.out_channels // tile.n)
 
     @property
     def pixel_words(self) -> int:
@@ -181,8 +191,16 @@ class Tile:
             assert side * self.k % self.threads == 0, f"every thread copies as many chunks: {self}"
 
     @property
+    def warps(self) -> int:
+        return self.warps_m * self.warps_n * self.slices
+
+    @property
     def threads(self) -> int:
-        return self.warps_m * self.warps_n * self.slices * WARP_SIZE
+        return self.warps * WARP_SIZE
+
+    def copied_chunks(self, rows: int) -> int:
+        """Chunks of a step that one thread copies of an operand of so many rows."""
+        return rows * self.k // self.threads
 
     @property
     def slice_k(self) -> int:

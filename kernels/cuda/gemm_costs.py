@@ -6,8 +6,9 @@ nvcc 13.0 makes for sm_75; they are the same for 8 and 4 bits, within 2%.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from hawq_tvm.core.gpu import MAX_REGISTERS_PER_THREAD, WARP_SIZE, Architecture, GpuFacts
 from hawq_tvm.core.gpu_model import (
@@ -22,10 +23,11 @@ from hawq_tvm.core.gpu_model import (
 )
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.costs import stored_bytes
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
-from hawq_tvm.kernels.cuda.gemm_kernel import ASYNC_STAGES, STAGES
-from hawq_tvm.kernels.cuda.gemm_shared import Swizzled
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_kernel import resident_steps, shared_words
+from hawq_tvm.kernels.cuda.gemm_shared import Layout, Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, CHUNK_WORDS, stored_values
 from hawq_tvm.kernels.interface import Request
 
 # Instructions of a warp, beside loads, stores and multiplications, read off the machine code
@@ -46,6 +48,9 @@ RESIDUAL_INSTRUCTIONS = 6.5
 OTHER_REGISTERS = 50
 """Of a thread, beside sums, operands and words on their way: 42 to 58 in machine code."""
 
+LAYOUTS: tuple[Layout, ...] = tuple(map(Swizzled, TILES))
+"""Those of `mma.sync`."""
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -64,31 +69,30 @@ class Ends:
         return cls(writes.bits, reads[1].bits if len(reads) > 1 else 0)
 
 
-def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0) -> KernelWork:
+def gemm_work(gemm: Gemm, layout: Layout, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0) -> KernelWork:
     """What a product asks for when it is cut into these tiles.
 
     Args:
         gemm: the product.
-        tile: how it is cut.
+        layout: how it is cut, and where a block's part lies.
         ends: what happens to its sums.
         gpu: whose instructions it uses.
         dram_bytes: that the layer moves, whatever the tile.
     """
-    steps = -(-gemm.chunks // tile.k)
-    warps = tile.threads // WARP_SIZE
+    tile, steps = layout.tile, gemm.steps(layout.tile)
     loaded = steps * tile.k * (tile.m * gemm.loaded_words * 4 + tile.n * CHUNK_BYTES)
-    loop, ending = _loop(gemm, tile, steps), _ending(tile, ends)
+    loop, ending = _loop(gemm, tile, steps), _ending(layout, ends)
     # Blocks walk through the weights side by side, so that those of a step come from DRAM for all that are resident.
     # The first steps are loaded from the start, each later one while those before it are multiplied.
-    ahead = _stages(gemm) - 1
+    ahead = resident_steps(gemm) - 1
     arriving = max(0, steps - ahead) * DRAM_LATENCY_CYCLES / ahead
     start = START_INSTRUCTIONS * DEPENDENT_CYCLES + DRAM_LATENCY_CYCLES
-    alone = [_alone(phase, gemm, warps, gpu.architecture) for phase in (loop, ending)]
+    alone = [_alone(phase, gemm, tile.warps, gpu.architecture) for phase in (loop, ending)]
     return KernelWork(
-        blocks=-(-gemm.rows // tile.m) * -(-gemm.out_channels // tile.n),
+        blocks=prod(gemm.tiles(tile)),
         threads=tile.threads,
         registers=_registers(gemm, tile, gpu.architecture),
-        shared_bytes=4 * max(min(_stages(gemm), steps) * Swizzled(tile).stage_words, _exchanged_words(tile)),
+        shared_bytes=4 * shared_words(gemm, layout),
         bits=gemm.bits,
         phases=(loop, ending),
         l2_bytes=loaded + tile.m * tile.n * (ends.result_bits + ends.residual_bits) / 8,
@@ -98,22 +102,12 @@ def gemm_work(gemm: Gemm, tile: Tile, ends: Ends, gpu: GpuFacts, dram_bytes: flo
     )
 
 
-def _stages(gemm: Gemm) -> int:
-    """Steps that shared memory holds at once."""
-    return ASYNC_STAGES if gemm.copies else STAGES
-
-
-def _exchanged_words(tile: Tile) -> int:
-    """Sums of slices, which are added up in shared memory."""
-    return tile.slices * tile.m * tile.n if tile.slices > 1 else 0
-
-
 def _loop(gemm: Gemm, tile: Tile, steps: int) -> Phase:
     """All steps: copies to shared memory, ldmatrix, and the multiplications."""
     pixels, weights = steps * tile.m * tile.k, steps * tile.n * tile.k  # chunks
     arrived = pixels * gemm.loaded_words * 4 + weights * CHUNK_BYTES
     stored = (pixels + weights) * CHUNK_BYTES
-    warp_chunks = steps * tile.warps_m * tile.warps_n * tile.slices * tile.slice_k * (tile.warp_m + tile.warp_n)
+    warp_chunks = steps * tile.warps * tile.slice_k * (tile.warp_m + tile.warp_n)
     macs = tile.m * tile.n * steps * tile.k * gemm.chunk_elements
     address = PIXEL_INSTRUCTIONS if gemm.taps > 1 else PLAIN_PIXEL_INSTRUCTIONS
     copying = (
@@ -126,14 +120,14 @@ def _loop(gemm: Gemm, tile: Tile, steps: int) -> Phase:
         instructions=copying
         + warp_chunks / WARP_SIZE  # ldmatrix moves 32 rows of a chunk
         + macs / gemm.shape.macs
-        + steps * STEP_INSTRUCTIONS * tile.threads / WARP_SIZE,
+        + steps * STEP_INSTRUCTIONS * tile.warps,
     )
 
 
-def _ending(tile: Tile, ends: Ends) -> Phase:
-    """Adding up of slices, then the results, of all warps."""
-    results = tile.m * tile.n
-    exchanged = 2 * 4 * _exchanged_words(tile)  # written and read
+def _ending(layout: Layout, ends: Ends) -> Phase:
+    """The sums' way through shared memory, then the results, of all warps."""
+    results = layout.tile.m * layout.tile.n
+    exchanged = 2 * 4 * layout.finish_words  # written and read
     instructions = results * (RESULT_INSTRUCTIONS + RESIDUAL_INSTRUCTIONS * (ends.residual_bits > 0))
     return Phase(
         data_bytes=exchanged + results * (ends.result_bits + ends.residual_bits) / 8,
@@ -153,32 +147,31 @@ def _alone(phase: Phase, gemm: Gemm, warps: int, architecture: Architecture) -> 
 
 def _registers(gemm: Gemm, tile: Tile, architecture: Architecture) -> int:
     """Of a thread, as many as the compiler may take: within 15% of what nvcc reports for sm_75."""
-    wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
     sums = tile.warp_m * tile.warp_n // WARP_SIZE
-    operands = (tile.warp_m + tile.warp_n) // 8 * wide
-    on_their_way = 0 if gemm.copies else (tile.m + tile.n) * tile.k // tile.threads * CHUNK_WORDS
+    operands = (tile.warp_m + tile.warp_n) // 8 * gemm.chunks_at_once
+    on_their_way = 0 if gemm.copies else tile.copied_chunks(tile.m + tile.n) * CHUNK_WORDS
     most = architecture.registers_per_sm // (MIN_BLOCKS * tile.threads)
     return min(OTHER_REGISTERS + sums + operands + on_their_way, most, MAX_REGISTERS_PER_THREAD)
 
 
 def predict_tiles(
-    gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0, tiles: Sequence[Tile] = TILES
+    gemm: Gemm, ends: Ends, gpu: GpuFacts, dram_bytes: float = 0.0, layouts: Iterable[Layout] = LAYOUTS
 ) -> dict[Tile, Prediction]:
     """What a product takes with each tile that fits the GPU."""
-    found = {tile: predict(gemm_work(gemm, tile, ends, gpu, dram_bytes), gpu) for tile in tiles}
+    found = {layout.tile: predict(gemm_work(gemm, layout, ends, gpu, dram_bytes), gpu) for layout in layouts}
     return {tile: prediction for tile, prediction in found.items() if prediction is not None}
 
 
 def predict_layer(
-    request: Request, gemm: Gemm, reads: tuple[Storage, ...], writes: Storage, tiles: Sequence[Tile]
+    request: Request, gemm: Gemm, reads: tuple[Storage, ...], writes: Storage, layouts: Iterable[Layout]
 ) -> dict[Tile, Prediction]:
     """What a convolution or a linear layer takes with each tile that fits the GPU."""
     gpu = request.target.gpu
     assert gpu is not None
     weights = gemm.out_channels * gemm.chunks * CHUNK_BYTES
-    stored = [*zip(request.inputs, reads, strict=True), (request.node.type, writes)]
-    dram_bytes = weights + beyond_l2(stored_bytes(stored, request.batch), gpu.l2_bytes)
-    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, tiles)
+    inputs, output = stored_values(request, reads, writes)
+    dram_bytes = weights + beyond_l2(stored_bytes([*inputs, output], request.batch), gpu.l2_bytes)
+    return predict_tiles(gemm, Ends.of(reads, writes), gpu, dram_bytes, layouts)
 
 
 def fastest(predictions: Mapping[Tile, Prediction]) -> Tile:

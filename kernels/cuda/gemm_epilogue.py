@@ -18,10 +18,10 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ir import IntType, Rescale, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda import ptx
-from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm
+from hawq_tvm.kernels.cuda.gemm import Gemm
 from hawq_tvm.kernels.cuda.gemm_kernel import Sums
-from hawq_tvm.kernels.cuda.gemm_operands import local
 from hawq_tvm.kernels.cuda.ptx import uint32
+from hawq_tvm.kernels.cuda.registers import local
 from hawq_tvm.kernels.cuda.storages import WORD_BITS
 from hawq_tvm.kernels.cuda.values import field, int32
 from hawq_tvm.kernels.generic.expressions import Expr, int64, shifted_half_up
@@ -87,14 +87,6 @@ def signed(register: Expr) -> Expr:
 def unsigned(value: Expr) -> Expr:
     """The inverse of `signed`."""
     return tirx.reinterpret("uint32", value)
-
-
-def load_channels(buffer: Any, first: Expr, count: int) -> Any:
-    """A lane's values of a constant with one value a channel, as uint32 registers."""
-    registers = local(count, "uint32")
-    for start in range(0, count, CHUNK_WORDS):
-        ptx.load_global([registers[start + i] for i in range(CHUNK_WORDS)], buffer.ptr_to([first + start]))
-    return registers
 
 
 def finish(

@@ -18,10 +18,11 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.gpu import WARP_SIZE
 from hawq_tvm.kernels.cuda import ptx
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Gemm, Tile
-from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights
 from hawq_tvm.kernels.cuda.gemm_shared import Layout
 from hawq_tvm.kernels.cuda.ptx import uint32
+from hawq_tvm.kernels.cuda.registers import load_channels, local
 from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
 
@@ -62,15 +63,14 @@ class Sums:
     def of(cls, gemm: Gemm, layout: Layout, thread: Expr) -> Sums:
         tile = layout.tile
         row_blocks, column_blocks = tile.warp_m // 8, tile.warp_n // 8
-        wide = gemm.shape.k * gemm.bits // 8 // CHUNK_BYTES
         warps = tile.warps_m * tile.warps_n
         warp = T.bind(thread // WARP_SIZE % warps)
         return cls(
             gemm,
             layout,
             local(row_blocks * column_blocks * 2, "uint32"),
-            local(row_blocks * wide, "uint32"),
-            local(column_blocks * wide, "uint32"),
+            local(row_blocks * gemm.chunks_at_once, "uint32"),
+            local(column_blocks * gemm.chunks_at_once, "uint32"),
             T.bind(thread % WARP_SIZE),
             T.bind(thread // (WARP_SIZE * warps)) if tile.slices > 1 else int32(0),
             warp // tile.warps_n * tile.warp_m,
@@ -86,21 +86,13 @@ class Sums:
     def column_blocks(self) -> int:
         return self.tile.warp_n // 8
 
-    @property
-    def chunks_at_once(self) -> int:
-        """Chunks that one instruction sums over: 1 or 2."""
-        return self.gemm.shape.k * self.gemm.bits // 8 // CHUNK_BYTES
-
     def at(self, row_block: int, channel: int) -> Expr:
         """The sum of row lane / 4 of a block of rows and the lane's channel of that number."""
         return self.registers[(row_block * self.column_blocks + channel // 2) * 2 + channel % 2]
 
     def start(self, bias: Any, first_channel: Expr) -> None:
         """Put the bias of each channel into its sums, those of the first slice."""
-        values = local(self.tile.lane_channels, "uint32")
-        for start in range(0, self.tile.lane_channels, CHUNK_WORDS):
-            registers = [values[start + word] for word in range(CHUNK_WORDS)]
-            ptx.load_global(registers, bias.ptr_to([first_channel + start]))
+        values = load_channels(local(self.tile.lane_channels, "uint32"), bias, first_channel)
         for row_block in range(self.row_blocks):
             for channel in range(self.tile.lane_channels):
                 index = (row_block * self.column_blocks + channel // 2) * 2 + channel % 2
@@ -111,9 +103,9 @@ class Sums:
 
     def multiply(self, shared: Any, start: Expr) -> None:
         """Add the products of the step that lies in shared memory from word `start` on."""
-        for part in range(0, self.tile.slice_k, self.chunks_at_once):
+        for part in range(0, self.tile.slice_k, self.gemm.chunks_at_once):
             chunk = self.slice * self.tile.slice_k + part
-            if self.chunks_at_once == 1:
+            if self.gemm.chunks_at_once == 1:
                 self._load_narrow(self.a, shared, start, self.tile.m, self.first_row, chunk)
                 self._load_narrow(self.b, shared, start + self.layout.a_words, self.tile.n, self.first_column, chunk)
             else:
@@ -141,16 +133,11 @@ class Sums:
             place = self.layout.place(self.tile.n, row, chunk + self.lane // 8 % 2)
             ptx.load_matrix([self.b[block * 2 + i] for i in range(4)], shared.ptr_to([start + place]))
 
-    @property
-    def finish_words(self) -> int:
-        """Shared memory for the sums of all slices."""
-        return self.tile.slices * self.tile.m * self.tile.n if self.tile.slices > 1 else 0
-
     def finish(self, shared: Any) -> Sums:
         """The sums of all slices, added up: each warp gets some of its row blocks.
 
         Args:
-            shared: `finish_words`, which no warp reads any more once all have come here.
+            shared: `Layout.finish_words`, which no warp reads any more once all have come here.
 
         Returns:
             What is left to this warp; warps of slices past the last row block have none (`has_rows`).
@@ -195,8 +182,8 @@ class Sums:
                     self.gemm.a_type,
                     self.gemm.b_type,
                     [self.at(row_block + i, column * 2 + e) for i in range(rows) for e in range(2)],
-                    [self.a[row_block * self.chunks_at_once + i] for i in range(rows * self.chunks_at_once)],
-                    [self.b[column * self.chunks_at_once + i] for i in range(self.chunks_at_once)],
+                    [self.a[row_block * self.gemm.chunks_at_once + i] for i in range(rows * self.gemm.chunks_at_once)],
+                    [self.b[column * self.gemm.chunks_at_once + i] for i in range(self.gemm.chunks_at_once)],
                 )
 
 
@@ -218,23 +205,28 @@ class Products(Protocol):
     def multiply(self, shared: Any, start: Expr) -> None:
         """Add the products of the step that lies in shared memory from word `start` on."""
 
-    @property
-    def finish_words(self) -> int:
-        """Shared memory that `finish` needs."""
-
     def finish(self, shared: Any) -> Sums:
         """The sums that are left to this warp, in its lanes' registers; no warp reads `shared` any more."""
+
+
+def resident_steps(gemm: Gemm) -> int:
+    """Steps that shared memory holds at once, where a product has as many."""
+    return ASYNC_STAGES if gemm.copies else STAGES
+
+
+def shared_words(gemm: Gemm, layout: Layout) -> int:
+    """Words of shared memory of a block."""
+    stages = min(resident_steps(gemm), gemm.steps(layout.tile))
+    return max(stages * layout.stage_words, layout.finish_words)
 
 
 def accumulate(gemm: Gemm, products: Products, pixels: Pixels, weights: Weights) -> Sums:
     """All products of a block's tile; gives the finished sums."""
     layout = products.layout
-    steps = -(-gemm.chunks // layout.tile.k)
-    stages = min(ASYNC_STAGES if gemm.copies else STAGES, steps)
-    words = max(stages * layout.stage_words, products.finish_words)
-    shared = T.alloc_buffer((words,), "uint32", scope="shared", align=128)
+    steps = gemm.steps(layout.tile)
+    shared = T.alloc_buffer((shared_words(gemm, layout),), "uint32", scope="shared", align=128)
     if gemm.copies:
-        _accumulate_copied(products, pixels, weights, shared, steps, stages)
+        _accumulate_copied(products, pixels, weights, shared, steps, min(resident_steps(gemm), steps))
     else:
         _accumulate_loaded(products, pixels, weights, shared, steps)
     return products.finish(shared)

@@ -13,17 +13,20 @@ from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import Build, Cost, canonical, packed
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_costs import fastest, predict_layer
-from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish, load_channels
+from hawq_tvm.kernels.cuda.gemm_epilogue import Residual, Rows, finish
 from hawq_tvm.kernels.cuda.gemm_kernel import Products, Sums, accumulate, first_channel
-from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights, local
+from hawq_tvm.kernels.cuda.gemm_operands import Pixels, Weights
 from hawq_tvm.kernels.cuda.gemm_shared import Layout, Planes, Swizzled
 from hawq_tvm.kernels.cuda.gemm_tiles import MIN_BLOCKS, TILES, WMMA_TILES
 from hawq_tvm.kernels.cuda.gemm_weights import channel_of_row, filled_up, first_sums, pack_weights
 from hawq_tvm.kernels.cuda.gemm_wmma import Fragments
-from hawq_tvm.kernels.cuda.launch import function, stored_parameters
+from hawq_tvm.kernels.cuda.launch import stored_parameters
+from hawq_tvm.kernels.cuda.registers import load_channels, local
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, stored_values
 from hawq_tvm.kernels.cuda.values import words_of
+from hawq_tvm.kernels.generic.functions import function
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
 
@@ -77,10 +80,9 @@ def build(
     def launch(*buffers: Any) -> None:
         inputs, given = buffers[: len(reads)], buffers[len(reads) : -1]
         x, *rest = (words_of(buffer, "uint32") for buffer in inputs)
-        columns = -(-gemm.out_channels // chosen.n)
-        grid = -(-gemm.rows // chosen.m) * columns
+        rows, columns = gemm.tiles(chosen)
         with (
-            T.launch_thread("blockIdx.x", grid) as block,
+            T.launch_thread("blockIdx.x", rows * columns) as block,
             T.launch_thread("threadIdx.x", chosen.threads) as thread,
             T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", MIN_BLOCKS),
         ):
@@ -90,21 +92,21 @@ def build(
             products.start(given[1], channel)
             pixels = Pixels.of(gemm, layout, x, first_row, thread)
             sums = accumulate(gemm, products, pixels, Weights.of(layout, given[0], column, thread))
-            multiplier = load_channels(given[2], channel, chosen.lane_channels)
+            multiplier = load_channels(local(chosen.lane_channels, "uint32"), given[2], channel)
             residual = None
             if rest:
                 residual = _residual(op, Rows.of(rest[0], request.inputs[1], reads[1]), given[3:], channel, chosen)
             y = Rows.of(words_of(buffers[-1], "uint32"), node.type, writes)
             finish(gemm, sums, op.rescale, multiplier, residual, y, (first_row, channel))
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    parameters = stored_parameters(inputs, constants, (node.type, writes), request.batch)
+    inputs, output = stored_values(request, reads, writes)
+    parameters = stored_parameters(inputs, constants, output, request.batch)
     return BuiltKernel(function(parameters, launch), tuple(constants))
 
 
 def _residual(op: WeightedOperator, rows: Rows, given: Sequence[Any], channel: Any, tile: Tile) -> Residual:
     assert op.rescale.residual is not None
-    multipliers = load_channels(given[0], channel, tile.lane_channels) if given else None
+    multipliers = load_channels(local(tile.lane_channels, "uint32"), given[0], channel) if given else None
     words = local(tile.lane_channels // rows.a_word, "uint32")
     return Residual(rows, multipliers, int(op.rescale.residual[0]), words)
 
@@ -156,7 +158,7 @@ def layer_tiles(
 ) -> dict[Tile, Prediction]:
     """What a layer takes with each of a family's tiles that fit the GPU."""
     gemm = Gemm.of(request, reads[0], signed_alone=family.signed_alone)
-    predictions = predict_layer(request, gemm, reads, writes, family.tiles)
+    predictions = predict_layer(request, gemm, reads, writes, map(family.layout, family.tiles))
     return {tile: prediction.slowed(family.slowdown) for tile, prediction in predictions.items()}
 
 

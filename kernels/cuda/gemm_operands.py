@@ -14,19 +14,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.cuda import ptx
-from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_shared import Layout
 from hawq_tvm.kernels.cuda.ptx import uint32
+from hawq_tvm.kernels.cuda.registers import local
+from hawq_tvm.kernels.cuda.storages import CHUNK_WORDS
 from hawq_tvm.kernels.cuda.values import int32
 from hawq_tvm.kernels.generic.expressions import Expr
 
 OUTSIDE = -(2**24)
 """The row of pixels that are none: no window reaches from it into an image."""
-
-
-def local(count: int, dtype: str) -> Any:
-    """Registers of a thread, as long as every index is a constant."""
-    return T.alloc_buffer((count,), dtype, scope="local")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +77,7 @@ class Pixels:
     def of(cls, gemm: Gemm, layout: Layout, words: Any, first_row: Expr, thread: Expr) -> Pixels:
         """Find the places of a block's rows, the first of which is output pixel `first_row`."""
         tile = layout.tile
-        count = tile.m * tile.k // tile.threads
+        count = tile.copied_chunks(tile.m)
         row, column, base = local(count, "int32"), local(count, "int32"), local(count, "int32")
         pixels = cls(gemm, layout, words, thread, count, row, column, base, local(count * CHUNK_WORDS, "uint32"))
         (height, width), (out_height, out_width) = gemm.size, gemm.out_size
@@ -205,6 +202,7 @@ class Weights:
         words: the packed weights, uint32 [channel tiles, steps, words of a step].
         column: the block's number among the channel tiles.
         thread: the thread's number in its block.
+        count: chunks that a thread copies in a step.
         loaded: uint32 registers: the words of a step that are on their way.
     """
 
@@ -212,18 +210,13 @@ class Weights:
     words: Any
     column: Expr
     thread: Expr
+    count: int
     loaded: Any
 
     @classmethod
     def of(cls, layout: Layout, words: Any, column: Expr, thread: Expr) -> Weights:
-        tile = layout.tile
-        return cls(layout, words, column, thread, local(tile.n * tile.k // tile.threads * CHUNK_WORDS, "uint32"))
-
-    @property
-    def count(self) -> int:
-        """Chunks that a thread copies in a step."""
-        tile = self.layout.tile
-        return tile.n * tile.k // tile.threads
+        count = layout.tile.copied_chunks(layout.tile.n)
+        return cls(layout, words, column, thread, count, local(count * CHUNK_WORDS, "uint32"))
 
     def _registers(self, i: int) -> list[Expr]:
         return [self.loaded[i * CHUNK_WORDS + word] for word in range(CHUNK_WORDS)]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, CHUNK_WORDS, Tile
+from hawq_tvm.kernels.cuda.gemm import Tile
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, CHUNK_WORDS
 
 Index = Any
 """An integer, an array of them, or an expression of TIR."""
@@ -37,6 +38,11 @@ class Layout(ABC):
     @abstractmethod
     def stage_words(self) -> int:
         """Words of a step, of both operands."""
+
+    @property
+    @abstractmethod
+    def finish_words(self) -> int:
+        """Words that the sums pass through in the end, when no step is needed any more."""
 
     @abstractmethod
     def place(self, rows: int, row: Index, chunk: Index) -> Index:
@@ -69,6 +75,11 @@ class Swizzled(Layout):
     @property
     def stage_words(self) -> int:
         return (self.tile.m + self.tile.n) * self.tile.k * CHUNK_WORDS
+
+    @property
+    def finish_words(self) -> int:
+        """Those of all slices, which are added up."""
+        return self.tile.slices * self.tile.m * self.tile.n if self.tile.slices > 1 else 0
 
     def place(self, rows: int, row: Index, chunk: Index) -> Index:
         rows_a_line = max(1, LINE_CHUNKS // self.tile.k)
@@ -106,6 +117,11 @@ class Planes(Layout):
     @property
     def stage_words(self) -> int:
         return self.a_words + self.tile.k * self._plane(self.tile.n)
+
+    @property
+    def finish_words(self) -> int:
+        """All of them: fragments are opaque, and memory is not."""
+        return self.tile.m * self.tile.n
 
     def place(self, rows: int, row: Index, chunk: Index) -> Index:
         return chunk * self._plane(rows) + row * CHUNK_WORDS

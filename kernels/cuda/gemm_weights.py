@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
-from hawq_tvm.kernels.cuda.gemm import CHUNK_BYTES, Gemm, Tile
+from hawq_tvm.kernels.cuda.gemm import Gemm, Tile
 from hawq_tvm.kernels.cuda.gemm_shared import Layout
+from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES
 from hawq_tvm.kernels.packing import pack_nibbles
 
 
@@ -48,7 +49,7 @@ def pack_weights(op: WeightedOperator, gemm: Gemm, layout: Layout, channels: NDA
     """
     tile = layout.tile
     rows = _bytes_of_rows(_rows_of_weights(op, gemm), gemm)
-    tiles, steps = -(-len(rows) // tile.n), -(-gemm.chunks // tile.k)
+    (_, tiles), steps = gemm.tiles(tile), gemm.steps(tile)
     filled = np.zeros((tiles * tile.n, steps * tile.k, CHUNK_BYTES), np.uint8)
     filled[: len(rows), : gemm.chunks] = rows.reshape(len(rows), gemm.chunks, CHUNK_BYTES)
     ordered = filled.reshape(tiles, tile.n, steps, tile.k, CHUNK_BYTES)[:, channels].swapaxes(1, 2)

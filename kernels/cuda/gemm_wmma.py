@@ -14,10 +14,11 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.cuda import ptx
-from hawq_tvm.kernels.cuda.gemm import CHUNK_WORDS, Gemm
+from hawq_tvm.kernels.cuda.gemm import Gemm
 from hawq_tvm.kernels.cuda.gemm_kernel import Sums
-from hawq_tvm.kernels.cuda.gemm_operands import local
 from hawq_tvm.kernels.cuda.gemm_shared import Layout
+from hawq_tvm.kernels.cuda.registers import load_channels, local
+from hawq_tvm.kernels.cuda.storages import CHUNK_WORDS
 from hawq_tvm.kernels.generic.expressions import Expr
 
 
@@ -69,9 +70,7 @@ class Fragments:
 
     def start(self, bias: Any, first_channel: Expr) -> None:
         """All sums from 0; the bias is added in the end."""
-        for start in range(0, self.layout.tile.lane_channels, CHUNK_WORDS):
-            registers = [self.bias[start + i] for i in range(CHUNK_WORDS)]
-            ptx.load_global(registers, bias.ptr_to([first_channel + start]))
+        load_channels(self.bias, bias, first_channel)
         rows, columns = self._counts
         for index in range(rows * columns):
             T.evaluate(T.tvm_fill_fragment(self.c.data, *self._shape, index, tirx.const(0, "int32")))
@@ -106,16 +105,11 @@ class Fragments:
         stride = self.sums.gemm.chunk_elements
         T.evaluate(T.tvm_load_matrix_sync(fragment.data, *self._shape, index, pointer, stride, order))
 
-    @property
-    def finish_words(self) -> int:
-        """Shared memory for the sums of all warps."""
-        return self.layout.tile.m * self.layout.tile.n
-
     def finish(self, shared: Any) -> Sums:
         """The sums with their bias in the lanes' registers, by way of shared memory.
 
         Args:
-            shared: `finish_words`, which no warp reads any more once all have come here.
+            shared: `Layout.finish_words`, which no warp reads any more once all have come here.
         """
         sums, tile, side = self.sums, self.layout.tile, _side(self.sums.gemm)
         rows, columns = self._counts

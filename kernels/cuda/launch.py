@@ -5,38 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ir import Array, TensorType
+from hawq_tvm.core.ir import Array
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.cuda.values import Parameter, Value, int32, when
+from hawq_tvm.kernels.cuda.storages import Stored, stored_values
+from hawq_tvm.kernels.cuda.values import Place, Value, int32, when
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.interface import BuiltKernel
+from hawq_tvm.kernels.generic.functions import Parameter, constant_parameters, function, stored_parameter
+from hawq_tvm.kernels.interface import BuiltKernel, Request
 
 BLOCK = 128
 """Threads of a block: four warps, one for each scheduler of a multiprocessor."""
 
-Stored = tuple[TensorType, Storage]
-
-Body = Callable[[Sequence[Value], Sequence[Any], Value, tuple[Expr, Expr, Expr, Expr]], Sequence[Expr]]
-"""Gets the inputs, the constants' buffers, the result and where the thread's first element lies: sample, channel, row,
-column. Gives the thread's integers, as int32, one a lane of the result."""
-
-
-def function(parameters: Sequence[Parameter], body: Callable[..., None]) -> Any:
-    """A PrimFunc of one kernel launch.
-
-    Args:
-        parameters: in the order of the arguments.
-        body: emits the launch; gets the buffers.
-    """
-    with IRBuilder() as builder, T.prim_func():
-        T.func_attr({"tirx.noalias": True})
-        buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in parameters]
-        with T.sblock("root"):
-            body(*buffers)
-    return builder.get()
+Body = Callable[[Sequence[Value], Sequence[Any], Value, Place], Sequence[Expr]]
+"""Gets the inputs, the constants' buffers, the result and where the thread's first element lies. Gives the thread's
+integers, as int32, one a lane of the result."""
 
 
 def stored_parameters(
@@ -44,10 +28,26 @@ def stored_parameters(
 ) -> list[Parameter]:
     """What a function of these inputs, constants and result takes, in the order of `BuiltKernel`."""
     return [
-        *(Value.parameter(f"x{i}", *stored, batch) for i, stored in enumerate(inputs)),
-        *((f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)),
-        Value.parameter("y", *output, batch),
+        *(stored_parameter(f"x{i}", *stored, batch) for i, stored in enumerate(inputs)),
+        *constant_parameters(constants),
+        stored_parameter("y", *output, batch),
     ]
+
+
+def node_by_words(
+    request: Request, reads: tuple[Storage, ...], writes: Storage, body: Body, constants: Sequence[Array] = ()
+) -> BuiltKernel:
+    """The kernel of a node in which each thread computes one word of the result: see `thread_a_word`.
+
+    Args:
+        request: the node.
+        reads: how each input is stored.
+        writes: how the result is stored.
+        body: a thread's work.
+        constants: what the kernel is given beside the inputs.
+    """
+    inputs, output = stored_values(request, reads, writes)
+    return thread_a_word(inputs, constants, output, request.batch, body)
 
 
 def thread_a_word(
@@ -85,7 +85,7 @@ def thread_a_word(
     return BuiltKernel(function(stored_parameters(inputs, constants, output, batch), launch), tuple(constants))
 
 
-def _place(task: Expr, runs: int, y: Value) -> tuple[Expr, Expr, Expr, Expr]:
+def _place(task: Expr, runs: int, y: Value) -> Place:
     """Sample, first channel, row and column of a thread: neighbours write neighbouring memory."""
     height, width = y.size
     if y.storage.order == "NHWC":

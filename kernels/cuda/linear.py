@@ -14,21 +14,21 @@ from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical
 from hawq_tvm.kernels.cuda.conv2d import finish, per_channel
 from hawq_tvm.kernels.cuda.costs import simple_cost
-from hawq_tvm.kernels.cuda.launch import thread_a_word
-from hawq_tvm.kernels.cuda.pooling import accumulators
-from hawq_tvm.kernels.cuda.values import Value
+from hawq_tvm.kernels.cuda.launch import node_by_words
+from hawq_tvm.kernels.cuda.registers import accumulators
+from hawq_tvm.kernels.cuda.values import Place, Value
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
 
 def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
-    op, node = request.node.op, request.node
+    op = request.node.op
     assert isinstance(op, Linear)
     features = op.weight.shape[1]
     # Features outermost, so that neighbouring threads read neighbouring weights.
     constants = [np.ascontiguousarray(op.weight.T), *per_channel(op, op.out_channels)]
 
-    def body(inputs: Sequence[Value], given: Sequence[Any], y: Value, at: tuple[Expr, ...]) -> list[Expr]:
+    def body(inputs: Sequence[Value], given: Sequence[Any], y: Value, at: Place) -> list[Expr]:
         (n, c, h, w), (weights, bias, *multipliers) = at, given
         total = accumulators(1, 0)
         T.buffer_store(total, bias[c], [0])
@@ -38,8 +38,7 @@ def _build(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Bui
         residual = [inputs[1].load(n, c, h, w)] if len(inputs) > 1 else []
         return finish([total[0]], op, multipliers, residual, c)
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, constants, (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body, constants)
 
 
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:

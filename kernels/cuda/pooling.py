@@ -16,12 +16,11 @@ from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.acceptance import canonical, packed
 from hawq_tvm.kernels.cuda.costs import simple_cost
-from hawq_tvm.kernels.cuda.launch import thread_a_word
-from hawq_tvm.kernels.cuda.values import Value, int32
+from hawq_tvm.kernels.cuda.launch import node_by_words
+from hawq_tvm.kernels.cuda.registers import accumulators
+from hawq_tvm.kernels.cuda.values import Place, Value
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rounded
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-
-Place = tuple[Expr, Expr, Expr, Expr]
 
 
 def over_taps(window: Window, size: tuple[int, int], at: Place, tap: Callable[[Expr, Expr, Expr, Expr], None]) -> None:
@@ -45,14 +44,6 @@ def over_taps(window: Window, size: tuple[int, int], at: Place, tap: Callable[[E
             tap(ky, kx, h, w)
 
 
-def accumulators(count: int, first: int) -> Any:
-    """A thread's registers, int32 [count], all holding `first`."""
-    buffer = T.alloc_buffer((count,), "int32", scope="local")
-    for lane in range(count):
-        T.buffer_store(buffer, int32(first), [lane])
-    return buffer
-
-
 def _over_window(
     x: Value, y: Value, at: Place, window: Window, first: int, step: Callable[[Expr, Expr], Expr]
 ) -> list[Expr]:
@@ -74,8 +65,7 @@ def _build_max(request: Request, reads: tuple[Storage, ...], writes: Storage) ->
     def body(inputs: Sequence[Value], _constants: Any, y: Value, at: Place) -> list[Expr]:
         return _over_window(inputs[0], y, at, op.window, node.type.dtype.lo, tirx.max)
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, (), (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body)
 
 
 def _build_average(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
@@ -89,12 +79,11 @@ def _build_average(request: Request, reads: tuple[Storage, ...], writes: Storage
         multiplier = T.bind(int64(constants[0][at[2], at[3]]))
         return [rounded(int64(total) * multiplier, op.rescale) for total in sums]
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, (np.ascontiguousarray(multipliers),), (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body, (np.ascontiguousarray(multipliers),))
 
 
 def _build_global(request: Request, reads: tuple[Storage, ...], writes: Storage) -> BuiltKernel:
-    op, node = request.node.op, request.node
+    op = request.node.op
     assert isinstance(op, GlobalAvgPool2d)
     whole = Window((request.inputs[0].shape[1], request.inputs[0].shape[2]))
 
@@ -102,8 +91,7 @@ def _build_global(request: Request, reads: tuple[Storage, ...], writes: Storage)
         sums = _over_window(inputs[0], y, at, whole, 0, lambda held, value: held + value)
         return [rounded(int64(total) * int64(int(op.rescale.multiplier[0])), op.rescale) for total in sums]
 
-    inputs = list(zip(request.inputs, reads, strict=True))
-    return thread_a_word(inputs, (), (node.type, writes), request.batch, body)
+    return node_by_words(request, reads, writes, body)
 
 
 def _cost(request: Request, reads: tuple[Storage, ...], writes: Storage) -> Prediction:

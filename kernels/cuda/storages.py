@@ -10,10 +10,22 @@ from __future__ import annotations
 
 from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.interface import Request
 
 WORD_BITS = 32
 CHUNK_BITS = 128
 """A register, and the most that one instruction loads or stores."""
+CHUNK_BYTES = CHUNK_BITS // 8
+CHUNK_WORDS = CHUNK_BITS // WORD_BITS
+
+
+Stored = tuple[TensorType, Storage]
+"""A value's type, and how it is stored."""
+
+
+def stored_values(request: Request, reads: tuple[Storage, ...], writes: Storage) -> tuple[list[Stored], Stored]:
+    """A node's inputs, and its result."""
+    return list(zip(request.inputs, reads, strict=True)), (request.node.type, writes)
 
 
 def stored_bits(type: TensorType) -> int:

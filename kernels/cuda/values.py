@@ -12,13 +12,13 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ir import Shape, TensorType
+from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.cuda.storages import WORD_BITS
 from hawq_tvm.kernels.generic.expressions import Expr
 
-Parameter = tuple[str, Shape, str]
-"""Name, shape and dtype of a buffer that a function takes."""
+Place = tuple[Expr, Expr, Expr, Expr]
+"""Where an element lies: its sample, channel, row and column."""
 
 
 def int32(value: int) -> Expr:
@@ -69,10 +69,6 @@ class Value:
     type: TensorType
     storage: Storage
     words: Any
-
-    @classmethod
-    def parameter(cls, name: str, type: TensorType, storage: Storage, batch: int) -> Parameter:
-        return name, storage.shape(type, batch), storage.dtype(type)
 
     @classmethod
     def of(cls, buffer: Any, type: TensorType, storage: Storage) -> Value:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from hawq_tvm.core.ir import Operator
 from hawq_tvm.core.ops import WeightedOperator
-from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.interface import BuiltKernel, Offer, Request
 
 ANY_WEIGHT = range(2, 9)
@@ -42,7 +41,6 @@ def canonical(
         reason = decline(request, operator, weight_bits)
         if reason is not None:
             return reason
-        reads = tuple(Storage.canonical(x) for x in request.inputs)
-        return Offer(reads, Storage.canonical(request.node.type), cost(request), lambda: build(request))
+        return Offer(*request.canonical(), cost(request), lambda: build(request))
 
     return offer

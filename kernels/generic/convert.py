@@ -11,7 +11,8 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.costs import RATES, Work
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import Image, framed_rows, function, over_channels
+from hawq_tvm.kernels.generic.functions import function, stored_parameter
+from hawq_tvm.kernels.generic.nhwc import Image, framed_rows, over_channels
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Offer
 
@@ -37,7 +38,7 @@ def _offer(request: ConvertRequest) -> Offer | str:
 
 def _parameters(request: ConvertRequest) -> list[Any]:
     storages = (("x", request.source), ("y", request.to))
-    return [Image.parameter(name, request.type, storage, request.batch) for name, storage in storages]
+    return [stored_parameter(name, request.type, storage, request.batch) for name, storage in storages]
 
 
 def _to_channels_last(request: ConvertRequest) -> BuiltKernel:

@@ -10,7 +10,7 @@ from tvm import s_tir, te
 from hawq_tvm.core.ops import Add, Requantize
 from hawq_tvm.kernels.generic.acceptance import canonical
 from hawq_tvm.kernels.generic.costs import cost, elementwise_work
-from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
+from hawq_tvm.kernels.generic.expressions import Expr, rescale, weighted_sum
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -30,8 +30,7 @@ def _build(request: Request) -> BuiltKernel:
     inputs = [te.placeholder(shape, x.dtype.carrier, name=f"x{i}") for i, x in enumerate(request.inputs)]
 
     def result(*index: Expr) -> Expr:
-        terms = [int64(x[index]) * int64(int(m)) for x, m in zip(inputs, op.rescale.multiplier, strict=True)]
-        return rescale(sum(terms[1:], terms[0]), op.rescale, output.dtype)
+        return rescale(weighted_sum([x[index] for x in inputs], op.rescale.multiplier), op.rescale, output.dtype)
 
     y = te.compute(shape, result, name="y")
     return BuiltKernel(over_channels(te.create_prim_func([*inputs, y]), prod(shape)), ())

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import te, tirx
 
-from hawq_tvm.core.ir import IntType, Rescale
+from hawq_tvm.core.ir import Array, IntType, Rescale
 
 Expr = Any  # a tirx PrimExpr; TVM's own types are not annotated
 
 
 def int64(value: Expr) -> Expr:
     return tirx.const(value, "int64") if isinstance(value, int) else value.astype("int64")
+
+
+def weighted_sum(values: Sequence[Expr], multipliers: Array) -> Expr:
+    """The sum of values, each times its multiplier, as int64."""
+    terms = [int64(value) * int64(int(multiplier)) for value, multiplier in zip(values, multipliers, strict=True)]
+    return sum(terms[1:], terms[0])
 
 
 def rescale(total: Expr, parameters: Rescale, dtype: IntType) -> Expr:

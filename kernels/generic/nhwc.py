@@ -7,12 +7,11 @@ since planned memory is shared: the frame and the channels that fill up too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Operator, Shape, TensorType
@@ -20,9 +19,6 @@ from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, decline
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Offer, Request
-
-Parameter = tuple[str, Shape, str]
-"""Name, shape and dtype of a buffer that a function takes."""
 
 
 def channels_last(
@@ -46,19 +42,13 @@ def channels_last(
     """
 
     def offer(request: Request) -> Offer | str:
-        reason = decline(request, operator, weight_bits)
-        if reason is not None:
-            return reason
-        node = request.node
-        for name in node.inputs if writes_canonical else (*node.inputs, node.name):
-            if name not in request.alternatives:
-                return f"computes on channels last, in which '{name}' is not in play"
+        storages = decline(request, operator, weight_bits) or request.channels_last(writes_canonical=writes_canonical)
+        if isinstance(storages, str):
+            return storages
         reason = refuse(request)
         if reason is not None:
             return reason
-        reads = tuple(request.alternatives[name] for name in node.inputs)
-        writes = Storage.canonical(node.type) if writes_canonical else request.alternatives[node.name]
-        return Offer(reads, writes, cost(request), lambda: build(request))
+        return Offer(*storages, cost(request), lambda: build(request))
 
     return offer
 
@@ -70,10 +60,6 @@ class Image:
     buffer: Any
     type: TensorType
     storage: Storage
-
-    @classmethod
-    def parameter(cls, name: str, type: TensorType, storage: Storage, batch: int) -> Parameter:
-        return name, storage.shape(type, batch), storage.dtype(type)
 
     def __getitem__(self, index: tuple[Expr, Expr, Expr, Expr]) -> Expr:
         """The value at (sample, channel, row, column); rows and columns may lie in the frame, as -1 does."""
@@ -113,21 +99,6 @@ class Image:
                 zero = tirx.const(self.storage.offset, self.buffer.dtype)
                 place = self._place(n, channels[0] + channel, row, columns[0] + column)
                 T.buffer_store(self.buffer, zero, list(place))
-
-
-def function(parameters: Sequence[Parameter], body: Callable[..., None]) -> Any:
-    """A PrimFunc of explicit loops.
-
-    Args:
-        parameters: in the order of the arguments.
-        body: emits the loops; gets the buffers.
-    """
-    with IRBuilder() as builder, T.prim_func():
-        T.func_attr({"tirx.noalias": True})
-        buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in parameters]
-        with T.sblock("root"):
-            body(*buffers)
-    return builder.get()
 
 
 def framed_rows(

@@ -22,7 +22,8 @@ from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight
 from hawq_tvm.kernels.generic.costs import Work, cost, empty_lanes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
-from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function, lanes_of, local
+from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, lanes_of, local
 from hawq_tvm.kernels.generic.parallel import MIN_MACS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 from hawq_tvm.kernels.packing import pack_channel_blocks
@@ -36,7 +37,7 @@ class _Shape:
         blocking: of output channels and pixels; its blocks divide the stored channels of a group exactly.
         groups: dense convolutions side by side, each with blocks of its own; 1 for a depthwise one.
         blocks: of output channels a group.
-        depthwise: each output channel reads the input channel of its number alone.
+        depthwise: `Conv2d.depthwise`.
     """
 
     blocking: Blocking
@@ -48,14 +49,13 @@ class _Shape:
     def of(cls, request: Request) -> _Shape:
         op, type = request.node.op, request.node.type
         assert isinstance(op, Conv2d)
-        depthwise = 1 < op.groups == type.shape[0] == request.inputs[0].shape[0]
-        groups = 1 if depthwise else op.groups
+        groups = 1 if op.depthwise else op.groups
         channels = request.alternatives[request.node.name].channels(type) if groups == 1 else type.shape[0] // groups
         lanes = lanes_of(channels, max(request.vector_bits // 32, 4))
         packed = op.weight_bits in PACKED_WEIGHT
         halves = next(size for size in ((2, 1) if packed else (2, 3, 1)) if channels // lanes % size == 0)
         blocking = Blocking(halves, lanes, _pixels(type.shape[2], halves, request.vector_bits), "channels")
-        return cls(blocking, groups, channels // blocking.block, depthwise)
+        return cls(blocking, groups, channels // blocking.block, op.depthwise)
 
 
 def _pixels(width: int, halves: int, vector_bits: int) -> int:
@@ -87,10 +87,9 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
     types = (*request.inputs, node.type)
     storages = [request.alternatives[name] for name in (*node.inputs, node.name)]
     images = [
-        Image.parameter(f"image{i}", type, storage, request.batch)
+        stored_parameter(f"image{i}", type, storage, request.batch)
         for i, (type, storage) in enumerate(zip(types, storages, strict=True))
     ]
-    given = [(f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
 
     def body(*buffers: Any) -> None:
         *inputs, y = (
@@ -111,7 +110,7 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
         blocks, threads = shape.groups * shape.blocks, op.macs(node.type) * request.batch >= MIN_MACS
         framed_rows(y, row, batch=request.batch, blocks=blocks, threads=threads)
 
-    return BuiltKernel(function([*images[:-1], *given, images[-1]], body), tuple(constants))
+    return BuiltKernel(function([*images[:-1], *constant_parameters(constants), images[-1]], body), tuple(constants))
 
 
 def _accumulate(

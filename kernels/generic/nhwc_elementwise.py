@@ -11,8 +11,9 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
 from hawq_tvm.kernels.generic.costs import Work, cost, elementwise_work
-from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
-from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function, over_channels
+from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale, weighted_sum
+from hawq_tvm.kernels.generic.functions import function, stored_parameter
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, over_channels
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -25,7 +26,7 @@ def _by_channels(
     types = (*request.inputs, node.type)
     storages = [request.alternatives[name] for name in (*node.inputs, node.name)]
     parameters = [
-        Image.parameter(f"image{i}", type, storage, batch)
+        stored_parameter(f"image{i}", type, storage, batch)
         for i, (type, storage) in enumerate(zip(types, storages, strict=True))
     ]
 
@@ -56,8 +57,8 @@ def _build_sum(request: Request) -> BuiltKernel:
 
     def pieces(inputs: Sequence[Image]) -> list[tuple[int, Callable[..., Expr]]]:
         def value(*index: Expr) -> Expr:
-            terms = [int64(x[index]) * int64(int(m)) for x, m in zip(inputs, op.rescale.multiplier, strict=True)]
-            return rescale(sum(terms[1:], terms[0]), op.rescale, request.node.type.dtype)
+            total = weighted_sum([x[index] for x in inputs], op.rescale.multiplier)
+            return rescale(total, op.rescale, request.node.type.dtype)
 
         return [(request.node.type.shape[0], value)]
 

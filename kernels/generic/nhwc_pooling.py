@@ -14,7 +14,8 @@ from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
-from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, function, lanes_of, local
+from hawq_tvm.kernels.generic.functions import function, stored_parameter
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, lanes_of, local
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -27,8 +28,8 @@ def _images(request: Request, x: Any, y: Any) -> tuple[Image, Image]:
 def _parameters(request: Request) -> tuple[Any, Any]:
     node, found = request.node, request.alternatives
     return (
-        Image.parameter("x", request.inputs[0], found[node.inputs[0]], request.batch),
-        Image.parameter("y", node.type, found[node.name], request.batch),
+        stored_parameter("x", request.inputs[0], found[node.inputs[0]], request.batch),
+        stored_parameter("y", node.type, found[node.name], request.batch),
     )
 
 
@@ -134,7 +135,7 @@ def _build_global(request: Request) -> BuiltKernel:
                     T.buffer_store(y, value, [n, channel, 0, 0])
 
     parameters = [
-        Image.parameter("x", x_type, storage, batch),
+        stored_parameter("x", x_type, storage, batch),
         ("multiplier", (1,), "int64"),
         ("y", (batch, channels, 1, 1), output.dtype.carrier),
     ]

@@ -20,7 +20,7 @@ from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import Parameter, function
+from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_copies import PIXEL, copy_phases, fill, interleave, zero_of
@@ -116,18 +116,17 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
     )
     storages = [source.reads, *(request.alternatives[name] for name in (*node.inputs[1:], node.name))]
     types = [*request.inputs, node.type]
-    images = [
-        (f"image{i}", storage.shape(type, request.batch), storage.dtype(type))
+    *images, result = (
+        stored_parameter(f"image{i}", type, storage, request.batch)
         for i, (type, storage) in enumerate(zip(types, storages, strict=True))
-    ]
-    given: list[Parameter] = [(f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
-
+    )
+    parameters = [*images, *constant_parameters(constants), result]
     operand, plane = source.operand, Plane.of(node.type, storages[-1])
     split = Split.choose(len(constants[0]), plane.blocks, operand.steps, request.batch)
 
     def body(*buffers: Any) -> None:
         x, *residual = buffers[: len(types) - 1]
-        weight, offsets, bias, parameters, order = buffers[len(types) - 1 : -1]
+        weight, offsets, bias, factors, order = buffers[len(types) - 1 : -1]
         left = flat(x)
         if source.copy is not None:
             left = T.alloc_buffer((request.batch * operand.sample_bytes,), "uint8")
@@ -142,14 +141,14 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
             request,
             rescaling,
             product,
-            (parameters, order),
+            (factors, order),
             _Planes.of(buffers[-1], node.type, storages[-1]),
             _Planes.of(residual[0], request.inputs[1], storages[1]) if residual else None,
             split,
         )
         kernel.emit(overlapped=operand.steps > MANY_STEPS or op.window.kernel != (1, 1))
 
-    return BuiltKernel(function([*images[:-1], *given, images[-1]], body), constants)
+    return BuiltKernel(function(parameters, body), constants)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, decl
 from hawq_tvm.kernels.generic.costs import CALL_US
 from hawq_tvm.kernels.interface import Kernel, Offer, Request
 from hawq_tvm.kernels.x86.amx_conv2d import Source, build_conv2d, source_of, source_of_few_channels
-from hawq_tvm.kernels.x86.amx_epilogue import FLOAT, HIGH, WIDE, Rescaling
+from hawq_tvm.kernels.x86.amx_epilogue import Rescaling
 from hawq_tvm.kernels.x86.amx_linear import build_linear
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
@@ -19,12 +19,12 @@ from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
 from hawq_tvm.kernels.x86.storages import NIBBLES, missing
 
 STEP_NS = 30.0
-RESCALE_NS = {FLOAT: 60.0, HIGH: 90.0, WIDE: 250.0}
+FLOAT_NS, INTEGER_NS = 60.0, 90.0
 RESIDUAL_NS = 30.0
 UNPACK_NS = 15.0
 COPY_NS = 0.08
 LINEAR_OUTPUT_NS = 1.0
-"""Of a k-step and of the rescale of a block, of unpacking a k-step of a panel, of a copied byte and of an output of a
+"""Of a k-step and of the rescale of a block, either way and with a residual, of unpacking a k-step of a panel, of a copied byte and of an output of a
 linear layer: prototypes on an Intel Xeon with AMX, one thread, weights in its second-level cache."""
 
 FEW_CHANNELS = PLANE_CHANNELS // 4
@@ -76,7 +76,7 @@ def _conv2d_us(request: Request, source: Source, packed: bool) -> float:
     assert isinstance(op, Conv2d)
     plane = Plane.of(type, request.alternatives[request.node.name])
     panels = -(-type.shape[0] // BLOCK_CHANNELS)
-    rescale = RESCALE_NS[Rescaling.choose(op, request.inputs, type).form]
+    rescale = FLOAT_NS if Rescaling.choose(op, request.inputs, type).in_float32 else INTEGER_NS
     if op.rescale.residual is not None:
         rescale += RESIDUAL_NS
     total = panels * plane.blocks * (steps * STEP_NS + rescale)

@@ -15,11 +15,11 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ops import Linear
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
-from hawq_tvm.kernels.generic.nhwc import Parameter, function
+from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_copies import samples_as_pixels
-from hawq_tvm.kernels.x86.amx_epilogue import in_lanes
+from hawq_tvm.kernels.x86.amx_epilogue import NATURAL, in_lanes
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_product import (
     Product,
@@ -32,7 +32,7 @@ from hawq_tvm.kernels.x86.amx_product import (
 )
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS
 from hawq_tvm.kernels.x86.amx_weights import Weights, pack_weight, unpacked_panel
-from hawq_tvm.kernels.x86.vectors import LANES, flat
+from hawq_tvm.kernels.x86.vectors import flat
 
 
 def build_linear(request: Request, *, packed: bool) -> BuiltKernel:
@@ -40,30 +40,26 @@ def build_linear(request: Request, *, packed: bool) -> BuiltKernel:
     op, node, batch = request.node.op, request.node, request.batch
     assert isinstance(op, Linear)
     operand = of_samples(request.inputs[0].shape[0], batch)
-    natural = np.arange(LANES)
     factors = [op.rescale.multiplier]
     if op.rescale.residual is not None:
         factors.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
     constants = (
         pack_weight(op.weight, operand, packed=packed),
         operand.offsets,
-        in_lanes(bias_of(op.bias, op.weight, request.inputs[0].dtype.signed), natural),
+        in_lanes(bias_of(op.bias, op.weight, request.inputs[0].dtype.signed), NATURAL),
         *(array.astype(np.int32) for array in factors),
     )
     panels, blocks = len(constants[0]), -(-batch // BLOCK_PIXELS)
     split = Split.choose(panels, 1, operand.steps * blocks, 1)
-    values = [
-        (f"value{i}", storage.shape(type, batch), storage.dtype(type))
-        for i, (type, storage) in enumerate((x, Storage.canonical(x)) for x in (*request.inputs, node.type))
-    ]
-    given: list[Parameter] = [(f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
+    types = (*request.inputs, node.type)
+    *values, result = (
+        stored_parameter(f"value{i}", type, Storage.canonical(type), batch) for i, type in enumerate(types)
+    )
+    parameters = [*values, *constant_parameters(constants), result]
 
     def body(*buffers: Any) -> None:
-        inputs, (weight, offsets, bias, *multipliers), y = (
-            buffers[: len(values) - 1],
-            buffers[len(values) - 1 : -1],
-            buffers[-1],
-        )
+        inputs, y = buffers[: len(values)], buffers[-1]
+        weight, offsets, bias, *multipliers = buffers[len(values) : -1]
         left = T.alloc_buffer((operand.sample_bytes,), "uint8")
         keep_size(left)
         samples_as_pixels(inputs[0], left, operand, request.inputs[0], batch)
@@ -107,4 +103,4 @@ def build_linear(request: Request, *, packed: bool) -> BuiltKernel:
                 with T.Else():
                     every_block(on_tiles=False)
 
-    return BuiltKernel(function([*values[:-1], *given, values[-1]], body), constants)
+    return BuiltKernel(function(parameters, body), constants)

@@ -7,29 +7,46 @@ odd lanes. With a shift of 33 and more the law needs only the high halves of the
 
 which is 32-bit arithmetic again. Smaller shifts are done in 64 bits. `Bounds` proves that no sum overflows and that
 every rounded one fits 32 bits.
+
+Where there is one product and `hawq_tvm.core.float32_rescale` proves it exact, one fused multiply-add does it all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import tirx
+import numpy as np
 from tvm.tirx import op
 
+from hawq_tvm.core.float32_rescale import MAGIC
 from hawq_tvm.core.ir import Rescale
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.x86.vectors import LANES, constant, pack_signed, pack_unsigned
+from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, multiply_add_52, pack_signed, pack_unsigned
 
 Product = tuple[Expr, Expr]
 """Two int32x16 whose lanes are multiplied to 64 bits."""
+
+BytesProduct = tuple[tuple[Expr, Expr], Expr]
+"""Unsigned bytes as 64-bit lanes, those of the even and those of the odd 32-bit lanes, and an int32x16."""
 
 HIGH_HALF_SHIFT = 33
 """From this shift on, the high halves decide."""
 
 
-def rounded(products: Sequence[Product], rescale: Rescale) -> Expr:
-    """The rounding law on a sum of products, before its clip: int32x16."""
+def rounded(products: Sequence[Product], rescale: Rescale, added: BytesProduct | None = None) -> Expr:
+    """The rounding law on a sum of products, before its clip: int32x16.
+
+    Args:
+        products: what is summed up.
+        rescale: whose shift it is.
+        added: a residual of unsigned bytes, which ``vpmadd52luq`` multiplies and adds at once: exact, since the product
+            has 39 bits of the 52 that it keeps.
+    """
     even, odd = (_total([(half(x), half(m)) for x, m in products]) for half in (_even, _odd))
+    if added is not None:
+        (first, second), multiplier = added
+        even = multiply_add_52(even, first, _lower(op.reinterpret("int64x8", multiplier)))
+        odd = multiply_add_52(odd, second, _odd(multiplier))
     shift = rescale.shift
     if shift >= HIGH_HALF_SHIFT:
         high = op.reinterpret("int32x16", _lower(_shifted_down(even, 32)) | _upper(odd))
@@ -37,6 +54,21 @@ def rounded(products: Sequence[Product], rescale: Rescale) -> Expr:
     half_unit, places = constant(1 << (shift - 1), "int64", 8), constant(shift, "int64", 8)
     even, odd = (op.shift_right(total + half_unit, places) for total in (even, odd))
     return op.reinterpret("int32x16", _lower(even) | op.shift_left(odd, constant(32, "int64", 8)))
+
+
+def rounded_in_float32(accumulator: Expr, ratio: Expr) -> Expr:
+    """The rounding law on one product where `float32_is_exact`: int32x16.
+
+    ``vfmadd213ps`` rounds to the nearest integer between 2^23 and 2^24, whose last bits are that integer.
+
+    Args:
+        accumulator: int32x16.
+        ratio: float32x16, the multipliers over 2^shift.
+    """
+    value = accumulator.astype(f"float32x{LANES}")
+    total = op.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.fma", value, ratio, constant(MAGIC, "float32"))
+    bits = int(np.float32(MAGIC).view(np.int32))
+    return op.reinterpret(f"int32x{LANES}", total) - constant(bits, "int32")
 
 
 def stored_bytes(values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:
@@ -53,20 +85,11 @@ def stored_bytes(values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:
     lanes = LANES * len(values)
     if not offset:
         if len(values) == 1:
-            return _clipped(values[0], rescale.lo, rescale.hi, "int32").astype(f"uint8x{lanes}")
-        packed = tirx.min(pack_unsigned(*values), constant(rescale.hi, "uint16", lanes))
-        if rescale.lo:
-            packed = tirx.max(packed, constant(rescale.lo, "uint16", lanes))
-        return packed.astype(f"uint8x{lanes}")
-    carrier = "int32" if len(values) == 1 else "int16"
-    packed = values[0] if len(values) == 1 else pack_signed(*values)
-    signed = _clipped(packed, rescale.lo, rescale.hi, carrier).astype(f"int8x{lanes}")
+            return clipped(values[0], rescale.lo, rescale.hi, "int32").astype(f"uint8x{lanes}")
+        return clipped(pack_unsigned(*values), rescale.lo, rescale.hi, "uint16", lanes).astype(f"uint8x{lanes}")
+    packed, carrier = (values[0], "int32") if len(values) == 1 else (pack_signed(*values), "int16")
+    signed = clipped(packed, rescale.lo, rescale.hi, carrier, lanes).astype(f"int8x{lanes}")
     return op.reinterpret(f"uint8x{lanes}", signed) ^ constant(offset, "uint8", lanes)
-
-
-def _clipped(values: Expr, lo: int, hi: int, dtype: str) -> Expr:
-    lanes = LANES if dtype == "int32" else 2 * LANES
-    return tirx.max(tirx.min(values, constant(hi, dtype, lanes)), constant(lo, dtype, lanes))
 
 
 def _total(products: Sequence[Product]) -> Expr:

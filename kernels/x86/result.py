@@ -10,17 +10,28 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.float32_rescale import float32_is_exact
 from hawq_tvm.core.ir import Array, TensorType
-from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.acceptance import PACKED_WEIGHT
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import Image, function
+from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
-from hawq_tvm.kernels.x86.epilogue import rounded, stored_bytes
+from hawq_tvm.kernels.x86.epilogue import rounded, rounded_in_float32, stored_bytes
 from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES, missing
-from hawq_tvm.kernels.x86.vectors import LANES, PACKED_LANES, Registers, constant, flat, nibbles, ramp, shuffle
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES, missing
+from hawq_tvm.kernels.x86.vectors import (
+    LANES,
+    PACKED_LANES,
+    Registers,
+    bytes_in_quads,
+    constant,
+    flat,
+    nibbles,
+    ramp,
+    shuffle,
+)
 
 MAX_TILE = 12
 """Pixels of a tile: two accumulators each leave 8 of 32 registers for weights, activations and the epilogue."""
@@ -52,7 +63,8 @@ def refuse(request: Request) -> str | None:
 def per_channel(request: Request, panels: Panels) -> tuple[Array, ...]:
     """Bias, multiplier and the residual's multiplier, in the order of the lanes: int32.
 
-    Of a signed input the offset is taken off the bias, modulo 2^32, as the accumulators count.
+    The multiplier is its ratio in float32 where that is exact. Of a signed input the offset is taken off the bias,
+    modulo 2^32, as the accumulators count.
     """
     op = request.node.op
     assert isinstance(op, Conv2d)
@@ -61,7 +73,17 @@ def per_channel(request: Request, panels: Panels) -> tuple[Array, ...]:
     values = [op.bias.astype(np.int64) - offset * sums, op.rescale.multiplier]
     if op.rescale.residual is not None:
         values.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
-    return tuple(panels.pack_lanes(np.asarray(array)) for array in values)
+    bias, multiplier, *rest = (panels.pack_lanes(np.asarray(array)) for array in values)
+    if in_float32(request):
+        multiplier = np.ldexp(multiplier.astype(np.float64), -op.rescale.shift).astype(np.float32)
+    return bias, multiplier, *rest
+
+
+def in_float32(request: Request) -> bool:
+    """Whether a layer's rescale is done, and proved exact, in float32."""
+    op = request.node.op
+    assert isinstance(op, WeightedOperator)
+    return float32_is_exact(op.rescale, op.bounds(request.inputs))
 
 
 def build_function(
@@ -70,11 +92,11 @@ def build_function(
     """A function of the node's images and some constants; `emit` gets its buffers, the result last."""
     node, types = request.node, (*request.inputs, request.node.type)
     *images, result = (
-        Image.parameter(f"image{i}", type, request.alternatives[name], request.batch)
+        stored_parameter(f"image{i}", type, request.alternatives[name], request.batch)
         for i, (name, type) in enumerate(zip((*node.inputs, node.name), types, strict=True))
     )
-    given = [(f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
-    return BuiltKernel(function([*images, *given, result], lambda *buffers: emit(buffers)), constants)
+    parameters = [*images, *constant_parameters(constants), result]
+    return BuiltKernel(function(parameters, lambda *buffers: emit(buffers)), constants)
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,8 @@ class Result:
         count = len(request.inputs)
         self._buffer = flat(buffers[-1])
         self._residual_buffer = flat(buffers[1]) if count == 2 else None
+        self._in_float32 = in_float32(request)
+        self._fused_bytes = request.features >= MULTIPLY_ADD and self.storages[-2].offset == 0
         self.bias, self._multiplier, *self._residual_multiplier = buffers[count + 1 : -1]
 
     def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
@@ -160,26 +184,41 @@ class Result:
         for pixel in range(pixels):
             values, residual = [], self._residual(block, vectors, (n, h, start + pixel))
             for vector in range(vectors):
-                products = [(accumulators[pixel * vectors + vector], self._multiplier[lanes[vector]])]
-                if residual:
-                    products.append((residual[vector], self._residual_multiplier[0][lanes[vector]]))
-                values.append(rounded(products, self.rescale))
+                product = accumulators[pixel * vectors + vector], self._multiplier[lanes[vector]]
+                if self._in_float32:
+                    values.append(rounded_in_float32(*product))
+                    continue
+                products, added = [product], None
+                if residual is not None:
+                    factor = self._residual_multiplier[0][lanes[vector]]
+                    if self._fused_bytes and vectors == 2:
+                        added = _quads(residual, vector), factor
+                    else:
+                        products.append((self._signed(residual, vectors, vector), factor))
+                values.append(rounded(products, self.rescale, added))
             index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * PAIR)
             stored = stored_bytes(values, self.rescale, self.storages[-1].offset)
             T.buffer_store(self._buffer, stored, [ramp(index, vectors * LANES)])
 
-    def _residual(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> list[Expr]:
-        """The residual's values in the order of the lanes: an int32x16 each; none where there is no residual."""
+    def _residual(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> Expr | None:
+        """The residual's bytes as they are stored; None where there is no residual."""
         if self._residual_buffer is None:
-            return []
+            return None
         (plane,), (n, h, w) = self._residual_plane, at
         index = plane.index(n, h + plane.top, w + plane.left, block * PAIR)
-        stored = self._residual_buffer[ramp(index, vectors * LANES)]
-        parts = [stored]
+        return self._residual_buffer[ramp(index, vectors * LANES)]
+
+    def _signed(self, stored: Expr, vectors: int, vector: int) -> Expr:
+        """A vector of the residual's values in the order of the lanes: int32x16."""
         if vectors == 2:
-            parts = [shuffle([stored], PACKED_LANES[half * LANES : (half + 1) * LANES]) for half in range(2)]
-        offset = constant(self.storages[1].offset, "int32")
-        return [part.astype(f"int32x{LANES}") - offset for part in parts]
+            stored = shuffle([stored], PACKED_LANES[vector * LANES : (vector + 1) * LANES])
+        return stored.astype(f"int32x{LANES}") - constant(self.storages[1].offset, "int32")
+
+
+def _quads(stored: Expr, vector: int) -> tuple[Expr, Expr]:
+    """Unsigned bytes of a vector of a pair in 64-bit lanes: those of the even and those of the odd 32-bit lanes."""
+    lanes = PACKED_LANES[vector * LANES : (vector + 1) * LANES]
+    return bytes_in_quads(stored, lanes[::2]), bytes_in_quads(stored, lanes[1::2])
 
 
 def for_block(panels: Panels, block: Expr, body: Callable[[int], None]) -> None:

@@ -8,11 +8,17 @@ Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, 
 
 from __future__ import annotations
 
-AVX512_VNNI = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"})
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+"""What every CPU with AVX-512 for integers has."""
+
+AVX512_VNNI = AVX512 | {"avx512vnni"}
 """What the 512-bit VNNI kernels are made of."""
 
 NIBBLES = frozenset({"gfni"})
 """What splits bytes into signed halves in one instruction."""
+
+MULTIPLY_ADD = frozenset({"avx512ifma"})
+"""What multiplies 52-bit lanes and adds at once."""
 
 UNSIGNED_OFFSET = 128
 

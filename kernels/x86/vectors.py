@@ -24,9 +24,14 @@ def ramp(start: Expr, lanes: int) -> Expr:
     return tirx.Ramp(tirx.const(start, "int32") if isinstance(start, int) else start, tirx.const(1, "int32"), lanes)
 
 
-def constant(value: int, dtype: str, lanes: int = LANES) -> Expr:
+def constant(value: float, dtype: str, lanes: int = LANES) -> Expr:
     """A vector of one number."""
     return tirx.Broadcast(tirx.const(value, dtype), lanes)
+
+
+def clipped(vector: Expr, lo: int, hi: int, dtype: str, lanes: int = LANES) -> Expr:
+    """Lanes between two numbers; in saturating conversions LLVM finds the limits of their type again."""
+    return tirx.max(tirx.min(vector, constant(hi, dtype, lanes)), constant(lo, dtype, lanes))
 
 
 def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
@@ -60,6 +65,27 @@ def nibbles(packed: Expr, half: int) -> Expr:
     rows = op.reinterpret("int8x64", constant(matrix, "int64", 8))
     bytes_ = op.reinterpret("int8x64", packed)
     return op.call_llvm_pure_intrin("int8x64", "llvm.x86.vgf2p8affineqb.512", bytes_, rows, tirx.const(0, "int8"))
+
+
+def multiply_add_52(total: Expr, x: Expr, y: Expr) -> Expr:
+    """``vpmadd52luq``: the low 52 bits of a product of unsigned 52-bit numbers, added to int64x8."""
+    return op.call_llvm_pure_intrin("int64x8", "llvm.x86.avx512.vpmadd52l.uq.512", total, x, y)
+
+
+def bytes_in_quads(bytes_: Expr, lanes: Sequence[int]) -> Expr:
+    """Eight of 32 bytes, each zero extended to 64 bits: int64x8.
+
+    ``vpshufb`` puts bytes anywhere, and zeros beside them, but within 128 bits: so the four eights of bytes are first
+    spread over the four parts of a vector.
+
+    Args:
+        bytes_: uint8x32.
+        lanes: which eight; two of each eight, in order.
+    """
+    spread = shuffle([bytes_, bytes_], [8 * part + byte % 8 for part in range(4) for byte in range(16)])
+    zero, places = 64, [16 * (lane // 8) + lane % 8 for lane in lanes]
+    order = [index for place in places for index in (place, *[zero] * 7)]
+    return op.reinterpret("int64x8", shuffle([spread, constant(0, "uint8", 64)], order))
 
 
 def pack_unsigned(low: Expr, high: Expr) -> Expr:

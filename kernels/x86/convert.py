@@ -1,0 +1,71 @@
+"""Pixels of up to four channels from NCHW to channels last: sixteen at once, a 32-bit lane each.
+
+This is how images enter a network: three planes become four bytes a pixel, the fourth a zero, offsets added.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+from tvm.tirx import op as tir
+
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.generic.costs import RATES, Work
+from hawq_tvm.kernels.generic.expressions import Expr
+from hawq_tvm.kernels.generic.functions import function, stored_parameter
+from hawq_tvm.kernels.generic.nhwc import Image, framed_rows
+from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
+from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Offer
+from hawq_tvm.kernels.x86.panels import STEP
+from hawq_tvm.kernels.x86.storages import AVX512, missing
+from hawq_tvm.kernels.x86.vectors import LANES, constant, flat, ramp
+
+
+def _offer(request: ConvertRequest) -> Offer | str:
+    if request.target.kind != "llvm":
+        return f"written for CPUs through LLVM, not for '{request.target.kind}'"
+    lacking = missing(request.features, AVX512)
+    if lacking:
+        return lacking
+    type, to = request.type, request.to
+    wanted = Storage("NHWC", multiple=STEP, frame=to.frame, offset=to.offset if type.dtype.signed else 0)
+    canonical = Storage.canonical(type)
+    if (request.source, to) != (canonical, wanted) or len(type.shape) != 3 or type.shape[0] > STEP:
+        return f"copies up to {STEP} channels of bytes to pixels of {STEP}, not {type} in {request.source} to {to}"
+    if type.shape[2] < LANES:
+        return f"copies {LANES} pixels at once, a row has {type.shape[2]}"
+    work = Work(0, to.size_bytes(type, request.batch))
+    microseconds = RATES["convert to pixels avx512"].microseconds(work, request.vector_bits)
+    return Offer((request.source,), to, microseconds, lambda: _build(request))
+
+
+def _build(request: ConvertRequest) -> BuiltKernel:
+    channels, height, width = request.type.shape
+    storages = (("x", request.source), ("y", request.to))
+    parameters = [stored_parameter(name, request.type, storage, request.batch) for name, storage in storages]
+
+    def body(x: Any, y: Any) -> None:
+        planes, pixels, image = flat(x), flat(y), Image(y, request.type, request.to)
+        top, left, _, right = request.to.frame
+        zeros = int(np.full(STEP, request.to.offset, np.uint8).view(np.int32)[0])
+
+        def row(n: Expr, _block: Expr, h: Expr) -> None:
+            with T.serial(-(-width // LANES)) as part:
+                start = tirx.min(part * LANES, width - LANES)
+                words = constant(zeros, "int32")
+                for channel in range(channels):
+                    index = ((n * channels + channel) * height + h) * width + start
+                    plane = tir.reinterpret(f"uint8x{LANES}", planes[ramp(index, LANES)])
+                    words = words ^ tir.shift_left(plane.astype(f"int32x{LANES}"), constant(8 * channel, "int32"))
+                place = ((n * y.shape[1] + h + top) * (left + width + right) + left + start) * STEP
+                T.buffer_store(pixels, tir.reinterpret(f"uint8x{STEP * LANES}", words), [ramp(place, STEP * LANES)])
+
+        framed_rows(image, row, batch=request.batch, threads=request.batch * height * width * STEP >= MIN_ELEMENTS)
+
+    return BuiltKernel(function(parameters, body), ())
+
+
+CONVERT_PIXELS = Converter("convert_pixels_avx512", _offer)
