@@ -88,7 +88,10 @@ def test_every_way_through_a_convolution() -> None:
     """Panels, blocks and steps in every number that the loops tell apart, threads among them."""
     same, point = Window((3, 3), pads=(1, 1, 1, 1)), Window((1, 1))
     cases = [
-        (64, 64, (7, 7), point, 8),  # one step: the rescale follows each block
+        (64, 64, (9, 9), point, 8),  # one step: the rescale follows each block
+        (64, 96, (7, 7), same, 8),  # one tall block
+        (192, 70, (7, 7), same, 4),
+        (192, 512, (7, 7), point, 4),  # more of a rescale than steps to spread it over
         (64 * 17, 32, (3, 3), point, 8),  # more steps than a rescale has parts
         (128, 96, (6, 9), same, 8),  # an odd number of panels: half a plane is filled up
         (3, 64, (20, 20), Window((7, 7), (2, 2), (3, 3, 3, 3)), 8),  # the first layer of ResNets

@@ -3,13 +3,14 @@
 A task takes some panels of 32 channels over some blocks of 32 pixels. It keeps a panel's weights in its caches while
 the pixels go by, and writes all that the result's plane holds there: zeros right of each row, above and below, and
 channels that fill up. Where k-steps are many, the rescale of a block is spread over the next one's, so that vectors and
-tiles work side by side; where they are few, it follows the block at once.
+tiles work side by side; where they are few, it follows the block at once. Where all pixels are two blocks, as in the
+last layers of a network, they are one tall block, and each tile of weights is loaded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -35,13 +36,17 @@ from hawq_tvm.kernels.x86.amx_product import (
     keep_size,
     multiply_by_tiles,
     multiply_by_vectors,
+    multiply_tall_by_tiles,
 )
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
-from hawq_tvm.kernels.x86.amx_weights import Weights, pack_weight, unpacked_panel
+from hawq_tvm.kernels.x86.amx_weights import Stream, Weights, pack_weight, unpacked_panel
 from hawq_tvm.kernels.x86.vectors import LANES, flat, ramp
 
 BLOCK_SUMS = BLOCK_PIXELS * BLOCK_CHANNELS
 HALF = BLOCK_CHANNELS  # bytes of a panel's channels in a pixel of a plane
+TALL_PIXELS = 2 * BLOCK_PIXELS
+"""Outputs of at most so many pixels, counted along their rows, are one tall block: weights then are read once."""
+
 PAIRS = BLOCK_PIXELS // 2  # the rescale takes two pixels at a time
 
 MANY_STEPS = 16
@@ -107,13 +112,17 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
     rescaling = Rescaling.choose(op, request.inputs, node.type)
     lanes = rescaling.lanes
     signed = request.inputs[0].dtype.signed
+    operand = source.operand
+    plane = Plane.of(node.type, request.alternatives[node.name])
+    tall = plane.blocks * BLOCK_PIXELS == TALL_PIXELS
     constants = (
-        pack_weight(in_lanes(op.weight, lanes), source.operand, packed=packed),
-        source.operand.offsets,
+        pack_weight(in_lanes(op.weight, lanes), operand, packed=packed, apart=tall),
+        operand.offsets,
         in_lanes(bias_of(op.bias, op.weight, signed), lanes),
         rescaling.parameters,
         rescaling.order,
     )
+    panels = len(constants[0])
     storages = [source.reads, *(request.alternatives[name] for name in (*node.inputs[1:], node.name))]
     types = [*request.inputs, node.type]
     *images, result = (
@@ -121,8 +130,9 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
         for i, (type, storage) in enumerate(zip(types, storages, strict=True))
     )
     parameters = [*images, *constant_parameters(constants), result]
-    operand, plane = source.operand, Plane.of(node.type, storages[-1])
-    split = Split.choose(len(constants[0]), plane.blocks, operand.steps, request.batch)
+    split = Split.choose(panels, 1 if tall else plane.blocks, operand.steps, request.batch)
+    if tall:
+        split = replace(split, blocks=plane.blocks)
 
     def body(*buffers: Any) -> None:
         x, *residual = buffers[: len(types) - 1]
@@ -131,10 +141,10 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
         if source.copy is not None:
             left = T.alloc_buffer((request.batch * operand.sample_bytes,), "uint8")
             source.copy(x, left)
-        stream, panels = flat(weight), len(constants[0])
+        constant = flat(weight)
 
-        def product(n: Expr) -> Product:
-            weights = Weights(stream, panels, operand.steps, unpacked_panel(operand.steps) if packed else None)
+        def product(n: Expr, unpack: bool) -> Product:
+            weights = Weights(constant, panels, operand.steps, unpacked_panel(operand.steps) if unpack else None, tall)
             return Product(operand, left, n * operand.sample_bytes, weights, bias, offsets)
 
         kernel = _Convolution(
@@ -145,8 +155,10 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
             _Planes.of(buffers[-1], node.type, storages[-1]),
             _Planes.of(residual[0], request.inputs[1], storages[1]) if residual else None,
             split,
+            packed,
         )
-        kernel.emit(overlapped=operand.steps > MANY_STEPS or op.window.kernel != (1, 1))
+        overlapped = operand.steps > MANY_STEPS or op.window.kernel != (1, 1)
+        kernel.emit(kernel.tall if tall else kernel.overlapped if overlapped else kernel.one_by_one)
 
     return BuiltKernel(function(parameters, body), constants)
 
@@ -170,93 +182,130 @@ class _Planes:
 
 
 @dataclass(frozen=True, eq=False)
+class _Part:
+    """What a task computes: some panels over some blocks of a sample."""
+
+    sample: Expr
+    first_panel: Expr
+    panels: Expr
+    first_block: Expr
+    blocks: Expr
+
+
+@dataclass(frozen=True, eq=False)
 class _Convolution:
     """The loops of a convolution's function."""
 
     request: Request
     rescaling: Rescaling
-    product: Callable[[Expr], Product]
+    product: Callable[[Expr, bool], Product]
     parameters: tuple[Any, Any]
     y: _Planes
     residual: _Planes | None
     split: Split
+    packed: bool
 
     @property
     def panels(self) -> int:
         return -(-self.request.node.type.shape[0] // BLOCK_CHANNELS)
 
-    def emit(self, *, overlapped: bool) -> None:
+    def emit(self, with_tiles: Callable[[Any, _Part], None]) -> None:
         """Ask for tiles, then every task, with them or without."""
         split = self.split
         tasks = self.request.batch * split.tasks
         granted = T.bind(tiles.permission())
         with (T.parallel if tasks > 1 else T.serial)(tasks) as task:
-            n = task // split.tasks
             first_panel = task // split.along % split.across * split.panels
             first_block = task % split.along * split.blocks
-            panels = tirx.min(split.panels, self.panels - first_panel)
-            blocks = tirx.min(split.blocks, self.y.plane.blocks - first_block)
-            sums = T.alloc_buffer(((2 if overlapped else 1) * BLOCK_SUMS,), "int32")
+            part = _Part(
+                task // split.tasks,
+                first_panel,
+                tirx.min(split.panels, self.panels - first_panel),
+                first_block,
+                tirx.min(split.blocks, self.y.plane.blocks - first_block),
+            )
+            sums = T.alloc_buffer((2 * BLOCK_SUMS,), "int32")
             keep_size(sums)
-            product, at = self.product(n), (n, first_panel, first_block, panels, blocks)
             with T.If(granted == 0):
                 with T.Then():
                     tiles.configure()
-                    (self._overlapped if overlapped else self._one_by_one)(product, sums, at)
+                    with_tiles(sums, part)
                     tiles.release()
                 with T.Else():
-                    self._without_tiles(product, sums, at)
-            self._zeros(at)
+                    self._without_tiles(sums, part)
+            self._zeros(part)
 
-    def _one_by_one(self, product: Product, sums: Any, at: tuple[Expr, ...]) -> None:
+    def one_by_one(self, sums: Any, part: _Part) -> None:
         """Each block, and then its rescale."""
-        n, first_panel, first_block, panels, blocks = at
-        with T.serial(panels) as p:
-            product.weights.unpack(first_panel + p)
-            with T.serial(blocks) as b:
-                panel, block = first_panel + p, first_block + b
+        product = self.product(part.sample, self.packed)
+        with T.serial(part.panels) as p:
+            panel = part.first_panel + p
+            product.weights.unpack(panel)
+            with T.serial(part.blocks) as b:
+                block = part.first_block + b
                 ahead = (b, self.split.blocks)
                 multiply_by_tiles(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0), ahead=ahead)
                 with T.serial(PAIRS) as pair:
-                    self._rescale(n, panel, block, sums, 0, pair)
+                    self._rescale(part.sample, panel, block, sums, 0, pair)
 
-    def _without_tiles(self, product: Product, sums: Any, at: tuple[Expr, ...]) -> None:
-        n, first_panel, first_block, panels, blocks = at
-        with T.serial(panels) as p:
-            product.weights.unpack(first_panel + p)
-            with T.serial(blocks) as b:
-                panel, block = first_panel + p, first_block + b
-                multiply_by_vectors(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0))
-                with T.serial(PAIRS) as pair:
-                    self._rescale(n, panel, block, sums, 0, pair)
-
-    def _overlapped(self, product: Product, sums: Any, at: tuple[Expr, ...]) -> None:
+    def overlapped(self, sums: Any, part: _Part) -> None:
         """Each block's rescale beside the product of the next one, whose sums go to the other half of memory."""
-        n, first_panel, first_block, panels, blocks = at
+        product = self.product(part.sample, self.packed)
 
         def place(index: Expr) -> tuple[Expr, Expr]:
-            return first_panel + index // blocks, first_block + index % blocks
+            return part.first_panel + index // part.blocks, part.first_block + index % part.blocks
 
         def multiply(index: Expr, beside: Beside | None) -> None:
             panel, block = place(index)
-            ahead = (index % blocks, self.split.blocks)
-            if product.weights.unpacked is not None:
-                with T.If(index % blocks == 0), T.Then():
+            ahead = (index % part.blocks, self.split.blocks)
+            if self.packed:
+                with T.If(index % part.blocks == 0), T.Then():
                     product.weights.unpack(panel)
             half = index % 2 * BLOCK_SUMS
             multiply_by_tiles(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, half), beside=beside, ahead=ahead)
 
         def rescale(index: Expr, pair: Expr) -> None:
-            self._rescale(n, *place(index), sums, index % 2 * BLOCK_SUMS, pair)
+            self._rescale(part.sample, *place(index), sums, index % 2 * BLOCK_SUMS, pair)
 
         multiply(tirx.const(0, "int32"), None)
-        with T.serial(panels * blocks - 1) as before:
+        with T.serial(part.panels * part.blocks - 1) as before:
             multiply(before + 1, Beside(PAIRS, lambda pair: rescale(before, pair)))
         with T.serial(PAIRS) as pair:
-            rescale(panels * blocks - 1, pair)
+            rescale(part.panels * part.blocks - 1, pair)
+
+    def tall(self, sums: Any, part: _Part) -> None:
+        """All pixels by one panel at a time, its rescale beside the product of the next one's first half."""
+        product = self.product(part.sample, False)
+        stream = Stream.of(product.weights, part.first_panel, part.panels, packed=self.packed)
+        pairs = TALL_PIXELS // 2
+
+        def multiply(index: Expr, beside: Beside | None) -> None:
+            first = index * (2 * product.operand.steps)
+            multiply_tall_by_tiles(product, stream, part.first_panel + index, first, _tiles_of(sums, 0), beside)
+
+        def rescale(index: Expr, pair: Expr) -> None:
+            self._rescale(part.sample, part.first_panel + index, 0, sums, 0, pair)
+
+        multiply(tirx.const(0, "int32"), None)
+        with T.serial(part.panels - 1) as before:
+            multiply(before + 1, Beside(pairs, lambda pair: rescale(before, pair)))
+        with T.serial(pairs) as pair:
+            rescale(part.panels - 1, pair)
+
+    def _without_tiles(self, sums: Any, part: _Part) -> None:
+        """As `one_by_one`, on vectors."""
+        product = self.product(part.sample, self.packed)
+        with T.serial(part.panels) as p:
+            panel = part.first_panel + p
+            product.weights.unpack(panel)
+            with T.serial(part.blocks) as b:
+                block = part.first_block + b
+                multiply_by_vectors(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0))
+                with T.serial(PAIRS) as pair:
+                    self._rescale(part.sample, panel, block, sums, 0, pair)
 
     def _rescale(self, n: Expr, panel: Expr, block: Expr, sums: Any, half: Expr, pair: Expr) -> None:
-        """Two pixels of a block, 32 channels of each."""
+        """Two pixels of a block, 32 channels of each; in a tall block pairs go on past the first 32 pixels."""
         parameters, order = self.parameters
         pixel = block * BLOCK_PIXELS + 2 * pair
         row = half + pair // 8 * (2 * LANES * LANES) + pair % 8 * (2 * LANES)
@@ -278,9 +327,10 @@ class _Convolution:
             value = tir.reinterpret("uint8x32", part)
             T.buffer_store(self.y.buffer, value, [ramp(self.y.at(n, panel, pixel + index), HALF)])
 
-    def _zeros(self, at: tuple[Expr, ...]) -> None:
+    def _zeros(self, part: _Part) -> None:
         """What a task's panels hold beside the image, and the channels that fill a plane up behind the last panel."""
-        n, first_panel, first_block, panels, blocks = at
+        n, first_panel, panels = part.sample, part.first_panel, part.panels
+        first_block, blocks = part.first_block, part.blocks
         plane, zero = self.y.plane, zero_of(self.request.node.type)
         first, behind = first_block * BLOCK_PIXELS, (first_block + blocks) * BLOCK_PIXELS
         end = plane.pixels - plane.start

@@ -24,8 +24,9 @@ RESIDUAL_NS = 30.0
 UNPACK_NS = 15.0
 COPY_NS = 0.08
 LINEAR_OUTPUT_NS = 1.0
-"""Of a k-step and of the rescale of a block, either way and with a residual, of unpacking a k-step of a panel, of a copied byte and of an output of a
-linear layer: prototypes on an Intel Xeon with AMX, one thread, weights in its second-level cache."""
+"""Of a k-step and of the rescale of a block, either way and with a residual, of unpacking a k-step of a panel, of a
+copied byte and of an output of a linear layer: prototypes on an Intel Xeon with AMX, one thread, weights in its
+second-level cache."""
 
 FEW_CHANNELS = PLANE_CHANNELS // 4
 

@@ -2,7 +2,8 @@
 
 A row is an output pixel, counted along the rows of the output's plane. 64 bytes of every row are a k-step: they begin
 `pixel_bytes` behind those of the row before, and where the first row's begin is in a table. A window, its strides and
-dilations, channels and their tails are nothing but that table and the order of the weights. There are three sources:
+dilations, channels and their tails are nothing but that table and the order of the weights. All taps of a plane come
+one after the other, since they read nearly the same pixels. There are three sources:
 
 - `in_place`: stride 1 over a blocked value; a k-step is one tap and one plane of 64 channels.
 - `by_phases`: other strides; each phase of rows and columns is copied into planes of its own, whose pixels are one
@@ -70,7 +71,7 @@ def in_place(window: Window, x: Shape, plane: Plane) -> Operand:
     planes = _whole(x[0], PLANE_CHANNELS)
     (kh, kw), (dy, dx), (top, left, _, _) = window.kernel, window.dilations, window.pads
     offsets, taps = [], []
-    for (i, j), index in product(np.ndindex(kh, kw), range(planes)):
+    for index, (i, j) in product(range(planes), np.ndindex(kh, kw)):
         pixel = plane.start + (i * dy - top) * plane.pitch + j * dx - left
         offsets.append((index * plane.pixels + pixel) * PLANE_CHANNELS)
         taps.append(_plane_taps(index, i * kw + j, x[0], kh * kw))
@@ -109,7 +110,7 @@ def by_phases(window: Window, x: Shape, output: Plane) -> Phases:
     end = output.blocks * BLOCK_PIXELS + last_tap
     plane = Plane(_whole(end, output.pitch), output.pitch, output.pitch, above)
     offsets, taps = [], []
-    for (i, (row, p)), (j, (column, q)), index in product(enumerate(rows), enumerate(columns), range(planes)):
+    for index, (i, (row, p)), (j, (column, q)) in product(range(planes), enumerate(rows), enumerate(columns)):
         image = phases.index((p, q)) * planes + index
         pixel = image * plane.pixels + plane.start + row * plane.pitch + column
         offsets.append(pixel * PLANE_CHANNELS)

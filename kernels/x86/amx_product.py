@@ -23,7 +23,7 @@ from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_operands import Operand
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS
-from hawq_tvm.kernels.x86.amx_weights import TILE_BYTES, Weights
+from hawq_tvm.kernels.x86.amx_weights import Stream, Weights
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
 from hawq_tvm.kernels.x86.vectors import LANES, Registers, dot, in_all_lanes, ramp
 
@@ -162,19 +162,60 @@ def multiply_by_tiles(
         tiles.load(tile, product.bias, panel * BLOCK_CHANNELS + tile % 2 * tiles.ROWS, 0)
 
     def step(k: Expr) -> None:
-        weight, x = product.weights.step(panel, k), product.pixel(k, pixel)
+        weights, x = product.weights, product.pixel(k, pixel)
         stride = product.operand.pixel_bytes
-        tiles.load(6, product.weights.buffer, weight, tiles.ROW_BYTES)
+        tiles.load(6, weights.buffer, weights.tile(panel, k, 0), tiles.ROW_BYTES)
         tiles.load(4, product.x, x, stride)
         tiles.dot(0, 4, 6)
-        tiles.load(7, product.weights.buffer, weight + TILE_BYTES, tiles.ROW_BYTES)
+        tiles.load(7, weights.buffer, weights.tile(panel, k, 1), tiles.ROW_BYTES)
         tiles.dot(1, 4, 7)
         tiles.load(5, product.x, x + tiles.ROWS * stride, stride)
         tiles.dot(2, 5, 6)
         tiles.dot(3, 5, 7)
         if ahead is not None:
-            product.weights.fetch(panel + 1, k, *ahead)
+            weights.fetch(panel + 1, k, *ahead)
 
+    _steps(steps, step, beside)
+    for tile in range(4):
+        tiles.store(tile, sums.buffer, sums.at(tile // 2, tile % 2), 4 * sums.row)
+
+
+def multiply_tall_by_tiles(
+    product: Product, stream: Stream, panel: Expr, first: Expr, sums: Sums, beside: Beside | None = None
+) -> None:
+    """A block of 64 pixels by a panel, from the image's first pixel on: first 16 channels, then the others.
+
+    Tiles 0 to 3 sum, 4 to 6 hold pixels, 7 weights, each of which is loaded once.
+
+    Args:
+        product: what to multiply.
+        stream: its weights.
+        panel: of 32 channels.
+        first: the panel's first tile in the stream.
+        sums: where its sums go.
+        beside: spread over the steps of the first half.
+    """
+    steps, stride = product.operand.steps, product.operand.pixel_bytes
+    for half in range(2):
+        for tile in range(4):
+            tiles.load(tile, product.bias, panel * BLOCK_CHANNELS + half * tiles.ROWS, 0)
+
+        def step(k: Expr, half: int = half) -> None:
+            number, x = first + half * steps + k, product.pixel(k, 0)
+            tiles.load(7, *stream.tile(number), tiles.ROW_BYTES)
+            for tile in range(4):
+                pixels = 4 + tile % 3
+                tiles.load(pixels, product.x, x + tile * tiles.ROWS * stride, stride)
+                tiles.dot(tile, pixels, 7)
+            stream.advance(number)
+
+        _steps(steps, step, None if half else beside)
+        for tile in range(4):
+            tiles.store(tile, sums.buffer, sums.at(tile, half), 4 * sums.row)
+
+
+def _steps(steps: int, step: Callable[[Expr], None], beside: Beside | None) -> None:
+    """Every step, and after the first ones some parts of other work each."""
     busy = 0
     if beside is not None:
         each = -(-beside.parts // steps)
@@ -188,8 +229,6 @@ def multiply_by_tiles(
     if busy < steps:
         with T.serial(steps - busy) as k:
             step(busy + k)
-    for tile in range(4):
-        tiles.store(tile, sums.buffer, sums.at(tile // 2, tile % 2), 4 * sums.row)
 
 
 def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) -> None:
@@ -201,8 +240,8 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
             bias = product.bias[ramp(panel * BLOCK_CHANNELS + channels * tiles.ROWS, LANES)]
             registers[2 * index + channels] = bias
         with T.serial(product.operand.steps) as k, T.serial(tiles.ROWS) as quad:
-            weight = product.weights.step(panel, k) + quad * tiles.ROW_BYTES
-            vectors = [product.weights.buffer[ramp(weight + channels * TILE_BYTES, 64)] for channels in range(2)]
+            weights, row = product.weights, quad * tiles.ROW_BYTES
+            vectors = [weights.buffer[ramp(weights.tile(panel, k, channels) + row, 64)] for channels in range(2)]
             for index in range(_VECTOR_PIXELS):
                 at = product.pixel(k, pixel + first + index) + quad * 4
                 four = in_all_lanes(product.x[ramp(at, 4)])
