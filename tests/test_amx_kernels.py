@@ -120,6 +120,22 @@ def test_every_way_through_a_convolution() -> None:
 
 
 @needs_vectors
+def test_depthwise_convolutions_on_vectors_read_planes_too() -> None:
+    cases = []
+    for channels, window, bits, x in (
+        (96, Window((3, 3), pads=(1, 1, 1, 1)), 8, U8),
+        (70, Window((3, 3), (2, 2), (1, 1, 1, 1)), 8, S8),
+        (130, Window((5, 5), pads=(2, 2, 2, 2)), 4, U8),
+        (64, Window((3, 2), (1, 2), (1, 0, 0, 1), (1, 2)), 8, S8),
+    ):
+        op = random_conv(channels, channels, channels, window, bits, None, 3)
+        graph = conv_graph(op, TensorType(x, (channels, 9, 13), 1.0), U8)
+        cases.append(Case(graph, f"conv2d_depthwise_u8s{bits}s32_avx512vnni", 2))
+    with soft_tiles() as target:
+        assert differences(cases, target) == {}
+
+
+@needs_vectors
 def test_linear() -> None:
     cases = []
     for features, outputs, bits, batch, x, output in (

@@ -318,6 +318,8 @@ def test_each_verb_alone(tmp_path: Path, cli: Run) -> None:
     assert status == 0
     assert "1 threads, batch 2, target llvm/portable" in out
     assert "conv2d_x8w" in out
+    assert "us at least" in out
+    assert "measured with 1 thread: peak of" in out
     status, out, _ = cli("inspect", path)
     assert status == 0
     assert "bit operations" in out
@@ -340,9 +342,12 @@ def test_inspect_prints_a_table_and_the_graph(mixed: Path, cli: Run) -> None:
 
 
 def test_bench_prints_peers(mixed: Path, scratch: Path, cli: Run) -> None:
-    status, out, _ = cli("bench", scratch, "--seconds", "0.2", "--json")
+    status, out, _ = cli("bench", scratch, "--seconds", "0.2", "--layers", "--json")
     assert status == 0
     report = json.loads(out)
+    bounds = {call["name"]: call for call in report["roofline"]["calls"]}
+    assert list(bounds) == list(report["layers_us"])
+    assert all(call["us"] == report["layers_us"][name] for name, call in bounds.items())
     assert [item["name"] for item in report["contenders"]] == [
         "hawq_tvm", "ONNX Runtime fp32", "PyTorch fp32", "ONNX Runtime on model.onnx",
     ]  # fmt: skip

@@ -31,6 +31,7 @@ from hawq_tvm.backends.tvm.storage import PALETTES
 from hawq_tvm.cli.doctor import examine
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError, DataError, RuntimeModuleError
+from hawq_tvm.core.float32_rescale import float32_is_exact
 from hawq_tvm.core.ir import Graph, IntType, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import (
     OPS,
@@ -106,18 +107,31 @@ def float_dtypes(function: Any) -> set[str]:
     return found
 
 
-def prim_funcs(graph: Graph) -> dict[str, Any]:
-    module = lower(graph, TARGETS["llvm"]).module
+def prim_funcs(graph: Graph, target: str = "llvm", storages: str = "all") -> dict[str, Any]:
+    module = lower(graph, TARGETS[target], storages=storages).module
     return {str(var.name_hint): f for var, f in module.functions.items() if isinstance(f, tirx.PrimFunc)}
 
 
+@pytest.mark.parametrize("storages", PALETTES)
 @pytest.mark.parametrize("name", networks.NETWORKS)
-def test_no_float_in_any_primfunc(name: str) -> None:
-    functions = prim_funcs(integers_of(name, MIXED))
+def test_no_float_in_any_portable_primfunc(name: str, storages: str) -> None:
+    functions = prim_funcs(integers_of(name, MIXED), "llvm/portable", storages)
     assert len(functions) >= 3
     for label, function in functions.items():
         assert float_dtypes(function) == set(), label
         assert "float" not in function.script(), label
+
+
+@pytest.mark.parametrize("storages", PALETTES)
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_a_float_stands_only_where_it_is_proved_exact(name: str, storages: str) -> None:
+    lowered = lower(integers_of(name, MIXED), TARGETS["llvm"], storages=storages)
+    for call, function in lowered.functions.items():
+        if float_dtypes(lowered.module[function]):
+            request = lowered.plan.requests[call]
+            op = request.node.op
+            assert isinstance(op, WeightedOperator)
+            assert float32_is_exact(op.rescale, op.bounds(request.inputs)), call
 
 
 def test_the_search_for_floats_finds_one() -> None:
@@ -134,7 +148,8 @@ def test_equal_kernels_are_compiled_once() -> None:
     twice = graph.node("conv2")
     again = replace(graph, nodes=(*graph.nodes, replace(twice, name="again")))
     again.check()
-    assert len(prim_funcs(again)) == len(prim_funcs(graph))
+    for storages in ("canonical", "channels_last"):  # "all" may choose others for one layer more
+        assert len(prim_funcs(again, storages=storages)) == len(prim_funcs(graph, storages=storages))
 
 
 def test_activation_memory_is_planned_and_reused() -> None:

@@ -247,7 +247,9 @@ def bench(
     target: AnyTarget = None,
     threads: Annotated[int | None, typer.Option(help="default: as the run was made", min=1)] = None,
     seconds: Annotated[float, typer.Option(help="how long it takes at most", min=0.1)] = Settings.bench_seconds,
-    layers: Annotated[bool, typer.Option("--layers", help="also each layer's time")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="also each layer: its time, what bounds it, its kernel")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Time the compiled library beside fp32 PyTorch and ONNX Runtime, interleaved."""

@@ -20,6 +20,7 @@ from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, Target, find_target
 from hawq_tvm.ilp import Allocation, find_allocator
+from hawq_tvm.measure.roofline import measure_roofline
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.provenance import (
@@ -265,11 +266,17 @@ def bench(path: Path, target: str | None, threads: int | None, seconds: float, l
         work = Work(run, settings, target=chosen, reporter=console.ConsoleReporter())
         pipeline.perform(work, pipeline.BENCHMARK, force=True)
         report = work.artifacts.benchmark(chosen)
+        bounds = None
+        if layers and chosen.gpu is None:
+            info = work.artifacts.library_info(chosen)
+            bounds = measure_roofline(report.layers_us, info, work.artifacts.graph, report.threads)
         write_report(run, path)
     if as_json:
-        console.print_json(report.to_json())
+        console.print_json(report.to_json() if bounds is None else {**report.to_json(), "roofline": bounds.to_json()})
     else:
-        console.print_benchmark(report, layers=layers)
+        console.print_benchmark(report, layers=layers and bounds is None)
+        if bounds is not None:
+            console.print_roofline(bounds)
     return 0
 
 

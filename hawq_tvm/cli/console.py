@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hawq_tvm.measure.bench import BenchReport
     from hawq_tvm.measure.debug_report import DebugReport
     from hawq_tvm.measure.fidelity import ValueFidelity
+    from hawq_tvm.measure.roofline import Roofline
     from hawq_tvm.measure.verify import VerifyReport
     from hawq_tvm.runs.summary import RunSummary
 
@@ -36,6 +37,12 @@ LOSSES = (
     "is, on samples held out, as is the whole network"
 )
 """What stands in the table of causes, for the reader."""
+
+BOUNDS = (
+    "us within: its call inside the running network; us at least: its operations at the peak or its bytes at the "
+    "bandwidth, whichever takes longer, which bounds it"
+)
+"""What stands in the table of bounds, for the reader."""
 
 _WIDE = 200  # columns where there is no terminal to fit
 
@@ -254,6 +261,39 @@ def print_benchmark(report: BenchReport, *, layers: bool = False) -> None:
         ]
         print_table(("layer", "kernel", "us within"), kernels, texts=2)
         out.print(Text(LAYER_TIMES))
+
+
+def print_roofline(found: Roofline) -> None:
+    """Every call beside the least that it can take on this machine, and why it has no better kernel."""
+    rows = []
+    for call in found.calls:
+        share = found.share(call)
+        rows.append(
+            (
+                call.name,
+                call.kernel,
+                call.writes,
+                call.bound_by,
+                f"{call.us:.1f}",
+                f"{call.floor_us:.1f}",
+                f"{call.gops:,.0f}" if call.macs else "",
+                _number(share, ".0%"),
+                f"{call.weight_bytes / 1e3:,.1f}",
+                f"{call.activation_bytes / 1e3:,.1f}",
+            )
+        )
+    names = ("layer", "kernel", "writes", "bound by", "us within", "us at least", "GOPS", "of peak", "kB constants")
+    print_table((*names, "kB activations"), rows, texts=4)
+    peaks = ", ".join(f"{name} {gops:,.0f} GOPS" for name, gops in found.ceilings.gops.items()) or "not measured"
+    reads = ", ".join(f"{size / 1e6:.1f} MB {gbs:.0f} GB/s" for size, gbs in found.ceilings.read_gbs.items())
+    threads = f"{found.ceilings.threads} {'thread' if found.ceilings.threads == 1 else 'threads'}"
+    out.print(Text(f"measured with {threads}: peak of {peaks}; reading {reads}"))
+    if found.share_of_peak is not None:
+        out.print(Text(f"layers with weights reach {found.share_of_peak:.0%} of the {found.ceilings.strongest} peak"))
+    out.print(Text(BOUNDS))
+    for reason, layers in found.declines.items():
+        more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+        out.print(Text(f"{', '.join(layers[:3])}{more}: not by {reason}"))
 
 
 def print_causes(report: DebugReport) -> None:

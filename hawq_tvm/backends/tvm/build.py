@@ -294,6 +294,7 @@ def _library_info(lowered: Lowered, library: Path, gpu: GpuInfo | None) -> Libra
             name: tuple(f"{decline.kernel}: {decline.reason}" for decline in declines)
             for name, declines in lowered.plan.declines.items()
         },
+        constants=dict(lowered.constants),
         exact_storages=lowered.plan.exact,
         planned_bytes=lowered.planned_bytes,
         fingerprint=graph.fingerprint(),

@@ -134,6 +134,7 @@ class LibraryInfo:
         views: values that are views of another, by name.
         kernels: the kernel that makes each value.
         declines: why kernels that stand earlier in the table were not taken, by node.
+        constants: bytes of weights, biases and multipliers as the kernels pack them, by call.
         exact_storages: whether the choice of storages is proved to cost least.
         planned_bytes: activation memory.
         fingerprint: of the integer graph.
@@ -155,6 +156,7 @@ class LibraryInfo:
     views: Mapping[str, str]
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
+    constants: Mapping[str, int]
     exact_storages: bool
     planned_bytes: int
     fingerprint: str
@@ -204,6 +206,9 @@ class LibraryInfo:
         bare = [name for name in made if name not in found.kernels or name not in found.declines]
         if bare:
             raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
+        unpacked = sorted(set(found.calls) - found.constants.keys())
+        if unpacked:
+            raise reader.fault(f"constants does not name {unpacked[0]!r}")
         unlaunched = sorted(set(found.calls) - found.gpu.functions.keys()) if found.gpu is not None else []
         if unlaunched:
             raise reader.fault(f"gpu.functions does not name {unlaunched[0]!r}")

@@ -77,7 +77,7 @@ class Lowered:
         calls: what the function calls, in order: a node by its name, or a conversion.
         functions: the PrimFunc of each call, by name.
         planned_bytes: activation memory after planning.
-        constant_bytes: weights, biases and multipliers as the kernels pack them.
+        constants: bytes of weights, biases and multipliers as the kernels pack them, by call.
     """
 
     module: Any
@@ -88,7 +88,12 @@ class Lowered:
     calls: dict[str, ConversionInfo | None]
     functions: dict[str, str]
     planned_bytes: int
-    constant_bytes: int
+    constants: dict[str, int]
+
+    @property
+    def constant_bytes(self) -> int:
+        """Of all calls together."""
+        return sum(self.constants.values())
 
     @property
     def device_bytes(self) -> int:
@@ -133,7 +138,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         builder.calls,
         builder.functions,
         _planned_bytes(called),
-        builder.constant_bytes,
+        builder.constants,
     )
 
 
@@ -203,7 +208,7 @@ class _RelaxBuilder:
         self.types = graph.types
         self.calls: dict[str, ConversionInfo | None] = {}
         self.functions: dict[str, str] = {}
-        self.constant_bytes = 0
+        self.constants: dict[str, int] = {}
         self._values: dict[tuple[str, Storage], Any] = {}
         self._builder = relax.BlockBuilder()
         self._functions: dict[int, list[tuple[Any, Any]]] = {}
@@ -254,7 +259,7 @@ class _RelaxBuilder:
         self, call: str, value: str, storage: Storage, layer: str, kernel: str, offer: Offer, inputs: list[Any]
     ) -> Any:
         built = build_kernel(layer, kernel, offer.build, self.machine.target)
-        self.constant_bytes += sum(array.nbytes for array in built.constants)
+        self.constants[call] = sum(array.nbytes for array in built.constants)
         constants = [relax.const(array, str(array.dtype)) for array in built.constants]
         function = self._function(built, f"{kernel}__{re.sub(r'[^0-9A-Za-z]+', '_', value)}")
         self.functions[call] = str(function.name_hint)

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,27 @@ class _Threads:
         if count is not None and getattr(self._taken_over, "count", None) != count:
             tvm_ffi.get_global_func("runtime.config_threadpool")(1, count)
             self._taken_over.count = count
+            self._taken_over.free = None
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Keep the calling thread off the cores of its workers while it runs kernels on a CPU.
+
+        TVM binds each worker to a core and lets the caller run anywhere, on a worker's core too: two that wait for one
+        another then take turns on it, and a call takes twice as long, for as long as both are busy. What the caller may
+        use is as before afterwards, since threads that it starts take that over.
+        """
+        free, before = getattr(self._taken_over, "free", None), _cores_of(0)
+        if free is None or self._count == 1 or not free or not free < before:
+            yield
+            if free is None:  # the workers are there from the first call on
+                self._taken_over.free = _free_cores(before)
+            return
+        os.sched_setaffinity(0, free)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
 
     def configure(self, count: int) -> None:
         before, self._count = self._count, count
@@ -105,6 +126,25 @@ class _Threads:
             raise RuntimeModuleError(
                 f"TVM grants {granted} threads instead of {count}; set TVM_NUM_THREADS={count} before Python starts"
             )
+
+
+def _cores_of(task: int) -> frozenset[int]:
+    """The cores that a thread may use, 0 for the calling one; none where the system does not tell, or it has ended."""
+    try:
+        return frozenset(os.sched_getaffinity(task)) if hasattr(os, "sched_getaffinity") else frozenset()
+    except OSError:
+        return frozenset()
+
+
+def _free_cores(cores: frozenset[int]) -> frozenset[int]:
+    """Those cores to which no thread but Python's own is bound alone."""
+    callers = {thread.native_id for thread in threading.enumerate()}
+    try:
+        tasks = {int(name) for name in os.listdir("/proc/self/task")} - callers
+    except OSError:
+        return cores
+    bound = [found for found in map(_cores_of, tasks) if len(found) == 1]
+    return cores.difference(*bound)
 
 
 _THREADS = _Threads()
@@ -354,7 +394,8 @@ class CompiledModule:
         except IndexError:
             main = self._machine()[MAIN]
         try:
-            return main(x)
+            with _THREADS.apart() if self.info.gpu is None else nullcontext():
+                return main(x)
         finally:
             self._idle.append(main)
 
