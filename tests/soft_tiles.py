@@ -21,15 +21,16 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import op as tir
 
 from hawq_tvm.backends.tvm.host import find_c_compiler, instruction_sets
+from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.targets import TARGETS, Target
 from hawq_tvm.kernels.x86 import amx_tiles
 
+HOST = Machine.resolve(TARGETS["llvm"])
 SOFT_TARGET = Target(
     "llvm/soft-amx",
     "llvm",
     "this machine's CPU, with tiles in software",
-    host_cpu=True,
-    attributes={"mattr": ("+amx-tile", "+amx-int8")},  # type: ignore[dict-item]
+    attributes={"mcpu": HOST.cpu, "mattr": ("+amx-tile", "+amx-int8")},  # type: ignore[dict-item]
 )
 """This machine, told to have tiles."""
 

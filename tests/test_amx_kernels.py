@@ -315,6 +315,11 @@ def test_a_cpu_without_tiles_is_told_what_it_lacks() -> None:
     assert isinstance(offer_of(Case(layer(), "conv2d_x8w8s32_amx"), TARGETS["llvm/portable"]), str)
 
 
+def test_batches_whose_bytes_leave_32_bits_are_declined() -> None:
+    answer = offer_of(Case(layer(), "conv2d_x8w8s32_amx", batch=500_000), SAPPHIRE_RAPIDS)
+    assert answer == "counts bytes in 32 bits, which a batch of 500000 leaves"
+
+
 def assembly(case: Case) -> str:
     """What LLVM makes of a kernel for a CPU with AMX, whichever this one is."""
     offer = offer_of(case, SAPPHIRE_RAPIDS)

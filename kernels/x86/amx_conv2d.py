@@ -45,7 +45,7 @@ from hawq_tvm.kernels.x86.vectors import LANES, flat, ramp
 BLOCK_SUMS = BLOCK_PIXELS * BLOCK_CHANNELS
 HALF = BLOCK_CHANNELS  # bytes of a panel's channels in a pixel of a plane
 TALL_PIXELS = 2 * BLOCK_PIXELS
-"""Outputs of at most so many pixels, counted along their rows, are one tall block: weights then are read once."""
+"""Outputs of 33 to so many pixels, counted along their rows, are one tall block: weights then are read once."""
 
 PAIRS = BLOCK_PIXELS // 2  # the rescale takes two pixels at a time
 

@@ -63,6 +63,8 @@ def _conv2d(weight_bits: range, find: Callable[[Request, Plane], Source | str]) 
         source = find(request, Plane.of(request.node.type, request.alternatives[request.node.name]))
         if isinstance(source, str):
             return source
+        if request.batch * _largest_sample(request, source) >= 1 << 31:
+            return f"counts bytes in 32 bits, which a batch of {request.batch} leaves"
         storages = [request.alternatives[name] for name in (*request.node.inputs[1:], request.node.name)]
         packed = weight_bits == PACKED_WEIGHT
         cost = _conv2d_us(request, source, packed)
@@ -70,6 +72,13 @@ def _conv2d(weight_bits: range, find: Callable[[Request, Plane], Source | str]) 
         return Offer(reads, storages[-1], cost, lambda: build_conv2d(request, source, packed=packed))
 
     return offer
+
+
+def _largest_sample(request: Request, source: Source) -> int:
+    """Bytes of the largest buffer, a sample."""
+    names, types = (*request.node.inputs, request.node.name), (*request.inputs, request.node.type)
+    sizes = (request.alternatives[name].size_bytes(type, 1) for name, type in zip(names, types, strict=True))
+    return max(source.operand.sample_bytes, *sizes)
 
 
 def _conv2d_us(request: Request, source: Source, packed: bool) -> float:
