@@ -25,6 +25,7 @@ from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.backends.tvm.storage import channels_last
+from hawq_tvm.core.float32_rescale import odd_multipliers
 from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import (
     Add,
@@ -58,8 +59,9 @@ class Case:
 
 
 def rescale(count: int, shape: tuple[int, ...] | None = None) -> Rescale:
-    values = RANDOM.integers(2**29, 2**30, shape or (count,))
-    return Rescale(values, 40 if shape is None and count > 3 else 31, 0, 255)
+    shift = 40 if shape is None and count > 3 else 31
+    values = odd_multipliers(RANDOM.integers(2**29, 2**30, shape or (count,)), shift)  # as networks have them
+    return Rescale(values, shift, 0, 255)
 
 
 def conv(

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from hawq_tvm import pipeline
+from hawq_tvm.backends.tvm.devices.session import check_kind
 from hawq_tvm.backends.tvm.runtime import CompiledModule
+from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DataError, ModelError, RunError, SettingsError
 from hawq_tvm.core.given import parse_ranges, parse_scales, read_ranges, read_scales
 from hawq_tvm.core.interpreter import dequantize_output, quantize_input
@@ -248,18 +250,31 @@ class QuantizedNetwork:
         return self._look(lambda found: found.verification(find_target(target)))
 
     def benchmark(
-        self, target: str = DEFAULT_TARGET, *, seconds: float | None = None, threads: int | None = None
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        seconds: float | None = None,
+        threads: int | None = None,
+        device: str | None = None,
     ) -> BenchReport:
         """Latency beside fp32 PyTorch and ONNX Runtime, interleaved.
 
         Args:
-            target: compiled first where it is not; it must run on this machine.
+            target: compiled first where it is not; without a device, it must run on this machine.
             seconds: how long it takes at most, as far as one call of each contender allows; None takes 5, or what the
                 run was made with.
             threads: of every contender; None takes all cores, or what the run was made with.
+            device: where to time it, by itself, as ``"rpc:HOST:PORT/KEY"``; None for this machine.
+
+        Raises:
+            DeviceError: the device is not there, does not run the library, or is lost.
         """
+        where = None if device is None else Device.parse(device)
+        if where is not None:
+            check_kind(where, find_target(target))
         with edit_run(self.path) as run:
             work = self._compiled_work(run, target, bench_seconds=seconds, threads=threads)
+            work.device = where
             pipeline.perform(work, pipeline.BENCHMARK, force=True)
         return self._look(lambda found: found.benchmark(find_target(target)))
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from hawq_tvm.core.devices import FORMS, Device
 from hawq_tvm.core.errors import AllocationError, RunError, SettingsError
 from hawq_tvm.core.given import (
     GivenRanges,
@@ -178,6 +179,7 @@ class Settings:
         latency: whether kernels are timed even without a latency budget.
         latency_table: a JSON file of microseconds by layer and pair, instead of timing.
         latency_from: ``timing`` runs kernels on this machine, ``model`` predicts them for the target.
+        device: where kernels are timed; None for this machine's CPU, and only where a latency is asked for.
         ranges: activation ranges to take in place of calibrated ones; see `hawq_tvm.core.given`.
         clip_to_ranges: whether these are clips that the network was trained with, so that the float network has them.
         scales: weight scales to take as they are, by layer.
@@ -206,6 +208,7 @@ class Settings:
     latency_from: str = option(
         "timing", "timing, of kernels on this machine, or model, which predicts them for --target", panel=CHOICE
     )
+    device: Device | None = option(None, f"time kernels there: {FORMS}", panel=CHOICE, parse=Device.parse)
     metric: str = option(
         "omega", "what bits are chosen by: omega, from the Hessian, or loss, measured layer by layer", panel=CHOICE
     )
@@ -257,6 +260,10 @@ class Settings:
             raise SettingsError(f"latencies are from {' or '.join(LATENCY_SOURCES)}, got {self.latency_from!r}")
         if self.latency_from == "model" and self.latency_table is not None:
             raise SettingsError("--latency-table gives times and --latency-from model predicts them; say one of them")
+        if self.latency_table is not None and self.device is not None:
+            raise SettingsError("--latency-table gives times and --device measures them; say one of them")
+        if self.latency_from == "model" and self.device is not None:
+            raise SettingsError("--latency-from model predicts times and --device measures them; say one of them")
         _at_least("samples of the loss", self.loss_samples, 1)
         if self.clip_to_ranges and not self.ranges:
             raise SettingsError("there are no ranges to clip to; give them with --ranges")
@@ -279,7 +286,7 @@ class Settings:
     @property
     def wants_latency(self) -> bool:
         """Whether layers need a latency: for its own sake, or for a budget on it."""
-        given = self.latency_table is not None or self.latency_from == "model"
+        given = self.latency_table is not None or self.latency_from == "model" or self.device is not None
         return self.latency or given or self.budget.latency is not None
 
     def all_pins(self, layers: tuple[str, ...], ties: tuple[tuple[str, ...], ...] = ()) -> dict[str, Bits]:
@@ -306,6 +313,7 @@ class Settings:
             "latency": self.latency,
             "latency_table": None if self.latency_table is None else str(self.latency_table),
             "latency_from": self.latency_from,
+            "device": None if self.device is None else str(self.device),
             "ranges": dict(self.ranges),
             "clip_to_ranges": self.clip_to_ranges,
             "scales": dict(self.scales),
@@ -328,9 +336,10 @@ class Settings:
         """
         reader = JsonReader("the manifest's settings are damaged", RunError, "start the run again elsewhere")
         found = reader.take(data, _SettingsFile)
-        table = found["latency_table"]
+        table, device = found["latency_table"], found.get("device")
         try:
             ranges, scales = parse_ranges(found["ranges"]), parse_scales(found["scales"])
+            where = None if device is None else Device.parse(device)
         except SettingsError as error:
             raise reader.fault(str(error)) from error
         return cls(
@@ -340,6 +349,7 @@ class Settings:
                 "budget": Budget.from_json(found["budget"]),
                 "pins": {name: parsed_bits(reader, name, bits) for name, bits in found["pins"].items()},
                 "latency_table": None if table is None else Path(table),
+                "device": where,
                 "ranges": ranges,
                 "scales": scales,
             }
@@ -361,6 +371,7 @@ class _SettingsFile(TypedDict):
     latency: bool
     latency_table: str | None
     latency_from: str
+    device: NotRequired[str | None]
     ranges: Mapping[str, Any]
     clip_to_ranges: bool
     scales: Mapping[str, Any]

@@ -9,7 +9,9 @@ from tvm import relax
 from tvm.script import tirx as T
 
 from hawq_tvm.backends.tvm import lower
+from hawq_tvm.backends.tvm.info import MAIN
 from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.backends.tvm.memory import plan_memory
 from hawq_tvm.core.targets import TARGETS
 
 MACHINE = Machine.resolve(TARGETS["nvidia/t4"])
@@ -66,7 +68,7 @@ def calling(function: Any, shape: tuple[int, ...], dtype: str, times: int = 2) -
             result = builder.emit_output(value)
         builder.emit_func_output(result)
     with MACHINE.tvm_target:
-        return lower._CALLS(lower._PLAN(builder.get()))
+        return lower._CALLS(plan_memory(lower._WRITES(builder.get()), MAIN))
 
 
 def module(**functions: Any) -> Any:

@@ -317,7 +317,7 @@ def test_a_cpu_without_tiles_is_told_what_it_lacks() -> None:
 
 def test_batches_whose_bytes_leave_32_bits_are_declined() -> None:
     answer = offer_of(Case(layer(), "conv2d_x8w8s32_amx", batch=500_000), SAPPHIRE_RAPIDS)
-    assert answer == "counts bytes in 32 bits, which a batch of 500000 leaves"
+    assert answer == "addresses bytes by 32 bits, a batch of 500000 takes more"
 
 
 def assembly(case: Case) -> str:

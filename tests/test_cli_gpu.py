@@ -55,6 +55,7 @@ def test_compile_and_inspect(fake: None, cli: Run, scratch: Path) -> None:
     assert {launch["takes"]["occupancy"] for launch in launches} == {T4.architecture.occupancy(128, 32, 0)}
     assert summary["launches"].keys() == {"nvidia/t4"}, "a CPU launches nothing"
     assert "nvidia/t4" in summary["storages"]
+    assert f"activations on nvidia/t4: {summary['activation_bytes']['nvidia/t4']:,} bytes after planning" in out
     assert "compiling for nvidia/t4  done before" in cli("compile", scratch, "--target", "nvidia/t4", *ALSO)[2]
     assert "compiling for nvidia/t4  done before" not in cli("compile", scratch, "--target", "nvidia/t4")[2]
 

@@ -27,6 +27,7 @@ from hawq_tvm.backends.tvm.latency import measure_latency
 from hawq_tvm.backends.tvm.lower import Lowered, lower
 from hawq_tvm.core.errors import CompileError, RuntimeModuleError
 from hawq_tvm.core.gpu import T4
+from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.specs import Bits
 from hawq_tvm.core.targets import TARGETS, architectures_of
 
@@ -83,6 +84,23 @@ def test_kernels_are_described(cuda_compiler: Any, lowered: Lowered, tmp_path: P
         assert kernel.blocks_per_sm == T4.architecture.resident_blocks(*taken) > 0
         assert kernel.occupancy == pytest.approx(T4.architecture.occupancy(*taken), abs=1e-4)
     assert info.gpu.device_bytes == lowered.constant_bytes + info.planned_bytes + 3 * 12 * 12
+
+
+def test_the_library_says_that_narrow_values_lie_packed(fake: None, tmp_path: Path) -> None:
+    """Two values a byte from one 4-bit layer to the next, sums among them, and nothing between that unpacks them."""
+    bits = replace(uniform("Residual", Bits(4, 4)), residual=4)
+    graph = integerize(captured("Residual"), ranges_of("Residual"), bits)
+    build_library(lower(graph, T4_TARGET, storages="channels_last"), tmp_path / "model.so")
+    info = LibraryInfo.read(tmp_path / "model.so")
+    sizes = {
+        "stem": 12 * 12 * 8 // 2,
+        "pool": 6 * 6 * 8 // 2,
+        **dict.fromkeys(("conv1", "conv2", "project"), 9 * 32 // 2),
+    }
+    stored = {name: info.values[name] for name in sizes}
+    assert {name: value.storage.size_bytes(value.type, 1) for name, value in stored.items()} == sizes
+    assert not {item.value for item in info.conversions.values()} & set(sizes)
+    assert not [kernel for kernel in info.kernels.values() if "requantize" in kernel]
 
 
 def test_the_text_lies_beside_the_library(fake: None, lowered: Lowered, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.backends.tvm.cuda.cache import cache_folder, cache_key, read_entry, write_entry
+from hawq_tvm.backends.tvm.cache import cache_folder, cache_key, read_entry, write_entry
 from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler
 from hawq_tvm.backends.tvm.cuda.cubin import KernelUse
 from hawq_tvm.backends.tvm.cuda.fatbin import read_fatbin
@@ -70,7 +70,7 @@ def test_what_was_compiled_once_is_not_compiled_again(tmp_path: Path) -> None:
 def test_a_damaged_entry_counts_as_absent(damage: bytes, tmp_path: Path) -> None:
     texts = {"f": kernel("f")}
     first = compile_kernels(texts.items(), (75,), FAKE)
-    (entry,) = (path for path in cache_folder().rglob("*") if path.is_file())
+    (entry,) = (path for path in cache_folder("cuda").rglob("*") if path.is_file())
     entry.write_bytes(entry.read_bytes()[:-3] if damage == b"cut" else damage)
     assert compile_kernels(texts.items(), (75,), FAKE) == first
     assert runs(tmp_path) == [75, 75]
@@ -89,10 +89,10 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
 @given(st.lists(st.binary(max_size=50), max_size=4))
 def test_what_is_kept_is_read(parts: list[bytes]) -> None:
     key = cache_key("kept", str(parts))
-    assert read_entry(key) in (None, parts)
-    write_entry(key, *parts)
-    assert read_entry(key) == parts
-    assert [path.name for path in cache_folder().rglob("*") if path.name.startswith("tmp")] == []
+    assert read_entry("cuda", key) in (None, parts)
+    write_entry("cuda", key, *parts)
+    assert read_entry("cuda", key) == parts
+    assert [path.name for path in cache_folder("cuda").rglob("*") if path.name.startswith("tmp")] == []
 
 
 def test_keys_tell_texts_apart_however_they_are_split() -> None:
@@ -182,4 +182,4 @@ def test_too_much_static_shared_memory_is_the_compilers_error(cuda_compiler: Cud
 
 
 def test_processes_share_the_cache(tmp_path: Path) -> None:
-    assert cache_folder() == Path(os.environ["XDG_CACHE_HOME"]) / "hawq_tvm" / "cuda"
+    assert cache_folder("cuda") == Path(os.environ["XDG_CACHE_HOME"]) / "hawq_tvm" / "cuda"

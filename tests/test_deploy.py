@@ -9,10 +9,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from hawq_tvm.sources.options import Preprocessing
 from .builders import SIZE, integers_of
 from .emulated import needs_compiler
 from .fake_cuda import fake_compiler
+from .rpc_servers import needs_tracker, server, tracker
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "deploy"
 IMAGE = ImageInput(resize=SIZE + 3, crop=SIZE, mean=(0.4, 0.5, 0.6), std=(0.3, 0.25, 0.2))
@@ -176,40 +177,26 @@ def test_the_compiler_stays_unloaded(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("tracked", [False, pytest.param(True, marks=needs_tracker)])
 def test_on_another_machine(
-    folder: Path, emulated: Mapping[str, str], expected: Callable[[str], tuple[int, Array]]
+    tracked: bool, folder: Path, emulated: Mapping[str, str], expected: Callable[[str], tuple[int, Array]]
 ) -> None:
     """TVM's own RPC server, in an environment with an emulated GPU; the client has none."""
-    port = _free_port()
-    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--port-end", str(port + 1)]
     environment = {**emulated, "PYTHONPATH": str(folder / "absent")}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder) as server:
-        try:
-            assert server.stderr
-            said = ""
-            for line in server.stderr:
-                said += line
-                bound = re.search(r"bind to (127\S+)", line)
-                if bound:
-                    break
-            else:
-                pytest.fail(said)
-            done = python(folder, "model.nvidia-t4.so", "wide.png", "--rpc", bound[1], "--integers", "--runs", "1")
-            assert done.returncode == 0, done.stderr
-            ((_, number, integers),) = answers(done.stdout)
-            wanted = expected("wide.png")
-            assert (number, integers) == (wanted[0], wanted[1].tolist())
-            assert f"on {bound[1]}" in done.stdout
-        finally:
-            server.terminate()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    with ExitStack() as stack:
+        known = stack.enter_context(tracker()) if tracked else None
+        served = stack.enter_context(server(known, "t4", environment) if known else server(environment=environment))
+        address = f"{known.address}/t4" if known else served.address
+        done = python(folder, "model.nvidia-t4.so", "wide.png", "--rpc", address, "--integers", "--runs", "1")
+        assert done.returncode == 0, done.stderr
+        ((_, number, integers),) = answers(done.stdout)
+        wanted = expected("wide.png")
+        assert (number, integers) == (wanted[0], wanted[1].tolist())
+        assert f"on {address}" in done.stdout
+        if known:
+            done = python(folder, "model.nvidia-t4.so", "wide.png", "--rpc", f"{known.address}/cat")
+            assert done.returncode == 1
+            assert done.stderr.endswith(f"error: the tracker at {known.address} has no server of the key 'cat'\n")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ LIBRARIES = {
     "backends/tvm/cuda/nvrtc": set(),
     "backends/tvm/cuda/packages": set(),
     "backends/tvm/cuda/texts": set(),
+    "backends/tvm/devices/messages": {"numpy"},
+    "backends/tvm/devices/session": {"numpy"},
+    "backends/tvm/devices/worker": {"numpy", "tvm", "tvm_ffi"},
     "backends/tvm/host": set(),
     "backends/tvm/info": {"numpy"},
     "sources/options": set(),
@@ -231,6 +234,8 @@ def test_every_package_is_installed() -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "backends.tvm.devices.worker",
+        "core.devices",
         "core.dyadic",
         "core.float32_rescale",
         "core.errors",
@@ -293,6 +298,7 @@ def test_every_decision_names_its_files() -> None:
         "docs/factories.md",
         "docs/ranges.md",
         "docs/gpu-model.md",
+        "docs/latency.md",
         "docs/t4.md",
         "SECURITY.md",
     ):

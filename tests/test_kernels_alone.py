@@ -182,6 +182,35 @@ def test_every_kernel_that_offers_writes_every_byte_as_the_storage_has_it(case: 
     orders = [offer.reads[0].order for offer in offers.values()]
     vector = len(inputs[0].shape) == 1
     assert orders == (["NCHW"] if vector or case in DECLINED else ["NCHW", "NHWC"])
+    writes_every_byte(request, offers)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        name
+        for name, (_, inputs, output, _) in CASES.items()
+        if name not in DECLINED and len(inputs[0].shape) == 3 and any(x.signed for x in (output, inputs[0].dtype))
+    ],
+)
+def test_signed_values_may_be_stored_with_128_added(case: str) -> None:
+    """As a CPU with VNNI has them: zeros, in frames and channels that fill up, are 128 then."""
+    op, inputs, output, how = CASES[case]
+    request = request_of(op, inputs, output, **how)
+    types = dict(zip((*request.node.inputs, "y"), (*inputs, request.node.type), strict=True))
+    moved = {
+        name: replace(storage, offset=128 if types[name].dtype.signed else 0)
+        for name, storage in request.alternatives.items()
+    }
+    found = offers_of(replace(request, alternatives=moved))
+    offers = {name: offer for name, offer in found.items() if offer.reads[0].order == "NHWC"}
+    assert len(offers) == 1
+    writes_every_byte(request, offers)
+
+
+def writes_every_byte(request: Request, offers: Mapping[str, Offer]) -> None:
+    """Of random integers, by each offer: what the interpreter says, as the storage has it."""
+    op, inputs = request.node.op, request.inputs
     values = [random_integers(x, request.batch, seed) for seed, x in enumerate(inputs)]
     expected = op.evaluate(values)
     assert len(np.unique(expected)) > 4, "the case tells something"

@@ -31,6 +31,9 @@ os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # TVM's compiler, 250 MB, sta
 CUDA_LIBRARIES = ("libcuda.so.1", "libcudart.so.13")
 """The driver, and the CUDA runtime that TVM's part for GPUs is linked with."""
 
+SESSION_SECONDS = 600
+"""After which a server ends our session, so that a client which vanished does not hold its device."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -204,7 +207,13 @@ class RemoteNetwork:
         if not port.isdecimal():
             sys.exit(f"error: --rpc takes HOST:PORT or HOST:PORT/KEY, got '{address}'")
         try:
-            remote = rpc.connect_tracker(host, int(port)).request(key) if key else rpc.connect(host, int(port))
+            if key:
+                tracker = rpc.connect_tracker(host, int(port))
+                if f"server:{key}" not in {server["key"] for server in tracker.summary()["server_info"]}:
+                    sys.exit(f"error: the tracker at {host}:{port} has no server of the key '{key}'")
+                remote = tracker.request(key, session_timeout=SESSION_SECONDS)
+            else:
+                remote = rpc.connect(host, int(port), session_timeout=SESSION_SECONDS)
             remote.upload(str(library))
             self._device = remote.cpu() if info["gpu"] is None else remote.cuda(0)
             self._machine = self._tvm.runtime.vm.VirtualMachine(remote.load_module(library.name), self._device)

@@ -17,6 +17,7 @@ import typer
 
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes, Of, flat
+from hawq_tvm.core.devices import FORMS, Device
 from hawq_tvm.core.errors import HawqError, SettingsError
 from hawq_tvm.core.specs import CHOICE, Budget
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, architectures_of, find_target
@@ -247,16 +248,18 @@ def bench(
     target: AnyTarget = None,
     threads: Annotated[int | None, typer.Option(help="default: as the run was made", min=1)] = None,
     seconds: Annotated[float, typer.Option(help="how long it takes at most", min=0.1)] = Settings.bench_seconds,
+    device: Annotated[str | None, typer.Option(help=f"time it there: {FORMS}; default: this machine")] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="also each layer: its time, what bounds it, its kernel")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Time the compiled library beside fp32 PyTorch and ONNX Runtime, interleaved."""
+    """Time the compiled library beside fp32 PyTorch and ONNX Runtime, interleaved; on a device, by itself."""
+    where = None if device is None else Device.parse(device)
     open_run(path)
     from hawq_tvm.cli import commands
 
-    return commands.bench(path, target, threads, seconds, layers, as_json)
+    return commands.bench(path, target, threads, seconds, where, layers, as_json)
 
 
 @app.command()

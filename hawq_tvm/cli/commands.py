@@ -10,11 +10,14 @@ from typing import Any
 
 from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.cuda.compiler import find_cuda_compiler
+from hawq_tvm.backends.tvm.devices.session import check_fit, check_kind, look
 from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler
+from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.calibration import make_observers
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes
+from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import AllocationError, CompileError, RunError, SettingsError
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.strict_json import JsonReader
@@ -83,7 +86,7 @@ def _new_work(
 def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file: Path | None, as_json: bool) -> int:
     """`hawq-tvm run`."""
     given = None if bits_file is None else read_bits(bits_file)
-    _check_settings(settings)
+    _check_settings(settings, target)
     if find_c_compiler() is None:
         raise CompileError(f"no C compiler found ({', '.join(C_COMPILERS)}); install one, as with apt install g++")
     if find_target(target).gpu is not None:
@@ -99,19 +102,31 @@ def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file
     return 0 if summary.verification[target].ok else 1
 
 
-def _check_settings(settings: Settings) -> None:
+def _check_settings(settings: Settings, target: str) -> None:
     """Find what is wrong with the options before anything takes time."""
+    _check_device(settings.device, find_target(target), settings.threads)
     find_allocator(settings.solver)
     make_observers(settings.observer)
     if settings.latency_table is not None:
         read_json(settings.latency_table, "latency table")
-    if settings.threads is not None:
+    if settings.threads is not None and (settings.device is None or settings.device.is_this_cpu):
         configure_threads(settings.threads)
+
+
+def _check_device(device: Device | None, target: Target, threads: int | None) -> None:
+    """A device is there, and one for the target's kernels."""
+    if device is None:
+        return
+    check_kind(device, target)
+    if not device.is_this_cpu:
+        note = console.ConsoleReporter().note
+        facts = look(device, gpu=target.gpu is not None, threads=threads, note=note)
+        check_fit(device, facts, target, Machine.resolve(target).cpu)
 
 
 def profile(path: Path, sources: Sources, settings: Settings, target: str, as_json: bool) -> int:
     """`hawq-tvm profile`."""
-    _check_settings(settings)
+    _check_settings(settings, target)
     with _new_work(path, sources, settings, target) as work:
         pipeline.perform(work, pipeline.PROFILE)
         table = work.artifacts.costs
@@ -257,17 +272,28 @@ def verify(
     return 0 if report.ok else 1
 
 
-def bench(path: Path, target: str | None, threads: int | None, seconds: float, layers: bool, as_json: bool) -> int:
+def bench(
+    path: Path,
+    target: str | None,
+    threads: int | None,
+    seconds: float,
+    device: Device | None,
+    layers: bool,
+    as_json: bool,
+) -> int:
     """`hawq-tvm bench`."""
     with _measuring(path) as run:
         chosen = _compiled_target(run, target)
+        if device is not None:
+            check_kind(device, chosen)
         settings = stored_settings(run)
         settings = replace(settings, bench_seconds=seconds, threads=threads or settings.threads)
         work = Work(run, settings, target=chosen, reporter=console.ConsoleReporter())
+        work.device = device
         pipeline.perform(work, pipeline.BENCHMARK, force=True)
         report = work.artifacts.benchmark(chosen)
         bounds = None
-        if layers and chosen.gpu is None:
+        if layers and chosen.gpu is None and report.layers_us:
             info = work.artifacts.library_info(chosen)
             bounds = measure_roofline(report.layers_us, info, work.artifacts.graph, report.threads)
         write_report(run, path)

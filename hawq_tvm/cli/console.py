@@ -254,7 +254,9 @@ def print_benchmark(report: BenchReport, *, layers: bool = False) -> None:
     for item in report.contenders:
         if item.note is not None:
             out.print(Text(f"{item.name}: {item.note}", style="yellow"))
-    if layers:
+    if layers and not report.layers_us:
+        out.print(Text("a layer's time within the network is not told over RPC; hawq-tvm profile --device times each"))
+    elif layers:
         kernels = [
             (name, report.kernels.get(name, ""), f"{microseconds:.1f}")
             for name, microseconds in report.layers_us.items()

@@ -145,7 +145,7 @@ def _command(name: str, command: str, arguments: list[str], otherwise: str) -> C
 
 def _cuda_compiler() -> Check:
     """A compiler of kernels for GPU targets, which needs no GPU; and where its results are kept."""
-    from hawq_tvm.backends.tvm.cuda.cache import cache_folder
+    from hawq_tvm.backends.tvm.cache import cache_folder
     from hawq_tvm.backends.tvm.cuda.compiler import find_cuda_compiler
 
     try:
@@ -153,7 +153,7 @@ def _cuda_compiler() -> Check:
     except HawqError as error:
         return Check("CUDA compiler", False, False, f"optional, for GPU targets; {error}")
     served = [name for name, target in TARGETS.items() if set(architectures_of(target)) & set(found.architectures)]
-    return Check("CUDA compiler", True, False, f"{found.name}, for {', '.join(served)}; cache {cache_folder()}")
+    return Check("CUDA compiler", True, False, f"{found.name}, for {', '.join(served)}; cache {cache_folder('cuda')}")
 
 
 def _disassembler() -> Check:

@@ -14,6 +14,7 @@
     ├── ModelFileError           a `model.onnx` that is corrupted, truncated or not ours
     ├── CompileError             no kernel, no C compiler, TVM or the linker failed
     ├── RuntimeModuleError       a compiled library that cannot be loaded or run
+    ├── DeviceError              a device that cannot be reached, does not fit, or is lost in the middle
     ├── EmulatorError            a kernel that breaks a rule of the GPU, or that the emulator cannot run
     ├── RunError                 a run directory: missing, of another version, full disk
     └── SettingsError            an option that makes no sense
@@ -128,6 +129,10 @@ class CompileError(HawqError):
 
 class RuntimeModuleError(HawqError):
     """A compiled library that cannot be loaded or run here."""
+
+
+class DeviceError(HawqError):
+    """A device that kernels are to be timed on and that cannot be reached, does not fit, or is lost in the middle."""
 
 
 class EmulatorError(HawqError):

@@ -150,16 +150,18 @@ class Cost:
         size_bytes: parameters x weight bits / 8.
         bops: multiply-accumulates x weight bits x activation bits, a sample.
         latency_us: microseconds of its kernel; None where nothing was measured or given.
+        latency_spread_us: tenth and ninetieth percentile of what was measured; None where that is not known.
     """
 
     sensitivity: float
     size_bytes: float
     bops: int
     latency_us: float | None = None
+    latency_spread_us: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is None and name == "latency_us":
+            if name == "latency_spread_us" or (value is None and name == "latency_us"):
                 continue
             signed = name == "sensitivity"  # an estimate, which may fall below 0
             if not is_number(value) or (value < 0 and not signed):

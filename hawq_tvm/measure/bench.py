@@ -191,10 +191,11 @@ def interleave(
             progress(gone, 100)
     if progress is not None:
         progress(100, 100)
-    return tuple(_summary(name, taken or [last[name]]) for name, taken in times.items())
+    return tuple(latency_of(name, taken or [last[name]]) for name, taken in times.items())
 
 
-def _summary(name: str, seconds: Sequence[float]) -> Latency:
+def latency_of(name: str, seconds: Sequence[float]) -> Latency:
+    """What the counted calls of a contender come to."""
     low, median, high = (float(value) * 1e6 for value in np.percentile(seconds, (10, 50, 90)))
     return Latency(name, median, low, high, len(seconds))
 

@@ -36,8 +36,9 @@ def cost_table(
         for pair in pairs:
             rise = 0.0 if profiled is None else _sensitivity(profiled, node.name, pair)
             microseconds = None if latency is None else latency.latency_us[node.name].get(pair)
+            spread = None if latency is None else latency.spread_us.get(node.name, {}).get(pair)
             size_bytes = node.weight.size * pair.weight / 8
-            choices[pair] = Cost(rise, size_bytes, node.macs * pair.weight * pair.activation, microseconds)
+            choices[pair] = Cost(rise, size_bytes, node.macs * pair.weight * pair.activation, microseconds, spread)
         error = None if profiled is None else profiled.get("relative_error")
         rows.append(LayerCosts(node.name, int(node.weight.size), node.macs, choices, error))
     one_pair = "not estimated: there is one bit pair to choose from"

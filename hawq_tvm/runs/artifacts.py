@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
@@ -169,10 +170,15 @@ class Artifacts:
         """The compiled library, loaded."""
         from hawq_tvm.backends.tvm.runtime import CompiledModule
 
+        self.library_path(target)
+        return self.run.read(target.library_name, CompiledModule)
+
+    def library_path(self, target: Target) -> Path:
+        """The compiled library, its JSON beside it, both of the network that is there now."""
         library, beside = library_files(target)
         self.run.fresh(beside)
         self.run.fresh(library)
-        return self.run.read(library, CompiledModule)
+        return self.run.file(library)
 
     def batch(self, target: Target) -> int | None:
         """Samples a call of a target's library, fresh or not; None where there is no library or it is damaged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hawq_tvm.backends.tvm.devices.kernel_times import time_on_device
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.latency import LatencyTable, measure_latency, predict_latency
 from hawq_tvm.core.reporter import Advance
@@ -22,6 +23,7 @@ def cost(work: Work) -> Stage:
     table = None if path is None else read_latency_table(path, work.layers)
     stored = work.as_stored(BitConfig({}))
     predicted = settings.latency_from == "model"
+    device = settings.device if settings.device is not None and not settings.device.is_this_cpu else None
     measured = settings.wants_latency and table is None and not predicted
     ours = measured or predicted
 
@@ -32,6 +34,18 @@ def cost(work: Work) -> Stage:
         configurations = {pair: work.as_stored(BitConfig.uniform(work.layers, pair)) for pair in pairs}
         if predicted:
             return predict_latency(graph, ranges, configurations, work.target, batch=settings.batch)
+        if device is not None:
+            return time_on_device(
+                graph,
+                ranges,
+                configurations,
+                work.target,
+                device,
+                batch=settings.batch,
+                threads=settings.threads,
+                progress=advance,
+                note=work.reporter.note,
+            )
         return measure_latency(
             graph,
             ranges,
@@ -58,10 +72,10 @@ def cost(work: Work) -> Stage:
         "pairs": [repr(pair) for pair in pairs],
         "latency": column,
         "batch": settings.batch if ours else None,
-        "threads": work.threads if measured else None,
+        "threads": (work.threads if device is None else settings.threads) if measured else None,
         "residual": stored.residual if ours else None,
         "stored": dict(stored.stored) if ours else None,
-        "machine": cpu_name() if measured else None,
+        "machine": (cpu_name() if device is None else str(device)) if measured else None,
     }
     reads = (FLOAT_GRAPH, RANGES, SENSITIVITY) if work.has_choice else (FLOAT_GRAPH, RANGES)
     title = "timing every layer's kernels" if measured else "counting bytes and BOPS"

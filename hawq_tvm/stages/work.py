@@ -15,6 +15,7 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm.cuda.emulated import why_not_here
 from hawq_tvm.backends.tvm.host import default_threads
 from hawq_tvm.core import interpreter
+from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.core.given import stored_bits_of
 from hawq_tvm.core.ir import Array, Graph
@@ -38,6 +39,7 @@ class Work:
 
     Attributes:
         also: further GPUs that the library is to hold machine code for.
+        device: where `benchmark` times the library; None for this machine.
         asked_samples: whether `verify` was told how many samples to compare: an emulated GPU then gets them all,
             however long that takes.
     """
@@ -72,6 +74,7 @@ class Work:
         self.reporter = reporter or Reporter()
         self.artifacts = Artifacts(run)
         self.also: tuple[Target, ...] = ()
+        self.device: Device | None = None
         self.asked_samples = False
         self._data = data
 

@@ -16,6 +16,7 @@ from hawq_tvm.kernels.x86.amx_linear import build_linear
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
+from hawq_tvm.kernels.x86.result import LARGEST
 from hawq_tvm.kernels.x86.storages import NIBBLES, missing
 
 STEP_NS = 30.0
@@ -63,8 +64,8 @@ def _conv2d(weight_bits: range, find: Callable[[Request, Plane], Source | str]) 
         source = find(request, Plane.of(request.node.type, request.alternatives[request.node.name]))
         if isinstance(source, str):
             return source
-        if request.batch * _largest_sample(request, source) >= 1 << 31:
-            return f"counts bytes in 32 bits, which a batch of {request.batch} leaves"
+        if request.batch * _largest_sample(request, source) > LARGEST:
+            return f"addresses bytes by 32 bits, a batch of {request.batch} takes more"
         storages = [request.alternatives[name] for name in (*request.node.inputs[1:], request.node.name)]
         packed = weight_bits == PACKED_WEIGHT
         cost = _conv2d_us(request, source, packed)

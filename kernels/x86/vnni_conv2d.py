@@ -247,7 +247,8 @@ def _cost(request: Request) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
     cut, op = Cut.of(request), request.node.op
     assert isinstance(op, Conv2d)
-    pixels = cut.rows * cut.tiles * cut.tile
+    rows = cut.rows if cut.flat else request.batch * request.node.type.shape[1]
+    pixels = rows * cut.tiles * cut.tile
     macs = pixels * cut.panels.channels * cut.panels.steps * STEP
     rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
     if op.rescale.residual is not None:

@@ -187,23 +187,23 @@ class _Loops:
         loaded = [self.x[ramp(column, lanes)] for column in columns]
         order = [lane + half * lanes for lane in range(lanes) for half in range(2)]
         pairs = [tir.reinterpret(f"uint16x{lanes}", shuffle(loaded[first : first + 2], order)) for first in (0, 2)]
-        channels = PACKED_LANES if vectors == 2 else range(LANES)
-        orders = [[lane + half * lanes for lane in channels for half in range(2)] for channels in _halves(channels)]
-        return [tir.reinterpret("int8x64", shuffle(pairs, order)) for order in orders]
-
-
-def _halves(channels: Any) -> list[Any]:
-    """Sixteen channels a vector."""
-    return [channels[start : start + LANES] for start in range(0, len(channels), LANES)]
+        channels = PACKED_LANES if vectors == 2 else tuple(range(LANES))
+        quadruples = []
+        for vector in range(vectors):
+            own = channels[vector * LANES : (vector + 1) * LANES]
+            order = [channel + half * lanes for channel in own for half in range(2)]
+            quadruples.append(tir.reinterpret("int8x64", shuffle(pairs, order)))
+        return quadruples
 
 
 def _cost(request: Request) -> float:
-    """Of all lanes and steps, and pixels that are computed twice."""
+    """Of the columns that are interleaved, which pixels that are computed twice need again; products hide behind it."""
     cut, type = Cut.of(request), request.node.type
     storage = request.alternatives[request.node.name]
     pixels = request.batch * type.shape[1] * cut.tiles * cut.tile
-    products = pixels * cut.panels.channels * cut.panels.steps // cut.pixels * STEP
-    return cost("depthwise vnni", request, Work(products, storage.size_bytes(type, request.batch)))
+    quads = cut.panels.steps // cut.pixels
+    interleaved = pixels // cut.pixels * quads * STEP * cut.panels.channels
+    return cost("depthwise vnni", request, Work(0, storage.size_bytes(type, request.batch), interleaved))
 
 
 DEPTHWISE_W4_VNNI = Kernel(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,41 @@ _ROUND_SECONDS = 2e-3  # a kernel is called as often in a round as fills this
 
 
 @dataclass(frozen=True, eq=False)
-class _Timed:
+class ChosenKernel:
     """A kernel to time: what was asked, and what was chosen."""
 
     request: Request
     kernel: str
     offer: Offer
+
+    @property
+    def layer(self) -> str:
+        """How a message names what is computed."""
+        node = self.request.node
+        return f"layer '{node.name}' ({node.op.kind})"
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """What was measured of a kernel.
+
+    Attributes:
+        seconds: of a call: the mean of each repeat.
+        calls: in a repeat.
+    """
+
+    seconds: tuple[float, ...]
+    calls: int
+
+    @property
+    def median_us(self) -> float:
+        return float(np.median(self.seconds)) * 1e6
+
+    @property
+    def spread_us(self) -> tuple[float, float]:
+        """Tenth and ninetieth percentile of the repeats."""
+        low, high = np.percentile(self.seconds, (10, 90))
+        return float(low) * 1e6, float(high) * 1e6
 
 
 @dataclass(frozen=True)
@@ -57,10 +86,22 @@ class LatencyTable:
     Attributes:
         latency_us: medians, or what was predicted or given.
         source: machine, target, threads and method, for the cost table.
+        spread_us: tenth and ninetieth percentile of what was measured.
     """
 
     latency_us: Mapping[str, Mapping[Bits, float]]
     source: str
+    spread_us: Mapping[str, Mapping[Bits, tuple[float, float]]] = field(default_factory=dict)
+
+    @classmethod
+    def of_times(cls, times: Mapping[tuple[str, Bits], KernelTime], source: str) -> LatencyTable:
+        """What was measured, by layer and pair."""
+        latency_us: dict[str, dict[Bits, float]] = {}
+        spread_us: dict[str, dict[Bits, tuple[float, float]]] = {}
+        for (name, pair), taken in times.items():
+            latency_us.setdefault(name, {})[pair] = taken.median_us
+            spread_us.setdefault(name, {})[pair] = taken.spread_us
+        return cls(latency_us, source, spread_us)
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """The times alone, as users write them."""
@@ -96,29 +137,46 @@ def measure_latency(
     """
     if target.gpu is not None:
         raise CompileError(
-            f"kernels for '{target.name}' are not timed on this machine; --latency-from model predicts them, and "
-            "--latency-table takes those of a machine with that GPU"
+            f"kernels for '{target.name}' are timed on a GPU: --device cuda:0 or rpc:HOST:PORT/KEY says on which; "
+            "--latency-from model predicts them, and --latency-table takes those that you have"
         )
     machine = Machine.resolve(target)
-    names = tuple(layer.name for layer in graph.layers)
-    keys: dict[tuple[str, Bits], Any] = {}
-    kernels: dict[Any, _Timed] = {}
-    for pair, bits in configurations.items():
-        integers = integerize(graph, ranges, bits)
-        plan = plan_storages(integers, target, machine.vector_bits, batch=batch, features=machine.features)
-        for name in names:
-            timed = _Timed(plan.requests[name], plan.kernels[name], plan.offers[name])
-            key = _machine_code_key(timed)
-            keys[name, pair] = key
-            kernels.setdefault(key, timed)
-    medians = _time_all(kernels, machine, threads, progress)
-    table = {name: {pair: medians[keys[name, pair]] * 1e6 for pair in configurations} for name in names}
+    keys, kernels = distinct_kernels(graph, ranges, configurations, machine, batch=batch)
+    times = _time_all(kernels, machine, threads, progress)
     cpu = f" ({machine.cpu})" if machine.cpu else ""
     source = (
         f"measured on {cpu_name()}, target {target.name}{cpu}, {threads} threads, batch {batch}, "
         f"warm caches, median of {ROUNDS} interleaved rounds"
     )
-    return LatencyTable(table, source)
+    return LatencyTable.of_times({place: times[key] for place, key in keys.items()}, source)
+
+
+def distinct_kernels(
+    graph: FloatGraph,
+    ranges: RangeTable,
+    configurations: Mapping[Bits, BitConfig],
+    machine: Machine,
+    *,
+    batch: int,
+) -> tuple[dict[tuple[str, Bits], Any], dict[Any, ChosenKernel]]:
+    """The kernels of all layers at all pairs; those of the same machine code are there once.
+
+    Arguments as of `measure_latency`.
+
+    Returns:
+        By layer and pair a key, and by that key the kernel.
+    """
+    names = tuple(layer.name for layer in graph.layers)
+    keys: dict[tuple[str, Bits], Any] = {}
+    kernels: dict[Any, ChosenKernel] = {}
+    for pair, bits in configurations.items():
+        integers = integerize(graph, ranges, bits)
+        plan = plan_storages(integers, machine.target, machine.vector_bits, batch=batch, features=machine.features)
+        for name in names:
+            chosen = ChosenKernel(plan.requests[name], plan.kernels[name], plan.offers[name])
+            keys[name, pair] = _machine_code_key(chosen)
+            kernels.setdefault(keys[name, pair], chosen)
+    return keys, kernels
 
 
 def predict_latency(
@@ -150,7 +208,7 @@ def predict_latency(
     return LatencyTable(table, f"{source}, target {target.name}, batch {batch}; nothing was run")
 
 
-def _machine_code_key(timed: _Timed) -> Any:
+def _machine_code_key(timed: ChosenKernel) -> Any:
     """What two kernels must share to be timed as one: everything but the numbers in the constants."""
     request, op = timed.request, timed.request.node.op
     assert isinstance(op, WeightedOperator)
@@ -160,21 +218,19 @@ def _machine_code_key(timed: _Timed) -> Any:
 
 
 def _time_all(
-    kernels: Mapping[Any, _Timed],
+    kernels: Mapping[Any, ChosenKernel],
     machine: Machine,
     threads: int,
     progress: Callable[[int, int], None] | None,
-) -> dict[Any, float]:
-    """Median seconds a call, by key; all kernels in one library, timed in turns."""
+) -> dict[Any, KernelTime]:
+    """By key; all kernels in one library, timed in turns."""
     generator = np.random.default_rng(0)
     functions: dict[str, Any] = {}
     arguments: list[list[Any]] = []
     for index, timed in enumerate(kernels.values()):
-        node = timed.request.node
-        layer = f"layer '{node.name}' ({node.op.kind})"
-        built = build_kernel(layer, timed.kernel, timed.offer.build, machine.target)
+        built = build_kernel(timed.layer, timed.kernel, timed.offer.build, machine.target)
         functions[f"kernel_{index}"] = built.function.with_attr("global_symbol", f"kernel_{index}")
-        arguments.append(_arguments(timed, built, generator))
+        arguments.append([tvm.runtime.tensor(array) for array in kernel_arguments(timed, built, generator)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"
         failure = f"a kernel does not compile for target '{machine.target.name}'"
@@ -189,17 +245,18 @@ def _time_all(
             taken.append(_seconds(call, given, count))
         if progress is not None:
             progress(done + 1, ROUNDS)
-    return {key: float(np.median(taken)) for key, taken in zip(kernels, times, strict=True)}
+    return {key: KernelTime(tuple(taken), count) for key, taken, count in zip(kernels, times, repeats, strict=True)}
 
 
-def _arguments(timed: _Timed, built: BuiltKernel, generator: np.random.Generator) -> list[Any]:
+def kernel_arguments(timed: ChosenKernel, built: BuiltKernel, generator: np.random.Generator) -> list[Array]:
+    """What a kernel is called with: random inputs of its types, its constants, and room for its output."""
     request, writes = timed.request, timed.offer.writes
     inputs = [
         _random(x, storage, request.batch, generator)
         for x, storage in zip(request.inputs, timed.offer.reads, strict=True)
     ]
     output = np.zeros(writes.shape(request.node.type, request.batch), writes.dtype(request.node.type))
-    return [tvm.runtime.tensor(array) for array in (*inputs, *built.constants, output)]
+    return [*inputs, *built.constants, output]
 
 
 def _random(type: TensorType, storage: Storage, batch: int, generator: np.random.Generator) -> Array:

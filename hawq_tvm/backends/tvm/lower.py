@@ -20,6 +20,7 @@ from tvm import relax
 
 from hawq_tvm.backends.tvm.host import tiles_granted
 from hawq_tvm.backends.tvm.info import MAIN, TAPPED, ConversionInfo
+from hawq_tvm.backends.tvm.memory import plan_memory
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.ir import Graph, Node
@@ -129,7 +130,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
     module = builder.build()
     relax.analysis.well_formed(module)
     with machine.tvm_target:
-        planned = _PLAN(module)
+        planned = plan_memory(_WRITES(module), MAIN)
         called = _CALLS(planned)
         lowered = called if target.gpu is None else _with_graph(called, planned)
     return Lowered(
@@ -145,13 +146,12 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
     )
 
 
-_PLAN = tvm.transform.Sequential(
+_WRITES = tvm.transform.Sequential(
     [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
     ]
 )
 _CALLS = tvm.transform.Sequential(
@@ -164,8 +164,8 @@ _CALLS = tvm.transform.Sequential(
         relax.transform.AttachGlobalSymbol(),
     ]
 )
-"""What stands between Relax and machine code: memory, then calls of the virtual machine. TVM's own default would also
-fuse kernels into one another."""
+"""What stands between Relax and machine code: kernels that write into memory, then, once that is planned, calls of the
+virtual machine. TVM's own default would also fuse kernels into one another."""
 
 
 def _with_graph(called: Any, planned: Any) -> Any:

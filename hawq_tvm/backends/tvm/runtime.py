@@ -54,7 +54,7 @@ def load_library(library: Path) -> Any:
         return tvm_ffi.load_module(shutil.copy(library, folder), keep_module_alive=False)
 
 
-def _load_cuda_runtime() -> None:
+def load_cuda_runtime() -> None:
     """TVM's part for GPUs, which it loads by itself where all that it is linked with lies where the loader looks."""
     if tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is None:
         beside = Path(_LOADED_LIBS["tvm_runtime"]._name)
@@ -196,7 +196,7 @@ class CompiledModule:
         self.path = library.absolute()
         try:
             if self.info.gpu is not None:
-                _load_cuda_runtime()
+                load_cuda_runtime()
             self._device = cpu() if self.info.gpu is None else cuda(0)
             with _GPU:
                 self._library = load_library(library)

@@ -33,19 +33,7 @@ def check_device(library: Path, gpu: GpuInfo, index: int = 0) -> None:
         RuntimeModuleError: no driver, one that is too old, no GPU, one that the library's machine code is not for, or
             too little memory on it.
     """
-    _load_driver(library)
-    runtime = _load_runtime(library)
-    count = ctypes.c_int()
-    status = runtime.cudaGetDeviceCount(ctypes.byref(count))
-    if status == _TOO_OLD:
-        raise RuntimeModuleError(
-            f"{library} needs an NVIDIA driver for CUDA 13, release 580 or newer, and this one is older; update it"
-        )
-    if status == _NO_DEVICE or (status == 0 and count.value <= index):
-        raise RuntimeModuleError(f"{library} needs an NVIDIA GPU, and the driver finds none")
-    if status:
-        said = _say(runtime, status)
-        raise RuntimeModuleError(f"{library} needs an NVIDIA GPU, and CUDA fails with error {status} ({said})")
+    runtime = check_driver(library, index)
     major, minor = (_attribute(runtime, attribute, index) for attribute in (_MAJOR, _MINOR))
     if not runs_on(gpu, major, minor):
         held = ", ".join(gpu.architectures)
@@ -61,6 +49,35 @@ def check_device(library: Path, gpu: GpuInfo, index: int = 0) -> None:
         )
 
 
+def check_driver(user: object, index: int = 0) -> ctypes.CDLL:
+    """Look whether there is a GPU at all.
+
+    Args:
+        user: what needs it, for messages.
+        index: of the GPU.
+
+    Returns:
+        The CUDA runtime.
+
+    Raises:
+        RuntimeModuleError: no driver, one that is too old, or no GPU.
+    """
+    _load_driver(user)
+    runtime = _load_runtime(user)
+    count = ctypes.c_int()
+    status = runtime.cudaGetDeviceCount(ctypes.byref(count))
+    if status == _TOO_OLD:
+        raise RuntimeModuleError(
+            f"{user} needs an NVIDIA driver for CUDA 13, release 580 or newer, and this one is older; update it"
+        )
+    if status == _NO_DEVICE or (status == 0 and count.value <= index):
+        raise RuntimeModuleError(f"{user} needs an NVIDIA GPU, and the driver finds none")
+    if status:
+        said = _say(runtime, status)
+        raise RuntimeModuleError(f"{user} needs an NVIDIA GPU, and CUDA fails with error {status} ({said})")
+    return runtime
+
+
 def runs_on(gpu: GpuInfo, major: int, minor: int) -> bool:
     """Whether a GPU of that compute capability can run what a library holds.
 
@@ -72,17 +89,17 @@ def runs_on(gpu: GpuInfo, major: int, minor: int) -> bool:
     return native or _number(gpu.ptx) <= 10 * major + minor
 
 
-def _load_driver(library: Path) -> None:
+def _load_driver(user: object) -> None:
     try:
         ctypes.CDLL(DRIVER, ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise RuntimeModuleError(
-            f"{library} runs on an NVIDIA GPU, and there is no driver here ({DRIVER}: {_reason(error)}); take it to a "
+            f"{user} runs on an NVIDIA GPU, and there is no driver here ({DRIVER}: {_reason(error)}); take it to a "
             "machine that has one"
         ) from error
 
 
-def _load_runtime(library: Path) -> ctypes.CDLL:
+def _load_runtime(user: object) -> ctypes.CDLL:
     """The CUDA runtime: of the system, or of PyPI's package."""
     candidates = [RUNTIME, *(str(root / "lib" / RUNTIME) for root in package_roots())]
     for candidate in candidates:
@@ -91,7 +108,7 @@ def _load_runtime(library: Path) -> ctypes.CDLL:
         except OSError as error:
             reason = _reason(error)
     raise RuntimeModuleError(
-        f"{library} runs on an NVIDIA GPU, and the CUDA 13 runtime is missing ({RUNTIME}: {reason}); "
+        f"{user} runs on an NVIDIA GPU, and the CUDA 13 runtime is missing ({RUNTIME}: {reason}); "
         "pip install nvidia-cuda-runtime"
     )
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hawq_tvm.backends.tvm.cuda.cache import cache_key, read_entry, write_entry
+from hawq_tvm.backends.tvm.cache import cache_key, read_entry, write_entry
 from hawq_tvm.backends.tvm.cuda.compiler import INSTALL, CudaCompiler
 from hawq_tvm.backends.tvm.cuda.cubin import KernelUse, read_cubin
 from hawq_tvm.backends.tvm.cuda.fatbin import ELF, PTX, Entry, find_fatbins, read_fatbin, write_fatbin
@@ -90,7 +90,7 @@ class _Compiled:
 def _compile(name: str, text: str, number: int, compiler: CudaCompiler, source: Path) -> _Compiled:
     """Compile one text for one architecture, or take it from the cache."""
     key = cache_key(compiler.identity, str(number), text)
-    kept = read_entry(key)
+    kept = read_entry("cuda", key)
     if kept is not None:
         return _Compiled(kept[0], kept[1], kept[2].decode())
     source.write_text(text)
@@ -99,7 +99,7 @@ def _compile(name: str, text: str, number: int, compiler: CudaCompiler, source: 
     if result.returncode:
         raise CompileError(f"kernel '{name}' does not compile for sm_{number} with {compiler.name}: {_reason(said)}")
     made = _Compiled(source.with_suffix(".cubin").read_bytes(), source.with_suffix(".ptx").read_bytes(), said)
-    write_entry(key, made.cubin, made.ptx, made.said.encode())
+    write_entry("cuda", key, made.cubin, made.ptx, made.said.encode())
     return made
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from hawq_tvm.backends.tvm.cuda.cache import cache_key, read_entry, write_entry
+from hawq_tvm.backends.tvm.cache import cache_key, read_entry, write_entry
 from hawq_tvm.backends.tvm.cuda.disassembly import find_disassembler, tensor_core_instructions
 from hawq_tvm.backends.tvm.cuda.fatbin import ELF, read_fatbin
 from hawq_tvm.backends.tvm.cuda.images import KernelImage
@@ -123,13 +123,13 @@ def _tensor_core(image: KernelImage, number: int) -> tuple[str, ...] | None:
     if disassembler is None:
         return None
     key = cache_key("tensor core instructions", disassembler, _sha256(image), str(number))
-    kept = read_entry(key)
+    kept = read_entry("cuda", key)
     if kept is not None:
         return tuple(part.decode() for part in kept)
     code = next(entry.code for entry in read_fatbin(image.data) if (entry.kind, entry.architecture) == (ELF, number))
     found = tensor_core_instructions(code)
     if found is not None:
-        write_entry(key, *(name.encode() for name in found))
+        write_entry("cuda", key, *(name.encode() for name in found))
     return found
 
 

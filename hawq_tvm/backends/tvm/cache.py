@@ -1,7 +1,7 @@
-"""Compiled kernels by their content, kept between runs: what was compiled once need not be again.
+"""Compiled kernels, and times of kernels, by content, kept between runs: what was made once need not be again.
 
 A file an entry, in the user's cache folder; it appears whole or not at all, and one that is damaged counts as absent.
-A folder that cannot be written is no error: everything is compiled anew.
+A folder that cannot be written is no error: everything is made anew.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _LENGTH = struct.Struct("<Q")
 _DIGEST = 32
 
 
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/hawq_tvm/cuda``, by default ``~/.cache/hawq_tvm/cuda``."""
-    return cache_home() / "cuda"
+def cache_folder(kind: str) -> Path:
+    """``$XDG_CACHE_HOME/hawq_tvm/KIND``, by default ``~/.cache/hawq_tvm/KIND``."""
+    return cache_home() / kind
 
 
 def cache_key(*parts: str) -> str:
@@ -33,10 +33,10 @@ def cache_key(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def read_entry(key: str) -> list[bytes] | None:
+def read_entry(kind: str, key: str) -> list[bytes] | None:
     """The parts that were kept under a key; None where there is nothing, or something damaged."""
     try:
-        data = _path(key).read_bytes()
+        data = _path(kind, key).read_bytes()
     except OSError:
         return None
     digest, at = data[:_DIGEST], _DIGEST
@@ -50,10 +50,10 @@ def read_entry(key: str) -> list[bytes] | None:
     return parts
 
 
-def write_entry(key: str, *parts: bytes) -> None:
+def write_entry(kind: str, key: str, *parts: bytes) -> None:
     """Keep an entry, as far as the folder can be written."""
     body = b"".join(_LENGTH.pack(len(part)) + part for part in parts)
-    path = _path(key)
+    path = _path(kind, key)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as aside:
@@ -66,5 +66,5 @@ def write_entry(key: str, *parts: bytes) -> None:
                 raise
 
 
-def _path(key: str) -> Path:
-    return cache_folder() / key[:2] / key
+def _path(kind: str, key: str) -> Path:
+    return cache_folder(kind) / key[:2] / key

@@ -1,0 +1,1 @@
+"""Devices that compiled code is timed on: a process that talks to one, and what it is asked."""
