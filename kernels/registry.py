@@ -28,10 +28,16 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
+from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise, vnni_linear
 from hawq_tvm.kernels.x86 import convert as x86_convert
-from hawq_tvm.kernels.x86 import vnni_conv2d, vnni_depthwise, vnni_linear
 
 KERNELS: tuple[Kernel, ...] = (
+    amx_layers.CONV2D_W4_AMX,
+    amx_layers.CONV2D_W8_AMX,
+    amx_layers.CONV2D_W4_AMX_FEW,
+    amx_layers.CONV2D_W8_AMX_FEW,
+    amx_layers.LINEAR_W4_AMX,
+    amx_layers.LINEAR_W8_AMX,
     vnni_depthwise.DEPTHWISE_W4_VNNI,
     vnni_depthwise.DEPTHWISE_W8_VNNI,
     vnni_conv2d.CONV2D_W4_VNNI,

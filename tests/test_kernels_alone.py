@@ -253,10 +253,13 @@ def declines_of(request: Request, *names: str) -> list[Offer | str]:
 
 
 LAST, OTHER = Storage("NHWC", multiple=4, frame=(1, 0, 2, 1)), Storage("NHWC", multiple=16, frame=(0, 2, 0, 0))
-PLAIN = Storage()
+PLAIN, PLANES = Storage(), Storage(block=4, multiple=4, frame=(2, 0, 1, 1))
 
 
-@pytest.mark.parametrize(("source", "to"), [(PLAIN, LAST), (LAST, PLAIN), (LAST, OTHER), (OTHER, LAST)])
+@pytest.mark.parametrize(
+    ("source", "to"),
+    [(PLAIN, LAST), (LAST, PLAIN), (LAST, OTHER), (OTHER, LAST), (PLAIN, PLANES), (PLANES, PLAIN), (PLANES, LAST)],
+)
 @pytest.mark.parametrize("dtype", [U8, S8])
 def test_conversions_write_every_byte_as_the_storage_has_it(source: Storage, to: Storage, dtype: IntType) -> None:
     type, batch = image(7, 5, 6, dtype), 2
@@ -274,7 +277,7 @@ def test_conversions_write_every_byte_as_the_storage_has_it(source: Storage, to:
     ("changes", "message"),
     [
         ({"target": Target("moon", "hexagon", "")}, "not for 'hexagon'"),
-        ({"to": Storage("NCHW", 4, 4)}, "not NCHW to NCHW4c/4"),
+        ({"to": Storage(frame=(1, 0, 0, 0))}, "not NCHW to NCHW frame 1,0,0,0"),
         ({"source": Storage("NHWC", offset=128)}, r"not NHWC \+128 to NCHW"),
         ({"type": TensorType(U8, (9,), 1.0)}, "copies images of bytes"),
     ],

@@ -349,6 +349,7 @@ def test_bounds_hold_and_are_reached(seed: int) -> None:
             terms = [*(int(w) * v for w, v in zip(weight[o], x, strict=True)), int(bias[o])]
             sums = [sum(part) for size in range(5) for part in itertools.combinations(terms, size)]
             each[o] = max(each[o], *(abs(value) for value in sums))
+    assert op.accumulator_bounds([TensorType(type, (3,), 1.0)]) == each
     assert bounds.accumulator == max(each)
     assert bounds.dyadic_sum == max(each[0] * 3, each[1] * 5) + 8
     assert bounds.rounded == bounds.dyadic_sum >> 4

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ctypes.util import find_library
 from dataclasses import dataclass
 
-from hawq_tvm.backends.tvm.host import cpu_name, instruction_sets, usable_cores
+from hawq_tvm.backends.tvm.host import cpu_name, instruction_sets, tiles_granted, usable_cores
 from hawq_tvm.core.errors import HawqError
 from hawq_tvm.core.targets import TARGETS, architectures_of
 
@@ -55,6 +55,7 @@ def _cpu() -> Check:
     found = instruction_sets()
     best = "no vector instructions known of; kernels will be slow"
     for flag, name in (
+        ("amx_int8", "AMX"),
         ("avx512_vnni", "AVX512-VNNI"),
         ("avx_vnni", "AVX-VNNI"),
         ("avx2", "AVX2"),
@@ -64,7 +65,13 @@ def _cpu() -> Check:
         if flag in found:
             best = name
             break
-    return Check("CPU", True, True, f"{cpu_name()}, {usable_cores()} usable cores, {best}")
+    refused = ""
+    if tiles_granted() is False:
+        refused = (
+            ", but Linux does not grant its tiles (5.16 and later do): "
+            "libraries compute the same on AVX512-VNNI, several times slower"
+        )
+    return Check("CPU", True, True, f"{cpu_name()}, {usable_cores()} usable cores, {best}{refused}")
 
 
 def _probe(name: str, look: Callable[[], str]) -> Check:

@@ -100,8 +100,8 @@ class WeightedOperator(Operator):
         if self.rescale.residual is not None:
             _check_shape("the residual multiplier", self.rescale.residual, (1,), (channels,))
 
-    def bounds(self, inputs: Sequence[TensorType]) -> Bounds:
-        """Interval arithmetic over the actual weights, per output channel.
+    def accumulator_bounds(self, inputs: Sequence[TensorType]) -> list[int]:
+        """The largest magnitude of each output channel's accumulator: interval arithmetic over the actual weights.
 
         Positive and negative terms are summed apart, so that every partial sum in every order is covered.
         """
@@ -110,7 +110,11 @@ class WeightedOperator(Operator):
         at_lo, at_hi = weight * inputs[0].dtype.lo, weight * inputs[0].dtype.hi  # of either sign: every type holds 0
         upper = np.maximum(at_lo, at_hi).sum(axis=1) + bias.clip(min=0)
         lower = np.minimum(at_lo, at_hi).sum(axis=1) + bias.clip(max=0)
-        accumulators = [int(value) for value in np.maximum(upper, -lower)]
+        return [int(value) for value in np.maximum(upper, -lower)]
+
+    def bounds(self, inputs: Sequence[TensorType]) -> Bounds:
+        """Of `accumulator_bounds`, times the multipliers, with the residual's largest."""
+        accumulators = self.accumulator_bounds(inputs)
         residual = [0] * len(accumulators)
         if self.rescale.residual is not None:
             multipliers = np.broadcast_to(self.rescale.residual, (self.out_channels,))

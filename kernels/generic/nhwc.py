@@ -55,7 +55,7 @@ def channels_last(
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A value that lies channels last, in a function's buffer."""
+    """A value in a function's buffer, channels last or in planes of a block of channels."""
 
     buffer: Any
     type: TensorType
@@ -65,7 +65,7 @@ class Image:
         """The value at (sample, channel, row, column); rows and columns may lie in the frame, as -1 does."""
         n, c, h, w = index
         top, left, _, _ = self.storage.frame
-        stored = self.buffer[n, h + top, w + left, c]
+        stored = self.buffer[self._place(n, c, h + top, w + left)]
         if not self.storage.offset:
             return stored
         return stored.astype("int32") - tirx.const(self.storage.offset, "int32")
@@ -75,7 +75,12 @@ class Image:
         top, left, _, _ = self.storage.frame
         if self.storage.offset:
             value = value.astype("int32") + tirx.const(self.storage.offset, "int32")
-        T.buffer_store(self.buffer, value.astype(self.buffer.dtype), [n, h + top, w + left, c])
+        T.buffer_store(self.buffer, value.astype(self.buffer.dtype), list(self._place(n, c, h + top, w + left)))
+
+    def _place(self, n: Expr, c: Expr, row: Expr, column: Expr) -> tuple[Expr, ...]:
+        """The indices of a stored element; a column of -1 is the last of the row before."""
+        block = self.storage.block
+        return (n, row, column, c) if block == 1 else (n, c // block, row, column, c % block)
 
     @property
     def channels(self) -> int:
@@ -92,7 +97,8 @@ class Image:
         if columns[1] and channels[1]:
             with T.serial(columns[1]) as column, T.serial(channels[1]) as channel:
                 zero = tirx.const(self.storage.offset, self.buffer.dtype)
-                T.buffer_store(self.buffer, zero, [n, row, columns[0] + column, channels[0] + channel])
+                place = self._place(n, channels[0] + channel, row, columns[0] + column)
+                T.buffer_store(self.buffer, zero, list(place))
 
 
 def framed_rows(
@@ -132,6 +138,25 @@ def local(shape: Shape, dtype: str) -> Any:
     shared by all threads.
     """
     return T.alloc_buffer(shape, dtype, scope="local")
+
+
+def over_channels(image: Image, start: int, count: int, emit: Callable[[Expr], None]) -> None:
+    """Loop over `count` channels, of which the first is stored as `start`, so that inner loops are vectors.
+
+    Args:
+        image: whose blocks the loop follows, where it has any and they begin together.
+        start: the first one's channel in the image.
+        count: how many.
+        emit: emits the work on one, by its number from 0.
+    """
+    block = image.storage.block
+    whole = count // block if block > 1 and start % block == 0 else 0
+    if whole:
+        with T.serial(whole) as number, T.serial(block) as lane:
+            emit(number * block + lane)
+    if count > whole * block:
+        with T.serial(count - whole * block) as lane:
+            emit(whole * block + lane)
 
 
 def lanes_of(channels: int, widest: int) -> int:

@@ -170,7 +170,13 @@ def _finish(
 def _packed_weight(op: Conv2d, shape: _Shape, nibbles: bool) -> PackedWeight:
     """Taps outermost and input channels innermost, as they lie in the input."""
     weight = op.weight[:, 0] if shape.depthwise else op.weight.transpose(0, 2, 3, 1)
-    return PackedWeight.pack(np.ascontiguousarray(weight), shape.groups, shape.blocking, nibbles)
+    return PackedWeight.pack(np.ascontiguousarray(_filled(weight, shape)), shape.groups, shape.blocking, nibbles)
+
+
+def _filled(values: Array, shape: _Shape) -> Array:
+    """Zeros for the channels that fill up, which may be whole blocks."""
+    stored = shape.groups * shape.blocks * shape.blocking.block
+    return np.pad(values, [(0, stored - len(values)), *[(0, 0)] * (values.ndim - 1)])
 
 
 def _per_channel(op: Conv2d, shape: _Shape) -> list[Array]:
@@ -179,7 +185,8 @@ def _per_channel(op: Conv2d, shape: _Shape) -> list[Array]:
     if op.rescale.residual is not None:
         values.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
     halves, lanes = shape.blocking.halves, shape.blocking.lanes
-    return [pack_channel_blocks(array.astype(np.int32), shape.groups, halves, lanes) for array in values]
+    filled = [_filled(array.astype(np.int32), shape) for array in values]
+    return [pack_channel_blocks(array, shape.groups, halves, lanes) for array in filled]
 
 
 def _cost(request: Request) -> float:

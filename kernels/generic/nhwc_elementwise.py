@@ -13,7 +13,7 @@ from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
 from hawq_tvm.kernels.generic.costs import Work, cost, elementwise_work
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale, weighted_sum
 from hawq_tvm.kernels.generic.functions import function, stored_parameter
-from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows
+from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, over_channels
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -38,10 +38,11 @@ def _by_channels(
             with T.serial(node.type.shape[2]) as w:
                 start = 0
                 for count, value in pieces(inputs):
-                    if not count:
-                        continue
-                    with T.serial(count) as c:
+
+                    def store(c: Expr, start: int = start, value: Callable[..., Expr] = value) -> None:
                         y.store(value(n, c, h, w), n, start + c, h, w)
+
+                    over_channels(y, start, count, store)
                     start += count
             y.zero(n, h + top, (left, node.type.shape[2]), (start, y.filled_up))
 

@@ -41,8 +41,13 @@ MAX_TILE = 8
 with fewer; 12 were seen to take 5 % longer with a residual, and no less without."""
 
 
-def refuse(request: Request) -> str | None:
-    """Why a VNNI convolution does not take a request whose images may all lie channels last; None where it does."""
+def refuse(request: Request, *, in_planes: bool = False) -> str | None:
+    """Why a VNNI convolution does not take a request whose images have a storage in play; None where it does.
+
+    Args:
+        request: the request.
+        in_planes: whether it computes on planes of channels, too, and not channels last alone.
+    """
     op, type = request.node.op, request.node.type
     assert isinstance(op, Conv2d)
     lacking = missing(request.features, AVX512_VNNI | (NIBBLES if op.weight_bits in PACKED_WEIGHT else frozenset()))
@@ -50,6 +55,8 @@ def refuse(request: Request) -> str | None:
         return lacking
     storages = [request.alternatives[name] for name in (*request.node.inputs, request.node.name)]
     for x, storage in zip((*request.inputs, type), storages, strict=True):
+        if storage.order != "NHWC" and not (in_planes and storage.block % PAIR == 0):
+            return f"computes on channels last, not on {storage}"
         if x.dtype.signed != (storage.offset == UNSIGNED_OFFSET):
             return f"reads and writes unsigned bytes, signed values at +128, not {x.dtype} in {storage}"
         if storage.size_bytes(x, request.batch) > LARGEST:
@@ -105,23 +112,32 @@ def build_function(
 
 @dataclass(frozen=True)
 class Plane:
-    """Where the pixels of stored images lie; an index is one of bytes."""
+    """Where the pixels of stored images lie; an index is one of bytes.
+
+    `together` channels of a pixel are neighbours: all of them channels last, a block of them in planes.
+    """
 
     height: int
     width: int
     channels: int
     top: int = 0
     left: int = 0
+    together: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "together", self.together or self.channels)
 
     @classmethod
     def of(cls, type: TensorType, storage: Storage) -> Plane:
         top, left, bottom, right = storage.frame
         _, height, width = type.shape
-        return cls(top + height + bottom, left + width + right, storage.channels(type), top, left)
+        together = storage.block if storage.order == "NCHW" else 0
+        return cls(top + height + bottom, left + width + right, storage.channels(type), top, left, together)
 
     def index(self, n: Expr, row: Expr, column: Expr, channel: Expr) -> Expr:
-        """Of a stored row and column."""
-        return ((n * self.height + row) * self.width + column) * self.channels + channel
+        """Of a stored row and column; a column of -1 is the last of the row before."""
+        image = n * (self.channels // self.together) + channel // self.together
+        return ((image * self.height + row) * self.width + column) * self.together + channel % self.together
 
 
 class Result:

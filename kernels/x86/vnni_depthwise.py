@@ -110,7 +110,7 @@ def _refuse(request: Request) -> str | None:
     assert isinstance(op, Conv2d)
     if not op.groups == op.out_channels == x.shape[0]:
         return f"takes one group a channel, got {op.groups} groups of {x.shape[0]} channels"
-    return refuse(request)
+    return refuse(request, in_planes=True)
 
 
 def _stream(op: Conv2d, cut: Cut) -> Array:
@@ -166,10 +166,10 @@ class _Loops:
         (n, h, start), (sy, sx), (top, left, _, _) = at, window.strides, window.pads
         corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), block * PAIR)
         with T.serial(window.kernel[0]) as ry:
-            row = corner + ry * (window.dilations[0] * plane.width * plane.channels)
+            row = corner + ry * (window.dilations[0] * plane.width * plane.together)
             for index, quad in enumerate(cut.quads):
                 for first in range(0, cut.tile, cut.pixels):
-                    columns = [row + (first * sx + column) * plane.channels for column in quad.columns]
+                    columns = [row + (first * sx + column) * plane.together for column in quad.columns]
                     quadruples = self._interleaved(columns, vectors)
                     for pixel in range(cut.pixels):
                         if max(quad.taps[pixel]) < 0:

@@ -34,7 +34,7 @@ from hawq_tvm.backends.tvm.cuda.lowering import DeviceKernel, lower_for_gpu
 from hawq_tvm.backends.tvm.cuda.report import check_kernels, gpu_info, kernel_texts
 from hawq_tvm.backends.tvm.cuda.stubs import make_stubs
 from hawq_tvm.backends.tvm.cuda.texts import format_texts
-from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, instruction_sets
+from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, needed_instruction_sets
 from hawq_tvm.backends.tvm.info import GpuInfo, ImageInput, LibraryInfo, ValueInfo
 from hawq_tvm.core.aside import ASIDE
 from hawq_tvm.core.errors import CompileError
@@ -279,7 +279,7 @@ def _library_info(lowered: Lowered, library: Path, gpu: GpuInfo | None) -> Libra
     return LibraryInfo(
         target=machine.target.name,
         cpu=machine.cpu,
-        instruction_sets=tuple(instruction_sets()) if machine.target.host_cpu else (),
+        instruction_sets=needed_instruction_sets() if machine.target.host_cpu else (),
         batch=lowered.batch,
         input_name=graph.input_name,
         output_name=graph.output,

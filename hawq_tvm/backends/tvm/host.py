@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -40,6 +41,26 @@ def instruction_sets() -> list[str]:
     """The vector and integer instruction sets that compiled code may rely on, sorted; empty where not known."""
     flags = _cpuinfo().get("flags") or _cpuinfo().get("Features") or ""
     return sorted(flag for flag in flags.split() if _RELEVANT.fullmatch(flag))
+
+
+def needed_instruction_sets() -> tuple[str, ...]:
+    """What a library compiled for this CPU cannot do without, sorted.
+
+    Tiles are not among it: kernels ask for them in every call, and compute the same on vectors where they get none.
+    """
+    return tuple(flag for flag in instruction_sets() if not flag.startswith("amx"))
+
+
+def tiles_granted() -> bool | None:
+    """Whether Linux grants this process AMX's tiles; None where the CPU has none.
+
+    Asking is granting: a process that asks gets the state that tiles are (Linux, Documentation/arch/x86/xstate.rst).
+    """
+    if not {"amx_tile", "amx_int8"} <= set(instruction_sets()):
+        return None
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    answer = ctypes.CDLL(None).syscall(*map(ctypes.c_long, (arch_prctl, request_permission, tile_data)))
+    return int(answer) == 0
 
 
 def default_threads() -> int:

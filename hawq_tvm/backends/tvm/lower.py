@@ -18,6 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+from hawq_tvm.backends.tvm.host import tiles_granted
 from hawq_tvm.backends.tvm.info import MAIN, TAPPED, ConversionInfo
 from hawq_tvm.backends.tvm.memory import plan_memory
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
@@ -62,6 +63,8 @@ class Machine:
         resolved = tvm.target.Target(attributes)
         vector_bits = int(tvm.target.codegen.llvm_get_vector_width(resolved))
         features = frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(resolved)))
+        if target.host_cpu and not tiles_granted():
+            features -= {"amx-int8", "amx-tile"}  # LLVM goes by the CPU's name, and a virtual machine may hide them
         return cls(target, resolved, cpu, max(vector_bits, 128), features)
 
 

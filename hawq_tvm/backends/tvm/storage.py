@@ -25,6 +25,8 @@ from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_offers, offer_conversion
 from hawq_tvm.kernels.cuda.storages import channels_last as gpu_channels_last
+from hawq_tvm.kernels.x86.amx_storages import blocked
+from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
 from hawq_tvm.kernels.x86.storages import signed_offset
 
 MAX_STATES = 500
@@ -343,7 +345,7 @@ def _view(node: Node, types: Mapping[str, TensorType]) -> Offer:
 
 
 def _all_canonical(offer: Offer) -> bool:
-    return all(storage.order == "NCHW" for storage in (*offer.reads, offer.writes))
+    return all(storage.order == "NCHW" and storage.block == 1 for storage in (*offer.reads, offer.writes))
 
 
 def _earlier(chosen: str, answers: Mapping[str, Offer | str]) -> tuple[Decline, ...]:
@@ -373,6 +375,8 @@ def alternatives_of(
     if target.kind == "cuda":
         found = {name: gpu_channels_last(type) for name, type in graph.types.items()}
         return {name: storage for name, storage in found.items() if storage is not None}
+    if features >= AMX_INT8:
+        return blocked(graph)
     return channels_last(graph, vector_bits, signed_offset=signed_offset(features))
 
 
