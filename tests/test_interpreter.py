@@ -20,6 +20,17 @@ from .builders import one_node_graph
 U4, S8, S32 = (IntType.parse(text) for text in ("u4", "s8", "s32"))
 
 
+@pytest.mark.parametrize("elements", [0, 1, 7, 16383, 16384, 16385, 40000])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_inputs_of_any_size_and_order_are_quantised_whole(elements: int, dtype: str) -> None:
+    x = np.random.default_rng(elements).normal(0, 40, (2, elements, 3)).astype(dtype).transpose(0, 2, 1)
+    type = TensorType(S8, (3, elements), 0.37)
+    expected = np.clip(np.floor(x.astype(np.float64) / 0.37 + 0.5), -128, 127).astype(np.int8)
+    before = x.copy()
+    assert np.array_equal(quantize_input(x, type), expected)
+    assert np.array_equal(x, before)
+
+
 @given(value=st.floats(-300, 300, width=32), scale=st.sampled_from([0.5, 1.0, 2.0, 0.1, 1 / 3]))
 def test_inputs_are_rounded_half_up_in_float64(value: float, scale: float) -> None:
     got = quantize_input(np.array([[value]], np.float32), TensorType(S8, (1,), scale))
