@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hawq_tvm.backends.tvm.build import build_library
+from hawq_tvm.backends.tvm.info import FORMAT
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ops import Conv2d
@@ -482,3 +483,11 @@ def test_llvm_that_gives_up_does_not_choose_the_exit_status(scratch: Path, cli: 
     assert "compiling model.llvm-portable.so failed: " in err
     assert {path: path.stat().st_mtime_ns for path in scratch.rglob("*")} == before
     assert [path.name for path in scratch.parent.iterdir()] == [scratch.name]
+
+
+def test_a_library_of_another_format_is_compiled_again(
+    cli: Run, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "compiling for llvm  done before" in cli("compile", scratch)[2]
+    monkeypatch.setattr("hawq_tvm.stages.compile.FORMAT", FORMAT + 1)
+    assert "compiling for llvm  done before" not in cli("compile", scratch)[2]

@@ -51,7 +51,7 @@ def built(graph: Graph, folder: Path, *, target: str = "nvidia/t4", batch: int =
     [
         ("Residual", ("w8a8",), "all", "conv2d_x8w8s32_cuda"),
         ("Residual", ("w8a8",), "channels_last", "conv2d_x8w8s32_mma_nhwc"),
-        ("Residual", ("w4a4",), "all", "conv2d_x4w4s32_mma_nhwc"),
+        ("Residual", ("w4a4",), "channels_last", "conv2d_x4w4s32_mma_nhwc"),
         ("Mobile", MIXED, "all", "conv2d_x8w8s32_cuda"),
         ("Mobile", MIXED, "channels_last", "conv2d_depthwise_x8w8s32_dp4a_nhwc"),
     ],

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.cuda.disassembly import find_disassembler
 from hawq_tvm.backends.tvm.host import cpu_name
-from hawq_tvm.backends.tvm.info import ImageInput
+from hawq_tvm.backends.tvm.info import FORMAT, ImageInput
 from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.runs.artifacts import MODEL, library_files, text_files
@@ -32,6 +32,7 @@ def compile(work: Work) -> Stage:
         make,
         options={
             "batch": batch,
+            "format": FORMAT,
             "cpu": cpu_name() if target.host_cpu else "",
             **({"also": [other.name for other in also]} if also else {}),
             **({} if how is None else {"image": asdict(how)}),

@@ -15,6 +15,9 @@ from hawq_tvm.core.strict_json import JsonReader
 MAIN, TAPPED = "main", "tapped"
 """The functions of a library: the one to run, and of a GPU the one that calls every kernel by itself."""
 
+FORMAT = 2
+"""Of the description. It is raised when a field comes or goes, so that libraries from before are compiled again."""
+
 
 @dataclass(frozen=True)
 class ValueInfo:
