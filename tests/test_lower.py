@@ -25,9 +25,9 @@ from hawq_tvm.backends.tvm import runtime
 from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.latency import measure_latency
-from hawq_tvm.backends.tvm.lower import lower
+from hawq_tvm.backends.tvm.lower import Machine, lower
 from hawq_tvm.backends.tvm.runtime import CompiledModule
-from hawq_tvm.backends.tvm.storage import PALETTES
+from hawq_tvm.backends.tvm.storage import PALETTES, alternatives_of
 from hawq_tvm.cli.doctor import examine
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError, DataError, RuntimeModuleError
@@ -176,14 +176,16 @@ def test_an_unknown_palette() -> None:
 
 
 def test_the_library_describes_its_storages_and_conversions(tmp_path: Path) -> None:
-    """Flatten reads canonical bytes, so what a channels-last pool makes for it is copied first."""
+    """Flatten reads canonical bytes, so what a pool makes in the machine's own storage is copied for it first."""
     graph = integers_of("Ends")
     module = compiled(graph, tmp_path, storages="channels_last")
     info = LibraryInfo.read(tmp_path / "model.llvm.so")
     assert info == module.info
     assert set(info.conversions) <= set(info.calls)
     (back,) = (item for item in info.conversions.values() if item.storage == Storage())
-    assert info.values[back.value].storage.order == "NHWC"
+    machine = Machine.resolve(TARGETS["llvm"])
+    own = alternatives_of(graph, machine.target, machine.vector_bits, machine.features)
+    assert info.values[back.value].storage == own[back.value]
     assert back.kernel == "convert_generic"
     for call, item in info.conversions.items():
         readers = [node.name for node in graph if item.value in node.inputs]
