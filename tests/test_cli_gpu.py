@@ -13,7 +13,6 @@ import pytest
 
 import hawq_tvm
 from hawq_tvm.backends.tvm import build
-from hawq_tvm.backends.tvm.cuda import report
 from hawq_tvm.backends.tvm.cuda.compiler import CHOICE, CudaCompiler
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError
@@ -26,15 +25,14 @@ from hawq_tvm.stages.work import Work
 
 from .conftest import NETWORKS, QUICK, Run
 from .emulated import needs_compiler
-from .fake_cuda import fake_compiler
+from .fake_cuda import fake_compiler, use_fake_compiler
 
 ALSO = ("--also", "nvidia/a10, nvidia/l4")
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "find_cuda_compiler", fake_compiler)
-    monkeypatch.setattr(report, "find_disassembler", lambda: None)
+    use_fake_compiler(monkeypatch)
     monkeypatch.setenv("COLUMNS", "300")
 
 

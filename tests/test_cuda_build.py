@@ -13,7 +13,7 @@ import pytest
 
 from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.build import build_library, compile_library
-from hawq_tvm.backends.tvm.cuda import report, stubs
+from hawq_tvm.backends.tvm.cuda import stubs
 from hawq_tvm.backends.tvm.cuda.cubin import KernelUse, read_cubin
 from hawq_tvm.backends.tvm.cuda.fatbin import ELF, find_fatbins, read_fatbin
 from hawq_tvm.backends.tvm.cuda.images import KernelImage
@@ -33,7 +33,7 @@ from hawq_tvm.core.specs import Bits
 from hawq_tvm.core.targets import TARGETS, architectures_of
 
 from .builders import captured, integers_of, ranges_of, uniform
-from .fake_cuda import fake_compiler
+from .fake_cuda import use_fake_compiler
 from .gpu_functions import MACHINE, add_one, calling, reverse
 
 T4_TARGET = TARGETS["nvidia/t4"]
@@ -47,8 +47,7 @@ def lowered() -> Lowered:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiler that compiles nothing, so that all else can be tested where there is none."""
-    monkeypatch.setattr(build, "find_cuda_compiler", fake_compiler)
-    monkeypatch.setattr(report, "find_disassembler", lambda: None)
+    use_fake_compiler(monkeypatch)
 
 
 def entry_names(library: Path) -> list[list[str]]:

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.build import build_library
-from hawq_tvm.backends.tvm.cuda import device, report
+from hawq_tvm.backends.tvm.cuda import device
 from hawq_tvm.backends.tvm.cuda.device import check_device, runs_on
 from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.info import GpuInfo, PredictedTimes
@@ -22,7 +21,7 @@ from hawq_tvm.core.errors import RuntimeModuleError
 from hawq_tvm.core.targets import TARGETS
 
 from .builders import integers_of
-from .fake_cuda import fake_compiler
+from .fake_cuda import use_fake_compiler
 
 LIBRARY = Path("model.nvidia-t4.so")
 T4_CODE = GpuInfo(("sm_75",), "compute_75", "", {}, {}, 10**9, "", PredictedTimes(1590.0, {}))
@@ -166,8 +165,7 @@ def test_what_runs_where(code: GpuInfo, capability: tuple[int, int], expected: b
 def test_a_library_is_not_loaded_where_its_gpu_is_not(
     tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "find_cuda_compiler", fake_compiler)
-    monkeypatch.setattr(report, "find_disassembler", lambda: None)
+    use_fake_compiler(monkeypatch)
     library = tmp_path / "model.nvidia-a100.so"
     build_library(lower(integers_of("Residual"), TARGETS["nvidia/a100"]), library)
     machine(capability=(7, 5))

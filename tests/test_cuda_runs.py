@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.build import build_library
-from hawq_tvm.backends.tvm.cuda import device, report
+from hawq_tvm.backends.tvm.cuda import device
 from hawq_tvm.backends.tvm.cuda.emulated import emulated_module, why_not_here
 from hawq_tvm.backends.tvm.cuda.texts import parse_texts
 from hawq_tvm.backends.tvm.info import LibraryInfo
@@ -26,7 +25,7 @@ from hawq_tvm.emulator import DRIVER_TOO_OLD, NO_DEVICE, Conditions, Image, emul
 
 from .builders import integer_samples, integers_of, same
 from .emulated import needs_compiler
-from .fake_cuda import fake_compiler
+from .fake_cuda import use_fake_compiler
 from .gpu_threads import FromThreads
 
 pytestmark = needs_compiler
@@ -36,8 +35,7 @@ MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "find_cuda_compiler", fake_compiler)
-    monkeypatch.setattr(report, "find_disassembler", lambda: None)
+    use_fake_compiler(monkeypatch)
 
 
 def built(graph: Graph, folder: Path, *, target: str = "nvidia/t4", batch: int = 1, storages: str = "all") -> Path:

@@ -21,9 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hawq_tvm.backends.tvm import build
 from hawq_tvm.backends.tvm.build import build_library
-from hawq_tvm.backends.tvm.cuda import report
 from hawq_tvm.backends.tvm.cuda.emulated import emulated_program
 from hawq_tvm.backends.tvm.info import ImageInput
 from hawq_tvm.backends.tvm.lower import lower
@@ -35,7 +33,7 @@ from hawq_tvm.sources.options import Preprocessing
 
 from .builders import SIZE, integers_of
 from .emulated import needs_compiler
-from .fake_cuda import fake_compiler
+from .fake_cuda import use_fake_compiler
 from .rpc_servers import needs_tracker, server, tracker
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "deploy"
@@ -54,8 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("device")
     graph = integers_of("Residual", ("w8a8", "w4a4"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "find_cuda_compiler", fake_compiler)
-        patch.setattr(report, "find_disassembler", lambda: None)
+        use_fake_compiler(patch)
         for target in ("llvm", "nvidia/t4"):
             lowered = lower(graph, TARGETS[target], batch=BATCH)
             build_library(lowered, folder / TARGETS[target].library_name, image=IMAGE)

@@ -14,13 +14,11 @@ import pytest
 
 from benchmarks import gpu, gpu_prepare
 from benchmarks.gpu_peers import find_peers
-from hawq_tvm.backends.tvm import build
-from hawq_tvm.backends.tvm.cuda import report
 from hawq_tvm.cli.app import main
 
 from .conftest import NETWORKS, QUICK
 from .emulated import needs_compiler
-from .fake_cuda import fake_compiler
+from .fake_cuda import use_fake_compiler
 
 ROOT = Path(__file__).parent.parent
 BATCHES = (1, 3)
@@ -34,8 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
     arguments = ("run", f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples", "--budget-size", "50%", *QUICK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "find_cuda_compiler", fake_compiler)
-        patch.setattr(report, "find_disassembler", lambda: None)
+        use_fake_compiler(patch)
 
         def run(*words: object) -> None:
             assert words[:4] == ("run", f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples")

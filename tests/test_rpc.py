@@ -37,7 +37,7 @@ from hawq_tvm.measure import device_bench
 
 from .builders import integers_of
 from .conftest import NETWORKS, QUICK, Run
-from .fake_cuda import fake_compiler
+from .fake_cuda import fake_compiler, use_fake_compiler
 from .rpc_servers import Served, mortal_server, needs_tracker, server, tracker
 
 pytestmark = [
@@ -175,9 +175,8 @@ class _Zeros:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "find_cuda_compiler", fake_compiler)
+    use_fake_compiler(monkeypatch)
     monkeypatch.setattr(kernel_times, "find_cuda_compiler", fake_compiler)
-    monkeypatch.setattr(report, "find_disassembler", lambda: None)
 
 
 @pytest.fixture
