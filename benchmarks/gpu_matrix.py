@@ -23,11 +23,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.random_networks import integers
 from benchmarks.runs import markdown, read_results, write_results
@@ -101,17 +102,15 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.exit("error: no disassembler, and machine code must be read; pip install nvidia-cuda-nvdisasm")
     broken = []
     with empty_cache():
-        for network, configuration, batch in product(arguments.networks, arguments.configurations, arguments.batches):
+        for network, configuration in product(arguments.networks, arguments.configurations):
             graph = integers(NETWORKS[network], CONFIGURATIONS[configuration])
-            if arguments.cold:
-                with empty_cache():
-                    found = compiled(graph, network, configuration, batch, cold=True)
-            else:
-                found = compiled(graph, network, configuration, batch, cold=False)
-            broken += [f"{found.key}: {sentence}" for sentence in found.broken]
-            dated = {"date": datetime.now(UTC).date().isoformat(), **asdict(found)}
-            write_results("gpu_matrix", {**read_results("gpu_matrix"), found.key: dated})
-            print(table([found]).splitlines()[-1], file=sys.stderr, flush=True)
+            for batch in arguments.batches:
+                with empty_cache() if arguments.cold else nullcontext():
+                    found = compiled(graph, network, configuration, batch, cold=arguments.cold)
+                broken += [f"{found.key}: {sentence}" for sentence in found.broken]
+                dated = {"date": datetime.now(UTC).date().isoformat(), **asdict(found)}
+                write_results("gpu_matrix", {**read_results("gpu_matrix"), found.key: dated})
+                print(table([found]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(kept()))
     print("\n".join(["", *broken]) if broken else "\nevery promise holds")
     return 1 if broken else 0
@@ -130,17 +129,8 @@ def kept() -> list[Compiled]:
 @contextmanager
 def empty_cache() -> Iterator[None]:
     """No compiled kernel is there at first, and none is left behind."""
-    name = "XDG_CACHE_HOME"
-    before = os.environ.get(name)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = before
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"XDG_CACHE_HOME": folder}):
+        yield
 
 
 def compiled(graph: Graph, network: str, configuration: str, batch: int, *, cold: bool) -> Compiled:
