@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hawq_tvm.backends.tvm.build import compile_library
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
 from hawq_tvm.backends.tvm.runtime import configure_threads, load_library
-from hawq_tvm.backends.tvm.storage import plan_storages
+from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.gpu_model import typical_clock
@@ -169,14 +169,24 @@ def distinct_kernels(
     names = tuple(layer.name for layer in graph.layers)
     keys: dict[tuple[str, Bits], Any] = {}
     kernels: dict[Any, ChosenKernel] = {}
-    for pair, bits in configurations.items():
-        integers = integerize(graph, ranges, bits)
-        plan = plan_storages(integers, machine.target, machine.vector_bits, batch=batch, features=machine.features)
+    for pair, plan in _plans(graph, ranges, configurations, machine, batch):
         for name in names:
             chosen = ChosenKernel(plan.requests[name], plan.kernels[name], plan.offers[name])
             keys[name, pair] = _machine_code_key(chosen)
             kernels.setdefault(keys[name, pair], chosen)
     return keys, kernels
+
+
+def _plans(
+    graph: FloatGraph, ranges: RangeTable, configurations: Mapping[Bits, BitConfig], machine: Machine, batch: int
+) -> Iterator[tuple[Bits, Plan]]:
+    """The kernels that the network gets with every layer at one pair, pair after pair."""
+    for pair, bits in configurations.items():
+        integers = integerize(graph, ranges, bits)
+        yield (
+            pair,
+            plan_storages(integers, machine.target, machine.vector_bits, batch=batch, features=machine.features),
+        )
 
 
 def predict_latency(
@@ -193,9 +203,7 @@ def predict_latency(
     """
     machine = Machine.resolve(target)
     table: dict[str, dict[Bits, float]] = {layer.name: {} for layer in graph.layers}
-    for pair, bits in configurations.items():
-        integers = integerize(graph, ranges, bits)
-        plan = plan_storages(integers, target, machine.vector_bits, batch=batch, features=machine.features)
+    for pair, plan in _plans(graph, ranges, configurations, machine, batch):
         for name, row in table.items():
             row[pair] = plan.offers[name].cost
     if target.gpu is None:
