@@ -452,3 +452,13 @@ def test_the_table_names_every_operator() -> None:
         "pad_channels",
     }
     assert all(OPS[kind].kind == kind for kind in OPS)
+
+
+@pytest.mark.parametrize(
+    ("residual", "expected"), [(None, [[5, 6]]), ([7], [[5, 6], [7, 7]]), ([7, 8], [[5, 6], [7, 8]])]
+)
+def test_a_layer_has_a_multiplier_a_channel_for_each_of_its_products(
+    residual: list[int] | None, expected: list[list[int]]
+) -> None:
+    layer = Linear(np.ones((2, 3)), 8, [0, 0], Rescale([5, 6], 30, -128, 127, residual))
+    assert [array.tolist() for array in layer.multipliers] == expected

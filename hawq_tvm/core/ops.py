@@ -78,6 +78,13 @@ class WeightedOperator(Operator):
     def out_channels(self) -> int:
         return int(self.weight.shape[0])
 
+    @property
+    def multipliers(self) -> list[Array]:
+        """The multiplier of each output channel and, with a residual, the residual's: int64 [out] each."""
+        residual = self.rescale.residual
+        rest = [] if residual is None else [np.broadcast_to(residual, (self.out_channels,))]
+        return [self.rescale.multiplier, *rest]
+
     def _result_shape(self, inputs: Sequence[TensorType], shape: Shape) -> Shape:
         expected = 1 if self.rescale.residual is None else 2
         if len(inputs) != expected:

@@ -33,9 +33,7 @@ CODE_INSTRUCTIONS = {"NCHW": 240, "NHWC": 900}
 
 def per_channel(op: WeightedOperator, channels: int) -> list[Array]:
     """Bias, multipliers and, where there is one, the residual's: int32 [channels], which 2^31 bounds, then zeros."""
-    values = [op.bias, op.rescale.multiplier]
-    if op.rescale.residual is not None:
-        values.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
+    values = [op.bias, *op.multipliers]
     filled = np.zeros((len(values), channels), np.int32)
     for row, array in zip(filled, values, strict=True):
         row[: len(array)] = array

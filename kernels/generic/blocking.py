@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -63,8 +63,12 @@ class Blocking:
             return cls(halves, lanes, min(vector, width), "pixels")
         widest = (16 if vector_bits >= 512 else 12) // halves
         tiles = range(min(widest, width), 0, -1)
-        tile = min(tiles, key=lambda t: (-(-width // t) * (t + 1), -t))  # least padded work, with a cost a tile
-        return cls(halves, lanes, tile, "channels")
+        return cls(halves, lanes, best_tile(width, tiles), "channels")
+
+
+def best_tile(width: int, sizes: Iterable[int]) -> int:
+    """Of these sizes of a tile the one by which a row of `width` pixels is least work, with a cost a tile."""
+    return min(sizes, key=lambda size: (-(-width // size) * (size + 1), -size))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import numpy as np
 from tvm import s_tir, te
 
 from hawq_tvm.core.ops import Conv2d
@@ -54,8 +53,7 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
     residual = None
     if op.rescale.residual is not None:
         residual = te.placeholder((request.batch, *output.shape), request.inputs[1].dtype.carrier, name="residual")
-        residual_multipliers = np.broadcast_to(op.rescale.residual, (channels,))
-        residual_multiplier = per_channel.add("residual_multiplier", residual_multipliers)
+        residual_multiplier = per_channel.add("residual_multiplier", op.multipliers[1])
 
     def result(n: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
         # With one group the last block may be partly filled, and TVM infers wrong regions from `% blocks` then.

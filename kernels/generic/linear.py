@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from tvm import s_tir, te
 
 from hawq_tvm.core.ops import Linear
@@ -37,8 +36,7 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
     inputs = [x]
     if op.rescale.residual is not None:
         inputs.append(te.placeholder((request.batch, channels), request.inputs[1].dtype.carrier, name="residual"))
-        residual_multipliers = np.broadcast_to(op.rescale.residual, (channels,))
-        residual_multiplier = per_channel.add("residual_multiplier", residual_multipliers)
+        residual_multiplier = per_channel.add("residual_multiplier", op.multipliers[1])
 
     def result(n: Expr, c: Expr) -> Expr:
         b, hf, ln = c // block, (c // lane) % half, c % lane

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
-from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight
+from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, best_tile
 from hawq_tvm.kernels.generic.costs import Work, cost, empty_lanes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
@@ -61,8 +61,7 @@ class _Shape:
 def _pixels(width: int, halves: int, vector_bits: int) -> int:
     """Pixels of a tile: accumulators leave 4 of 32 (AVX-512) or of 16 registers for weights and inputs."""
     widest = (28 if vector_bits >= 512 else 12) // halves
-    tiles = range(min(widest, width), 0, -1)
-    return min(tiles, key=lambda t: (-(-width // t) * (t + 1), -t))  # least work done twice, with a cost a tile
+    return best_tile(width, range(min(widest, width), 0, -1))
 
 
 def _refuse(request: Request) -> str | None:
@@ -181,9 +180,7 @@ def _filled(values: Array, shape: _Shape) -> Array:
 
 def _per_channel(op: Conv2d, shape: _Shape) -> list[Array]:
     """Bias and multipliers, int32 [groups, blocks, halves, lanes]: 2^31 bounds both."""
-    values = [op.bias, op.rescale.multiplier]
-    if op.rescale.residual is not None:
-        values.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
+    values = [op.bias, *op.multipliers]
     halves, lanes = shape.blocking.halves, shape.blocking.lanes
     filled = [_filled(array.astype(np.int32), shape) for array in values]
     return [pack_channel_blocks(array, shape.groups, halves, lanes) for array in filled]

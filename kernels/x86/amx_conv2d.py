@@ -32,7 +32,6 @@ from hawq_tvm.kernels.x86.amx_product import (
     Product,
     Split,
     Sums,
-    bias_of,
     keep_size,
     multiply_by_tiles,
     multiply_by_vectors,
@@ -40,6 +39,7 @@ from hawq_tvm.kernels.x86.amx_product import (
 )
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.amx_weights import Stream, Weights, pack_weight, unpacked_panel
+from hawq_tvm.kernels.x86.storages import first_sums
 from hawq_tvm.kernels.x86.vectors import LANES, flat, ramp
 
 BLOCK_SUMS = BLOCK_PIXELS * BLOCK_CHANNELS
@@ -111,14 +111,13 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
     assert isinstance(op, Conv2d)
     rescaling = Rescaling.choose(op, request.inputs, node.type)
     lanes = rescaling.lanes
-    signed = request.inputs[0].dtype.signed
     operand = source.operand
     plane = Plane.of(node.type, request.alternatives[node.name])
     tall = plane.blocks * BLOCK_PIXELS == TALL_PIXELS
     constants = (
         pack_weight(in_lanes(op.weight, lanes), operand, packed=packed, apart=tall),
         operand.offsets,
-        in_lanes(bias_of(op.bias, op.weight, signed), lanes),
+        in_lanes(first_sums(op, zero_of(request.inputs[0])), lanes),
         rescaling.parameters,
         rescaling.order,
     )
@@ -232,10 +231,10 @@ class _Convolution:
                     with_tiles(sums, part)
                     tiles.release()
                 with T.Else():
-                    self._without_tiles(sums, part)
+                    self.one_by_one(sums, part, on_tiles=False)
             self._zeros(part)
 
-    def one_by_one(self, sums: Any, part: _Part) -> None:
+    def one_by_one(self, sums: Any, part: _Part, *, on_tiles: bool = True) -> None:
         """Each block, and then its rescale."""
         product = self.product(part.sample, self.packed)
         with T.serial(part.panels) as p:
@@ -243,8 +242,11 @@ class _Convolution:
             product.weights.unpack(panel)
             with T.serial(part.blocks) as b:
                 block = part.first_block + b
-                ahead = (b, self.split.blocks)
-                multiply_by_tiles(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0), ahead=ahead)
+                if on_tiles:
+                    ahead = (b, self.split.blocks)
+                    multiply_by_tiles(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0), ahead=ahead)
+                else:
+                    multiply_by_vectors(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0))
                 with T.serial(PAIRS) as pair:
                     self._rescale(part.sample, panel, block, sums, 0, pair)
 
@@ -291,18 +293,6 @@ class _Convolution:
             multiply(before + 1, Beside(pairs, lambda pair: rescale(before, pair)))
         with T.serial(pairs) as pair:
             rescale(part.panels - 1, pair)
-
-    def _without_tiles(self, sums: Any, part: _Part) -> None:
-        """As `one_by_one`, on vectors."""
-        product = self.product(part.sample, self.packed)
-        with T.serial(part.panels) as p:
-            panel = part.first_panel + p
-            product.weights.unpack(panel)
-            with T.serial(part.blocks) as b:
-                block = part.first_block + b
-                multiply_by_vectors(product, panel, block * BLOCK_PIXELS, _tiles_of(sums, 0))
-                with T.serial(PAIRS) as pair:
-                    self._rescale(part.sample, panel, block, sums, 0, pair)
 
     def _rescale(self, n: Expr, panel: Expr, block: Expr, sums: Any, half: Expr, pair: Expr) -> None:
         """Two pixels of a block, 32 channels of each; in a tall block pairs go on past the first 32 pixels."""

@@ -68,8 +68,8 @@ class Rescaling:
                 multiplier = ratio.astype(np.float32).view(np.int32)
             return cls(exact, _in_groups([multiplier], NATURAL), rescale, None, signed)
         offset = UNSIGNED_OFFSET if inputs[1].dtype.signed else 0
-        rows = [rescale.multiplier, np.broadcast_to(rescale.residual, (op.out_channels,))]
-        parameters = _in_groups([row.astype(np.int32) for row in rows], NATURAL if offset else EVEN_ODD)
+        rows = [row.astype(np.int32) for row in op.multipliers]
+        parameters = _in_groups(rows, NATURAL if offset else EVEN_ODD)
         return cls(False, parameters, rescale, offset, signed)
 
     @property

@@ -18,20 +18,20 @@ from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
-from hawq_tvm.kernels.x86.amx_copies import samples_as_pixels
+from hawq_tvm.kernels.x86.amx_copies import samples_as_pixels, zero_of
 from hawq_tvm.kernels.x86.amx_epilogue import NATURAL, in_lanes
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_product import (
     Product,
     Split,
     Sums,
-    bias_of,
     keep_size,
     multiply_by_tiles,
     multiply_by_vectors,
 )
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS
 from hawq_tvm.kernels.x86.amx_weights import Weights, pack_weight, unpacked_panel
+from hawq_tvm.kernels.x86.storages import first_sums
 from hawq_tvm.kernels.x86.vectors import flat
 
 
@@ -40,14 +40,11 @@ def build_linear(request: Request, *, packed: bool) -> BuiltKernel:
     op, node, batch = request.node.op, request.node, request.batch
     assert isinstance(op, Linear)
     operand = of_samples(request.inputs[0].shape[0], batch)
-    factors = [op.rescale.multiplier]
-    if op.rescale.residual is not None:
-        factors.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
     constants = (
         pack_weight(op.weight, operand, packed=packed),
         operand.offsets,
-        in_lanes(bias_of(op.bias, op.weight, request.inputs[0].dtype.signed), NATURAL),
-        *(array.astype(np.int32) for array in factors),
+        in_lanes(first_sums(op, zero_of(request.inputs[0])), NATURAL),
+        *(array.astype(np.int32) for array in op.multipliers),
     )
     panels, blocks = len(constants[0]), -(-batch // BLOCK_PIXELS)
     split = Split.choose(panels, 1, operand.steps * blocks, 1)

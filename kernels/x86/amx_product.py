@@ -18,13 +18,11 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ir import Array
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_operands import Operand
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS
 from hawq_tvm.kernels.x86.amx_weights import Stream, Weights
-from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
 from hawq_tvm.kernels.x86.vectors import LANES, Registers, dot, in_all_lanes, ramp
 
 STEP_MACS = BLOCK_PIXELS * BLOCK_CHANNELS * tiles.ROW_BYTES
@@ -128,14 +126,6 @@ class Beside:
 
     parts: int
     emit: Callable[[Expr], None]
-
-
-def bias_of(op_bias: Array, weight: Array, signed: bool) -> Array:
-    """The sums' first values, int32: the bias, less what the 128 added to signed activations brings in."""
-    bias = op_bias.astype(np.int64)
-    if signed:
-        bias = bias - UNSIGNED_OFFSET * weight.reshape(len(weight), -1).sum(axis=1, dtype=np.int64)
-    return bias.astype(np.int32)  # wraps, as the sums do
 
 
 def multiply_by_tiles(

@@ -20,7 +20,7 @@ from hawq_tvm.kernels.generic.functions import constant_parameters, function, st
 from hawq_tvm.kernels.interface import BuiltKernel, Request
 from hawq_tvm.kernels.x86.epilogue import rounded, rounded_in_float32, stored_bytes
 from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES, UNSIGNED_OFFSET, missing
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES, UNSIGNED_OFFSET, first_sums, missing
 from hawq_tvm.kernels.x86.vectors import (
     LANES,
     PACKED_LANES,
@@ -80,11 +80,7 @@ def per_channel(request: Request, panels: Panels) -> tuple[Array, ...]:
     op = request.node.op
     assert isinstance(op, Conv2d)
     offset = request.alternatives[request.node.inputs[0]].offset
-    sums = op.weight.reshape(op.out_channels, -1).sum(axis=1, dtype=np.int64)
-    values = [op.bias.astype(np.int64) - offset * sums, op.rescale.multiplier]
-    if op.rescale.residual is not None:
-        values.append(np.broadcast_to(op.rescale.residual, (op.out_channels,)))
-    bias, multiplier, *rest = (panels.pack_lanes(np.asarray(array)) for array in values)
+    bias, multiplier, *rest = (panels.pack_lanes(array) for array in (first_sums(op, offset), *op.multipliers))
     if in_float32(request):
         multiplier = np.ldexp(multiplier.astype(np.float64), -op.rescale.shift).astype(np.float32)
     return bias, multiplier, *rest

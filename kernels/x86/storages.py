@@ -8,6 +8,11 @@ Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, 
 
 from __future__ import annotations
 
+import numpy as np
+
+from hawq_tvm.core.ir import Array
+from hawq_tvm.core.ops import WeightedOperator
+
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 """What every CPU with AVX-512 for integers has."""
 
@@ -30,6 +35,16 @@ def signed_offset(features: frozenset[str]) -> int:
     (128, 0)
     """
     return UNSIGNED_OFFSET if features >= AVX512_VNNI else 0
+
+
+def first_sums(op: WeightedOperator, offset: int) -> Array:
+    """What accumulators begin with: the bias, less what an offset of the stored activations brings in.
+
+    Returns:
+        int32 [out], modulo 2^32, as accumulators count.
+    """
+    sums = op.weight.reshape(op.out_channels, -1).sum(axis=1, dtype=np.int64)
+    return np.asarray(op.bias.astype(np.int64) - offset * sums).astype(np.int32)
 
 
 def missing(features: frozenset[str], needed: frozenset[str]) -> str | None:

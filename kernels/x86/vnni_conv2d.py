@@ -21,6 +21,7 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
+from hawq_tvm.kernels.generic.blocking import best_tile
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.nhwc import channels_last
@@ -86,7 +87,7 @@ class Cut:
         is_flat = pointwise and not any(any(storage.frame) for storage in storages)
         _, height, width = type.shape
         width = request.batch * height * width if is_flat else width
-        tile = tile_of(width)
+        tile = best_tile(width, range(min(MAX_TILE, width), 0, -1))
         top, _, bottom, _ = target.frame
         rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
         depth = _depth(op, source.channels(request.inputs[0]))
@@ -96,11 +97,6 @@ class Cut:
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
         groups = 1 if inner_blocks else min(rows, -(-activations // L2_BYTES))
         return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
-
-
-def tile_of(width: int) -> int:
-    """Pixels of a tile: least work done twice, with a cost a tile."""
-    return min(range(min(MAX_TILE, width), 0, -1), key=lambda t: (-(-width // t) * (t + 1), -t))
 
 
 def _block_inputs(op: Conv2d, block: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from tvm.tirx import op as tir
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
+from hawq_tvm.kernels.generic.blocking import best_tile
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.nhwc import channels_last
@@ -98,7 +99,7 @@ class Cut:
         quads = quads_of(window.kernel[1], window.strides[1], window.dilations[1], width)
         pixels = len(quads[0].taps)
         sizes = range(min(MAX_TILE, width) // pixels * pixels, 0, -pixels)
-        tile = min(sizes, key=lambda t: (-(-width // t) * (t + 1), -t))
+        tile = best_tile(width, sizes)
         steps = window.kernel[0] * len(quads) * pixels
         channels = request.alternatives[request.node.name].channels(type)
         panels = Panels(channels, steps, op.weight_bits in PACKED_WEIGHT)

@@ -25,7 +25,7 @@ from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
 from hawq_tvm.kernels.packing import pack_nibbles
 from hawq_tvm.kernels.x86.epilogue import rounded
 from hawq_tvm.kernels.x86.panels import STEP
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES, UNSIGNED_OFFSET, missing
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES, UNSIGNED_OFFSET, first_sums, missing
 from hawq_tvm.kernels.x86.vectors import (
     LANES,
     Registers,
@@ -127,10 +127,7 @@ def _build(request: Request) -> BuiltKernel:
     op, cut, type = request.node.op, Cut.of(request), request.node.type
     assert isinstance(op, Linear)
     offset = UNSIGNED_OFFSET if request.inputs[0].dtype.signed else 0
-    bias = op.bias.astype(np.int64) - offset * op.weight.sum(axis=1, dtype=np.int64)
-    values = [bias.astype(np.uint32).view(np.int32), op.rescale.multiplier.astype(np.int32)]
-    if op.rescale.residual is not None:
-        values.append(np.broadcast_to(op.rescale.residual, (cut.outputs,)).astype(np.int32))
+    values = [first_sums(op, offset), *(array.astype(np.int32) for array in op.multipliers)]
     constants = cut.pack(op.weight), *(array[cut.channels].reshape(-1) for array in values)
     reads, writes = request.canonical()
     *inputs, result = (
