@@ -87,7 +87,7 @@ class Cut:
         is_flat = pointwise and not any(any(storage.frame) for storage in storages)
         _, height, width = type.shape
         width = request.batch * height * width if is_flat else width
-        tile = best_tile(width, range(min(MAX_TILE, width), 0, -1))
+        tile = tile_of(width)
         top, _, bottom, _ = target.frame
         rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
         depth = _depth(op, source.channels(request.inputs[0]))
@@ -97,6 +97,11 @@ class Cut:
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
         groups = 1 if inner_blocks else min(rows, -(-activations // L2_BYTES))
         return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
+
+
+def tile_of(width: int) -> int:
+    """Pixels of a tile of such a row."""
+    return best_tile(width, range(min(MAX_TILE, width), 0, -1))
 
 
 def _block_inputs(op: Conv2d, block: int) -> tuple[int, int]:
