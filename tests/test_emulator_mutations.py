@@ -108,7 +108,8 @@ MUTATIONS = {
     ),
     "one step too few": Mutation(SHORT, r"step < 4; \+\+step", "step < 3; ++step", None),
     "one step too many": Mutation(SHORT, r"step < 4; \+\+step", "step < 5; ++step", None),
-    "a tile too many loaded": Mutation(SHORT, r"if \(step < 3\)", "if (step < 4)", "out of bounds at b__ptr"),
+    # Blocks run side by side: of a tile beyond both operands, whichever is read first is told.
+    "a tile too many loaded": Mutation(SHORT, r"if \(step < 3\)", "if (step < 4)", "read of 16 bytes out of bounds at"),
     "a row too many read": Mutation(SHORT, r"< 40\)\)", "< 41))", "read of 16 bytes out of bounds at a__ptr["),
     "a copy from beyond the buffer": Mutation(
         TALL, r"a__ptr\[condval\]", "a__ptr[condval + 2560]", "read of 16 bytes out of bounds at a__ptr["
