@@ -101,7 +101,7 @@ class Replay:
 
     def add(self, step: Transition, reward: float) -> None:
         row = [*step.state, *step.then, step.action, reward, 0.0 if step.ends else 1.0]
-        self._rows[self._seen % len(self._rows)] = torch.tensor(row)
+        self._rows[self._seen % len(self._rows)] = torch.tensor(row, dtype=torch.float32)
         self._seen += 1
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -133,9 +133,10 @@ class Agent:
                 *(nn.Linear(second, 1), nn.Sigmoid()),
             )
             self._critic = _Critic(width, settings.hidden)
-        self._targets = deepcopy((self._actor, self._critic))
-        self._actor_steps = torch.optim.Adam(self._actor.parameters(), settings.actor_rate)
-        self._critic_steps = torch.optim.Adam(self._critic.parameters(), settings.critic_rate)
+        self._networks = (self._actor, self._critic)
+        self._targets = deepcopy(self._networks)
+        self._actor_steps = torch.optim.Adam(self._actor.parameters(), settings.actor_rate, fused=True)
+        self._critic_steps = torch.optim.Adam(self._critic.parameters(), settings.critic_rate, fused=True)
         self._replay = Replay(capacity, width)
         self._baseline: float | None = None
 
@@ -151,7 +152,7 @@ class Agent:
             state: what it sees.
             episode: how many have passed since the warm-up.
         """
-        mean = self._actor(torch.tensor(state)[None]).double()
+        mean = self._actor(torch.tensor(state, dtype=torch.float32)[None]).double()
         deviation = self._settings.deviation * self._settings.decay**episode
         return truncated_normal(float(mean), deviation, self._generator)
 
@@ -175,9 +176,12 @@ class Agent:
         _descend(self._critic_steps, F.mse_loss(self._critic(states, actions), wanted))
         _descend(self._actor_steps, -self._critic(states, self._actor(states)).mean())
         with torch.no_grad():
-            for target, network in zip(self._targets, (self._actor, self._critic), strict=True):
-                for old, new in zip(target.parameters(), network.parameters(), strict=True):
-                    old.lerp_(new, settings.tau)
+            old, new = (_parameters(networks) for networks in (self._targets, self._networks))
+            torch._foreach_lerp_(old, new, settings.tau)
+
+
+def _parameters(networks: tuple[nn.Module, nn.Module]) -> list[Tensor]:
+    return [parameter for network in networks for parameter in network.parameters()]
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

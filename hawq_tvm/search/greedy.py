@@ -1,7 +1,9 @@
 """Greedy allocation: from the most bits down, at each step what loses least for what it saves, until budgets are met.
 
 By the table's sensitivities, or by accuracy as it is measured. The second asks again only about the step that looks
-best: losses grow as the network gets coarser, so that a step measured earlier rarely becomes better than it was.
+best: losses grow as bits become fewer, so that a step measured earlier rarely becomes better than it was. A step that
+was never measured is expected to lose four times what the last one of its group did, as the power of rounding errors
+grows with each bit less.
 
 Source: the ratio rule is that of the greedy for multiple-choice knapsacks (Kellerer, Pferschy, Pisinger, Knapsack
 Problems, 2004, section 11.2); asking again about the best alone is Minoux's accelerated greedy (1978).
@@ -10,7 +12,7 @@ Problems, 2004, section 11.2); asking again about the best alone is Minoux's acc
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -61,18 +63,24 @@ def _filled(problem: Problem, picks: Picks) -> Picks:
         picks = found
 
 
+_GROWTH = 4.0  # of the power of rounding errors with each bit less
+_UNSEEN = 1e-4  # what a drop of the accuracy too small to be seen is taken for
+
+
 @dataclass
 class _Step:
     """One group's next step down.
 
     Attributes:
         group: its index.
+        part: ``weight`` or ``activation``, whichever gets fewer bits.
         choice: where it leads.
-        drop: of the accuracy, as it was measured last.
+        drop: of the accuracy, as it was measured last or is expected.
         asked: how many steps had been taken then; -1 before the first.
     """
 
     group: int
+    part: str
     choice: int
     drop: float = -inf
     asked: int = -1
@@ -97,34 +105,38 @@ def allocate_by_accuracy(problem: Problem, resources: Resources) -> Allocation:
     fallback = meeting(problem)
     picks, taken = highest(problem), 0
     now = trials.accuracy_of(picks)
-    steps = [step for g in range(len(picks)) for step in _next_steps(problem, picks, g)]
+    steps = [step for g in range(len(picks)) for step in _next_steps(problem, picks, g, {})]
     while not problem.meets(picks):
-        best = _cheapest(problem, picks, steps)
+        may_ask = trials.left > 1  # one is kept for the end
+        best = _cheapest(problem, picks, steps, unknown=-inf if may_ask else inf)
         if best is None:
             picks = list(fallback)
             break
-        if best.asked < taken and trials.left > 1:  # one is kept for the end
+        if best.asked < taken and may_ask:
             then = [*picks[: best.group], best.choice, *picks[best.group + 1 :]]
             best.drop, best.asked = now - trials.accuracy_of(then), taken
             continue
+        drops = {step.part: step.drop for step in steps if step.group == best.group}
         picks[best.group], taken, now = best.choice, taken + 1, now - best.drop
-        steps = [step for step in steps if step.group != best.group] + _next_steps(problem, picks, best.group)
+        others = [step for step in steps if step.group != best.group]
+        steps = others + _next_steps(problem, picks, best.group, drops)
     accuracy = trials.accuracy_of(picks) if trials.left else now
     origin = f"greedy-accuracy, {trials.done} measured: {accuracy:.4f}"
     return allocation(problem, picks, "greedy-accuracy", started, origin)
 
 
-def _next_steps(problem: Problem, picks: Sequence[int], g: int) -> list[_Step]:
-    """One bit less of the activation, and one bit less of the weights, where there are choices for it."""
-    parts = (lowered(problem.groups[g], picks[g], part) for part in ("activation", "weight"))
-    return [_Step(g, lower) for lower in parts if lower is not None]
+def _next_steps(problem: Problem, picks: Sequence[int], g: int, drops: Mapping[str, float]) -> list[_Step]:
+    """The next choice with fewer bits of the activation, and of the weights; `drops` are the group's last."""
+    lower = {part: lowered(problem.groups[g], picks[g], part) for part in ("activation", "weight")}
+    expected = {part: _GROWTH * max(drops[part], _UNSEEN) if drops.get(part, -inf) > -inf else -inf for part in lower}
+    return [_Step(g, part, k, expected[part]) for part, k in lower.items() if k is not None]
 
 
-def _cheapest(problem: Problem, picks: Picks, steps: Sequence[_Step]) -> _Step | None:
-    """The step of the least drop for what it saves, as far as is known; None where none saves."""
+def _cheapest(problem: Problem, picks: Picks, steps: Sequence[_Step], unknown: float) -> _Step | None:
+    """The step of the least drop for what it saves, `unknown` where none was measured; None where none saves."""
     saved, found = savings(problem, picks), []
     for order, step in enumerate(steps):
         gain = saved(step.group, step.choice)
         if gain > 0:
-            found.append((step.drop / gain, order))
+            found.append(((unknown if step.drop == -inf else step.drop) / gain, order))
     return steps[min(found)[1]] if found else None
