@@ -58,7 +58,7 @@ class MobileNetV1(nn.Module):
         self.norm = nn.BatchNorm2d(stem)
         inputs = [stem, *channels[:-1]]
         self.blocks = nn.Sequential(
-            *(Separable(*ends, stride) for *ends, (_, stride) in zip(inputs, channels, PLAN, strict=True))
+            *(Separable(here, there, stride) for here, there, (_, stride) in zip(inputs, channels, PLAN, strict=True))
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels[-1], 10)
@@ -122,7 +122,9 @@ def _inner(images: Tensor) -> Tensor:
 def accuracy(network: nn.Module, samples: tuple[Tensor, Tensor]) -> float:
     """Share of right answers."""
     network.eval()
-    right = [network(x.float()).argmax(1) == y for x, y in zip(*(part.split(500) for part in samples), strict=True)]
+    right = [
+        network(x.float()).argmax(1) == y for x, y in zip(*(torch.split(part, 500) for part in samples), strict=True)
+    ]
     return float(torch.cat(right).double().mean())
 
 
@@ -136,7 +138,8 @@ def main() -> None:
     arguments = parser.parse_args()
     train, test = loaded(arguments.data, arguments.seed)
     torch.manual_seed(arguments.seed)
-    network = MobileNetV1(arguments.width).to(memory_format=torch.channels_last)  # a third faster on a CPU
+    network = MobileNetV1(arguments.width)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
     start = time.perf_counter()
     for number, loss in enumerate(epochs(network, train, arguments.epochs, arguments.seed), 1):
         seconds = time.perf_counter() - start

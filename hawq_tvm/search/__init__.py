@@ -21,8 +21,9 @@ from hawq_tvm.ilp import Allocation, Allocator, Problem
 from hawq_tvm.search.chance import draw_random
 from hawq_tvm.search.greedy import allocate_by_accuracy, allocate_greedily
 from hawq_tvm.search.haq import search_haq
+from hawq_tvm.search.memory import Evaluate
 from hawq_tvm.search.ranking import rank_hawq
-from hawq_tvm.search.resources import Evaluate, Resources
+from hawq_tvm.search.resources import Resources
 from hawq_tvm.search.tpe import allocate_by_optuna
 
 Search = Callable[[Problem, Resources], Allocation]

@@ -15,9 +15,10 @@ Source: Lillicrap et al., Continuous control with deep reinforcement learning (a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,13 @@ class Replay:
         self._width = width
         self._seen = 0
 
+    def state(self) -> dict[str, Any]:
+        return {"rows": self._rows, "seen": self._seen}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._rows.copy_(state["rows"])
+        self._seen = state["seen"]
+
     def __len__(self) -> int:
         return min(self._seen, len(self._rows))
 
@@ -162,6 +170,27 @@ class Agent:
             self._replay.add(step, reward)
             if learns:
                 self._update()
+
+    def state(self) -> dict[str, Any]:
+        """All that the next act and the next update depend on, as `torch.save` takes it."""
+        return {
+            "learned": [part.state_dict() for part in self._learned],
+            "replay": self._replay.state(),
+            "baseline": self._baseline,
+            "generator": self._generator.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` of an agent of the same settings gave."""
+        for part, kept in zip(self._learned, state["learned"], strict=True):
+            part.load_state_dict(kept)
+        self._replay.restore(state["replay"])
+        self._baseline = state["baseline"]
+        self._generator.set_state(state["generator"])
+
+    @property
+    def _learned(self) -> tuple[nn.Module | torch.optim.Optimizer, ...]:
+        return (*self._networks, *self._targets, self._actor_steps, self._critic_steps)
 
     def _update(self) -> None:
         settings = self._settings

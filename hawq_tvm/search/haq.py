@@ -8,9 +8,9 @@ the budgets are enforced (`hawq_tvm.search.picks.enforced`), the accuracy is mea
 The agent is `hawq_tvm.search.ddpg`. Tied layers act as one, seen as the first of them; layers without a choice, as
 those that are pinned, are passed over.
 
-Everything random comes from the seed, so that a search that was cut off and begins anew asks for the same
-configurations; what was measured is remembered (`hawq_tvm.search.memory`), and only learning is done again, which
-takes milliseconds a step.
+Everything random comes from the seed. After each episode all that the next one depends on is kept, the agent's
+networks, its optimizers and its replay among it (`hawq_tvm.search.progress`): a search that was cut off goes on there,
+and ends as it would have ended.
 
 Source: HAQ: Hardware-aware automated quantization with mixed precision (arXiv 1811.08886), section 3, and its
 published environment.
@@ -28,6 +28,7 @@ from hawq_tvm.ilp import Allocation, Problem
 from hawq_tvm.ilp.problem import Group
 from hawq_tvm.search.ddpg import Agent, AgentSettings, Transition
 from hawq_tvm.search.picks import Picks, allocation, enforced, highest, meeting
+from hawq_tvm.search.progress import Progress
 from hawq_tvm.search.resources import Resources, Trials
 from hawq_tvm.search.states import FIXED
 
@@ -66,13 +67,18 @@ def search_haq(problem: Problem, resources: Resources, settings: AgentSettings |
         settings = replace(settings, decay=settings.decay ** ((EPISODES - WARM_UP) / learning))
     free = sum(len(group.choices) > 1 for group in problem.groups)
     agent = Agent(FIXED + 2, settings, capacity=_REPLAY * max(1, free), seed=resources.seed)
-    origin = trials.accuracy_of(highest(problem))
+    progress = Progress(resources.question, "ddpg", (problem, resources.evaluations, resources.seed, settings))
+    origin = progress.restore(agent, trials)
+    if origin is None:
+        origin = trials.accuracy_of(highest(problem))
     with one_thread():
-        for episode in range(-warm_up, trials.left - warm_up):
+        while trials.left:
+            episode = trials.done - 1 - warm_up  # the first measurement was no episode
             asked = _ask(problem, resources.states, agent, episode)
             accuracy = trials.accuracy_of(enforced(problem, asked.picks, fallback))
             reward = 0.1 * _PERCENT * (accuracy - origin)
             agent.observe(asked.steps, reward, learns=episode >= 0)
+            progress.keep(agent, trials, origin)
     picks = fallback if trials.best is None else trials.best
     return allocation(problem, picks, "ddpg", started, trials.origin)
 

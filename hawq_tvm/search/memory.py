@@ -7,11 +7,14 @@ it does not matter which allocator asked, nor under which budgets.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from math import isfinite
 
 from hawq_tvm.backends.tvm.cache import cache_key, read_entry, write_entry
 from hawq_tvm.core.specs import BitConfig
-from hawq_tvm.search.resources import Evaluate
+
+Evaluate = Callable[[BitConfig], float]
+"""The accuracy of a network at given bits: the share of samples that it gets right, 0 to 1."""
 
 _KIND = "accuracies"
 
@@ -21,8 +24,11 @@ def remembered(evaluate: Evaluate, question: str) -> Evaluate:
 
     Args:
         evaluate: always gives the same accuracy for the same bits.
-        question: names everything else that decides it: network, ranges, samples, how weights are rounded.
+        question: names everything else that decides it: network, ranges, samples, how weights are rounded. Empty:
+            nothing is kept.
     """
+    if not question:
+        return evaluate
 
     def look(bits: BitConfig) -> float:
         asked = {name: value for name, value in bits.to_json().items() if name != "origin"}

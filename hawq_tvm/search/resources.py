@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.ilp import Problem
-
-Evaluate = Callable[[BitConfig], float]
-"""The accuracy of a network at given bits: the share of samples that it gets right, 0 to 1."""
+from hawq_tvm.search.memory import Evaluate, remembered
 
 
 def _silent(done: int, total: int | None) -> None:
@@ -23,7 +21,9 @@ class Resources:
     """What an allocator may use beside the problem.
 
     Attributes:
-        evaluate: measures a configuration; None where no samples are at hand.
+        evaluate: measures a configuration, the same each time; None where no samples are at hand.
+        question: names all else that decides what it measures: network, ranges, samples, rounding. What was measured
+            is then kept for the user, and how far a search came. Empty: nothing is kept.
         evaluations: how often it may be asked.
         seed: of everything random.
         states: what HAQ's agent sees of each layer, by name (`hawq_tvm.search.states`); empty where the network is not
@@ -33,6 +33,7 @@ class Resources:
     """
 
     evaluate: Evaluate | None = None
+    question: str = ""
     evaluations: int = 600
     seed: int = 0
     states: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class Trials:
                 "run directory, or choose another --solver"
             )
         self._name, self._problem, self._resources = name, problem, resources
-        self._measure = resources.evaluate
+        self._measure = remembered(resources.evaluate, resources.question)
         self._known: dict[tuple[int, ...], float] = {}
         self.done = 0
         self.best: tuple[int, ...] | None = None
@@ -85,6 +86,15 @@ class Trials:
     def origin(self) -> str:
         """What the bits of the best say of themselves."""
         return f"{self._name}, the best of {self.done} measured: {self.accuracy:.4f}"
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from."""
+        return {"done": self.done, "best": self.best, "accuracy": self.accuracy}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier book of the same search."""
+        self.done, self.best, self.accuracy = state["done"], state["best"], state["accuracy"]
+        self._resources.advance(self.done, self._resources.evaluations)
 
     def accuracy_of(self, picks: Sequence[int]) -> float:
         """Measure a configuration, which need not be within the limits; only one that is can become the best."""
