@@ -34,6 +34,7 @@ from hawq_tvm.backends.pytorch.threads import run_pieces
 from hawq_tvm.backends.tvm.host import default_threads
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.budget import Budget
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.hashing import json_sha256
 from hawq_tvm.core.integerize import integerize
@@ -99,7 +100,7 @@ NETWORKS = {
         "resnet20_cifar10.safetensors",
         "cifar10:{}/cifar10.zip",
         Preprocessing(),
-        *(256, 500, 2000, Bits(4, 4)),
+        *(256, 500, 2000, Bits(3, 4)),
     ),
     "squeezenet1_1": Entry(
         "{}/networks.py:squeezenet1_1",
@@ -162,9 +163,10 @@ class Subject:
         return [batch.images for batch in batches(self._first, PIECE)]
 
     @cached_property
-    def rounded(self) -> Mapping[str, Mapping[int, LayerWeights]]:
+    def rounded(self) -> Mapping[str, Mapping[WeightFormat, LayerWeights]]:
         """Every layer's weights at every width."""
-        return round_alone(self.graph, self.calibration, WIDTHS, RoundingSettings(), threads=self._threads)
+        formats = [WeightFormat(bits) for bits in WIDTHS]
+        return round_alone(self.graph, self.calibration, formats, RoundingSettings(), threads=self._threads)
 
     def simulated(self) -> SimulatedAccuracy:
         """What searches measure with."""
@@ -252,7 +254,7 @@ def contest(subject: Subject, evaluations: int, seeds: int) -> Iterator[tuple[st
                 continue
             measure = remembered(simulated, subject.question)
             states = layer_states(subject.graph)
-            resources = Resources(measure, evaluations=evaluations, seed=seed, states=states)
+            resources = Resources(simulated, subject.question, evaluations=evaluations, seed=seed, states=states)
             start = time.perf_counter()
             bits = same if problem is None else answered(name, problem, resources).bits
             seconds = time.perf_counter() - start

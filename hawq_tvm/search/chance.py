@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hawq_tvm.ilp import Allocation, Problem
-from hawq_tvm.search.picks import Picks, allocation, lowered, meeting
+from hawq_tvm.search.picks import PARTS, Picks, allocation, lowered, meeting
 from hawq_tvm.search.resources import Resources, Trials
 
 
@@ -48,7 +48,7 @@ def drawn(problem: Problem, generator: np.random.Generator, fallback: Sequence[i
         steps = [
             (g, lower)
             for g, group in enumerate(problem.groups)
-            for part in ("activation", "weight")
+            for part in PARTS
             if (lower := lowered(group, picks[g], part)) is not None
         ]
         if not steps:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, run_nodes
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
-from hawq_tvm.core.quantizer import RangeTable, weight_limit
+from hawq_tvm.core.quantizer import RangeTable, cluster_weight
 from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.posttraining.simulate import Grid
 from hawq_tvm.search.simulated import in_pieces, share_right
@@ -131,7 +132,7 @@ class TrainableNetwork:
             pair = self._types.bits.layers[node.name]
             if pair.activation < stored:
                 inputs = [passed(self._reads[node.name], inputs[0]), *inputs[1:]]
-            weight = on_grid(self.weights[node.name], pair.weight)
+            weight = on_grid(self.weights[node.name], pair.format)
         result = evaluate(node, inputs, weight, self.biases.get(node.name), self._counts.get(node.name))
         grid = self._grids.get(node.name)
         return clipped(result, node.clip) if grid is None else passed(grid, result)
@@ -143,13 +144,19 @@ def passed(grid: Grid, x: Tensor) -> Tensor:
     return within + (grid.nearest(x.detach()) - within).detach()
 
 
-def on_grid(weight: Tensor, bits: int) -> Tensor:
-    """Weights [out, ...] at the nearest multiples of their channel's max-abs scale; gradients pass unchanged."""
-    limit = weight_limit(bits)
+def on_grid(weight: Tensor, format: WeightFormat) -> Tensor:
+    """Weights [out, ...] at the nearest multiples of their channel's max-abs scale, or the nearest of their codebook.
+
+    Gradients pass unchanged. A codebook is chosen anew each time, as HAQ moves its centroids after each step.
+    """
     with torch.no_grad():
         largest = weight.flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
-        scale = (largest / limit).view(-1, *(1,) * (weight.dim() - 1))
-        nearest = (weight / scale).add_(0.5).floor_().clamp_(-limit, limit).mul_(scale)
+        scale = (largest / format.limit).view(-1, *(1,) * (weight.dim() - 1))
+        if format.codebook:
+            codes, _ = cluster_weight(weight.numpy(), scale.double().flatten().numpy(), format.bits)
+            nearest = torch.from_numpy(codes).float().mul_(scale)
+        else:
+            nearest = (weight / scale).add_(0.5).floor_().clamp_(-format.limit, format.limit).mul_(scale)
     return weight + (nearest - weight).detach()
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from math import inf
 
 from hawq_tvm.ilp import Allocation, Problem
-from hawq_tvm.search.picks import Picks, allocation, highest, lowered, meeting, savings
+from hawq_tvm.search.picks import PARTS, Part, Picks, allocation, highest, lowered, meeting, savings
 from hawq_tvm.search.resources import Resources, Trials
 
 
@@ -80,7 +80,7 @@ class _Step:
     """
 
     group: int
-    part: str
+    part: Part
     choice: int
     drop: float = -inf
     asked: int = -1
@@ -125,9 +125,9 @@ def allocate_by_accuracy(problem: Problem, resources: Resources) -> Allocation:
     return allocation(problem, picks, "greedy-accuracy", started, origin)
 
 
-def _next_steps(problem: Problem, picks: Sequence[int], g: int, drops: Mapping[str, float]) -> list[_Step]:
+def _next_steps(problem: Problem, picks: Sequence[int], g: int, drops: Mapping[Part, float]) -> list[_Step]:
     """The next choice with fewer bits of the activation, and of the weights; `drops` are the group's last."""
-    lower = {part: lowered(problem.groups[g], picks[g], part) for part in ("activation", "weight")}
+    lower = {part: lowered(problem.groups[g], picks[g], part) for part in PARTS}
     expected = {part: _GROWTH * max(drops[part], _UNSEEN) if drops.get(part, -inf) > -inf else -inf for part in lower}
     return [_Step(g, part, k, expected[part]) for part, k in lower.items() if k is not None]
 

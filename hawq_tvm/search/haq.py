@@ -21,8 +21,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from hawq_tvm.backends.pytorch.threads import one_thread
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.ilp import Allocation, Problem
 from hawq_tvm.ilp.problem import Group
@@ -37,6 +39,8 @@ WARM_UP = 20
 
 EPISODES = 600
 """Episodes of the published search."""
+
+T = TypeVar("T", int, WeightFormat)
 
 _REPLAY = 128  # transitions kept for each layer
 _PERCENT = 100.0
@@ -98,22 +102,22 @@ def _ask(problem: Problem, states: Mapping[str, Sequence[float]], agent: Agent, 
     )
     last, seen, actions = 1.0, list[tuple[float, ...]](), list[float]()
 
-    def choose(group: Group, widths: Sequence[int], weights: bool) -> int:
+    def choose(group: Group, widths: Sequence[T], weights: bool) -> T:
         nonlocal last
         if len(widths) == 1:
             return widths[0]
         seen.append((*states[group.layers[0]], last, float(weights)))
         actions.append(act(seen[-1]))
         chosen = width_of(actions[-1], widths)
-        last = chosen / _MOST_BITS
+        last = (chosen.bits if isinstance(chosen, WeightFormat) else chosen) / _MOST_BITS
         return chosen
 
     picks = []
     for group in problem.groups:
         pairs = [choice.bits for choice in group.choices]
-        weight = choose(group, sorted({bits.weight for bits in pairs}), True)
-        activation = choose(group, sorted({bits.activation for bits in pairs if bits.weight == weight}), False)
-        picks.append(next(k for k, bits in enumerate(pairs) if (bits.weight, bits.activation) == (weight, activation)))
+        format = choose(group, sorted({bits.format for bits in pairs}), True)
+        activation = choose(group, sorted({bits.activation for bits in pairs if bits.format == format}), False)
+        picks.append(next(k for k, bits in enumerate(pairs) if (bits.format, bits.activation) == (format, activation)))
     follows = [*seen[1:], *seen[-1:]]
     steps = [
         Transition(state, action, then, ends=index == len(seen) - 1)
@@ -122,7 +126,7 @@ def _ask(problem: Problem, states: Mapping[str, Sequence[float]], agent: Agent, 
     return _Asked(picks, steps)
 
 
-def width_of(action: float, widths: Sequence[int]) -> int:
+def width_of(action: float, widths: Sequence[T]) -> T:
     """The bits that an action in 0..1 stands for: equal parts of it for each width.
 
     HAQ's ``round((most - least + 1) * action + least - 0.5)`` where the widths leave none out.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from hawq_tvm.core.specs import COST_NAMES, Bits, CostName
 from hawq_tvm.ilp import Allocation, Problem, solve_ilp
 from hawq_tvm.ilp.problem import Group
+
+Part = Literal["activation", "weight"]
+PARTS: tuple[Part, ...] = ("activation", "weight")
 
 Picks = list[int]
 """For each group of a problem, in its order, the index of its choice."""
@@ -36,8 +40,8 @@ def meeting(problem: Problem) -> Picks:
     ]
 
 
-def lowered(group: Group, pick: int, part: str) -> int | None:
-    """The choice with fewer ``weight`` or ``activation`` bits, the next, and the other as it is; None at the end.
+def lowered(group: Group, pick: int, part: Part) -> int | None:
+    """The choice with fewer ``weight`` or ``activation`` bits, the next, and all else as it is; None at the end.
 
     >>> from hawq_tvm.ilp.problem import Choice, Group
     >>> pairs = [Bits(4, 4), Bits(4, 8), Bits(8, 8)]
@@ -45,14 +49,13 @@ def lowered(group: Group, pick: int, part: str) -> int | None:
     >>> lowered(group, 1, "activation"), lowered(group, 2, "activation"), lowered(group, 2, "weight")
     (0, None, 1)
     """
-    other = "weight" if part == "activation" else "activation"
     now = group.choices[pick].bits
-    below = [
-        k
-        for k, choice in enumerate(group.choices)
-        if getattr(choice.bits, part) < getattr(now, part) and getattr(choice.bits, other) == getattr(now, other)
-    ]
-    return max(below, key=lambda k: int(getattr(group.choices[k].bits, part)), default=None)
+    if part == "weight":
+        fewer = [Bits(bits, now.activation, now.codebook) for bits in range(now.weight - 1, 1, -1)]
+    else:
+        fewer = [Bits(now.weight, bits, now.codebook) for bits in range(now.activation - 1, 1, -1)]
+    pairs = {choice.bits: k for k, choice in enumerate(group.choices)}
+    return next((pairs[bits] for bits in fewer if bits in pairs), None)
 
 
 def enforced(problem: Problem, picks: Sequence[int], fallback: Sequence[int]) -> Picks:
@@ -74,7 +77,7 @@ def enforced(problem: Problem, picks: Sequence[int], fallback: Sequence[int]) ->
     while stepped:
         stepped = False
         for g in reversed(range(len(picks))):
-            for part in ("activation", "weight"):
+            for part in PARTS:
                 lower = lowered(problem.groups[g], picks[g], part)
                 if lower is None:
                     continue

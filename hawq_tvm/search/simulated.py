@@ -1,6 +1,6 @@
 """The accuracy of a configuration in seconds: the integer network in reals, its weights rounded once for each width.
 
-Each layer's weights are rounded beforehand at every width that a search may ask for, on the float network's values
+Each layer's weights are rounded beforehand in every format that a search may ask for, on the float network's values
 (`hawq_tvm.posttraining.alone`), so that a configuration only puts them together. The deployed network, whose layers
 are rounded on what reaches them, is a little better: `hawq_tvm.posttraining.walk` takes minutes, and this orders
 configurations.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.threads import run_pieces
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.quantizer import LayerWeights, RangeTable
@@ -33,7 +34,7 @@ class SimulatedAccuracy:
         self,
         graph: FloatGraph,
         ranges: RangeTable,
-        weights: Mapping[str, Mapping[int, LayerWeights]],
+        weights: Mapping[str, Mapping[WeightFormat, LayerWeights]],
         images: Tensor,
         labels: Tensor,
         *,
@@ -44,7 +45,7 @@ class SimulatedAccuracy:
         Args:
             graph: from capture.
             ranges: of its values.
-            weights: of every layer, at every width that will be asked for.
+            weights: of every layer, in every format that will be asked for.
             images: float32 [N, ...], at least one.
             labels: int64 [N]; the float network's classes where there are no others.
             threads: pieces that run side by side.
@@ -55,13 +56,13 @@ class SimulatedAccuracy:
         if not len(images):
             raise DataError("there are no samples to measure accuracy on; give at least one")
         self._graph, self._ranges = graph, ranges
-        self._weights = {name: {bits: _tensors(one) for bits, one in by.items()} for name, by in weights.items()}
+        self._weights = {name: {format: _tensors(one) for format, one in by.items()} for name, by in weights.items()}
         self._pieces = in_pieces(images, labels)
         self._threads = threads
 
     def network(self, bits: BitConfig) -> SimulatedNetwork:
         """The network at these bits."""
-        chosen = {name: self._weights[name][pair.weight] for name, pair in bits.layers.items()}
+        chosen = {name: self._weights[name][pair.format] for name, pair in bits.layers.items()}
         return SimulatedNetwork(
             self._graph,
             ActivationTypes(self._graph, self._ranges, bits),

@@ -45,7 +45,7 @@ def search_resources(work: Work, advance: Advance) -> Resources:
     weights = round_alone(
         graph,
         work.rounding_pieces(),
-        {pair.weight for pair in settings.pairs(work.layers)},
+        {pair.format for pair in settings.pairs(work.layers)},
         settings.rounding,
         scales={node.name: scales_of(settings.scales, node) for node in graph.layers},
         seed=settings.seed,
