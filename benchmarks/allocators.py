@@ -122,10 +122,15 @@ NETWORKS = {
 class Subject:
     """A network as every allocator is given it."""
 
-    def __init__(self, name: str, data: Path) -> None:
-        self.name, self.entry = name, NETWORKS[name]
-        self._folder = data
-        entry = self.entry
+    def __init__(self, name: str, entry: Entry, data: Path) -> None:
+        """Find its samples.
+
+        Args:
+            name: for its rows.
+            entry: what it is.
+            data: the folder that its files are in.
+        """
+        self.name, self.entry, self._folder = name, entry, data
         count = entry.calibration + entry.search
         options = DataOptions(calibration_samples=count, evaluation_samples=entry.report, preprocessing=entry.images)
         found = load_data(entry.data.format(data), options)
@@ -158,6 +163,10 @@ class Subject:
     def graph(self) -> FloatGraph:
         return self._found[0]
 
+    @property
+    def ranges(self) -> RangeTable:
+        return self._found[1]
+
     @cached_property
     def calibration(self) -> list[Tensor]:
         return [batch.images for batch in batches(self._first, PIECE)]
@@ -168,10 +177,14 @@ class Subject:
         formats = [WeightFormat(bits) for bits in WIDTHS]
         return round_alone(self.graph, self.calibration, formats, RoundingSettings(), threads=self._threads)
 
+    def searched(self) -> tuple[Tensor, Tensor]:
+        """The images that searches measure on, and their labels."""
+        return whole(self._second)
+
     def simulated(self) -> SimulatedAccuracy:
         """What searches measure with."""
-        images, labels = whole(self._second)
-        return SimulatedAccuracy(self.graph, self._found[1], self.rounded, images, labels, threads=self._threads)
+        images, labels = self.searched()
+        return SimulatedAccuracy(self.graph, self.ranges, self.rounded, images, labels, threads=self._threads)
 
     @property
     def question(self) -> str:
@@ -194,11 +207,14 @@ class Subject:
             pieces.append((batch.images, batch.labels, right))
         return pieces
 
-    def integer_accuracy(self, bits: BitConfig) -> dict[str, float]:
+    def rounded_for(self, bits: BitConfig) -> Mapping[str, LayerWeights]:
+        """The weights of a configuration, rounded as a run rounds them."""
+        types = ActivationTypes(self.graph, self.ranges, bits)
+        return Walk(self.graph, types, RoundingSettings(), threads=self._threads).run(self.calibration)
+
+    def integer_accuracy(self, bits: BitConfig, weights: Mapping[str, LayerWeights]) -> dict[str, float]:
         """Top-1 of float and of the integers on the third set, their paired difference and its standard error."""
-        ranges = self._found[1]
-        walk = Walk(self.graph, ActivationTypes(self.graph, ranges, bits), RoundingSettings(), threads=self._threads)
-        network = IntegerModule(integerize(self.graph, ranges, bits, walk.run(self.calibration)))
+        network = IntegerModule(integerize(self.graph, self.ranges, bits, weights))
 
         def right(piece: tuple[Tensor, Tensor, Tensor]) -> Tensor:
             classes: Tensor = network(piece[0]).flatten(1).argmax(1)
@@ -272,7 +288,7 @@ def contest(subject: Subject, evaluations: int, seeds: int) -> Iterator[tuple[st
                     "size_bytes": first.total(bits, "size_bytes"),
                     "bops": first.total(bits, "bops"),
                     "bits": {layer: repr(pair) for layer, pair in bits.layers.items()},
-                    **subject.integer_accuracy(bits),
+                    **subject.integer_accuracy(bits, subject.rounded_for(bits)),
                 },
             )
 
@@ -294,7 +310,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     for name in arguments.networks:
-        for key, found in contest(Subject(name, arguments.data), arguments.evaluations, arguments.seeds):
+        for key, found in contest(
+            Subject(name, NETWORKS[name], arguments.data), arguments.evaluations, arguments.seeds
+        ):
             write_results("allocators", {**read_results("allocators"), key: found})
             print(key, {k: v for k, v in found.items() if k != "bits"}, flush=True)
     for title, rows in tables(read_results("allocators").values()):

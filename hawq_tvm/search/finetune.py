@@ -22,7 +22,7 @@ from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, run_nodes
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
-from hawq_tvm.core.quantizer import RangeTable, cluster_weight
+from hawq_tvm.core.quantizer import LayerWeights, RangeTable, cluster_weight, quantize_weight, weight_scales
 from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.posttraining.simulate import Grid
 from hawq_tvm.search.simulated import in_pieces, share_right
@@ -120,6 +120,20 @@ class TrainableNetwork:
     @property
     def parameters(self) -> list[Tensor]:
         return [*self.weights.values(), *self.biases.values()]
+
+    def deployed(self) -> dict[str, LayerWeights]:
+        """Every layer's integers, scales and biases as they are now, for the integeriser."""
+        found = {}
+        for name, pair in self._types.bits.layers.items():
+            weight, bias = self.weights[name].detach().numpy(), self.biases[name].detach().numpy()
+            scales = weight_scales(weight, pair.format.carried_bits)
+            if pair.codebook:
+                integers, codebook = cluster_weight(weight, scales, pair.weight)
+                found[name] = LayerWeights(integers, scales, bias, pair.weight, codebook)
+            else:
+                integers = quantize_weight(weight, scales, pair.weight)
+                found[name] = LayerWeights(integers, scales, bias, pair.weight)
+        return found
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of real inputs, float32 [N, ...] both."""
