@@ -46,7 +46,7 @@ from hawq_tvm.posttraining.alone import round_alone
 from hawq_tvm.posttraining.walk import PIECE, Walk
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.provenance import describe_run, run_identity
-from hawq_tvm.runs.rundir import edit_run, read_run
+from hawq_tvm.runs.rundir import edit_run, open_run, read_run
 from hawq_tvm.search import ALLOCATORS, Resources
 from hawq_tvm.search.memory import remembered
 from hawq_tvm.search.simulated import SimulatedAccuracy
@@ -56,6 +56,9 @@ from hawq_tvm.sources.data import batches, load_data
 from hawq_tvm.sources.models import load_model
 from hawq_tvm.sources.options import DataOptions, Preprocessing
 from hawq_tvm.sources.splits import Subset
+from hawq_tvm.stages.calibrate import calibrate
+from hawq_tvm.stages.capture import capture
+from hawq_tvm.stages.stage import Step
 from hawq_tvm.stages.work import Work
 
 WIDTHS = range(2, 9)
@@ -100,7 +103,7 @@ NETWORKS = {
         "resnet20_cifar10.safetensors",
         "cifar10:{}/cifar10.zip",
         Preprocessing(),
-        *(256, 500, 2000, Bits(3, 4)),
+        *(256, 250, 2000, Bits(3, 4)),
     ),
     "squeezenet1_1": Entry(
         "{}/networks.py:squeezenet1_1",
@@ -144,6 +147,13 @@ class Subject:
 
     def costs(self, metric: str) -> CostTable:
         """The table that a sensitivity makes."""
+        return self._performed(metric, pipeline.PROFILE).artifacts.costs
+
+    def calibrate(self) -> None:
+        """Capture the network and find its ranges."""
+        self._performed("omega", (capture, calibrate))
+
+    def _performed(self, metric: str, steps: tuple[Step, ...]) -> Work:
         entry, path = self.entry, Path(self._scratch.name) / "run"
         settings = Settings(bits=PAIRS, metric=metric)
         spec = entry.model.format(self._folder)
@@ -151,8 +161,8 @@ class Subject:
         with edit_run(path, identity=run_identity(spec, model, self._data.name)) as run:
             describe_run(run, settings, self._data.name, self._options, self._data)
             work = Work(run, settings, model=model, data=self._data, reporter=LineReporter())
-            pipeline.perform(work, pipeline.PROFILE)
-            return work.artifacts.costs
+            pipeline.perform(work, steps)
+        return Work(open_run(path), settings, data=self._data)
 
     @cached_property
     def _found(self) -> tuple[FloatGraph, RangeTable]:

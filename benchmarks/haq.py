@@ -38,10 +38,10 @@ from hawq_tvm.search.states import layer_states
 from hawq_tvm.sources.data import load_data
 from hawq_tvm.sources.options import DataOptions
 
-TRAINING, LONG_TRAINING = 1024, 6400
+TRAINING, LONG_TRAINING = 640, 3840
 BRIEF = FinetuneSettings(rate=5e-3)
-"""HAQ's, with a larger step for its fewer images: 1,024 where HAQ has 20,000."""
-LONG = FinetuneSettings(epochs=2, rate=5e-3)
+"""HAQ's, with a larger step for its fewer images: 640 where HAQ has 20,000."""
+LONG = FinetuneSettings(rate=5e-3)
 KMEANS = (*(Bits(bits, 8, codebook=True) for bits in range(2, 7)), Bits(7, 8), Bits(8, 8))
 """As in HAQ's published search, weights of more than 6 bits are in no codebook."""
 
@@ -102,10 +102,10 @@ class Search:
             str(weights.resolve()),
             "cifar10:{}/cifar10.zip",
             IMAGES,
-            *(256, 500, 2000, Bits(4, 4)),
+            *(256, 250, 2000, Bits(4, 4)),
         )
         self.subject = Subject("mobilenet_v1", entry, data)
-        self.subject.costs("omega")  # which captures and finds the ranges
+        self.subject.calibrate()
         self.graph, self.ranges = self.subject.graph, self.subject.ranges
         first = entry.calibration + entry.search  # the training images come after those
         options = DataOptions(calibration_samples=first + LONG_TRAINING, evaluation_samples=1, preprocessing=IMAGES)
