@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.kernels.cuda import conv2d as cuda_conv2d
 from hawq_tvm.kernels.cuda import convert as cuda_convert
@@ -20,6 +22,7 @@ from hawq_tvm.kernels.generic import (
     nhwc_elementwise,
     nhwc_pooling,
     pooling,
+    quantize,
 )
 from hawq_tvm.kernels.interface import (
     Converter,
@@ -30,6 +33,7 @@ from hawq_tvm.kernels.interface import (
 )
 from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise, vnni_linear
 from hawq_tvm.kernels.x86 import convert as x86_convert
+from hawq_tvm.kernels.x86 import quantize as x86_quantize
 
 KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W4_AMX,
@@ -95,6 +99,9 @@ KERNELS: tuple[Kernel, ...] = (
 CONVERTERS: tuple[Converter, ...] = (x86_convert.CONVERT_PIXELS, convert.CONVERT_GENERIC, cuda_convert.CONVERT_CUDA)
 """Every way to copy a value into another storage, best first."""
 
+QUANTIZERS: tuple[Converter, ...] = (x86_quantize.QUANTIZE_PIXELS, quantize.QUANTIZE_GENERIC)
+"""Every way to store real inputs, float32 in canonical order, as a network's integers, best first."""
+
 
 def collect_offers(request: Request) -> dict[str, Offer | str]:
     """Every kernel's answer to a request, by name in the order of the table: its offer, or why it declines.
@@ -112,9 +119,9 @@ def collect_offers(request: Request) -> dict[str, Offer | str]:
     )
 
 
-def offer_conversion(request: ConvertRequest) -> tuple[str, Offer] | None:
+def offer_conversion(request: ConvertRequest, converters: Sequence[Converter] = CONVERTERS) -> tuple[str, Offer] | None:
     """The first converter that takes a request, by name, with its offer; None where all decline."""
-    for converter in CONVERTERS:
+    for converter in converters:
         answer = converter.offer(request)
         if not isinstance(answer, str):
             return converter.name, answer

@@ -5,6 +5,7 @@ This is how images enter a network: three planes become four bytes a pixel, the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from hawq_tvm.kernels.x86.storages import AVX512, missing
 from hawq_tvm.kernels.x86.vectors import LANES, constant, flat, ramp
 
 
-def _offer(request: ConvertRequest) -> Offer | str:
+def offer_pixels(request: ConvertRequest, build: Callable[[ConvertRequest], BuiltKernel]) -> Offer | str:
+    """The offer of a kernel that makes pixels of four bytes of planes, by what `build` says."""
     if request.target.kind != "llvm":
         return f"written for CPUs through LLVM, not for '{request.target.kind}'"
     lacking = missing(request.features, AVX512)
@@ -39,7 +41,7 @@ def _offer(request: ConvertRequest) -> Offer | str:
         return f"copies {LANES} pixels at once, a row has {type.shape[2]}"
     work = Work(0, to.size_bytes(type, request.batch))
     microseconds = RATES["convert to pixels avx512"].microseconds(work, request.vector_bits)
-    return Offer((request.source,), to, microseconds, lambda: _build(request))
+    return Offer((request.source,), to, microseconds, lambda: build(request))
 
 
 def _build(request: ConvertRequest) -> BuiltKernel:
@@ -68,4 +70,4 @@ def _build(request: ConvertRequest) -> BuiltKernel:
     return BuiltKernel(function(parameters, body), ())
 
 
-CONVERT_PIXELS = Converter("convert_pixels_avx512", _offer)
+CONVERT_PIXELS = Converter("convert_pixels_avx512", lambda request: offer_pixels(request, _build))
