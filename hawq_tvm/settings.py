@@ -187,7 +187,8 @@ class Settings:
         residual_bits: bits that a value which a sum reads is stored at, at least; None for those of a given
             configuration, or `RESIDUAL_BITS`.
         stored_bits: bits of stored values, by name or pattern, in place of those that their readers ask for.
-        solver: ``cbc`` or ``highs``.
+        solver: an allocator of `hawq_tvm.search.ALLOCATORS`.
+        evaluations: configurations that an allocator measures which searches by accuracy.
         batch: samples a call of the compiled library.
         threads: of the compiled library and its peers; None for all cores.
         verify_samples: evaluation samples that `verify` compares.
@@ -203,7 +204,13 @@ class Settings:
         {}, "hold a layer: NAME=w8a8; repeat for more", flag="--pin", panel=CHOICE, parse=parse_pins, many=True
     )
     pin_ends: bool = option(True, "hold the first and the last layer at 8 bits", panel=CHOICE, negated=True)
-    solver: str = option("cbc", "cbc or highs", panel=CHOICE)
+    solver: str = option(
+        "cbc",
+        "cbc or highs, the integer program; hawq or greedy, from the same sensitivities; greedy-accuracy, random, ddpg "
+        "or optuna, which measure accuracy",
+        panel=CHOICE,
+    )
+    evaluations: int = option(200, "configurations that a solver measures which searches", panel=CHOICE, least=1)
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
     latency_from: str = option(
@@ -266,6 +273,7 @@ class Settings:
         if self.latency_from == "model" and self.device is not None:
             raise SettingsError("--latency-from model predicts times and --device measures them; say one of them")
         _at_least("samples of the loss", self.loss_samples, 1)
+        _at_least("measured configurations", self.evaluations, 1)
         if self.clip_to_ranges and not self.ranges:
             raise SettingsError("there are no ranges to clip to; give them with --ranges")
         for what, bits in (("residuals", self.residual_bits), *self.stored_bits.items()):
@@ -321,6 +329,7 @@ class Settings:
             "residual_bits": self.residual_bits,
             "stored_bits": dict(self.stored_bits),
             "solver": self.solver,
+            "evaluations": self.evaluations,
             "batch": self.batch,
             "threads": self.threads,
             "verify_samples": self.verify_samples,
@@ -379,6 +388,7 @@ class _SettingsFile(TypedDict):
     residual_bits: int | None
     stored_bits: Mapping[str, int]
     solver: str
+    evaluations: NotRequired[int]
     batch: int
     threads: int | None
     verify_samples: int

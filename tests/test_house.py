@@ -25,7 +25,7 @@ FLOORS = (
     ("pipeline",),
     ("stages",),
     ("runs",),
-    ("measure",),
+    ("measure", "search"),
     ("posttraining",),
     ("sources", "frontend"),
     ("backends", *ROOMS),

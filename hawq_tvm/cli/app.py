@@ -34,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_DECIDES = ("bits", "budget", "pins", "pin_ends", "solver", "residual_bits", "stored_bits")
+_DECIDES = ("bits", "budget", "pins", "pin_ends", "solver", "evaluations", "residual_bits", "stored_bits")
 """The settings that `allocate` takes anew."""
 
 _INTERRUPTED, _INTERNAL = 130, 3
@@ -166,7 +166,9 @@ def run(
 @flat
 def profile(
     model: Model,
-    settings: Annotated[Settings, Of(Settings, without=("budget", "solver", "verify_samples", "bench_seconds"))],
+    settings: Annotated[
+        Settings, Of(Settings, without=("budget", "solver", "evaluations", "verify_samples", "bench_seconds"))
+    ],
     samples: DataOptions,
     data: DataName = "random",
     weights: Weights = None,

@@ -358,6 +358,7 @@ def print_allocation(result: Allocation) -> None:
     """The chosen bits, and what they cost within which limits."""
     for name, bits in result.bits.layers.items():
         out.print(Text(f"{bits}  {name}"))
+    out.print(Text(f"chosen by {result.bits.origin}"))
     error = "" if result.sensitivity_error is None else f" +- {result.sensitivity_error:.0%}"
     out.print(Text(f"sensitivity: {result.sensitivity:.3g}{error} ({result.solver}, {result.seconds:.3f} s)"))
     for cost, value in result.costs.items():
