@@ -78,8 +78,10 @@ class Comparison:
         samples: how many the truth was measured on.
         layers: how many were ordered.
         rows: a metric, part and truth each, the best first.
-        itself: how far one half of the samples orders layers as the other does, by part and truth, as
-            ``weights loss``: what no metric can be expected to exceed by much.
+        losses: what each layer really loses by one part alone, its mean over the samples and the standard error of
+            that, by part and truth, as ``weights loss``, and by layer.
+        itself: how far one half of the samples orders layers as the other does, by part and truth: what no
+            metric can be expected to exceed by much.
         advice: which to trust, a sentence each.
         data: the name of the samples.
     """
@@ -87,6 +89,7 @@ class Comparison:
     samples: int
     layers: int
     rows: tuple[Agreement, ...]
+    losses: Mapping[str, Mapping[str, Interval]]
     itself: Mapping[str, float]
     advice: tuple[str, ...]
     data: str = ""
@@ -106,7 +109,7 @@ class Comparison:
             RunError: anything else.
         """
         reader = JsonReader(name, RunError, "make it again with hawq-tvm compare")
-        signed = ("spearman", "spearman_interval", "kendall", "kendall_interval", "itself")
+        signed = ("losses", "spearman", "spearman_interval", "kendall", "kendall_interval", "itself")
         found: Comparison = reader.take(data, cls, signed=signed)
         return found
 
@@ -126,6 +129,17 @@ class Measured:
     bits: int
     truth: Truth
     losses: FloatArray
+
+    @property
+    def key(self) -> str:
+        """Part and truth."""
+        return f"{self.part} {self.truth}"
+
+    @property
+    def means(self) -> list[Interval]:
+        """Mean over samples and its standard error, by layer."""
+        errors = self.losses.std(1, ddof=1) / np.sqrt(self.losses.shape[1])
+        return [(float(mean), float(error)) for mean, error in zip(self.losses.mean(1), errors, strict=True)]
 
 
 def compare(
@@ -155,16 +169,18 @@ def compare(
                 f"a rank correlation over {count} {what} says nothing; it takes at least {_FEWEST_LAYERS}{flag}"
             )
     rows, itself, advice = list[Agreement](), dict[str, float](), list[str]()
+    losses: dict[str, dict[str, Interval]] = {}
     for done, truth in enumerate(measured, 1):
         found = _against(truth, _predictions(tables, layers, truth), np.random.default_rng(seed))
         first, second = (_signs(truth.losses[:, start::2].mean(1)) for start in (0, 1))
-        itself[f"{truth.part} {truth.truth}"] = float(_spearman(first, second, np.ones(len(layers))))
+        itself[truth.key] = float(_spearman(first, second, np.ones(len(layers))))
+        losses[truth.key] = dict(zip(layers, truth.means, strict=True))
         rows += found
         if found:
-            advice.append(_advice(truth, found, itself[f"{truth.part} {truth.truth}"]))
+            advice.append(_advice(truth, found, itself[truth.key]))
         if progress is not None:
             progress(done)
-    return Comparison(samples, len(layers), tuple(rows), itself, tuple(advice))
+    return Comparison(samples, len(layers), tuple(rows), losses, itself, tuple(advice))
 
 
 def _predictions(

@@ -56,8 +56,8 @@ def input_curvatures(
         network: the float graph.
         grids: of each layer's first input, by layer and bits.
         batches: float32 [N, ...] samples and int64 [N] labels, a graph of gradients each.
-        target_error: a sample has converged when its residual is under this share of its eigenvalue; iteration stops
-            when all of a batch have.
+        target_error: a batch has converged when its samples' residuals together are under this share of their
+            eigenvalues together, since it is their mean that counts.
         max_iterations: always stop after so many, at least 1.
         seed: of the starts.
         progress: called with the number of samples done.
@@ -101,7 +101,7 @@ def _top(
         (image,) = products([name], [value], [slope], [vector])
         eigenvalue = _dot(image, vector)
         residual = _dot(image, image).sub(eigenvalue.square()).clamp(min=0).sqrt()  # |H v|^2 - lambda^2, as |v| = 1
-        if bool((residual <= target_error * eigenvalue.abs()).all()):
+        if float(residual.sum()) <= target_error * float(eigenvalue.abs().sum()):
             break
         vector = _units(image)
     return eigenvalue, residual

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hawq_tvm.core.errors import RunError
+from hawq_tvm.core.errors import DataError, RunError
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.measure.comparison import TRUTHS, Measured, compare
 from hawq_tvm.measure.losses import RoundedAlone, check_labelled, each_alone, why_no_loss
@@ -34,6 +34,11 @@ def comparison(work: Work) -> Stage:
         raise RunError(
             f"{work.run.name} has no sensitivities to compare; make some with hawq-tvm profile MODEL "
             f"-o {work.run.name} --metric omega --metric kl"
+        )
+    if not work.can_calibrate:
+        raise DataError(
+            f"the samples that {work.run.name} was profiled with are not at hand, and compare rounds on them and "
+            "measures on those held out; add --trust-code where they come from code of yours, or profile again"
         )
     count = min(work.compare_samples, len(work.data.evaluation))
     calibrated = min(work.settings.loss_samples, len(work.data.calibration))
