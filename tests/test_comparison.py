@@ -30,7 +30,7 @@ def table(values: NDArray[np.float64], *, order: NDArray[np.float64] | None = No
 
 def truth(means: NDArray[np.float64], samples: int = 200, noise: float = 0.1, kind: Truth = "loss") -> Measured:
     draws = np.random.default_rng(7).normal(0, noise, (len(means), samples))
-    return Measured("weights", 4, kind, means[:, None] + draws)
+    return Measured("weights", "4", kind, means[:, None] + draws)
 
 
 MEANS = np.linspace(1, 3, len(LAYERS))
@@ -59,7 +59,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     for seed in range(60):
         generator = np.random.default_rng(seed)
         pair = generator.multivariate_normal([0, 0], [[1, r], [r, 1]], 20)
-        measured = Measured("weights", 4, "loss", np.repeat(pair[:, :1], 4, axis=1))
+        measured = Measured("weights", "4", "loss", np.repeat(pair[:, :1], 4, axis=1))
         low, high = compare({"m": table(pair[:, 1])}, LAYERS, [measured], seed=seed).rows[0].spearman_interval
         held += low <= wanted <= high
     assert 50 <= held <= 60
@@ -99,14 +99,14 @@ def test_noise_of_samples_widens_intervals() -> None:
 
 
 def test_metrics_without_these_bits_are_left_out() -> None:
-    measured = Measured("inputs", 4, "kl", truth(MEANS).losses)
+    measured = Measured("inputs", "4", "kl", truth(MEANS).losses)
     found = compare({"m": table(MEANS, order=MEANS)}, LAYERS, [measured])
     assert found.rows == () and found.advice == () and "inputs kl" in found.itself
 
 
 @pytest.mark.parametrize(("layers", "samples", "message"), [(3, 50, "3 layers"), (20, 3, "3 samples .* --samples")])
 def test_too_few_are_told(layers: int, samples: int, message: str) -> None:
-    measured = Measured("weights", 4, "loss", truth(MEANS).losses[:layers, :samples])
+    measured = Measured("weights", "4", "loss", truth(MEANS).losses[:layers, :samples])
     with pytest.raises(
         SensitivityError, match=f"a rank correlation over {message}" if layers == 3 else "raise --samples"
     ):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule, clipped, evaluate
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.posttraining.divergence import output_divergence
@@ -100,10 +101,13 @@ def test_it_is_twice_the_rise_of_the_loss_for_small_changes(layer: str) -> None:
 LABELS = torch.tensor([0, 2, 1])
 
 
-def moves(net: FloatGraph) -> dict[str, dict[int, Tensor]]:
+THREE, EIGHT = WeightFormat(3), WeightFormat(8)
+
+
+def moves(net: FloatGraph) -> dict[str, dict[WeightFormat, Tensor]]:
     """Each layer's weights on a coarse and on a fine grid, less themselves."""
     weights = FloatModule(net).weights()
-    return {name: {3: COARSE.nearest(w) - w, 8: FINE.nearest(w) - w} for name, w in weights.items()}
+    return {name: {THREE: COARSE.nearest(w) - w, EIGHT: FINE.nearest(w) - w} for name, w in weights.items()}
 
 
 @pytest.mark.parametrize("layer", ["a", "b", "fc"])
@@ -138,16 +142,18 @@ def test_a_length_is_the_form_of_a_change_in_any_direction() -> None:
     shape = network.weights()["fc"].shape
     draws = [torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for _ in range(400)]
     found = [
-        fisher_information(network, {"fc": {8: move}}, {}, [Batch(x, LABELS[:1])], draws=None)["weights", "fc"]
+        fisher_information(network, {"fc": {EIGHT: move}}, {}, [Batch(x, LABELS[:1])], draws=None)["weights", "fc"]
         for move in draws
     ]
-    lengths = {float(each.lengths[8]) for each in found}
+    lengths = {float(each.lengths[EIGHT]) for each in found}
     assert max(lengths) == pytest.approx(min(lengths))
-    assert np.mean([float(each.forms[8]) for each in found]) == pytest.approx(max(lengths), rel=0.25)
+    assert np.mean([float(each.forms[EIGHT]) for each in found]) == pytest.approx(max(lengths), rel=0.25)
 
 
 def same(first: Mapping[tuple[str, str], Fisher], second: Mapping[tuple[str, str], Fisher]) -> bool:
-    return all(torch.equal(part.forms[3], second[key].forms[3]) for key, part in first.items())
+    return all(
+        torch.equal(form, second[key].forms[width]) for key, part in first.items() for width, form in part.forms.items()
+    )
 
 
 def test_seeds_repeat_and_threads_and_batches_change_nothing() -> None:

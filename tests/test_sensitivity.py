@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 import hawq_tvm
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import AllocationError, DataError, SensitivityError, SettingsError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.specs import Bits
@@ -59,7 +60,7 @@ def measured(metric: MeasuredMetric = "kl", of: Any = None, **options: Any) -> d
 def squared_error(layer: str, bits: int) -> float:
     weight = captured(NET).by_name[layer].weight
     assert weight is not None
-    return float(np.square(rounded(NET)[layer][bits].restored - weight).sum())
+    return float(np.square(rounded(NET)[layer][WeightFormat(bits)].restored - weight).sum())
 
 
 def test_divergences_are_those_of_each_part_alone() -> None:
@@ -68,7 +69,7 @@ def test_divergences_are_those_of_each_part_alone() -> None:
     table = profile_measured("kl", captured(NET), batches, rounded(NET), grids())
     assert (table["metric"], table["samples"], table["note"]) == ("kl", 5, None)
     for layer in captured(NET).layers:
-        found, row = rounded(NET)[layer.name][4], table["layers"][layer.name]
+        found, row = rounded(NET)[layer.name][WeightFormat(4)], table["layers"][layer.name]
         weights = Change(layer.name, torch.from_numpy(found.restored).float(), torch.from_numpy(found.bias))
         inputs = Change(layer.name, reads=grids()[layer.name][4])
         corrected = with_means_of(real, real, {0: inputs}, lambda: pieces)[0]
@@ -85,7 +86,7 @@ def test_divergences_are_those_of_each_part_alone() -> None:
 def test_the_loss_is_the_rise_of_cross_entropy_against_the_labels() -> None:
     table, network = measured("loss"), FloatModule(captured(NET))
     layer = captured(NET).layers[2].name
-    found = rounded(NET)[layer][4]
+    found = rounded(NET)[layer][WeightFormat(4)]
     node = replace(captured(NET).by_name[layer], weight=found.restored.astype(np.float32), bias=found.bias)
     changed = FloatModule(
         replace(captured(NET), nodes=tuple(node if n.name == layer else n for n in captured(NET).nodes))
@@ -103,8 +104,10 @@ def test_the_ratio_of_error_to_signal_is_that_of_the_layers_own_result() -> None
     module = FloatModule(captured(NET))
     unclipped = replace(layer, clip=None)
     exact = module.result(unclipped, [samples(6)])
-    got = module.result(unclipped, [samples(6)], torch.from_numpy(rounded(NET)[layer.name][4].restored).float())
-    got = got + torch.from_numpy(rounded(NET)[layer.name][4].bias - layer.bias).reshape(1, -1, 1, 1)
+    got = module.result(
+        unclipped, [samples(6)], torch.from_numpy(rounded(NET)[layer.name][WeightFormat(4)].restored).float()
+    )
+    got = got + torch.from_numpy(rounded(NET)[layer.name][WeightFormat(4)].bias - layer.bias).reshape(1, -1, 1, 1)
     ratio = float((got - exact).double().square().sum() / exact.double().square().sum())
     assert table["layers"][layer.name]["weights"]["4"] == pytest.approx(ratio, rel=1e-4)
     assert "inputs" not in table["layers"][layer.name]
@@ -163,7 +166,8 @@ def test_fisher_tables_hold_lengths_or_forms(metric: FisherMetric) -> None:
         for part in ("weights", "inputs"):
             parts = found[part, name]
             values = parts.lengths if metric == "fisher" else parts.forms
-            assert row[part]["4"] == pytest.approx(float(values[4].mean()), rel=1e-4)
+            width = WeightFormat(4) if part == "weights" else 4
+            assert row[part]["4"] == pytest.approx(float(values[width].mean()), rel=1e-4)
         assert row["order"] == pytest.approx(float(found["weights", name].traces.mean()))
     assert table["samples"] == 6
 

@@ -50,7 +50,7 @@ class Agreement:
     Attributes:
         metric: its name, followed by `ORDER` where it is the paper's order.
         part: ``weights`` or ``inputs``.
-        bits: that these are rounded to.
+        bits: that these are rounded to, as ``4``, or ``k4`` for a codebook.
         truth: ``loss``, the rise of the loss against labels, or ``kl``, the divergence of the network's result.
         spearman: rank correlation, 1 for the same order.
         spearman_interval: of it, 95 %.
@@ -61,7 +61,7 @@ class Agreement:
 
     metric: str
     part: str
-    bits: int
+    bits: str
     truth: str
     spearman: float
     spearman_interval: Interval
@@ -120,13 +120,13 @@ class Measured:
 
     Attributes:
         part: ``weights`` or ``inputs``.
-        bits: that these are rounded to.
+        bits: that these are rounded to, as ``4``, or ``k4`` for a codebook.
         truth: what was measured.
         losses: float64 [layers, samples].
     """
 
     part: str
-    bits: int
+    bits: str
     truth: Truth
     losses: FloatArray
 
@@ -190,7 +190,7 @@ def _predictions(
     found = {}
     for metric, table in tables.items():
         rows = [table["layers"].get(name, {}) for name in layers]
-        values = [row.get(truth.part, {}).get(str(truth.bits)) for row in rows]
+        values = [row.get(truth.part, {}).get(truth.bits) for row in rows]
         if None not in values:
             found[metric] = np.array(values, np.float64)
         orders = [row.get("order") for row in rows]

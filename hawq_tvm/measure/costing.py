@@ -40,15 +40,15 @@ def cost_table(
             rise = 0.0 if profiled is None else _sensitivity(profiled, node.name, pair, caution)
             microseconds = None if latency is None else latency.latency_us[node.name].get(pair)
             spread = None if latency is None else latency.spread_us.get(node.name, {}).get(pair)
-            size_bytes = node.weight.size * pair.weight / 8
-            choices[pair] = Cost(rise, size_bytes, node.macs * pair.weight * pair.activation, microseconds, spread)
+            size_bytes = pair.format.size_bytes(int(node.weight.size))
+            choices[pair] = Cost(rise, size_bytes, node.macs * pair.operations, microseconds, spread)
         error = None if profiled is None else _relative_error(profiled, node.name, caution)
         rows.append(LayerCosts(node.name, int(node.weight.size), node.macs, choices, error))
     one_pair = "not estimated: there is one bit pair to choose from"
     sources = {
         "sensitivity": one_pair if sensitivity is None else _source(sensitivity, caution),
-        "size_bytes": "weights x weight bits / 8; biases and multipliers are not counted",
-        "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3)",
+        "size_bytes": "weights x weight bits / 8, and codebooks; biases and multipliers are not counted",
+        "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3); a codebook's weights have 8",
         "latency_us": "not measured" if latency is None else latency.source,
     }
     return CostTable(tuple(rows), graph.tied_groups(), sources)
@@ -85,28 +85,34 @@ def _sensitivity(profiled: Mapping[str, Any], layer: str, pair: Bits, caution: f
 
     An estimate below 0 is noise around a truth near it, and counts as 0 before its error is added.
     """
-    return sum(max(value, 0.0) + caution * error for value, error in _parts(profiled, layer, pair))
+    parts = _parts(profiled, layer, str(pair.format), str(pair.activation))
+    return sum(max(value, 0.0) + caution * error for value, error in parts)
 
 
 def _relative_error(profiled: Mapping[str, Any], layer: str, caution: float) -> float | None:
     """The standard error of a layer's sensitivity per what it is taken to be, at the fewest bits; None if not known."""
     if "weights_error" not in profiled:
         return None
-    widths = (min(map(int, profiled.get(part, {"8": 0.0}))) for part in ("weights", "inputs"))
-    parts = _parts(profiled, layer, Bits(*widths))
+    weights, inputs = (min(profiled.get(part, {"8": 0.0}), key=_bits_of) for part in ("weights", "inputs"))
+    parts = _parts(profiled, layer, weights, inputs)
     error = sum(error for _, error in parts)
     value = sum(max(value, 0.0) + caution * error for value, error in parts)
     return error / value if value else (None if error else 0.0)
 
 
-def _parts(profiled: Mapping[str, Any], layer: str, pair: Bits) -> list[tuple[float, float]]:
-    """Value and standard error of a layer's weights and of its input at a pair."""
+def _bits_of(width: str) -> int:
+    """The bits of a width as tables have it: ``4``, or ``k4`` for a codebook."""
+    return int(width.removeprefix("k"))
+
+
+def _parts(profiled: Mapping[str, Any], layer: str, weights: str, inputs: str) -> list[tuple[float, float]]:
+    """Value and standard error of a layer's weights and of its input at some widths."""
     found = []
-    for part, bits in (("weights", pair.weight), ("inputs", pair.activation)):
+    for part, bits in (("weights", weights), ("inputs", inputs)):
         if part == "inputs" and part not in profiled:
             continue
         try:
-            found.append((profiled[part][str(bits)], profiled.get(f"{part}_error", {}).get(str(bits), 0.0)))
+            found.append((profiled[part][bits], profiled.get(f"{part}_error", {}).get(bits, 0.0)))
         except KeyError:
             raise AllocationError(
                 f"the sensitivities have nothing for the {part} of layer {layer!r} at {bits} bits; profile the network "

@@ -27,9 +27,10 @@ from hawq_tvm.calibration import (
     top_eigenvalues,
 )
 from hawq_tvm.calibration.hessian import Loss
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.core.float_ir import FloatGraph
-from hawq_tvm.measure.sensitivity import Alone, Grids, LayerSensitivity, sensitivity_table, squared_errors
+from hawq_tvm.measure.sensitivity import Alone, Grids, LayerSensitivity, fewest, sensitivity_table, squared_errors
 from hawq_tvm.posttraining.fisher import Fisher, fisher_information
 from hawq_tvm.posttraining.input_curvature import input_curvatures
 from hawq_tvm.settings import HessianSettings
@@ -198,9 +199,9 @@ def profile_omega(
     )
 
 
-def _per_weight(errors: Mapping[int, float], parameters: int) -> float:
+def _per_weight(errors: Mapping[WeightFormat, float], parameters: int) -> float:
     """What a unit of the trace weighs in Omega a weight at the fewest bits: the order that a size budget goes by."""
-    return errors[min(errors)] / parameters**2
+    return errors[fewest(errors)] / parameters**2
 
 
 def _fisher_inputs(loss: Curved, grids: Grids, seed: int, threads: int) -> dict[str, dict[int, Estimate]]:
@@ -211,8 +212,7 @@ def _fisher_inputs(loss: Curved, grids: Grids, seed: int, threads: int) -> dict[
         loss.network, {}, grids, batches, seed=seed, threads=threads
     )
     return {
-        name: {bits: Estimate.mean_of(form) for bits, form in fisher.forms.items()}
-        for (_, name), fisher in found.items()
+        name: {bits: Estimate.mean_of(found["inputs", name].forms[bits]) for bits in row} for name, row in grids.items()
     }
 
 

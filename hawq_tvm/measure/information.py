@@ -13,7 +13,7 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.calibration import Estimate
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.measure.sensitivity import Alone, Grids, LayerSensitivity, moves_of, sensitivity_table
-from hawq_tvm.posttraining.fisher import DRAWS, Fisher, fisher_information
+from hawq_tvm.posttraining.fisher import DRAWS, Fisher, Width, fisher_information
 from hawq_tvm.sources.data import check_labels
 from hawq_tvm.sources.samples import Batch
 
@@ -93,16 +93,15 @@ def profile_fisher(
         f"{_METHODS[metric]}, {samples} samples)" + (_INPUTS[metric] if grids else ""),
         {
             name: LayerSensitivity(
-                _estimates(metric, found["weights", name]),
-                _estimates(metric, found["inputs", name]) if name in grids else {},
+                {format: _estimate(metric, found["weights", name], format) for format in row},
+                {bits: _estimate(metric, found["inputs", name], bits) for bits in grids.get(name, {})},
                 order=float(found["weights", name].traces.mean()),
             )
-            for name in weights
+            for name, row in weights.items()
         },
         samples=samples,
     )
 
 
-def _estimates(metric: FisherMetric, fisher: Fisher) -> dict[int, Estimate]:
-    rows = fisher.lengths if metric == "fisher" else fisher.forms
-    return {bits: Estimate.mean_of(values) for bits, values in rows.items()}
+def _estimate(metric: FisherMetric, fisher: Fisher, width: Width) -> Estimate:
+    return Estimate.mean_of((fisher.lengths if metric == "fisher" else fisher.forms)[width])

@@ -26,6 +26,7 @@ from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.measure.sensitivity import Alone, Grids, LayerSensitivity, sensitivity_table
 from hawq_tvm.posttraining.changes import Change, RealNetwork
+from hawq_tvm.posttraining.fisher import Width
 from hawq_tvm.posttraining.layer_losses import SampleLosses, layer_noise, sample_losses, with_means_of
 from hawq_tvm.sources.data import check_labels
 from hawq_tvm.sources.samples import Batch
@@ -34,8 +35,8 @@ MeasuredMetric = Literal["kl", "loss", "sqnr"]
 
 Part = Literal["weights", "inputs"]
 
-RoundedAlone = tuple[Part, str, int]
-"""What is rounded alone: which part of which layer, to how many bits."""
+RoundedAlone = tuple[Part, str, Width]
+"""What is rounded alone: which part of which layer, to how many bits or into which format."""
 
 _METHODS: Mapping[MeasuredMetric, tuple[str, str]] = {
     "kl": (
@@ -91,15 +92,18 @@ def profile_measured(
     else:
         losses = sample_losses(real, changes, pieces, reference=real, threads=threads, progress=progress)
         estimates = {key: Estimate.mean_of(_of_metric(metric, found)) for key, found in losses.items()}
-    rows: dict[str, dict[Part, dict[int, Estimate]]] = {name: {"weights": {}, "inputs": {}} for name in weights}
-    for (part, name, bits), estimate in estimates.items():
-        rows[name][part][bits] = estimate
     count = sum(len(piece.images) for piece in pieces)
     of_weights, of_inputs = _METHODS[metric]
     return sensitivity_table(
         metric,
         f"measured on {count} calibration samples: {of_weights}" + (of_inputs if grids else ""),
-        {name: LayerSensitivity(row["weights"], row["inputs"]) for name, row in rows.items()},
+        {
+            name: LayerSensitivity(
+                {format: estimates["weights", name, format] for format in row},
+                {bits: estimates["inputs", name, bits] for bits in grids.get(name, {})},
+            )
+            for name, row in weights.items()
+        },
         samples=count,
     )
 

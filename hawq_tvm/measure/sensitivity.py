@@ -15,7 +15,7 @@ will be deployed with, on float inputs, as the other layers' bits are not chosen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +23,14 @@ import numpy as np
 import torch
 
 from hawq_tvm.calibration import Estimate
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.posttraining.fisher import Moves
 from hawq_tvm.posttraining.simulate import Grid
 
-Alone = Mapping[str, Mapping[int, LayerWeights]]
-"""What each layer would be deployed with, by name and width: of `hawq_tvm.posttraining.alone.round_alone`."""
+Alone = Mapping[str, Mapping[WeightFormat, LayerWeights]]
+"""What each layer would be deployed with, by name and format: of `hawq_tvm.posttraining.alone.round_alone`."""
 
 Grids = Mapping[str, Mapping[int, Grid]]
 """What each layer's first input is brought to, by name and width; empty where all candidates have the same bits."""
@@ -40,13 +41,13 @@ class LayerSensitivity:
     """One layer under one metric.
 
     Attributes:
-        weights: by width.
-        inputs: by width; empty where inputs were not looked at.
+        weights: by format.
+        inputs: by bits; empty where inputs were not looked at.
         order: what the metric's paper ranks layers by, at no width; None where it has nothing of the kind.
         facts: what else is known, for the reader: JSON values by name.
     """
 
-    weights: Mapping[int, Estimate]
+    weights: Mapping[WeightFormat, Estimate]
     inputs: Mapping[int, Estimate]
     order: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -54,16 +55,19 @@ class LayerSensitivity:
     @property
     def relative_error(self) -> float | None:
         """Standard error per value at the fewest bits, of weights and input together; None where the value is 0."""
-        parts = [row[min(row)] for row in (self.weights, self.inputs) if row]
+        parts = [self.weights[fewest(self.weights)]] if self.weights else []
+        parts += [self.inputs[min(self.inputs)]] if self.inputs else []
         value, error = sum(abs(part.value) for part in parts), sum(part.error for part in parts)
         return error / value if value else (None if error else 0.0)
 
     def to_json(self) -> dict[str, Any]:
         table: dict[str, Any] = {**self.facts, "order": self.order, "relative_error": self.relative_error}
-        for part, row in (("weights", self.weights), ("inputs", self.inputs)):
+        weights = {str(format): estimate for format, estimate in self.weights.items()}
+        inputs = {str(bits): estimate for bits, estimate in self.inputs.items()}
+        for part, row in (("weights", weights), ("inputs", inputs)):
             if row:
-                table[part] = {str(bits): estimate.value for bits, estimate in row.items()}
-                table[f"{part}_error"] = {str(bits): estimate.error for bits, estimate in row.items()}
+                table[part] = {width: estimate.value for width, estimate in row.items()}
+                table[f"{part}_error"] = {width: estimate.error for width, estimate in row.items()}
         return table
 
 
@@ -83,8 +87,13 @@ def sensitivity_table(
     return {"metric": metric, "method": method, **facts, "note": note, "layers": rows}
 
 
-def squared_errors(graph: FloatGraph, weights: Alone) -> dict[str, dict[int, float]]:
-    """``||Q(W) - W||^2`` of every layer at every width."""
+def fewest(formats: Iterable[WeightFormat]) -> WeightFormat:
+    """The format of the fewest bits; of two, that without a codebook."""
+    return min(formats)
+
+
+def squared_errors(graph: FloatGraph, weights: Alone) -> dict[str, dict[WeightFormat, float]]:
+    """``||Q(W) - W||^2`` of every layer in every format."""
     trained = {node.name: node.weight for node in graph.layers if node.weight is not None}
     return {
         name: {bits: float(np.square(found.restored - trained[name]).sum()) for bits, found in row.items()}
@@ -93,7 +102,7 @@ def squared_errors(graph: FloatGraph, weights: Alone) -> dict[str, dict[int, flo
 
 
 def moves_of(graph: FloatGraph, weights: Alone) -> Moves:
-    """``Q(W) - W`` of every layer at every width, float32."""
+    """``Q(W) - W`` of every layer in every format, float32."""
     trained = {node.name: node.weight for node in graph.layers if node.weight is not None}
     return {
         name: {

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.core.hashing import own_seed
 from hawq_tvm.posttraining.simulate import Grid
@@ -43,23 +44,27 @@ DRAWS = 4
 """Labels drawn a sample: each takes one backward, and the forward pass serves all."""
 
 
+Width = int | WeightFormat
+"""What a part is rounded to: bits of an input, the format of weights."""
+
+
 @dataclass(frozen=True)
 class Fisher:
     """One part of a layer under its changes, sample by sample: float64 [samples].
 
     Attributes:
-        forms: ``(g . d)^2`` by bits.
-        lengths: ``|g|^2 |d|^2 / n`` by bits.
+        forms: ``(g . d)^2`` by width.
+        lengths: ``|g|^2 |d|^2 / n`` by width.
         traces: ``|g|^2 / n``, n the elements of the part.
     """
 
-    forms: Mapping[int, Tensor]
-    lengths: Mapping[int, Tensor]
+    forms: Mapping[Width, Tensor]
+    lengths: Mapping[Width, Tensor]
     traces: Tensor
 
 
-Moves = Mapping[str, Mapping[int, Tensor]]
-"""What rounding changes the weights by, float32 [out, ...], by layer and bits."""
+Moves = Mapping[str, Mapping[WeightFormat, Tensor]]
+"""What rounding changes the weights by, float32 [out, ...], by layer and format."""
 
 _Part = tuple[str, str]
 """``weights`` or ``inputs``, and whose."""
@@ -145,7 +150,7 @@ def _one_sample(
     logits, inputs = run_with_inputs(network, grids, x, weights=leaves)
     if not torch.isfinite(logits).all():
         raise SensitivityError("the network's result is not finite; check its weights and the samples")
-    changes: dict[_Part, dict[int, Tensor]] = {("weights", name): dict(row) for name, row in moves.items()}
+    changes: dict[_Part, dict[Width, Tensor]] = {("weights", name): {**row} for name, row in moves.items()}
     for name, value in inputs.items():
         x = value.detach()
         changes["inputs", name] = {bits: grid.nearest(x) - x for bits, grid in grids[name].items()}
@@ -178,16 +183,16 @@ def _labels(logits: Tensor, label: Tensor | None, draws: int | None, seed: int) 
 class _Sums:
     """Sums over the labels of one sample."""
 
-    def __init__(self, forms: dict[int, float]) -> None:
+    def __init__(self, forms: dict[Width, float]) -> None:
         self.forms = forms
         self.square = 0.0
 
-    def add(self, gradient: Tensor, changes: Mapping[int, Tensor]) -> None:
+    def add(self, gradient: Tensor, changes: Mapping[Width, Tensor]) -> None:
         self.square += float(gradient.double().square().sum())
         for bits, change in changes.items():
             self.forms[bits] += float((gradient * change).double().sum()) ** 2
 
-    def fisher(self, changes: Mapping[int, Tensor], labels: int) -> Fisher:
+    def fisher(self, changes: Mapping[Width, Tensor], labels: int) -> Fisher:
         elements = next((change.numel() for change in changes.values()), 1)
         trace = torch.tensor([self.square / labels / elements], dtype=torch.float64)
         lengths = {bits: trace * change.double().square().sum() for bits, change in changes.items()}

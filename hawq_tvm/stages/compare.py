@@ -79,7 +79,7 @@ def comparison(work: Work) -> Stage:
     options = {
         "samples": count,
         "means": calibrated,
-        "weight_bits": fewest,
+        "weight_bits": [str(format) for format in fewest],
         "activation_bits": fewest_inputs,
         "rounding": vars(work.settings.rounding),
         "seed": work.settings.seed,
@@ -92,13 +92,12 @@ def comparison(work: Work) -> Stage:
 
 def _measured(losses: Mapping[RoundedAlone, SampleLosses], layers: Sequence[str]) -> list[Measured]:
     """The truths, against labels first where there are some."""
-    parts = sorted({(part, bits) for part, _, bits in losses}, reverse=True)  # weights before inputs
     found = []
     for truth in TRUTHS:
-        for part, bits in parts:
+        for part, bits in dict.fromkeys((part, bits) for part, _, bits in losses):
             rows = [losses[part, name, bits] for name in layers]
             values = [row.rise if truth == "loss" else row.divergence for row in rows]
             if all(value is not None for value in values):
                 matrix = np.stack([value.numpy() for value in values if value is not None])
-                found.append(Measured(part, bits, truth, matrix))
+                found.append(Measured(part, str(bits), truth, matrix))
     return found

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from hawq_tvm.calibration import Progress
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.given import scales_of
 from hawq_tvm.core.hashing import file_sha256, json_sha256
 from hawq_tvm.core.reporter import Advance
@@ -42,13 +43,13 @@ def _profile(metric: str, work: Work) -> Stage | None:
     if not work.has_choice or metric not in settings.profiled:
         return None
     title, make_table, derives = _METRICS[metric]
-    widths, inputs = candidate_widths(work)
+    formats, inputs = candidate_widths(work)
     options: dict[str, Any] = {
         "metric": metric,
         **({"hessian": vars(settings.hessian)} if derives else {"samples": settings.loss_samples}),
         "rounding": vars(settings.rounding),
         "scales": json_sha256(dict(settings.scales)),
-        "weight_bits": widths,
+        "weight_bits": [str(format) for format in formats],
         "activation_bits": inputs,
         "seed": settings.seed,
         "data": work.data_key,
@@ -56,7 +57,7 @@ def _profile(metric: str, work: Work) -> Stage | None:
     reads = (FLOAT_GRAPH, RANGES) if inputs else (FLOAT_GRAPH,)
 
     def make(advance: Advance) -> None:
-        weights = rounded_alone(work, widths, lambda done: advance(done, 2 * len(work.layers)))  # the first half
+        weights = rounded_alone(work, formats, lambda done: advance(done, 2 * len(work.layers)))  # the first half
         probes = Probes(work.run, metric, {**options, "files": [file_sha256(work.run.file(name)) for name in reads]})
         second = partial(_second_half, advance)
         table = make_table(work, weights, grids_of(work, inputs), probes, second)
@@ -74,11 +75,11 @@ profiles: tuple[Step, ...] = tuple(partial(_profile, metric) for metric in METRI
 """One step a metric."""
 
 
-def candidate_widths(work: Work) -> tuple[list[int], list[int]]:
-    """The bits that weights may have, and those of activations where candidates differ in them."""
+def candidate_widths(work: Work) -> tuple[list[WeightFormat], list[int]]:
+    """The formats that weights may have, and the bits of activations where candidates differ in them, ascending."""
     pairs = work.settings.pairs(work.layers)
     inputs = sorted({pair.activation for pair in pairs}) if work.settings.chooses_activations else []
-    return sorted({pair.weight for pair in pairs}), inputs
+    return sorted({pair.format for pair in pairs}), inputs
 
 
 def grids_of(work: Work, widths: list[int]) -> Grids:
@@ -86,8 +87,8 @@ def grids_of(work: Work, widths: list[int]) -> Grids:
     return input_grids(work.artifacts.float_graph, work.artifacts.ranges, widths) if widths else {}
 
 
-def rounded_alone(work: Work, widths: list[int], progress: Callable[[int], None]) -> Alone:
-    """The layers' weights at every width, each rounded as it will be deployed, but on float inputs.
+def rounded_alone(work: Work, formats: list[WeightFormat], progress: Callable[[int], None]) -> Alone:
+    """The layers' weights in every format, each rounded as it will be deployed, but on float inputs.
 
     One metric after the other asks for them, so they are found once.
     """
@@ -96,7 +97,7 @@ def rounded_alone(work: Work, widths: list[int], progress: Callable[[int], None]
         work.rounded_alone = round_alone(
             graph,
             work.rounding_pieces(),
-            widths,
+            formats,
             work.settings.rounding,
             scales={node.name: scales_of(work.settings.scales, node) for node in graph.layers},
             seed=work.settings.seed,

@@ -15,6 +15,7 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm.cuda.emulated import why_not_here
 from hawq_tvm.backends.tvm.host import default_threads
 from hawq_tvm.core import interpreter
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.core.given import stored_bits_of
@@ -44,7 +45,7 @@ class Work:
     Attributes:
         also: further GPUs that the library is to hold machine code for.
         device: where `benchmark` times the library; None for this machine.
-        rounded_alone: each layer's weights rounded by itself, by width, once a metric has asked for them.
+        rounded_alone: each layer's weights rounded by itself, by format, once a metric has asked for them.
         compare_samples: evaluation samples at most that `compare` holds metrics to.
         asked_samples: whether `verify` was told how many samples to compare: an emulated GPU then gets them all,
             however long that takes.
@@ -83,7 +84,7 @@ class Work:
         self.device: Device | None = None
         self.asked_samples = False
         self.compare_samples = COMPARE_SAMPLES
-        self.rounded_alone: Mapping[str, Mapping[int, LayerWeights]] | None = None
+        self.rounded_alone: Mapping[str, Mapping[WeightFormat, LayerWeights]] | None = None
         self._data = data
 
     @property
