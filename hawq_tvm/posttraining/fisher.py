@@ -150,7 +150,9 @@ def _one_sample(
     logits, inputs = run_with_inputs(network, grids, x, weights=leaves)
     if not torch.isfinite(logits).all():
         raise SensitivityError("the network's result is not finite; check its weights and the samples")
-    changes: dict[_Part, dict[Width, Tensor]] = {("weights", name): {**row} for name, row in moves.items()}
+    changes: dict[_Part, dict[Width, Tensor]] = {}
+    for name, of_weights in moves.items():
+        changes["weights", name] = {format: move for format, move in of_weights.items()}  # noqa: C416  wider keys
     for name, value in inputs.items():
         x = value.detach()
         changes["inputs", name] = {bits: grid.nearest(x) - x for bits, grid in grids[name].items()}
