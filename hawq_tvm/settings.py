@@ -40,8 +40,12 @@ METRICS = ("omega", "eigenvalue", "fisher", "fisher-form", "kl", "loss", "sqnr")
 
 DEFAULT_METRIC = "omega"
 
-LATENCY_SOURCES = ("timing", "model")
-"""Where a layer's latency comes from where no table gives it: kernels run here, or the target's cost model."""
+SIMULATED = ("bismo-edge", "bismo-cloud", "bitfusion")
+"""Accelerators that are simulated, by the names that `hawq_tvm.ilp.simulators.ACCELERATORS` has."""
+
+LATENCY_SOURCES = ("timing", "model", *SIMULATED)
+"""Where a layer's latency comes from where no table gives it: kernels run here, the target's cost model, or an
+accelerator that is simulated, which has energies too."""
 
 _WIDTHS = {str(bits): bits for bits in range(2, 9)}
 
@@ -201,7 +205,8 @@ class Settings:
         hessian: see `HessianSettings`.
         latency: whether kernels are timed even without a latency budget.
         latency_table: a JSON file of microseconds by layer and pair, instead of timing.
-        latency_from: ``timing`` runs kernels on this machine, ``model`` predicts them for the target.
+        latency_from: ``timing`` runs kernels on this machine, ``model`` predicts them for the target, the name of an
+            accelerator simulates it, with energies.
         device: where kernels are timed; None for this machine's CPU, and only where a latency is asked for.
         ranges: activation ranges to take in place of calibrated ones; see `hawq_tvm.core.given`.
         clip_to_ranges: whether these are clips that the network was trained with, so that the float network has them.
@@ -236,7 +241,10 @@ class Settings:
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
     latency_from: str = option(
-        "timing", "timing, of kernels on this machine, or model, which predicts them for --target", panel=CHOICE
+        "timing",
+        "timing, of kernels on this machine; model, which predicts them for --target; or an accelerator that is "
+        f"simulated: {', '.join(SIMULATED)}",
+        panel=CHOICE,
     )
     device: Device | None = option(None, f"time kernels there: {FORMS}", panel=CHOICE, parse=Device.parse)
     metrics: tuple[str, ...] = option(
@@ -297,13 +305,15 @@ class Settings:
             raise SettingsError(f"a budget is a hawq_tvm.Budget, such as Budget(size='60%'), got {self.budget!r}")
         self._check_metrics()
         if self.latency_from not in LATENCY_SOURCES:
-            raise SettingsError(f"latencies are from {' or '.join(LATENCY_SOURCES)}, got {self.latency_from!r}")
-        if self.latency_from == "model" and self.latency_table is not None:
-            raise SettingsError("--latency-table gives times and --latency-from model predicts them; say one of them")
+            *names, last = LATENCY_SOURCES
+            raise SettingsError(f"latencies are from {', '.join(names)} or {last}, got {self.latency_from!r}")
+        predicts = f"--latency-from {self.latency_from} predicts"
+        if self.latency_from != "timing" and self.latency_table is not None:
+            raise SettingsError(f"--latency-table gives times and {predicts} them; say one of them")
         if self.latency_table is not None and self.device is not None:
             raise SettingsError("--latency-table gives times and --device measures them; say one of them")
-        if self.latency_from == "model" and self.device is not None:
-            raise SettingsError("--latency-from model predicts times and --device measures them; say one of them")
+        if self.latency_from != "timing" and self.device is not None:
+            raise SettingsError(f"{predicts} times and --device measures them; say one of them")
         _at_least("samples of the loss", self.loss_samples, 1)
         _at_least("measured configurations", self.evaluations, 1)
         if self.clip_to_ranges and not self.ranges:
@@ -346,7 +356,7 @@ class Settings:
     @property
     def wants_latency(self) -> bool:
         """Whether layers need a latency: for its own sake, or for a budget on it."""
-        given = self.latency_table is not None or self.latency_from == "model" or self.device is not None
+        given = self.latency_table is not None or self.latency_from != "timing" or self.device is not None
         return self.latency or given or self.budget.latency is not None
 
     def all_pins(self, layers: tuple[str, ...], ties: tuple[tuple[str, ...], ...] = ()) -> dict[str, Bits]:

@@ -46,7 +46,7 @@ _TRACEBACK = "HAWQ_TVM_TRACEBACK"
 Model = Annotated[
     str,
     typer.Argument(
-        help="zoo name (resnet20, resnet18, resnet50, resnet20_cifar), torchvision:NAME, timm:NAME or file.py:factory"
+        help="zoo name (resnet18, resnet50, mobilenet_v1, ...), torchvision:NAME, timm:NAME or file.py:factory"
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(help="run directory")]
