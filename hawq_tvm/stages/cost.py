@@ -11,7 +11,7 @@ from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.measure.costing import cost_table, read_latency_table
 from hawq_tvm.measure.simulated import on_accelerator
-from hawq_tvm.runs.artifacts import COSTS, FLOAT_GRAPH, RANGES, SENSITIVITY
+from hawq_tvm.runs.artifacts import COSTS, FLOAT_GRAPH, RANGES, sensitivity_file
 from hawq_tvm.settings import SIMULATED
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
@@ -63,8 +63,9 @@ def cost(work: Work) -> Stage:
         result = cost_table(
             work.artifacts.float_graph,
             pairs,
-            sensitivity=work.artifacts.sensitivity if work.has_choice else None,
+            sensitivity=work.artifacts.sensitivity(settings.metric) if work.has_choice else None,
             latency=latency(advance),
+            caution=settings.caution,
         )
         if simulated:
             result = on_accelerator(result, work.artifacts.float_graph, settings.latency_from)
@@ -77,6 +78,7 @@ def cost(work: Work) -> Stage:
         column = settings.latency_from
     options: dict[str, Any] = {
         "pairs": [repr(pair) for pair in pairs],
+        "caution": settings.caution if work.has_choice else None,
         "latency": column,
         "batch": settings.batch if ours else None,
         "threads": (work.threads if device is None else settings.threads) if measured else None,
@@ -84,6 +86,6 @@ def cost(work: Work) -> Stage:
         "stored": dict(stored.stored) if ours else None,
         "machine": (cpu_name() if device is None else str(device)) if measured else None,
     }
-    reads = (FLOAT_GRAPH, RANGES, SENSITIVITY) if work.has_choice else (FLOAT_GRAPH, RANGES)
+    reads = (FLOAT_GRAPH, RANGES, *([sensitivity_file(settings.metric)] if work.has_choice else []))
     title = "timing every layer's kernels" if measured else "counting bytes and BOPS"
     return Stage("cost", title, make, options, reads, writes=(COSTS,), timing=measured)
