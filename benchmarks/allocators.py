@@ -155,7 +155,7 @@ class Subject:
 
     def _performed(self, metric: str, steps: tuple[Step, ...]) -> Work:
         entry, path = self.entry, Path(self._scratch.name) / "run"
-        settings = Settings(bits=PAIRS, metric=metric)
+        settings = Settings(bits=PAIRS, metrics=(metric,))
         spec = entry.model.format(self._folder)
         model = load_model(spec, str(self._folder / entry.weights), seed=0)
         with edit_run(path, identity=run_identity(spec, model, self._data.name)) as run:

@@ -245,6 +245,7 @@ def test_every_package_is_installed() -> None:
         "core.specs",
         "core.storage",
         "runs.verbs",
+        "calibration.eigenvalue",
         "calibration.hessian",
         "kernels.cuda.storages",
         "kernels.cuda.gemm_weights",
@@ -299,6 +300,7 @@ def test_every_decision_names_its_files() -> None:
         "docs/ranges.md",
         "docs/gpu-model.md",
         "docs/latency.md",
+        "docs/sensitivity.md",
         "docs/t4.md",
         "SECURITY.md",
     ):

@@ -322,6 +322,20 @@ def debug(path: Path, samples: int | None, data: str | None, trust_code: bool, a
     return 0
 
 
+def compare(path: Path, samples: int | None, trust_code: bool, as_json: bool) -> int:
+    """`hawq-tvm compare`."""
+    with _measuring(path) as run:
+        work = _resume(run, find_target(DEFAULT_TARGET), None, trust_code)
+        work.compare_samples = samples or work.compare_samples
+        pipeline.perform(work, pipeline.COMPARE)
+        report = work.artifacts.comparison
+    if as_json:
+        console.print_json(report.to_json())
+    else:
+        console.print_comparison(report)
+    return 0
+
+
 def read_bits(path: Path) -> BitConfig:
     """A bit configuration from a JSON file."""
     return replace(BitConfig.from_json(read_json(path, "bit configuration"), str(path)), origin=f"given by {path}")

@@ -7,8 +7,9 @@ from dataclasses import replace
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.ilp import Allocation, formulate
-from hawq_tvm.measure.costing import cost_table
+from hawq_tvm.measure.costing import cost_table, rated
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS, FLOAT_GRAPH, RANGES
+from hawq_tvm.runs.provenance import stored_settings
 from hawq_tvm.search import MEASURING, Resources, find_allocator
 from hawq_tvm.settings import Settings
 from hawq_tvm.stages.searching import search_resources
@@ -28,7 +29,7 @@ def allocate(work: Work) -> Stage:
             work.run.write_json(BITS, work.as_stored(given).to_json())
             work.run.write_json(ALLOCATION, {"origin": given.origin})
             return
-        result = solve(work.artifacts.costs, settings, search_resources(work, advance))
+        result = solve(_costs(work), settings, search_resources(work, advance))
         work.run.write_json(BITS, work.as_stored(result.bits).to_json())
         work.run.write_json(ALLOCATION, result.to_json())
 
@@ -39,11 +40,26 @@ def allocate(work: Work) -> Stage:
         "pins": {name: repr(bits) for name, bits in settings.all_pins(work.layers).items()},
         "solver": settings.solver,
         **({"evaluations": settings.evaluations, "seed": settings.seed} if searches else {}),
+        "metric": settings.metric,
+        "caution": settings.caution,
         "residual": stored.residual,
         "stored": dict(stored.stored),
     }
     reads = (COSTS, FLOAT_GRAPH, RANGES) if searches else (COSTS,)
     return Stage("allocate", "allocating bits", make, options, reads=reads, writes=(BITS, ALLOCATION))
+
+
+def _costs(work: Work) -> CostTable:
+    """The cost table, with the sensitivities of another metric where bits are to be chosen by another one now.
+
+    Raises:
+        RunError: that metric was not profiled.
+    """
+    costs, asked = work.artifacts.costs, stored_settings(work.run)
+    settings = work.settings
+    if not work.has_choice or (settings.metric, settings.caution) == (asked.metric, asked.caution):
+        return costs  # as it is, edited by hand or not
+    return rated(costs, work.artifacts.sensitivity(settings.metric), settings.caution)
 
 
 def solve(costs: CostTable, settings: Settings, resources: Resources | None = None) -> Allocation:
