@@ -4,10 +4,11 @@
     python -m benchmarks.haq DATA --weights FILE [--evaluations 200] [--budgets edge cloud energy bytes]
 
 The agent of `hawq_tvm.search.haq` gives each layer of MobileNetV1 (half width, CIFAR-10) its bits within what uniform
-bits cost on one simulated accelerator. Its reward is the accuracy on images that are neither trained on nor reported: as
-in the paper after a brief fine-tuning (``--reward finetuned``), or with weights rounded after training (``rounded``),
-which measures in a tenth of the time. Then its policy and the uniform one are fine-tuned alike for longer, turned into
-integers and measured on test images. Every policy is also priced on the other accelerators, as in HAQ's table 1.
+bits cost on one simulated accelerator. Its reward is the accuracy on images that are neither trained on nor reported,
+as in the paper after a brief fine-tuning (``--reward finetuned``), or with weights rounded after training
+(``rounded``), which measures in a tenth of the time. Then its policy and the uniform one are fine-tuned alike for
+longer, turned into integers and measured on test images. Every policy is also priced on the other accelerators, as in
+HAQ's table 1.
 
 Rows that are there already are kept. Writes ``benchmarks/results/haq.json``.
 """
