@@ -305,6 +305,21 @@ def test_greedy_gives_up_what_loses_least_for_what_it_saves() -> None:
     assert [bits.weight for bits in found.bits.layers.values()] == [8, 4, 8]
 
 
+def test_a_single_measurement_still_gives_an_answer() -> None:
+    table = CostTable(rows(4))
+    problem = formulate(table, Budget(size="40%"))
+    for name in ("greedy-accuracy", "random", "ddpg"):
+        found = ALLOCATORS[name](problem, resources(table, evaluations=1))
+        assert problem.meets(
+            [
+                next(k for k, c in enumerate(g.choices) if c.bits == found.bits.layers[g.layers[0]])
+                for g in problem.groups
+            ]
+        )
+        assert "inf" not in found.bits.origin and "nan" not in found.bits.origin
+    assert "the program's bits" in found.bits.origin
+
+
 def test_greedy_by_accuracy_finds_what_the_table_does_not_say() -> None:
     layers = tuple(LayerCosts(n, 1, 1, {W4: Cost(1.0, 4.0, 1), Bits(8, 4): Cost(0.0, 8.0, 1)}) for n in "abc")
 
