@@ -30,6 +30,8 @@ from hawq_tvm.kernels.interface import (
 )
 from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise, vnni_linear
 from hawq_tvm.kernels.x86 import convert as x86_convert
+from hawq_tvm.kernels.x86 import elementwise as x86_elementwise
+from hawq_tvm.kernels.x86 import pooling as x86_pooling
 
 KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W4_AMX,
@@ -50,18 +52,23 @@ KERNELS: tuple[Kernel, ...] = (
     nhwc_conv2d.CONV2D_W8_NHWC,
     linear.LINEAR_W4_GENERIC,
     linear.LINEAR_W8_GENERIC,
+    x86_elementwise.ADD_AVX512,
     elementwise.ADD_GENERIC,
     nhwc_elementwise.ADD_NHWC,
+    x86_elementwise.REQUANTIZE_AVX512,
     elementwise.REQUANTIZE_GENERIC,
     nhwc_elementwise.REQUANTIZE_NHWC,
     concat.CONCAT_GENERIC,
     nhwc_elementwise.CONCAT_NHWC,
     concat.PAD_CHANNELS_GENERIC,
     nhwc_elementwise.PAD_CHANNELS_NHWC,
+    x86_pooling.MAX_POOL2D_AVX512,
     pooling.MAX_POOL2D_GENERIC,
     nhwc_pooling.MAX_POOL2D_NHWC,
+    x86_pooling.AVG_POOL2D_AVX512,
     pooling.AVG_POOL2D_GENERIC,
     nhwc_pooling.AVG_POOL2D_NHWC,
+    x86_pooling.GLOBAL_AVG_POOL2D_AVX512,
     pooling.GLOBAL_AVG_POOL2D_GENERIC,
     nhwc_pooling.GLOBAL_AVG_POOL2D_NHWC,
     gemm_layers.CONV2D_W4_MMA,

@@ -16,7 +16,7 @@ from hawq_tvm.kernels.x86.amx_linear import build_linear
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
-from hawq_tvm.kernels.x86.result import LARGEST
+from hawq_tvm.kernels.x86.images import LARGEST
 from hawq_tvm.kernels.x86.storages import NIBBLES, missing
 
 STEP_NS = 30.0

@@ -14,14 +14,17 @@ Where there is one product and `hawq_tvm.core.float32_rescale` proves it exact, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from tvm import tirx
 from tvm.tirx import op
 
-from hawq_tvm.core.float32_rescale import MAGIC
-from hawq_tvm.core.ir import Rescale
+from hawq_tvm.core.float32_rescale import MAGIC, float32_is_exact
+from hawq_tvm.core.ir import Array, Rescale
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, multiply_add_52, pack_signed, pack_unsigned
+from hawq_tvm.kernels.interface import Request
+from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, in_pairs, multiply_add_52, pack_signed, pack_unsigned
 
 Product = tuple[Expr, Expr]
 """Two int32x16 whose lanes are multiplied to 64 bits."""
@@ -90,6 +93,58 @@ def stored_bytes(values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:
     packed, carrier = (values[0], "int32") if len(values) == 1 else (pack_signed(*values), "int16")
     signed = clipped(packed, rescale.lo, rescale.hi, carrier, lanes).astype(f"int8x{lanes}")
     return op.reinterpret(f"uint8x{lanes}", signed) ^ constant(offset, "uint8", lanes)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedRescale:
+    """The rounding law where all lanes of a vector share a multiplier: what sums of stored bytes end in.
+
+    Attributes:
+        rescale: the operator's, without a residual.
+        in_float32: whether float32 is proved exact.
+    """
+
+    rescale: Rescale
+    in_float32: bool
+
+    @classmethod
+    def of(cls, request: Request) -> SharedRescale:
+        op = request.node.op
+        rescale, bounds = op.rescale_or_none, op.bounds(request.inputs)
+        assert rescale is not None and bounds is not None
+        return cls(rescale, float32_is_exact(rescale, bounds))
+
+    @property
+    def multipliers(self) -> Array:
+        """A kernel's constant: float32, their ratios, where that is exact, else int32; one row."""
+        values = self.rescale.multiplier.reshape(-1)
+        if self.in_float32:
+            return np.ldexp(values.astype(np.float64), -self.rescale.shift).astype(np.float32)
+        return values.astype(np.int32)
+
+    def stored(self, sums: Expr, multiplier: Expr, *, start: int = 0, offset: int = 0) -> Expr:
+        """Sums as they are stored: uint8x16 of sixteen, uint8x32 of thirty-two.
+
+        Args:
+            sums: uint16x32, or sixteen lanes of any integers.
+            multiplier: one of `multipliers`.
+            start: what the sums began with.
+            offset: of the storage that is written.
+        """
+        shared = tirx.Broadcast(multiplier, LANES)
+        law = rounded_in_float32 if self.in_float32 else lambda x, m: rounded([(x, m)], self.rescale)
+        return stored_bytes([law(value, shared) for value in in_lanes(sums, start)], self.rescale, offset)
+
+
+def in_lanes(sums: Expr, start: int) -> list[Expr]:
+    """Sums less what they began with, int32x16 each, in the order that `stored_bytes` wants.
+
+    Args:
+        sums: uint16x32, or sixteen lanes of any integers.
+        start: what they began with.
+    """
+    wide = in_pairs(sums) if sums.ty.dtype == f"uint16x{2 * LANES}" else (sums.astype(f"int32x{LANES}"),)
+    return [value - constant(start, "int32") if start else value for value in wide]
 
 
 def _total(products: Sequence[Product]) -> Expr:

@@ -1,9 +1,8 @@
-"""What the convolutions share: where pixels lie, and how a tile's accumulators become stored bytes in a frame."""
+"""What the convolutions share: how a tile's accumulators become stored bytes in a frame."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.float32_rescale import float32_is_exact
-from hawq_tvm.core.ir import Array, TensorType
+from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
-from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.generic.acceptance import PACKED_WEIGHT
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
 from hawq_tvm.kernels.x86.epilogue import rounded, rounded_in_float32, stored_bytes
+from hawq_tvm.kernels.x86.images import Plane, refuse_images
 from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES, UNSIGNED_OFFSET, first_sums, missing
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES, first_sums, missing
 from hawq_tvm.kernels.x86.vectors import (
     LANES,
     PACKED_LANES,
@@ -32,9 +31,6 @@ from hawq_tvm.kernels.x86.vectors import (
     ramp,
     shuffle,
 )
-
-LARGEST = 2**31 - 1
-"""Bytes of a value: they are counted in int32."""
 
 MAX_TILE = 8
 """Pixels of a tile: two accumulators each leave half of 32 registers to the epilogue, which spills a residual's factors
@@ -50,17 +46,11 @@ def refuse(request: Request, *, in_planes: bool = False) -> str | None:
     """
     op, type = request.node.op, request.node.type
     assert isinstance(op, Conv2d)
-    lacking = missing(request.features, AVX512_VNNI | (NIBBLES if op.weight_bits in PACKED_WEIGHT else frozenset()))
-    if lacking:
-        return lacking
+    needed = AVX512_VNNI | (NIBBLES if op.weight_bits in PACKED_WEIGHT else frozenset())
+    reason = missing(request.features, needed) or refuse_images(request, in_planes=in_planes)
+    if reason:
+        return reason
     storages = [request.alternatives[name] for name in (*request.node.inputs, request.node.name)]
-    for x, storage in zip((*request.inputs, type), storages, strict=True):
-        if storage.order != "NHWC" and not (in_planes and storage.block % PAIR == 0):
-            return f"computes on channels last, not on {storage}"
-        if x.dtype.signed != (storage.offset == UNSIGNED_OFFSET):
-            return f"reads and writes unsigned bytes, signed values at +128, not {x.dtype} in {storage}"
-        if storage.size_bytes(x, request.batch) > LARGEST:
-            return f"addresses bytes by 32 bits, {request.batch} samples of {x} take more"
     storage = storages[-1]
     if storage.channels(type) % LANES or (len(storages) == 3 and storages[1].channels(type) != storage.channels(type)):
         return f"writes whole vectors of {LANES} channels, not {storage}"
@@ -104,36 +94,6 @@ def build_function(
     )
     parameters = [*images, *constant_parameters(constants), result]
     return BuiltKernel(function(parameters, lambda *buffers: emit(buffers)), constants)
-
-
-@dataclass(frozen=True)
-class Plane:
-    """Where the pixels of stored images lie; an index is one of bytes.
-
-    `together` channels of a pixel are neighbours: all of them channels last, a block of them in planes.
-    """
-
-    height: int
-    width: int
-    channels: int
-    top: int = 0
-    left: int = 0
-    together: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "together", self.together or self.channels)
-
-    @classmethod
-    def of(cls, type: TensorType, storage: Storage) -> Plane:
-        top, left, bottom, right = storage.frame
-        _, height, width = type.shape
-        together = storage.block if storage.order == "NCHW" else 0
-        return cls(top + height + bottom, left + width + right, storage.channels(type), top, left, together)
-
-    def index(self, n: Expr, row: Expr, column: Expr, channel: Expr) -> Expr:
-        """Of a stored row and column; a column of -1 is the last of the row before."""
-        image = n * (self.channels // self.together) + channel // self.together
-        return ((image * self.height + row) * self.width + column) * self.together + channel % self.together
 
 
 class Result:

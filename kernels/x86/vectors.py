@@ -105,6 +105,16 @@ They work in 128 bits: four of the first, four of the second, and so on.
 """
 
 
+def in_pairs(vector: Expr) -> tuple[Expr, Expr]:
+    """``vpunpcklwd`` and ``vpunpckhwd`` with zeros: uint16x32 as int32x16 twice, lanes as `PACKED_LANES` has them."""
+    zeros = constant(0, "uint16", 2 * LANES)
+    halves = []
+    for channels in (PACKED_LANES[:LANES], PACKED_LANES[LANES:]):
+        order = [index for channel in channels for index in (channel, 2 * LANES)]
+        halves.append(op.reinterpret(f"int32x{LANES}", shuffle([vector, zeros], order)))
+    return halves[0], halves[1]
+
+
 def prefetch(address: Any) -> None:
     """Ask for the cache line of a buffer's element; no fault, wherever it lies."""
     read, keep, data = tirx.const(0, "int32"), tirx.const(3, "int32"), tirx.const(1, "int32")
@@ -112,20 +122,22 @@ def prefetch(address: Any) -> None:
 
 
 class Registers:
-    """Accumulators, int32x16 each, that LLVM keeps in registers; to be made inside the loop over tasks.
+    """Accumulators, int32x16 each unless told otherwise, that LLVM keeps in registers; to be made inside the loop over
+    tasks.
 
     There is a buffer for each. TVM puts one of a kilobyte and more on the heap, and one of scope "local" there, too:
     then every prefetch would have LLVM write all of them to memory first.
     """
 
-    def __init__(self, count: int) -> None:
-        self._buffers = [T.alloc_buffer((LANES,), "int32", align=64) for _ in range(count)]
+    def __init__(self, count: int, dtype: str = "int32", lanes: int = LANES) -> None:
+        self._buffers = [T.alloc_buffer((lanes,), dtype, align=64) for _ in range(count)]
+        self._lanes = ramp(0, lanes)
 
     def __getitem__(self, number: int) -> Expr:
-        return self._buffers[number][ramp(0, LANES)]
+        return self._buffers[number][self._lanes]
 
     def __setitem__(self, number: int, value: Expr) -> None:
-        T.buffer_store(self._buffers[number], value, [ramp(0, LANES)])
+        T.buffer_store(self._buffers[number], value, [self._lanes])
 
 
 def flat(buffer: Any) -> Any:
