@@ -16,6 +16,7 @@ from hawq_tvm.kernels.generic import (
     convert,
     elementwise,
     linear,
+    nhwc_concat,
     nhwc_conv2d,
     nhwc_elementwise,
     nhwc_pooling,
@@ -29,6 +30,7 @@ from hawq_tvm.kernels.interface import (
     Request,
 )
 from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise, vnni_linear
+from hawq_tvm.kernels.x86 import concat as x86_concat
 from hawq_tvm.kernels.x86 import convert as x86_convert
 from hawq_tvm.kernels.x86 import elementwise as x86_elementwise
 from hawq_tvm.kernels.x86 import pooling as x86_pooling
@@ -58,8 +60,10 @@ KERNELS: tuple[Kernel, ...] = (
     x86_elementwise.REQUANTIZE_AVX512,
     elementwise.REQUANTIZE_GENERIC,
     nhwc_elementwise.REQUANTIZE_NHWC,
+    nhwc_concat.CONCAT_IN_PLACE,
+    x86_concat.CONCAT_AVX512,
     concat.CONCAT_GENERIC,
-    nhwc_elementwise.CONCAT_NHWC,
+    nhwc_concat.CONCAT_NHWC,
     concat.PAD_CHANNELS_GENERIC,
     nhwc_elementwise.PAD_CHANNELS_NHWC,
     x86_pooling.MAX_POOL2D_AVX512,

@@ -21,7 +21,7 @@ from tvm import tirx
 from tvm.tirx import op
 
 from hawq_tvm.core.float32_rescale import MAGIC, float32_is_exact
-from hawq_tvm.core.ir import Array, Rescale
+from hawq_tvm.core.ir import Array, Bounds, Rescale
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import Request
 from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, in_pairs, multiply_add_52, pack_signed, pack_unsigned
@@ -109,9 +109,15 @@ class SharedRescale:
 
     @classmethod
     def of(cls, request: Request) -> SharedRescale:
+        """Of a node's one result."""
         op = request.node.op
         rescale, bounds = op.rescale_or_none, op.bounds(request.inputs)
         assert rescale is not None and bounds is not None
+        return cls.within(rescale, bounds)
+
+    @classmethod
+    def within(cls, rescale: Rescale, bounds: Bounds) -> SharedRescale:
+        """Of sums within those bounds."""
         return cls(rescale, float32_is_exact(rescale, bounds))
 
     @property

@@ -40,7 +40,7 @@ def refuse_images(request: Request, *, in_planes: bool = False) -> str | None:
             return f"computes on channels last, not on {storage}"
         if x.dtype.signed != (storage.offset == UNSIGNED_OFFSET):
             return f"reads and writes unsigned bytes, signed values at +128, not {x.dtype} in {storage}"
-        if storage.size_bytes(x, request.batch) > LARGEST:
+        if prod(storage.shape(x, request.batch)) > LARGEST:
             return f"addresses bytes by 32 bits, {request.batch} samples of {x} take more"
     return None
 
@@ -65,7 +65,8 @@ def refuse_vectors(request: Request) -> str | None:
 class Plane:
     """Where the pixels of stored images lie; an index is one of bytes.
 
-    `together` channels of a pixel are neighbours: all of them channels last, a block of them in planes.
+    `channels` are those of the array. Of a pixel `together` channels are neighbours: all of them channels last, a block
+    of them in planes. The first `before` belong to other values.
     """
 
     height: int
@@ -74,6 +75,7 @@ class Plane:
     top: int = 0
     left: int = 0
     together: int = 0
+    before: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "together", self.together or self.channels)
@@ -82,11 +84,13 @@ class Plane:
     def of(cls, type: TensorType, storage: Storage) -> Plane:
         top, left, bottom, right = storage.frame
         _, height, width = type.shape
+        channels = storage.before + storage.channels(type) + storage.after
         together = storage.block if storage.order == "NCHW" else 0
-        return cls(top + height + bottom, left + width + right, storage.channels(type), top, left, together)
+        return cls(top + height + bottom, left + width + right, channels, top, left, together, storage.before)
 
     def index(self, n: Expr, row: Expr, column: Expr, channel: Expr) -> Expr:
         """Of a stored row and column; a column of -1 is the last of the row before."""
+        channel = channel + self.before
         image = n * (self.channels // self.together) + channel // self.together
         return ((image * self.height + row) * self.width + column) * self.together + channel % self.together
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,8 @@ def refuse(request: Request, *, in_planes: bool = False) -> str | None:
     storage = storages[-1]
     if storage.channels(type) % LANES or (len(storages) == 3 and storages[1].channels(type) != storage.channels(type)):
         return f"writes whole vectors of {LANES} channels, not {storage}"
+    if storages[0].is_part:
+        return f"reads whole pixels, not {storages[0]}"
     if storages[0].channels(request.inputs[0]) % STEP:
         return f"reads {STEP} channels at once, not {storages[0]}"
     if storage.channels(type) > type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
@@ -114,7 +117,7 @@ class Result:
             Plane.of(type, storage) for type, storage in zip((*request.inputs, node.type), self.storages, strict=True)
         ]
         if flat_pixels:
-            planes = [Plane(1, flat_pixels, plane.channels) for plane in planes]
+            planes = [replace(plane, height=1, width=flat_pixels) for plane in planes]
         self.source, *self._residual_plane, self.plane = planes
         count = len(request.inputs)
         self._buffer = flat(buffers[-1])
