@@ -23,9 +23,9 @@ from hawq_tvm.kernels.generic.convert import CONVERT_GENERIC
 
 from .accesses import accesses_outside
 from .builders import compiled, random_integers, same, stored_wrongly
-from .cpus import HOST
-from .test_x86_conv2d import conv
-from .x86_kernels import decline_of, offer_of, run_guarded, writes_what_the_interpreter_says, x86_request
+from .cpus import HOST, lacking, machine_of
+from .dot_kernels import decline_of, dot_request, offer_of, run_guarded, writes_what_the_interpreter_says
+from .test_dot_conv2d import conv
 
 POISON = 0x55
 SAME = Window((3, 3), pads=(1, 1, 1, 1))
@@ -160,7 +160,7 @@ def test_networks_are_exact(dtype: str, storages: str, tmp_path: Path) -> None:
     if storages == "channels_last":
         assert module.info.joins == {"inner": "b"}
         assert module.info.kernels["inner"] == "concat_in_place" and "inner" not in module.info.calls
-        assert module.info.kernels["outer"] in ("concat_avx512", "concat_generic_nhwc")
+        assert module.info.kernels["outer"] in ("concat_avx512vnni", "concat_generic_nhwc")
 
 
 def test_a_concatenation_of_parts_alone_takes_no_call_and_no_memory_of_its_own() -> None:
@@ -190,17 +190,17 @@ OPERATORS: dict[str, tuple[Operator, int, tuple[str, ...]]] = {
     "dense, 4 bits": (conv(16, 24, SAME, bits=4), 1, ("conv2d_u8s4s32_avx512vnni", "conv2d_x8w4s32_generic_nhwc")),
     "pointwise": (conv(16, 48, Window((1, 1))), 1, ("conv2d_u8s8s32_avx512vnni", "conv2d_x8w8s32_generic_nhwc")),
     "depthwise": (conv(16, 16, SAME, groups=16), 1, ("conv2d_depthwise_u8s8s32_avx512vnni",)),
-    "max pool": (MaxPool2d(SAME), 1, ("max_pool2d_avx512", "max_pool2d_generic_nhwc")),
-    "average pool": (average(), 1, ("avg_pool2d_avx512", "avg_pool2d_generic_nhwc")),
+    "max pool": (MaxPool2d(SAME), 1, ("max_pool2d_avx512vnni", "max_pool2d_generic_nhwc")),
+    "average pool": (average(), 1, ("avg_pool2d_avx512vnni", "avg_pool2d_generic_nhwc")),
     "sum": (
-        Add(Rescale(np.array([1 << 29, 1 << 28]), 30, 0, 255)), 2, ("add_avx512", "add_generic_nhwc")
+        Add(Rescale(np.array([1 << 29, 1 << 28]), 30, 0, 255)), 2, ("add_avx512vnni", "add_generic_nhwc")
     ),
     "requantize": (
-        Requantize(Rescale(np.array([1 << 29]), 30, 0, 255)), 1, ("requantize_avx512", "requantize_generic_nhwc")
+        Requantize(Rescale(np.array([1 << 29]), 30, 0, 255)), 1, ("requantize_avx512vnni", "requantize_generic_nhwc")
     ),
     "channels of zeros": (PadChannels(3, 7), 1, ("pad_channels_generic_nhwc",)),
     "concatenation": (
-        Concat(Rescale(np.array([ONE, ONE // 3]), 30, 0, 255)), 2, ("concat_avx512", "concat_generic_nhwc")
+        Concat(Rescale(np.array([ONE, ONE // 3]), 30, 0, 255)), 2, ("concat_avx512vnni", "concat_generic_nhwc")
     ),
 }  # fmt: skip
 
@@ -214,7 +214,7 @@ def test_kernels_write_a_part_and_leave_the_rest(
     op, inputs, names = OPERATORS[case]
     x = TensorType(IntType.parse("u8"), (16, 5, 9), 1.0)
     around = (1, 1, 1, 1) if case not in ("pointwise",) or any(frame) else (0, 0, 0, 0)
-    request = x86_request(op, [x] * inputs, x.dtype, [*[around] * inputs, frame], batch=2)
+    request = dot_request(op, [x] * inputs, x.dtype, [*[around] * inputs, frame], batch=2)
     storage = replace(request.alternatives["y"], before=before, after=after)
     request = replace(request, alternatives={**request.alternatives, "y": storage})
     for name in names:
@@ -227,14 +227,14 @@ def test_branches_apart_are_rescaled_into_their_places(dtype: str) -> None:
     types = [TensorType(IntType.parse(dtype), (channels, 3, 5), 1.0) for channels in (32, 17, 16, 40)]
     law = Rescale(np.array([ONE, ONE // 3, ONE, ONE // 2 + 1]), 30, types[0].dtype.lo, types[0].dtype.hi)
     op = Concat(law)
-    request = x86_request(op, types, types[0].dtype, [(0, 1, 2, 0)] * 4 + [(1, 0, 2, 3)], batch=2)
+    request = dot_request(op, types, types[0].dtype, [(0, 1, 2, 0)] * 4 + [(1, 0, 2, 3)], batch=2)
     whole, y = request.alternatives["y"], request.node.type
     parts = {"x0": whole.part(y, 0, types[0], 16), "x2": whole.part(y, 49, types[2], 16)}
     request = replace(request, alternatives={**request.alternatives, **parts})
     values = [random_integers(x, 2, seed) for seed, x in enumerate(types)]
     wanted = pack(op.evaluate(values).astype(y.dtype.carrier), y, whole)
     apart = [pack(values[i], types[i], request.alternatives[f"x{i}"]) for i in (1, 3)]
-    names = ["concat_generic_nhwc", *(["concat_avx512"] if request.features <= HOST.features else [])]
+    names = ["concat_generic_nhwc", *(["concat_avx512vnni"] if not lacking(machine_of("avx512vnni")) else [])]
     for name in names:
         function = offer_of(name, request).build().function.with_attr("global_symbol", "kernel")
         assert accesses_outside(function) == []
@@ -255,13 +255,13 @@ def test_conversions_to_and_from_a_part() -> None:
     for source, to in ((Storage(), part), (part, Storage())):
         offer = CONVERT_GENERIC.offer(ConvertRequest(type, source, to, 2, HOST.target, 512))
         assert isinstance(offer, Offer)
-        found = run_guarded(offer.build(), [pack(x, type, source)], type, to, 2)
+        found = run_guarded(offer.build(), [pack(x, type, source)], type, to, 2, HOST)
         assert np.array_equal(found, pack(x, type, to))
 
 
 def test_a_convolution_does_not_read_a_part() -> None:
     x = TensorType(IntType.parse("u8"), (16, 5, 9), 1.0)
-    request = x86_request(conv(16, 48, SAME), [x], x.dtype, [(1, 1, 1, 1), (0, 0, 0, 0)])
+    request = dot_request(conv(16, 48, SAME), [x], x.dtype, [(1, 1, 1, 1), (0, 0, 0, 0)])
     part = replace(request.alternatives["x0"], after=16)
     request = replace(request, alternatives={**request.alternatives, "x0": part})
     assert decline_of("conv2d_u8s8s32_avx512vnni", request).startswith("reads whole pixels, not NHWC/16")

@@ -115,7 +115,7 @@ def _row(request: Request) -> Row:
 
 def offer_concat(
     request: Request,
-    rates: str,
+    cost: Callable[[Work], float],
     row: Callable[[Request], Row],
     refuse: Callable[[Request, Sequence[Branch]], str | None] = lambda request, branches: None,
 ) -> Offer | str:
@@ -123,7 +123,7 @@ def offer_concat(
 
     Args:
         request: what is asked.
-        rates: by which its cost is counted.
+        cost: microseconds of some work.
         row: makes what emits a branch's row.
         refuse: a further reason to decline.
     """
@@ -137,7 +137,7 @@ def offer_concat(
     if reason is not None:
         return reason
     work = Work(request.batch * sum(prod(branch.type.shape) for branch in branches), 0)
-    return Offer(*storages, cost(rates, request, work), lambda: build_concat(request, branches, row(request)))
+    return Offer(*storages, cost(work), lambda: build_concat(request, branches, row(request)))
 
 
 def _offer_in_place(request: Request) -> Offer | str:
@@ -155,4 +155,10 @@ def _offer_in_place(request: Request) -> Offer | str:
 
 
 CONCAT_IN_PLACE = Kernel("concat_in_place", _offer_in_place)
-CONCAT_NHWC = Kernel("concat_generic_nhwc", lambda request: offer_concat(request, "concat nhwc", _row))
+
+
+def _offer(request: Request) -> Offer | str:
+    return offer_concat(request, lambda work: cost("concat nhwc", request, work), _row)
+
+
+CONCAT_NHWC = Kernel("concat_generic_nhwc", _offer)

@@ -12,23 +12,22 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.dot.unit import Unit, missing
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.nhwc import Image, framed_rows
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import Request
-from hawq_tvm.kernels.x86.panels import PAIR
-from hawq_tvm.kernels.x86.storages import AVX512, UNSIGNED_OFFSET, missing
-from hawq_tvm.kernels.x86.vectors import LANES
 
 LARGEST = 2**31 - 1
 """Bytes of a value: they are counted in int32."""
 
 
-def refuse_images(request: Request, *, in_planes: bool = False) -> str | None:
+def refuse_images(request: Request, unit: Unit, *, in_planes: bool = False) -> str | None:
     """Why a kernel does not take images as they lie; None where it does.
 
     Args:
         request: a request whose images have a storage in play; a result of one pixel may have none.
+        unit: whose kernel it is.
         in_planes: whether it computes on planes of channels, too, and not channels last alone.
     """
     node = request.node
@@ -36,23 +35,25 @@ def refuse_images(request: Request, *, in_planes: bool = False) -> str | None:
         if name not in request.alternatives:
             continue
         storage = request.alternatives[name]
-        if storage.order != "NHWC" and not (in_planes and storage.block % PAIR == 0):
+        if storage.order != "NHWC" and not (in_planes and storage.block % unit.pair == 0):
             return f"computes on channels last, not on {storage}"
-        if x.dtype.signed != (storage.offset == UNSIGNED_OFFSET):
-            return f"reads and writes unsigned bytes, signed values at +128, not {x.dtype} in {storage}"
+        if storage.offset != (unit.signed_offset if x.dtype.signed else 0):
+            return (
+                f"reads and writes unsigned bytes, signed values at +{unit.signed_offset}, not {x.dtype} in {storage}"
+            )
         if prod(storage.shape(x, request.batch)) > LARGEST:
             return f"addresses bytes by 32 bits, {request.batch} samples of {x} take more"
     return None
 
 
-def refuse_vectors(request: Request) -> str | None:
+def refuse_vectors(request: Request, unit: Unit) -> str | None:
     """Why a kernel without weights does not take whole vectors of channels as they lie; None where it does."""
-    reason = missing(request.features, AVX512) or refuse_images(request, in_planes=True)
+    reason = missing(request.features, unit.needs) or refuse_images(request, unit, in_planes=True)
     if reason:
         return reason
     storage = request.alternatives[request.node.inputs[0]]
-    if storage.channels(request.inputs[0]) < LANES:
-        return f"takes whole vectors of {LANES} channels, not {storage}"
+    if storage.channels(request.inputs[0]) < unit.lanes:
+        return f"takes whole vectors of {unit.lanes} channels, not {storage}"
     rescale = request.node.op.rescale_or_none
     written = request.alternatives.get(request.node.name, Storage())
     filled_up = written.channels(request.node.type) > request.node.type.shape[0]
@@ -108,9 +109,9 @@ class Vectors:
     lanes: int
 
     @classmethod
-    def of(cls, channels: int, widest: int) -> Vectors:
-        """The widest vectors, up to so many lanes."""
-        return cls(channels, next(lanes for lanes in (64, 32, LANES) if lanes <= min(channels, widest)))
+    def of(cls, channels: int, *lanes: int) -> Vectors:
+        """The first of those that there are enough channels for."""
+        return cls(channels, next(size for size in lanes if size <= channels))
 
     @property
     def count(self) -> int:

@@ -1,4 +1,4 @@
-"""Pools on AVX-512 against the interpreter, byte for byte, over awkward shapes and extreme values."""
+"""Pools against the interpreter, byte for byte, over awkward shapes and extreme values."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from hawq_tvm.core.ir import Array, IntType, Operator, Rescale, Shape, TensorTyp
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels import Request
-from hawq_tvm.kernels.x86.images import Vectors
-from hawq_tvm.kernels.x86.pooling import MAX_COLUMNS, MOST_BYTES, Cut
+from hawq_tvm.kernels.dot.images import Vectors
+from hawq_tvm.kernels.dot.pooling import MAX_COLUMNS, MOST_BYTES, Cut
+from hawq_tvm.kernels.dot.unit import Unit
 
-from .x86_kernels import ALL, Frame, decline_of, offer_of, writes_what_the_interpreter_says, x86_request
+from .dot_kernels import UNIT, VNNI, Frame, decline_of, dot_request, offer_of, writes_what_the_interpreter_says
 
-MAX, AVERAGE, GLOBAL = "max_pool2d_avx512", "avg_pool2d_avx512", "global_avg_pool2d_avx512"
+MAX, AVERAGE, GLOBAL = "max_pool2d_avx512vnni", "avg_pool2d_avx512vnni", "global_avg_pool2d_avx512vnni"
 CHANNELS = st.sampled_from([13, 16, 17, 31, 32, 40, 64, 70, 96, 130])
 TYPES = st.sampled_from(["u8", "s8", "u4", "s5"])
 PADS = st.tuples(*[st.integers(0, 2)] * 4)
-sweep = settings(max_examples=25, deadline=None)
+sweep = settings(max_examples=12, deadline=None)
 
 
 def multipliers(shape: Shape, shift: int, terms: int, *, odd: bool, seed: int = 0) -> Array:
@@ -43,11 +44,17 @@ def average(
 
 
 def pool_request(
-    op: Operator, x: TensorType, output: str, pads: Frame = (0, 0, 0, 0), extra: Frame = (0, 0, 0, 0), batch: int = 1
+    op: Operator,
+    x: TensorType,
+    output: str,
+    pads: Frame = (0, 0, 0, 0),
+    extra: Frame = (0, 0, 0, 0),
+    batch: int = 1,
+    unit: Unit = VNNI,
 ) -> Request:
     """With frames that hold the padding and `extra` more."""
     around = tuple(pad + more for pad, more in zip(pads, extra, strict=True))
-    return x86_request(op, [x], IntType.parse(output), [around, extra[::-1]], batch=batch)  # type: ignore[list-item]
+    return dot_request(op, [x], IntType.parse(output), [around, extra[::-1]], batch=batch, unit=unit)  # type: ignore[list-item]
 
 
 def extremes(x: TensorType, batch: int) -> Array:
@@ -58,6 +65,7 @@ def extremes(x: TensorType, batch: int) -> Array:
     return values.astype(x.dtype.carrier)
 
 
+@pytest.mark.parametrize("name", UNIT)
 @sweep
 @given(
     channels=CHANNELS, size=st.tuples(st.integers(3, 9), st.integers(3, 21)),
@@ -66,7 +74,7 @@ def extremes(x: TensorType, batch: int) -> Array:
     extra=st.sampled_from([(0, 0, 0, 0), (1, 0, 2, 3)]), batch=st.integers(1, 2),
 )  # fmt: skip
 def test_max_pools(
-    channels: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], pads: Frame,
+    name: str, channels: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], pads: Frame,
     dilations: tuple[int, int], dtype: str, extra: Frame, batch: int,
 ) -> None:  # fmt: skip
     x = TensorType(IntType.parse(dtype), (channels, *size), 1.0)
@@ -75,11 +83,12 @@ def test_max_pools(
     assume(size[0] + pads[0] + pads[2] >= window.reach[0] and size[1] + pads[1] + pads[3] >= window.reach[1])
     assume(window.sees_input(*size))
     frame = (0, 0, 0, 0) if x.dtype.signed else pads
-    request = pool_request(MaxPool2d(window), x, dtype, frame, extra, batch)
-    writes_what_the_interpreter_says(MAX, request)
-    writes_what_the_interpreter_says(MAX, request, [extremes(x, batch)])
+    request = pool_request(MaxPool2d(window), x, dtype, frame, extra, batch, UNIT[name])
+    writes_what_the_interpreter_says(f"max_pool2d_{name}", request)
+    writes_what_the_interpreter_says(f"max_pool2d_{name}", request, [extremes(x, batch)])
 
 
+@pytest.mark.parametrize("name", UNIT)
 @sweep
 @given(
     channels=CHANNELS, size=st.tuples(st.integers(3, 9), st.integers(3, 21)),
@@ -89,7 +98,7 @@ def test_max_pools(
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_average_pools(
-    channels: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], pads: Frame,
+    name: str, channels: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], pads: Frame,
     types: tuple[str, str], shift: int, each: bool, odd: bool, extra: Frame, batch: int, seed: int,
 ) -> None:  # fmt: skip
     window = Window(kernel, strides, pads)
@@ -97,11 +106,12 @@ def test_average_pools(
     x = TensorType(IntType.parse(types[0]), (channels, *size), 1.0)
     shape = window.output_size(*size) if each else (1, 1)
     op = average(window, shape, types[1], shift=shift, odd=odd, seed=seed)
-    request = pool_request(op, x, types[1], pads, extra, batch)
-    writes_what_the_interpreter_says(AVERAGE, request)
-    writes_what_the_interpreter_says(AVERAGE, request, [extremes(x, batch)])
+    request = pool_request(op, x, types[1], pads, extra, batch, UNIT[name])
+    writes_what_the_interpreter_says(f"avg_pool2d_{name}", request)
+    writes_what_the_interpreter_says(f"avg_pool2d_{name}", request, [extremes(x, batch)])
 
 
+@pytest.mark.parametrize("name", UNIT)
 @sweep
 @given(
     channels=CHANNELS.filter(lambda channels: channels >= 16), size=st.tuples(st.integers(1, 20), st.integers(2, 20)),
@@ -109,17 +119,17 @@ def test_average_pools(
     extra=st.sampled_from([(0, 0, 0, 0), (1, 0, 2, 3)]), batch=st.integers(1, 2), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_global_average_pools(
-    channels: int, size: tuple[int, int], types: tuple[str, str], shift: int, odd: bool, extra: Frame, batch: int,
-    seed: int,
+    name: str, channels: int, size: tuple[int, int], types: tuple[str, str], shift: int, odd: bool, extra: Frame,
+    batch: int, seed: int,
 ) -> None:  # fmt: skip
     x, dtype = TensorType(IntType.parse(types[0]), (channels, *size), 1.0), IntType.parse(types[1])
     values = multipliers((1,), shift, prod(size), odd=odd, seed=seed)
     op = GlobalAvgPool2d(Rescale(values, shift, dtype.lo, dtype.hi))
-    request = pool_request(op, x, types[1], extra=extra, batch=batch)
+    request = pool_request(op, x, types[1], extra=extra, batch=batch, unit=UNIT[name])
     alternatives = {name: storage for name, storage in request.alternatives.items() if name != "y"}
     request = replace(request, alternatives=alternatives)
-    writes_what_the_interpreter_says(GLOBAL, request)
-    writes_what_the_interpreter_says(GLOBAL, request, [extremes(x, batch)])
+    writes_what_the_interpreter_says(f"global_avg_pool2d_{name}", request)
+    writes_what_the_interpreter_says(f"global_avg_pool2d_{name}", request, [extremes(x, batch)])
 
 
 @sweep
@@ -165,7 +175,7 @@ def test_a_tile_reads_the_columns_of_its_windows(kernel: int, stride: int, dilat
 
 @given(channels=st.integers(16, 300), widest=st.sampled_from([16, 32, 64]))
 def test_vectors_hold_every_channel(channels: int, widest: int) -> None:
-    vectors = Vectors.of(channels, widest)
+    vectors = Vectors.of(channels, widest, 16)
     firsts = [min(number * vectors.lanes, channels - vectors.lanes) for number in range(vectors.count)]
     held = {first + lane for first in firsts for lane in range(vectors.lanes)}
     assert held == set(range(channels)) and vectors.lanes <= widest
@@ -200,7 +210,8 @@ def test_declines_are_sentences() -> None:
     }  # fmt: skip
     for sentence, (name, request) in cases.items():
         assert decline_of(name, request) == sentence
-    without = replace(pool_request(MaxPool2d(padded), u8, "u8"), features=ALL - {"avx512bw"})
+    without = pool_request(MaxPool2d(padded), u8, "u8")
+    without = replace(without, features=without.features - {"avx512bw"})
     assert decline_of(MAX, without) == "needs avx512bw, which the CPU compiled for does not have"
     op = average(Window((3, 3)), (1, 1), "u8")
     clipped = replace(op, rescale=replace(op.rescale, lo=3))

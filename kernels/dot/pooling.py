@@ -1,4 +1,4 @@
-"""Max, average and global average pooling on AVX-512, by whole vectors of channels.
+"""Max, average and global average pooling, by whole vectors of channels.
 
 A tile is a few output pixels of a row by one vector of channels. Of each column that any of its windows reads, the rows
 are combined once, in a register; windows then combine columns. Stored bytes are compared and summed as they are: what
@@ -17,28 +17,28 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import op as tir
 
-from hawq_tvm.core.ir import Window
+from hawq_tvm.core.ir import Operator, TensorType, Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.dot.images import Plane, Vectors, over_tiles, refuse_vectors
+from hawq_tvm.kernels.dot.result import build_function
+from hawq_tvm.kernels.dot.sums import SharedRescale
+from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.dot.vectors import LANE_BYTES, Registers, constant, flat, ramp
 from hawq_tvm.kernels.generic.blocking import best_tile
-from hawq_tvm.kernels.generic.costs import Work, cost
+from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import function, stored_parameter
 from hawq_tvm.kernels.generic.nhwc import channels_last
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-from hawq_tvm.kernels.x86.epilogue import SharedRescale
-from hawq_tvm.kernels.x86.images import Plane, Vectors, over_tiles, refuse_vectors
-from hawq_tvm.kernels.x86.result import build_function
-from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
-from hawq_tvm.kernels.x86.vectors import LANES, Registers, constant, flat, ramp
 
 MAX_TILE = 8
 MAX_COLUMNS = 20
-"""Of a tile: a register each, which leaves 12 of 32 to the epilogue."""
+"""Of a tile: a register each, of which most units have 32."""
 
-MOST_BYTES = (2**16 - 1) // (2**8 - 1)
-"""Of which the sum fits 16 bits."""
+MOST_BYTES = 255
+"""Of which the sum fits 16 bits, signed or not."""
 
 MAX_SUMS = 8
 """Vectors of a global pool that are summed up side by side."""
@@ -79,14 +79,14 @@ class _Reduction:
 
     Attributes:
         dtype: of the registers in which columns are combined.
-        lanes: of those.
+        lanes: of those, best first.
         combine: two vectors into one.
         finish: a window's vector as it is stored; gets the position of the window too.
         clamped: whether padding is the image's nearest pixel, and not the frame's.
     """
 
     dtype: str
-    lanes: int
+    lanes: tuple[int, ...]
     combine: Callable[[Expr, Expr], Expr]
     finish: Callable[[Expr, Expr, Expr], Expr]
     clamped: bool = False
@@ -97,7 +97,7 @@ def _over_windows(request: Request, window: Window, x: Any, y: Any, reduction: _
     source, target = request.alternatives[request.node.inputs[0]], request.alternatives[request.node.name]
     (x_type,), y_type = request.inputs, request.node.type
     x_plane, y_plane, x_bytes, y_bytes = Plane.of(x_type, source), Plane.of(y_type, target), flat(x), flat(y)
-    vectors, cut = Vectors.of(target.channels(y_type), reduction.lanes), Cut.of(window, y_type.shape[2])
+    vectors, cut = Vectors.of(target.channels(y_type), *reduction.lanes), Cut.of(window, y_type.shape[2])
     (sy, sx), (top, left, _, _), dtype = window.strides, window.pads, f"{reduction.dtype}x{vectors.lanes}"
 
     def place(position: Expr, size: int, before: int) -> Expr:
@@ -107,7 +107,7 @@ def _over_windows(request: Request, window: Window, x: Any, y: Any, reduction: _
         return position + before
 
     def tile(n: Expr, h: Expr, start: Expr, channel: Expr) -> None:
-        combined = Registers(len(cut.columns), reduction.dtype, vectors.lanes)
+        combined = Registers(len(cut.columns), vectors.lanes, reduction.dtype)
 
         def load(number: int, tap: Expr) -> Expr:
             row = place(h * sy + (tap * window.dilations[0] - top), x_type.shape[1], x_plane.top)
@@ -124,40 +124,46 @@ def _over_windows(request: Request, window: Window, x: Any, y: Any, reduction: _
             taken = [combined[cut.columns.index(column)] for column in _columns_of(window, pixel)]
             value = reduction.finish(reduce(reduction.combine, taken), h, start + pixel)
             index = y_plane.index(n, h + y_plane.top, start + (pixel + y_plane.left), channel)
-            T.buffer_store(y_bytes, value, [ramp(index, vectors.lanes)])
+            T.buffer_store(y_bytes, value.astype(f"{y_bytes.dtype}x{vectors.lanes}"), [ramp(index, vectors.lanes)])
 
     over_tiles(request, y, cut.tile, vectors, tile)
 
 
-def _refuse_max(request: Request) -> str | None:
+def _refuse_max(request: Request, unit: Unit) -> str | None:
     op, (x,) = request.node.op, request.inputs
     assert isinstance(op, MaxPool2d)
     if x.dtype.signed and any(op.window.pads) and op.window.dilations != (1, 1):
         return f"pads signed values by a window's own, which taps that lie {op.window.dilations} apart may skip"
-    return refuse_vectors(request)
+    return refuse_vectors(request, unit)
 
 
-def _build_max(request: Request) -> BuiltKernel:
+def _build_max(request: Request, unit: Unit) -> BuiltKernel:
     """Of signed values the frame's zeros are not the least, but the image's nearest pixel lies in the window."""
-    op, (x_type,) = request.node.op, request.inputs
+    op, (x,) = request.node.op, request.inputs
     assert isinstance(op, MaxPool2d)
-    clamped = x_type.dtype.signed and any(op.window.pads)
-    reduction = _Reduction("uint8", 64, tirx.max, lambda value, h, w: value, clamped)
+    dtype = request.alternatives[request.node.inputs[0]].dtype(x)
+    lanes = (LANE_BYTES * unit.lanes, 2 * unit.lanes, unit.lanes)
+    reduction = _Reduction(dtype, lanes, tirx.max, lambda value, h, w: value, x.dtype.signed and any(op.window.pads))
     return build_function(request, (), lambda xy: _over_windows(request, op.window, xy[0], xy[1], reduction))
 
 
-def _refuse_average(request: Request) -> str | None:
+def _sums_of(type: TensorType, storage: Storage, bits: int) -> str:
+    """The dtype in which stored bytes are summed."""
+    return f"{storage.dtype(type).rstrip('8')}{bits}"
+
+
+def _refuse_average(request: Request, unit: Unit) -> str | None:
     op = request.node.op
     assert isinstance(op, AvgPool2d)
     if prod(op.window.kernel) > MOST_BYTES:
         return f"sums in 16 bits, which {prod(op.window.kernel)} bytes of a window may leave"
-    return refuse_vectors(request)
+    return refuse_vectors(request, unit)
 
 
-def _build_average(request: Request) -> BuiltKernel:
-    op, width = request.node.op, request.node.type.shape[2]
+def _build_average(request: Request, unit: Unit) -> BuiltKernel:
+    op, (x_type,), width = request.node.op, request.inputs, request.node.type.shape[2]
     assert isinstance(op, AvgPool2d)
-    law = SharedRescale.of(request)
+    law = SharedRescale.of(request, unit)
     source, target = request.alternatives[request.node.inputs[0]], request.alternatives[request.node.name]
     start = source.offset * prod(op.window.kernel)
 
@@ -168,49 +174,52 @@ def _build_average(request: Request) -> BuiltKernel:
             factor = multipliers[0 if len(law.multipliers) == 1 else h * width + w]
             return law.stored(total, factor, start=start, offset=target.offset)
 
-        _over_windows(request, op.window, x, y, _Reduction("uint16", 32, lambda a, b: a + b, finish))
+        lanes = (2 * unit.lanes, unit.lanes)
+        reduction = _Reduction(_sums_of(x_type, source, 16), lanes, lambda a, b: a + b, finish)
+        _over_windows(request, op.window, x, y, reduction)
 
     return build_function(request, (law.multipliers,), emit)
 
 
-def _refuse_global(request: Request) -> str | None:
+def _refuse_global(request: Request, unit: Unit) -> str | None:
     storage, type = request.alternatives[request.node.inputs[0]], request.node.type
     if type.dtype.bits > 8:
         return f"writes bytes, not {type.dtype}"
-    if type.shape[0] < LANES or (storage.block > 1 and type.shape[0] % (2 * LANES)):
-        return f"takes whole vectors of {LANES} channels, in planes of {2 * LANES}, got {type.shape[0]} in {storage}"
-    return refuse_vectors(request)
+    if type.shape[0] < unit.lanes or (storage.block > 1 and type.shape[0] % unit.pair):
+        return f"takes vectors of {unit.lanes} channels, in planes of {unit.pair}, got {type.shape[0]} in {storage}"
+    return refuse_vectors(request, unit)
 
 
-def _build_global(request: Request) -> BuiltKernel:
+def _build_global(request: Request, unit: Unit) -> BuiltKernel:
     """Writes NCHW: a pixel of channels is the same either way."""
     (x_type,), type, batch = request.inputs, request.node.type, request.batch
-    storage, law = request.alternatives[request.node.inputs[0]], SharedRescale.of(request)
+    storage, law = request.alternatives[request.node.inputs[0]], SharedRescale.of(request, unit)
     (channels, height, width), plane = x_type.shape, Plane.of(x_type, storage)
-    dtype, widest = ("uint16", 32) if height * width <= MOST_BYTES else ("uint32", LANES)
-    lanes = Vectors.of(channels, widest).lanes
-    side_by_side = next(count for count in (MAX_SUMS, 4, 2, 1) if count * lanes <= channels)
-    blocks = Vectors(channels, side_by_side * lanes)
-    offset = UNSIGNED_OFFSET if type.dtype.signed else 0
+    few = height * width <= MOST_BYTES
+    dtype, lanes = _sums_of(x_type, storage, 16 if few else 32), (unit.pair, unit.lanes) if few else (unit.lanes,)
+    vector = Vectors.of(channels, *lanes).lanes
+    side_by_side = next(count for count in (MAX_SUMS, 4, 2, 1) if count * vector <= channels)
+    blocks = Vectors(channels, side_by_side * vector)
+    start, offset = storage.offset * height * width, unit.signed_offset if type.dtype.signed else 0
 
     def body(x: Any, multipliers: Any, y: Any) -> None:
         x_bytes, y_bytes = flat(x), flat(y)
         threads = batch * prod(x_type.shape) >= MIN_ELEMENTS
         with (T.parallel if threads else T.serial)(batch * blocks.count) as task:
             n, first = task // blocks.count, blocks.first(task % blocks.count)
-            sums = Registers(side_by_side, dtype, lanes)
+            sums = Registers(side_by_side, vector, dtype)
             for number in range(side_by_side):
-                sums[number] = constant(0, dtype, lanes)
+                sums[number] = constant(0, dtype, vector)
             with T.serial(height) as h, T.serial(width) as w:
                 for number in range(side_by_side):
-                    index = plane.index(n, h + plane.top, w + plane.left, first + number * lanes)
-                    sums[number] = sums[number] + x_bytes[ramp(index, lanes)].astype(f"{dtype}x{lanes}")
+                    index = plane.index(n, h + plane.top, w + plane.left, first + number * vector)
+                    sums[number] = sums[number] + x_bytes[ramp(index, vector)].astype(f"{dtype}x{vector}")
             for number in range(side_by_side):
-                start = storage.offset * height * width
                 value = law.stored(sums[number], multipliers[0], start=start, offset=offset)
                 if offset:
-                    value = tir.reinterpret(f"int8x{lanes}", value ^ constant(offset, "uint8", lanes))
-                T.buffer_store(y_bytes, value, [ramp(n * channels + first + number * lanes, lanes)])
+                    value = tir.reinterpret(f"int8x{vector}", value ^ constant(offset, "uint8", vector))
+                place = ramp(n * channels + first + number * vector, vector)
+                T.buffer_store(y_bytes, value.astype(f"{y_bytes.dtype}x{vector}"), [place])
 
     parameters = [
         stored_parameter("x", x_type, storage, batch),
@@ -220,27 +229,63 @@ def _build_global(request: Request) -> BuiltKernel:
     return BuiltKernel(function(parameters, body), (law.multipliers,))
 
 
-def _window_cost(request: Request) -> float:
+def _window_cost(request: Request, unit: Unit, rates: str) -> float:
     """Of the columns that tiles combine, and of what windows write."""
     op, type = request.node.op, request.node.type
     assert isinstance(op, MaxPool2d | AvgPool2d)
     storage, cut = request.alternatives[request.node.name], Cut.of(op.window, type.shape[2])
     tiles = request.batch * type.shape[1] * -(-type.shape[2] // cut.tile)
     looked_at = tiles * len(cut.columns) * op.window.kernel[0] * storage.channels(type)
-    rates = "max pool avx512" if isinstance(op, MaxPool2d) else "avg pool avx512"
-    return cost(rates, request, Work(looked_at, storage.size_bytes(type, request.batch)))
+    return unit.bytes_cost(rates, Work(looked_at, storage.size_bytes(type, request.batch)))
 
 
-def _global_cost(request: Request) -> float:
+def _global_cost(request: Request, unit: Unit) -> float:
     storage = request.alternatives[request.node.inputs[0]]
-    return cost("global pool avx512", request, Work(storage.size_bytes(request.inputs[0], request.batch), 0))
+    return unit.bytes_cost("global pool dot", Work(storage.size_bytes(request.inputs[0], request.batch), 0))
 
 
-MAX_POOL2D_AVX512 = Kernel("max_pool2d_avx512", channels_last(MaxPool2d, _window_cost, _build_max, refuse=_refuse_max))
-AVG_POOL2D_AVX512 = Kernel(
-    "avg_pool2d_avx512", channels_last(AvgPool2d, _window_cost, _build_average, refuse=_refuse_average)
-)
-GLOBAL_AVG_POOL2D_AVX512 = Kernel(
-    "global_avg_pool2d_avx512",
-    channels_last(GlobalAvgPool2d, _global_cost, _build_global, refuse=_refuse_global, writes_canonical=True),
-)
+def pooling_kernels(unit: Unit) -> tuple[Kernel, ...]:
+    """Of windows, and of whole images."""
+
+    def kernel(
+        name: str,
+        operator: type[Operator],
+        cost: Callable[[Request], float],
+        build: Callable[[Request, Unit], BuiltKernel],
+        refuse: Callable[[Request, Unit], str | None],
+        *,
+        writes_canonical: bool = False,
+    ) -> Kernel:
+        offer = channels_last(
+            operator,
+            cost,
+            lambda request: build(request, unit),
+            refuse=lambda request: refuse(request, unit),
+            writes_canonical=writes_canonical,
+        )
+        return Kernel(f"{name}_{unit.name}", offer)
+
+    return (
+        kernel(
+            "max_pool2d",
+            MaxPool2d,
+            lambda request: _window_cost(request, unit, "max pool dot"),
+            _build_max,
+            _refuse_max,
+        ),
+        kernel(
+            "avg_pool2d",
+            AvgPool2d,
+            lambda request: _window_cost(request, unit, "avg pool dot"),
+            _build_average,
+            _refuse_average,
+        ),
+        kernel(
+            "global_avg_pool2d",
+            GlobalAvgPool2d,
+            lambda request: _global_cost(request, unit),
+            _build_global,
+            _refuse_global,
+            writes_canonical=True,
+        ),
+    )
