@@ -286,6 +286,21 @@ def test_tiles_repeat_least(width: int) -> None:
     assert work[tile] == min(work.values())
 
 
+@given(width=st.integers(1, 60), tile=st.integers(1, 12))
+def test_the_tiles_of_a_row_compute_each_pixel_once(width: int, tile: int) -> None:
+    cut = Cut(False, 1, width, min(tile, width), Panels(VNNI, 16, 1), 4, False, 1)
+    assert sum(count for count, _ in cut.runs) == cut.tiles
+    assert sum(count * pixels for count, pixels in cut.runs) == width
+    assert all(0 < pixels <= cut.tile for _, pixels in cut.runs)
+
+
+def test_rows_of_17_pixels_are_two_tiles_where_no_residual_takes_registers() -> None:
+    x = TensorType(IntType.parse("u8"), (16, 3, 17), 1.0)
+    same = Window((3, 3), pads=(1, 1, 1, 1))
+    assert Cut.of(request_for(conv(16, 32, same), x, "u8"), VNNI).runs == ((1, 9), (1, 8))
+    assert Cut.of(request_for(conv(16, 32, same, residual=1), x, "u8"), VNNI).runs == ((2, 6), (1, 5))
+
+
 @given(channels=st.sampled_from([16, 32, 48, 96, 112]), steps=st.integers(1, 5), packed=st.booleans(), data=st.data())
 def test_panels_hold_every_weight_once(channels: int, steps: int, packed: bool, data: st.DataObject) -> None:
     out = data.draw(st.integers(channels - 15, channels))

@@ -56,6 +56,7 @@ class Unit(ABC):
         signed_offset: what is added to stored signed values.
         relative_cost: of a multiply-accumulate of full vectors, beside one of AVX512-VNNI's vectors.
         step: neighbouring channels that the instruction takes at once.
+        spare_tile: pixels that a tile may have more where no residual takes registers.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Unit(ABC):
     signed_offset: int
     relative_cost: float = 1.0
     step: int = DOT_STEP
+    spare_tile: int = 0
 
     @property
     def pair(self) -> int:
