@@ -72,13 +72,13 @@ def nested(dtype: str) -> Graph:
 
 
 def joined(graph: Graph) -> dict[str, str]:
-    return join_branches(graph, channels_last(graph, 512, signed_offset=128))[1]
+    return join_branches(graph, channels_last(graph, 16, signed_offset=128))[1]
 
 
 @pytest.mark.parametrize("dtype", ["u8", "s8"])
 def test_branches_lie_where_the_whole_has_them(dtype: str) -> None:
     graph = nested(dtype)
-    before = channels_last(graph, 512, signed_offset=128)
+    before = channels_last(graph, 16, signed_offset=128)
     storages, arrays = join_branches(graph, before)
     assert arrays == dict.fromkeys(["outer", "inner", "a", "b", "narrow"], "outer")
     offset = 128 if dtype == "s8" else 0

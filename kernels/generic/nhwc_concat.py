@@ -136,8 +136,8 @@ def offer_concat(
     reason = refuse(request, branches)
     if reason is not None:
         return reason
-    work = Work(request.batch * sum(prod(branch.type.shape) for branch in branches), 0)
-    return Offer(*storages, cost(work), lambda: build_concat(request, branches, row(request)))
+    elements = request.batch * sum(prod(branch.type.shape) for branch in branches)
+    return Offer(*storages, cost(Work(elements, elements)), lambda: build_concat(request, branches, row(request)))
 
 
 def _offer_in_place(request: Request) -> Offer | str:
