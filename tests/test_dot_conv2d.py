@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hawq_tvm.core.float32_rescale import odd_multipliers
+from hawq_tvm.core.float32_rescale import float32_is_exact, odd_multipliers
 from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
@@ -276,6 +276,21 @@ def test_declines_are_sentences() -> None:
     clipped = replace(op, rescale=replace(op.rescale, lo=3))
     assert "its clip 3..255 leaves out" in decline_of(name, request_for(clipped, x, "u8"))
     assert decline_of(KERNEL[4], request) == "stores weights in 4 bits, these have 8"
+
+
+def test_float32_is_proved_channel_by_channel_where_the_layer_as_a_whole_fails() -> None:
+    """A multiplier with seven zeros at its end makes ties of large accumulators, which only the other channel has."""
+    weight = np.zeros((16, 40, 3, 3), np.int64)
+    weight[0], weight[1:, 0, 1, 1] = 127, 1
+    multipliers = np.full(16, (1 << 23 | 1) << 7)
+    multipliers[0] = 1 << 22 | 1
+    op = Conv2d(weight, 8, np.zeros(16), Rescale(multipliers, 31, 0, 255), Window((3, 3), pads=(1, 1, 1, 1)))
+    x = TensorType(IntType.parse("u8"), (40, 4, 5), 1.0)
+    assert not float32_is_exact(op.rescale, op.bounds([x]))
+    request = request_for(op, x, "u8")
+    assert in_float32(request)
+    writes_what_the_interpreter_says(KERNEL[8], request)
+    writes_what_the_interpreter_says(KERNEL[8], request, [np.full((1, *x.shape), 255, np.uint8)])
 
 
 @given(width=st.integers(1, 300))
