@@ -17,8 +17,8 @@ from hawq_tvm.kernels.dot.unit import Unit
 
 from .accesses import accesses_outside
 from .builders import random_integers
-from .cpus import lacking, machine_of
-from .dot_kernels import UNIT, VNNI, run_guarded, storage_of
+from .cpus import machine_of
+from .dot_kernels import UNIT, VNNI, run_guarded, skip_unless_runnable, storage_of
 
 
 def request_of(
@@ -44,8 +44,7 @@ def test_every_byte_is_as_the_storage_has_it(
     request, machine = request_of(channels, width, dtype, batch=batch, height=height, unit=UNIT[name]), machine_of(name)
     offer = pixel_converter(UNIT[name]).offer(request)
     assert isinstance(offer, Offer)
-    if lacking(machine):
-        pytest.skip(f"this machine lacks {', '.join(lacking(machine))}")
+    skip_unless_runnable(machine)
     kernel, value = offer.build(), random_integers(request.type, batch)
     assert accesses_outside(kernel.function) == []
     found = run_guarded(kernel, [value], request.type, request.to, batch, machine)

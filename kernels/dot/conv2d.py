@@ -252,7 +252,7 @@ def _cost(request: Request, unit: Unit) -> float:
     cut, op = Cut.of(request, unit), request.node.op
     assert isinstance(op, Conv2d)
     rows = cut.rows if cut.flat else request.batch * request.node.type.shape[1]
-    pixels = rows * cut.tiles * cut.tile
+    pixels = rows * cut.tiles * unit.whole(cut.tile)
     macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
     rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
     if op.rescale.residual is not None:

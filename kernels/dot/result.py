@@ -45,9 +45,7 @@ def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | No
         if storage.order != "NHWC" and not (in_planes and storage.block % unit.pair == 0):
             return f"computes on channels last, not on {storage}"
         if storage.offset != (unit.signed_offset if x.dtype.signed else 0):
-            return (
-                f"reads and writes unsigned bytes, signed values at +{unit.signed_offset}, not {x.dtype} in {storage}"
-            )
+            return f"reads and writes signed values with {unit.signed_offset} added, not {x.dtype} in {storage}"
         if storage.size_bytes(x, request.batch) > LARGEST:
             return f"addresses bytes by 32 bits, {request.batch} samples of {x} take more"
     storage = storages[-1]
@@ -187,7 +185,7 @@ class Result:
                     share = Residual(residual, vectors, vector, factor, offset)
                     values.append(self.unit.with_residual(product, share, self.rescale, self._features))
             index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * self.unit.pair)
-            stored = self.unit.packed(values, self.rescale, self.storages[-1].offset)
+            stored = self.unit.packed(values, self.rescale, self.storages[-1].offset, str(self._buffer.dtype))
             T.buffer_store(self._buffer, stored, [ramp(index, vectors * self.unit.lanes)])
 
     def _lanes(self, block: Expr, vectors: int) -> list[Expr]:

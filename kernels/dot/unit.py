@@ -56,6 +56,7 @@ class Unit(ABC):
         signed_offset: what is added to stored signed values.
         relative_cost: of a multiply-accumulate of full vectors, beside one of AVX512-VNNI's vectors.
         step: neighbouring channels that the instruction takes at once.
+        pixels_at_once: pixels, or samples, that it takes at once.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Unit(ABC):
     signed_offset: int
     relative_cost: float = 1.0
     step: int = DOT_STEP
+    pixels_at_once: int = 1
 
     @property
     def pair(self) -> int:
@@ -100,16 +102,17 @@ class Unit(ABC):
         """
 
     @abstractmethod
-    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:
+    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str) -> Expr:
         """Clipped values as they are stored.
 
         Args:
             values: one vector of int32, or two, whose lanes lie as `order` says.
             rescale: whose clip lies in the bytes' range.
             offset: of the storage.
+            dtype: of the storage.
 
         Returns:
-            uint8, or int8 where the clip has negative values and there is no offset; in the order of channels.
+            Vectors of `dtype`, in the order of channels.
         """
 
     def tile(self, product: Product, pixels: int, vectors: int) -> Tile:
@@ -123,6 +126,10 @@ class Unit(ABC):
             stored = shuffle([stored], self.order[residual.vector * self.lanes :][: self.lanes])
         value = stored.astype(f"int32x{self.lanes}") - constant(residual.offset, "int32", self.lanes)
         return self.rounded([product, (value, residual.factor)], rescale)
+
+    def whole(self, pixels: int) -> int:
+        """Pixels that instructions compute where so many are wanted."""
+        return -(-pixels // self.pixels_at_once) * self.pixels_at_once
 
     def cost(self, rates: str, work: Work) -> float:
         """Estimated microseconds at the rates of that name, which are of AVX512-VNNI."""

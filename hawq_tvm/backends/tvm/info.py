@@ -15,7 +15,7 @@ from hawq_tvm.core.strict_json import JsonReader
 MAIN, TAPPED = "main", "tapped"
 """The functions of a library: the one to run, and of a GPU the one that calls every kernel by itself."""
 
-FORMAT = 2
+FORMAT = 3
 """Of the description. It is raised when a field comes or goes, so that libraries from before are compiled again."""
 
 
@@ -160,7 +160,8 @@ class LibraryInfo:
     Attributes:
         target: the target's name.
         cpu: LLVM's name of the CPU it was compiled for; empty for a portable one.
-        instruction_sets: what that CPU had; a machine without them must not run the library.
+        architecture: of that CPU: ``x86_64`` or ``aarch64``.
+        instruction_sets: what its code may use, by Linux's names; a machine without them must not run the library.
         batch: samples a call.
         input_name: the input value.
         output_name: the output value.
@@ -182,6 +183,7 @@ class LibraryInfo:
 
     target: str
     cpu: str
+    architecture: str
     instruction_sets: tuple[str, ...]
     batch: int
     input_name: str
