@@ -336,6 +336,14 @@ def test_a_library_for_a_better_cpu(library: Path, monkeypatch: pytest.MonkeyPat
         CompiledModule(library)
 
 
+def test_a_library_for_another_architecture(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "architecture", lambda: "riscv64")
+    with pytest.raises(
+        RuntimeModuleError, match=r"for \w+ \(llvm\), and this machine is riscv64; compile"
+    ):
+        CompiledModule(library)
+
+
 def test_no_c_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lowered = lower(integers_of("Residual"), TARGETS["llvm"])
     for name in ("CC", "CXX"):
