@@ -338,9 +338,7 @@ def test_a_library_for_a_better_cpu(library: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_library_for_another_architecture(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "architecture", lambda: "riscv64")
-    with pytest.raises(
-        RuntimeModuleError, match=r"for \w+ \(llvm\), and this machine is riscv64; compile"
-    ):
+    with pytest.raises(RuntimeModuleError, match=r"for \w+ \(llvm\), and this machine is riscv64; compile"):
         CompiledModule(library)
 
 
