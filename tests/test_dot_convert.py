@@ -25,7 +25,7 @@ def request_of(
     channels: int, width: int, dtype: str, *, batch: int = 1, height: int = 3, unit: Unit = VNNI
 ) -> ConvertRequest:
     type, machine = TensorType(IntType.parse(dtype), (channels, height, width), 1.0), machine_of(unit.name)
-    storage = storage_of(type, (1, 2, 0, 3), unit)
+    storage = replace(storage_of(type, (1, 2, 0, 3), unit), multiple=4)
     return ConvertRequest(type, Storage(), storage, batch, machine.target, machine.vector_bits, machine.features)
 
 
