@@ -41,7 +41,15 @@ class NeonUnit(Unit):
         """Whether an instruction multiplies two pixels by two channels."""
         return self.step > DOT_STEP
 
-    def product(self, weight: Array, type: TensorType, storage: Storage, features: frozenset[str]) -> Product:
+    def product(
+        self,
+        weight: Array,
+        type: TensorType,
+        storage: Storage,
+        features: frozenset[str],
+        *,
+        may_exceed: bool = False,
+    ) -> Product:
         signed = storage.dtype(type) == "int8"
         flipped, offset = False, storage.offset
         if "i8mm" in self.needs:

@@ -36,12 +36,14 @@ class Product:
         flipped: whether the highest bits of activations are flipped before.
         offset: by how much the activations that `dot` takes exceed the values that they stand for.
         halves: splits packed bytes: their low or high four bits as signed bytes.
+        excess: what is taken off the weights, to be multiplied in steps of its own; None where that is nothing.
     """
 
     dot: Dot
     flipped: bool
     offset: int
     halves: Callable[[Expr, int], Expr]
+    excess: Array | None = None
 
     def operand(self, bytes_: Expr, count: int) -> Expr:
         """So many activations as `dot` takes them, before they are in all lanes: LLVM 22 never ends on such flips."""

@@ -84,7 +84,15 @@ class Unit(ABC):
         """Which channel of a block of two vectors each lane holds, so that `packed` leaves channels in order."""
 
     @abstractmethod
-    def product(self, weight: Array, type: TensorType, storage: Storage, features: frozenset[str]) -> Product:
+    def product(
+        self,
+        weight: Array,
+        type: TensorType,
+        storage: Storage,
+        features: frozenset[str],
+        *,
+        may_exceed: bool = False,
+    ) -> Product:
         """The instructions for a layer.
 
         Args:
@@ -92,6 +100,7 @@ class Unit(ABC):
             type: of the layer's first input.
             storage: in which that is read.
             features: the instruction sets of the CPU compiled for.
+            may_exceed: whether there may be a `Product.excess`; `weight` is [out, ...] then.
         """
 
     @abstractmethod
