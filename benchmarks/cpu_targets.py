@@ -1,12 +1,14 @@
 """One network compiled for each CPU that this machine can be: what older instruction sets cost, and what kernels gain.
 
-    python -m benchmarks.cpu_targets [--networks resnet18 mobilenet_v2] [--rounds N]
+    python -m benchmarks.cpu_targets [--networks resnet18 mobilenet_v2] [--rounds N] [--weights resnet50.safetensors]
 
-Weights are random and calls take one sample and one thread. All libraries take turns in one process, so that other work
-on the machine meets all of them. Time of the CPU is what counts: other work that shares the core does not add to it.
+Weights are random unless a file is named, and spread evenly, which only AVX2 and AVX-512 without VNNI mind: of trained
+ones fewer are large (`kernels/dot/excess.py`). Calls take one sample and one thread. All libraries
+take turns in one process, so that other work on the machine meets all of them. Time of the CPU is what counts: other
+work that shares the core does not add to it.
 ``generic`` are the kernels that any CPU runs, compiled for AVX2: what such a CPU had before there were others. Every
-value of every library is compared with the interpreter's. Prints a table and writes
-``benchmarks/results/cpu_targets.json``.
+value of every library is compared with the interpreter's. Prints a table and, for random weights,
+writes ``benchmarks/results/cpu_targets.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from benchmarks.random_networks import integers
 from benchmarks.runs import markdown, write_results
 from hawq_tvm.backends.tvm.build import build_library
-from hawq_tvm.backends.tvm.host import architecture, cpu_name, instruction_sets
+from hawq_tvm.backends.tvm.host import architecture, instruction_sets
 from hawq_tvm.backends.tvm.lower import Machine, lower
 from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
 from hawq_tvm.core import interpreter
@@ -78,13 +80,14 @@ def differing(graph: Graph, modules: Mapping[str, CompiledModule], x: Array) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2"])
+    parser.add_argument("--weights", help="of the one network, as hawq-tvm run takes them")
     parser.add_argument("--bits", default="w8a8")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     configure_threads(1)
     targets, results, rows = runnable(), {}, []
     for network in options.networks:
-        graph = integers(network, [options.bits])
+        graph = integers(network, [options.bits], weights=options.weights)
         type = graph.types[graph.input_name]
         x = np.random.default_rng(0).integers(type.dtype.lo, type.dtype.hi, (1, *type.shape), type.dtype.carrier)
         with tempfile.TemporaryDirectory() as folder:
@@ -95,9 +98,8 @@ def main() -> None:
         for name, ms in times.items():
             rows.append([network, name, f"{ms:.2f}", f"{times['generic'] / ms:.2f}", str(wrong)])
     print(markdown(["network", "target", "ms of the CPU", "times as fast as generic", "values that differ"], rows))
-    write_results(
-        "cpu_targets", {"cpu": cpu_name(), "bits": options.bits, "rounds": options.rounds, "networks": results}
-    )
+    if options.weights is None:
+        write_results("cpu_targets", {"bits": options.bits, "rounds": options.rounds, "networks": results})
 
 
 if __name__ == "__main__":
