@@ -1,6 +1,6 @@
 """One network compiled for each CPU that this machine can be: what older instruction sets cost, and what kernels gain.
 
-    python -m benchmarks.cpu_targets [--networks resnet18 mobilenet_v2] [--rounds N] [--weights resnet50.safetensors]
+    python -m benchmarks.cpu_targets [--networks resnet18 resnet50] [--rounds N] [--weights resnet50.safetensors]
 
 Weights are random unless a file is named, and spread evenly, which only AVX2 and AVX-512 without VNNI mind: of trained
 ones fewer are large (`kernels/dot/excess.py`). Calls take one sample and one thread. All libraries
@@ -79,7 +79,7 @@ def differing(graph: Graph, modules: Mapping[str, CompiledModule], x: Array) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2"])
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50", "torchvision:mobilenet_v2"])
     parser.add_argument("--weights", help="of the one network, as hawq-tvm run takes them")
     parser.add_argument("--bits", default="w8a8")
     parser.add_argument("--rounds", type=int, default=20)
