@@ -14,7 +14,6 @@ from hawq_tvm.core.float32_rescale import float32_is_exact
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.generic.acceptance import PACKED_WEIGHT
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
@@ -41,16 +40,17 @@ MAX_TILE = 8
 with fewer; 12 were seen to take 5 % longer with a residual, and no less without."""
 
 
-def refuse(request: Request, *, in_planes: bool = False) -> str | None:
+def refuse(request: Request, *, packed: bool, in_planes: bool = False) -> str | None:
     """Why a VNNI convolution does not take a request whose images have a storage in play; None where it does.
 
     Args:
         request: the request.
+        packed: whether weights lie two a byte.
         in_planes: whether it computes on planes of channels, too, and not channels last alone.
     """
     op, type = request.node.op, request.node.type
     assert isinstance(op, Conv2d)
-    lacking = missing(request.features, AVX512_VNNI | (NIBBLES if op.weight_bits in PACKED_WEIGHT else frozenset()))
+    lacking = missing(request.features, AVX512_VNNI | (NIBBLES if packed else frozenset()))
     if lacking:
         return lacking
     storages = [request.alternatives[name] for name in (*request.node.inputs, request.node.name)]

@@ -19,6 +19,10 @@ LANES = 16
 """32-bit lanes of a vector register; a vector of weights holds four channels for each."""
 
 
+LINE_BYTES = 64
+"""Of a cache line."""
+
+
 def ramp(start: Expr, lanes: int) -> Expr:
     """Indices of `lanes` neighbours."""
     return tirx.Ramp(tirx.const(start, "int32") if isinstance(start, int) else start, tirx.const(1, "int32"), lanes)

@@ -11,6 +11,8 @@ Where nothing is padded and the kernel is 1x1, the pixels of all rows and sample
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -20,15 +22,14 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
-from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
+from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.blocking import best_tile
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import channels_last
-from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
 from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
 from hawq_tvm.kernels.x86.result import MAX_TILE, Result, build_function, for_block, per_channel, refuse, weights_of
-from hawq_tvm.kernels.x86.vectors import Registers, dot, flat, in_all_lanes, prefetch, ramp
+from hawq_tvm.kernels.x86.vectors import LINE_BYTES, Registers, dot, flat, in_all_lanes, prefetch, ramp
 
 MIN_MACS = 3_000_000
 """Multiply-accumulates from which threads pay: 6 us of one core, where workers are awake within a network."""
@@ -39,45 +40,71 @@ L1_BYTES = 32 * 1024
 L2_BYTES = 400 * 1024
 """What the activations of a group of rows may take to stay in the second cache while panels pass."""
 
-LINE_BYTES = 64
-"""Of a cache line."""
+LEAST_TILE, MOST_TILE = 4, 12
+"""What is worth timing: fewer pixels load weights too often, more leave no registers for weights and inputs."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How the work is cut.
+class Tiling:
+    """What is free in how the work is cut; the integers are the same whatever it is.
+
+    Attributes:
+        tile: pixels of a row computed together; the last tile of a row moves left until it fits.
+        groups: groups of rows; all blocks pass over one before the next begins. None: all blocks pass over each row.
+        ahead: how many panels ahead of the one that is read memory is fetched; 0 for nothing.
+        threads: whether tasks are shared among threads.
+    """
+
+    tile: int
+    groups: int
+    ahead: int
+    threads: bool
+
+    @classmethod
+    def choose(cls, request: Request, shape: Shape) -> Tiling:
+        """By what the caches hold."""
+        op, tile = request.node.op, tile_of(shape.width)
+        assert isinstance(op, Conv2d)
+        groups = min(shape.rows(tile), -(-shape.activation_bytes // L2_BYTES))
+        if shape.panels.size_bytes <= L1_BYTES:
+            groups = 0
+        return cls(tile, groups, 1, op.macs(request.node.type) * request.batch >= MIN_MACS)
+
+    @classmethod
+    def candidates(cls, request: Request, shape: Shape) -> tuple[Tiling, ...]:
+        """All that are worth timing, the chosen one first."""
+        own, most = cls.choose(request, shape), min(MOST_TILE, shape.width)
+        tiles, groups = range(most, min(LEAST_TILE, most) - 1, -1), sorted({0, 1, 2, 4, 8, own.groups})
+        choices = (cls(*choice) for choice in product(tiles, groups, (0, 1, 2), (True, False)))
+        return tuple(dict.fromkeys((own, *(it for it in choices if it.groups <= shape.rows(it.tile)))))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the work is.
 
     Attributes:
         flat: whether all pixels are one row.
-        rows: stored rows of all samples; tiles where `flat`.
+        stored_rows: of all samples.
         width: output pixels of a row.
-        tile: of those, computed together; the last tile of a row moves left until it fits.
         panels: the weights.
         depth: input channels that a block reads, a multiple of 4.
-        inner_blocks: whether blocks are the inner loop, rows the outer.
-        groups: groups of rows; all blocks pass over one before the next begins.
+        activation_bytes: of input and result.
     """
 
     flat: bool
-    rows: int
+    stored_rows: int
     width: int
-    tile: int
     panels: Panels
     depth: int
-    inner_blocks: bool
-    groups: int
+    activation_bytes: int
 
-    @property
-    def tiles(self) -> int:
-        """Of a row."""
-        return 1 if self.flat else -(-self.width // self.tile)
-
-    @property
-    def group_rows(self) -> int:
-        return -(-self.rows // self.groups)
+    def rows(self, tile: int) -> int:
+        """What tasks are counted by: stored rows, or tiles where all pixels are one row."""
+        return -(-self.width // tile) if self.flat else self.stored_rows
 
     @classmethod
-    def of(cls, request: Request) -> Cut:
+    def of(cls, request: Request, *, packed: bool) -> Shape:
         op, type = request.node.op, request.node.type
         assert isinstance(op, Conv2d)
         source, *_, target = storages = [
@@ -86,17 +113,51 @@ class Cut:
         pointwise = op.window.kernel == op.window.strides == (1, 1) and not any(op.window.pads)
         is_flat = pointwise and not any(any(storage.frame) for storage in storages)
         _, height, width = type.shape
-        width = request.batch * height * width if is_flat else width
-        tile = tile_of(width)
         top, _, bottom, _ = target.frame
-        rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
         depth = _depth(op, source.channels(request.inputs[0]))
-        packed = op.weight_bits in PACKED_WEIGHT
         panels = Panels(target.channels(type), prod(op.window.kernel) * depth // STEP, packed)
-        inner_blocks = panels.size_bytes <= L1_BYTES
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
-        groups = 1 if inner_blocks else min(rows, -(-activations // L2_BYTES))
-        return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
+        width = request.batch * height * width if is_flat else width
+        return cls(is_flat, request.batch * (top + height + bottom), width, panels, depth, activations)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the work is cut.
+
+    Attributes:
+        shape: what it is.
+        tiling: what was free.
+    """
+
+    shape: Shape
+    tiling: Tiling
+
+    @property
+    def panels(self) -> Panels:
+        return self.shape.panels
+
+    @property
+    def tile(self) -> int:
+        return self.tiling.tile
+
+    @property
+    def rows(self) -> int:
+        return self.shape.rows(self.tile)
+
+    @property
+    def tiles(self) -> int:
+        """Of a row."""
+        return 1 if self.shape.flat else -(-self.shape.width // self.tile)
+
+    @property
+    def group_rows(self) -> int:
+        return -(-self.rows // max(1, self.tiling.groups))
+
+    @classmethod
+    def of(cls, request: Request, *, packed: bool, tiling: Tiling | None = None) -> Cut:
+        shape = Shape.of(request, packed=packed)
+        return cls(shape, tiling or Tiling.choose(request, shape))
 
 
 def tile_of(width: int) -> int:
@@ -120,23 +181,23 @@ def _depth(op: Conv2d, stored: int) -> int:
     return min(-(-max(end - start for start, end in ranges) // STEP) * STEP, stored)
 
 
-def _stream(request: Request, cut: Cut) -> Array:
+def _stream(request: Request, shape: Shape) -> Array:
     """The weights, in the order in which activations are read."""
     op = request.node.op
     assert isinstance(op, Conv2d)
     stored = request.alternatives[request.node.inputs[0]].channels(request.inputs[0])
     out_per_group, per_group = op.out_channels // op.groups, op.weight.shape[1]
-    weight = np.zeros((op.out_channels, *op.window.kernel, cut.depth), np.int8)
+    weight = np.zeros((op.out_channels, *op.window.kernel, shape.depth), np.int8)
     for channel in range(op.out_channels):
-        start = min(_block_inputs(op, channel // PAIR)[0], stored - cut.depth)
+        start = min(_block_inputs(op, channel // PAIR)[0], stored - shape.depth)
         first = channel // out_per_group * per_group - start
         weight[channel, ..., first : first + per_group] = op.weight[channel].transpose(1, 2, 0)
-    return cut.panels.pack(weight.reshape(op.out_channels, -1))
+    return shape.panels.pack(weight.reshape(op.out_channels, -1))
 
 
-def _build(request: Request) -> BuiltKernel:
-    cut = Cut.of(request)
-    constants = _stream(request, cut), *per_channel(request, cut.panels)
+def _build(request: Request, tiling: Tiling, *, packed: bool) -> BuiltKernel:
+    cut = Cut.of(request, packed=packed, tiling=tiling)
+    constants = _stream(request, cut.shape), *per_channel(request, cut.panels)
     return build_function(request, constants, lambda buffers: _Loops(request, cut, buffers).emit())
 
 
@@ -146,22 +207,22 @@ class _Loops:
     def __init__(self, request: Request, cut: Cut, buffers: tuple[Any, ...]) -> None:
         op = request.node.op
         assert isinstance(op, Conv2d)
-        self.op, self.cut, self.batch = op, cut, request.batch
-        self.result = Result(request, buffers, flat_pixels=cut.width if cut.flat else 0)
+        self.op, self.cut = op, cut
+        self.result = Result(request, buffers, flat_pixels=cut.shape.width if cut.shape.flat else 0)
         self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
-        self.threads = op.macs(request.node.type) * request.batch >= MIN_MACS
 
     def emit(self) -> None:
         """One task is a block of one stored row, or of one tile where all pixels are one row."""
-        cut, blocks, loop = self.cut, self.cut.panels.blocks, T.parallel if self.threads else T.serial
-        if cut.inner_blocks:
+        cut, blocks, tiling = self.cut, self.cut.panels.blocks, self.cut.tiling
+        loop = T.parallel if tiling.threads else T.serial
+        if not tiling.groups:
             with loop(cut.rows * blocks) as task:
                 self._task(task % blocks, task // blocks, task // blocks)
             return
-        with loop(cut.groups * blocks * cut.group_rows) as task:
+        with loop(tiling.groups * blocks * cut.group_rows) as task:
             within = task % cut.group_rows
             block, row = task // cut.group_rows % blocks, task // (blocks * cut.group_rows) * cut.group_rows + within
-            if cut.rows % cut.groups:
+            if cut.rows % tiling.groups:
                 with T.If(row < cut.rows), T.Then():
                     self._task(block, row, within)
             else:
@@ -173,12 +234,12 @@ class _Loops:
 
         def tiles(vectors: int, n: Expr, h: Expr) -> None:
             with T.serial(cut.tiles) as tile:
-                start = tirx.min(tile * cut.tile, cut.width - cut.tile)
+                start = tirx.min(tile * cut.tile, cut.shape.width - cut.tile)
                 self._tile(block, vectors, (n, h, start), within * cut.tiles + tile)
 
         def body(vectors: int) -> None:
-            if cut.flat:
-                start = tirx.min(row * cut.tile, cut.width - cut.tile)
+            if cut.shape.flat:
+                start = tirx.min(row * cut.tile, cut.shape.width - cut.tile)
                 self._tile(block, vectors, (zero, zero, start), within)
             else:
                 height = self.result.plane.height
@@ -202,8 +263,8 @@ class _Loops:
         (n, h, start), (sy, sx), (dy, dx) = at, window.strides, window.dilations
         (kh, kw), (top, left, _, _) = window.kernel, window.pads
         corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
-        panel, steps = block * cut.panels.panel_bytes, cut.depth // STEP
-        if dx == 1 and cut.depth == plane.channels:  # the taps of a kernel's row lie together
+        panel, steps = block * cut.panels.panel_bytes, cut.shape.depth // STEP
+        if dx == 1 and cut.shape.depth == plane.channels:  # the taps of a kernel's row lie together
             kw, steps = 1, kw * steps
         unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
         with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
@@ -220,7 +281,7 @@ class _Loops:
             return tirx.const(0, "int32")
         out_per_group = self.op.out_channels // self.op.groups
         first = block * PAIR // out_per_group * self.op.weight.shape[1]
-        return tirx.min(first, self.result.source.channels - self.cut.depth)
+        return tirx.min(first, self.result.source.channels - self.cut.shape.depth)
 
     def _step(self, accumulators: Registers, vectors: int, x: Expr, stride: int, weights: Expr) -> None:
         """Four input channels of every pixel."""
@@ -234,32 +295,47 @@ class _Loops:
     def _prefetch(self, panel: Expr, position: Expr, iteration: Expr, iterations: int) -> None:
         """A share of the next panel, so that all tiles of this one together bring it closer."""
         cut, panels = self.cut, self.cut.panels
-        if cut.inner_blocks or panels.blocks == 1:
+        if not (cut.tiling.groups and cut.tiling.ahead) or panels.blocks == 1:
             return
         lines = -(-panels.panel_bytes // LINE_BYTES // (cut.group_rows * cut.tiles))
         each = -(-lines // iterations)
         for part in range(each):
             line = position * lines + tirx.min(iteration * each + part, lines - 1)
-            address = panel + panels.panel_bytes + line * LINE_BYTES
+            address = panel + cut.tiling.ahead * panels.panel_bytes + line * LINE_BYTES
             prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
 
 
-def _cost(request: Request) -> float:
+def _cost(request: Request, *, packed: bool) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
-    cut, op = Cut.of(request), request.node.op
+    cut, op = Cut.of(request, packed=packed), request.node.op
     assert isinstance(op, Conv2d)
-    rows = cut.rows if cut.flat else request.batch * request.node.type.shape[1]
+    rows = cut.rows if cut.shape.flat else request.batch * request.node.type.shape[1]
     pixels = rows * cut.tiles * cut.tile
     macs = pixels * cut.panels.channels * cut.panels.steps * STEP
-    rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
+    rates = "conv2d vnni w4" if packed else "conv2d vnni"
     if op.rescale.residual is not None:
         rates += " residual"
     return cost(rates, request, Work(macs, pixels * cut.panels.channels))
 
 
-CONV2D_W4_VNNI = Kernel(
-    "conv2d_u8s4s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=PACKED_WEIGHT, refuse=refuse)
-)
-CONV2D_W8_VNNI = Kernel(
-    "conv2d_u8s8s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=BYTE_WEIGHT, refuse=refuse)
-)
+def _offer(request: Request, *, packed: bool) -> Offer | str:
+    weight_bits = PACKED_WEIGHT if packed else ANY_WEIGHT
+    storages = decline(request, Conv2d, weight_bits) or request.channels_last()
+    if isinstance(storages, str):
+        return storages
+    reason = refuse(request, packed=packed)
+    if reason is not None:
+        return reason
+    shape = Shape.of(request, packed=packed)
+    offer = Offer.of_candidates(
+        storages,
+        _cost(request, packed=packed),
+        Tiling.choose(request, shape),
+        lambda: Tiling.candidates(request, shape),
+        lambda tiling: _build(request, tiling, packed=packed),
+    )
+    return with_weights(offer, request, packed=packed)
+
+
+CONV2D_W4_VNNI = Kernel("conv2d_u8s4s32_avx512vnni", partial(_offer, packed=True))
+CONV2D_W8_VNNI = Kernel("conv2d_u8s8s32_avx512vnni", partial(_offer, packed=False))

@@ -9,6 +9,9 @@ pixels; of 5, eight columns serve four.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,12 +21,11 @@ from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
-from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
+from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.blocking import best_tile
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import channels_last
-from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
 from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
 from hawq_tvm.kernels.x86.result import MAX_TILE, Result, build_function, for_block, per_channel, refuse, weights_of
 from hawq_tvm.kernels.x86.vectors import LANES, PACKED_LANES, Registers, dot, flat, ramp, shuffle
@@ -83,6 +85,7 @@ class Cut:
         tile: pixels computed together, whole sets; the last tile of a row moves left until it fits.
         tiles: of a row.
         panels: the weights: a step is what one pixel of a set multiplies one quad by.
+        threads: whether rows are shared among threads.
     """
 
     quads: tuple[Quad, ...]
@@ -91,27 +94,63 @@ class Cut:
     tiles: int
     panels: Panels
 
+    threads: bool
+
     @classmethod
-    def of(cls, request: Request) -> Cut:
+    def of(cls, request: Request, *, packed: bool, tiling: Tiling | None = None) -> Cut:
         op, type = request.node.op, request.node.type
         assert isinstance(op, Conv2d)
         window, width = op.window, type.shape[2]
         quads = quads_of(window.kernel[1], window.strides[1], window.dilations[1], width)
         pixels = len(quads[0].taps)
-        sizes = range(min(MAX_TILE, width) // pixels * pixels, 0, -pixels)
-        tile = best_tile(width, sizes)
+        tiling = tiling or Tiling.choose(request, pixels)
         steps = window.kernel[0] * len(quads) * pixels
         channels = request.alternatives[request.node.name].channels(type)
-        panels = Panels(channels, steps, op.weight_bits in PACKED_WEIGHT)
-        return cls(quads, pixels, tile, -(-width // tile), panels)
+        panels = Panels(channels, steps, packed)
+        return cls(quads, pixels, tiling.tile, -(-width // tiling.tile), panels, tiling.threads)
 
 
-def _refuse(request: Request) -> str | None:
+@dataclass(frozen=True)
+class Tiling:
+    """What is free in how the work is cut.
+
+    Attributes:
+        tile: as of `Cut`.
+        threads: whether rows are shared among threads.
+    """
+
+    tile: int
+    threads: bool
+
+    @classmethod
+    def choose(cls, request: Request, pixels: int) -> Tiling:
+        """The tile that computes fewest pixels twice.
+
+        Args:
+            request: the convolution.
+            pixels: of a set.
+        """
+        tile = best_tile(request.node.type.shape[2], cls.tiles(request, pixels))
+        return cls(tile, request.batch * prod(request.node.type.shape) >= MIN_OUTPUTS)
+
+    @classmethod
+    def candidates(cls, request: Request, pixels: int) -> tuple[Tiling, ...]:
+        """All of them, the chosen one first."""
+        choices = (cls(*choice) for choice in product(cls.tiles(request, pixels), (True, False)))
+        return tuple(dict.fromkeys((cls.choose(request, pixels), *choices)))
+
+    @staticmethod
+    def tiles(request: Request, pixels: int) -> range:
+        """Whole sets, most first."""
+        return range(min(MAX_TILE, request.node.type.shape[2]) // pixels * pixels, 0, -pixels)
+
+
+def _refuse(request: Request, *, packed: bool) -> str | None:
     op, x = request.node.op, request.inputs[0]
     assert isinstance(op, Conv2d)
     if not op.groups == op.out_channels == x.shape[0]:
         return f"takes one group a channel, got {op.groups} groups of {x.shape[0]} channels"
-    return refuse(request, in_planes=True)
+    return refuse(request, packed=packed, in_planes=True)
 
 
 def _stream(op: Conv2d, cut: Cut) -> Array:
@@ -122,8 +161,8 @@ def _stream(op: Conv2d, cut: Cut) -> Array:
     return cut.panels.pack(weight.reshape(op.out_channels, -1))
 
 
-def _build(request: Request) -> BuiltKernel:
-    cut, op = Cut.of(request), request.node.op
+def _build(request: Request, tiling: Tiling, *, packed: bool) -> BuiltKernel:
+    cut, op = Cut.of(request, packed=packed, tiling=tiling), request.node.op
     assert isinstance(op, Conv2d)
     constants = _stream(op, cut), *per_channel(request, cut.panels)
     return build_function(request, constants, lambda buffers: _Loops(request, cut, buffers).emit())
@@ -138,12 +177,11 @@ class _Loops:
         self.window, self.cut, self.width, self.batch = op.window, cut, request.node.type.shape[2], request.batch
         self.result = Result(request, buffers)
         self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
-        self.threads = request.batch * int(np.prod(request.node.type.shape)) >= MIN_OUTPUTS
 
     def emit(self) -> None:
         """One task is a stored row."""
         height = self.result.plane.height
-        with (T.parallel if self.threads else T.serial)(self.batch * height) as task:
+        with (T.parallel if self.cut.threads else T.serial)(self.batch * height) as task:
             n, stored = task // height, task % height
             with T.serial(self.cut.panels.blocks) as block:
                 for_block(self.cut.panels, block, lambda vectors: self._block(block, vectors, n, stored))
@@ -197,9 +235,9 @@ class _Loops:
         return quadruples
 
 
-def _cost(request: Request) -> float:
+def _cost(request: Request, cut: Cut) -> float:
     """Of the columns that are interleaved, which pixels that are computed twice need again; products hide behind it."""
-    cut, type = Cut.of(request), request.node.type
+    type = request.node.type
     storage = request.alternatives[request.node.name]
     pixels = request.batch * type.shape[1] * cut.tiles * cut.tile
     quads = cut.panels.steps // cut.pixels
@@ -207,11 +245,23 @@ def _cost(request: Request) -> float:
     return cost("depthwise vnni", request, Work(0, storage.size_bytes(type, request.batch), interleaved))
 
 
-DEPTHWISE_W4_VNNI = Kernel(
-    "conv2d_depthwise_u8s4s32_avx512vnni",
-    channels_last(Conv2d, _cost, _build, weight_bits=PACKED_WEIGHT, refuse=_refuse),
-)
-DEPTHWISE_W8_VNNI = Kernel(
-    "conv2d_depthwise_u8s8s32_avx512vnni",
-    channels_last(Conv2d, _cost, _build, weight_bits=BYTE_WEIGHT, refuse=_refuse),
-)
+def _offer(request: Request, *, packed: bool) -> Offer | str:
+    storages = decline(request, Conv2d, PACKED_WEIGHT if packed else ANY_WEIGHT) or request.channels_last()
+    if isinstance(storages, str):
+        return storages
+    reason = _refuse(request, packed=packed)
+    if reason is not None:
+        return reason
+    cut = Cut.of(request, packed=packed)
+    offer = Offer.of_candidates(
+        storages,
+        _cost(request, cut),
+        Tiling.choose(request, cut.pixels),
+        lambda: Tiling.candidates(request, cut.pixels),
+        lambda tiling: _build(request, tiling, packed=packed),
+    )
+    return with_weights(offer, request, packed=packed)
+
+
+DEPTHWISE_W4_VNNI = Kernel("conv2d_depthwise_u8s4s32_avx512vnni", partial(_offer, packed=True))
+DEPTHWISE_W8_VNNI = Kernel("conv2d_depthwise_u8s8s32_avx512vnni", partial(_offer, packed=False))

@@ -8,6 +8,8 @@ step of four features, whose weights are zero where the step before has been.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Linear
-from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, decline
+from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
@@ -28,6 +30,7 @@ from hawq_tvm.kernels.x86.panels import STEP
 from hawq_tvm.kernels.x86.storages import AVX512_VNNI, NIBBLES, UNSIGNED_OFFSET, first_sums, missing
 from hawq_tvm.kernels.x86.vectors import (
     LANES,
+    LINE_BYTES,
     Registers,
     clipped,
     constant,
@@ -35,6 +38,7 @@ from hawq_tvm.kernels.x86.vectors import (
     flat,
     in_all_lanes,
     nibbles,
+    prefetch,
     ramp,
 )
 
@@ -56,6 +60,8 @@ class Cut:
         vectors: of a block of outputs.
         samples: computed together; the last tile of samples moves left until it fits.
         packed: whether weights lie two a byte, those of a pair's second vector in the high halves.
+        ahead: how many steps ahead of the one that is read memory is fetched; 0 for nothing.
+        threads: whether blocks are shared among threads.
     """
 
     outputs: int
@@ -63,14 +69,16 @@ class Cut:
     vectors: int
     samples: int
     packed: bool
+    ahead: int
+    threads: bool
 
     @classmethod
-    def of(cls, request: Request) -> Cut:
-        op = request.node.op
+    def of(cls, request: Request, *, packed: bool, tiling: Tiling | None = None) -> Cut:
+        op, tiling = request.node.op, tiling or Tiling.choose(request)
         assert isinstance(op, Linear)
         outputs, features = op.weight.shape
-        vectors = next(size for size in (MAX_VECTORS, 4, 2, 1) if size * LANES <= outputs)
-        return cls(outputs, features, vectors, min(request.batch, MAX_SAMPLES), op.weight_bits in PACKED_WEIGHT)
+        samples = min(request.batch, MAX_SAMPLES)
+        return cls(outputs, features, tiling.vectors, samples, packed, tiling.ahead, tiling.threads)
 
     @property
     def block(self) -> int:
@@ -110,10 +118,38 @@ class Cut:
         return np.ascontiguousarray(stream).reshape(-1)
 
 
-def _refuse(request: Request) -> str | None:
+@dataclass(frozen=True)
+class Tiling:
+    """What is free in how the work is cut; attributes as of `Cut`."""
+
+    vectors: int
+    ahead: int
+    threads: bool
+
+    @classmethod
+    def choose(cls, request: Request) -> Tiling:
+        """The one for a stream of weights."""
+        op = request.node.op
+        assert isinstance(op, Linear)
+        return cls(_sizes(op)[0], 0, op.weight.size >= MIN_WEIGHTS)
+
+    @classmethod
+    def candidates(cls, request: Request) -> tuple[Tiling, ...]:
+        """All that are worth timing, the chosen one first."""
+        op = request.node.op
+        assert isinstance(op, Linear)
+        choices = (cls(*choice) for choice in product(_sizes(op), (0, 8, 16, 32), (True, False)))
+        return tuple(dict.fromkeys((cls.choose(request), *choices)))
+
+
+def _sizes(op: Linear) -> list[int]:
+    """Vectors that a block may have."""
+    return [size for size in (MAX_VECTORS, 4, 2, 1) if size * LANES <= op.out_channels]
+
+
+def _refuse(request: Request, *, packed: bool) -> str | None:
     op = request.node.op
     assert isinstance(op, Linear)
-    packed = op.weight_bits in PACKED_WEIGHT
     lacking = missing(request.features, AVX512_VNNI | (NIBBLES if packed else frozenset()))
     if lacking:
         return lacking
@@ -123,8 +159,8 @@ def _refuse(request: Request) -> str | None:
     return None
 
 
-def _build(request: Request) -> BuiltKernel:
-    op, cut, type = request.node.op, Cut.of(request), request.node.type
+def _build(request: Request, tiling: Tiling, *, packed: bool) -> BuiltKernel:
+    op, cut, type = request.node.op, Cut.of(request, packed=packed, tiling=tiling), request.node.type
     assert isinstance(op, Linear)
     offset = UNSIGNED_OFFSET if request.inputs[0].dtype.signed else 0
     values = [first_sums(op, offset), *(array.astype(np.int32) for array in op.multipliers)]
@@ -140,8 +176,10 @@ def _build(request: Request) -> BuiltKernel:
 
 def _emit(request: Request, cut: Cut, buffers: tuple[Any, ...]) -> None:
     """One task is a block of outputs of all samples."""
-    threads = cut.outputs * cut.features >= MIN_WEIGHTS
-    with (T.parallel if threads else T.serial)(cut.blocks) as block, T.serial(-(-request.batch // cut.samples)) as tile:
+    with (
+        (T.parallel if cut.threads else T.serial)(cut.blocks) as block,
+        T.serial(-(-request.batch // cut.samples)) as tile,
+    ):
         first = tirx.min(tile * cut.samples, request.batch - cut.samples)
         accumulators = Registers(cut.samples * cut.vectors)
         _accumulate(accumulators, request, cut, buffers, block, first)
@@ -160,6 +198,7 @@ def _accumulate(
     with T.serial(cut.steps) as step:
         address = (block * cut.steps + step) * cut.step_bytes
         loaded = [_weights(weight, cut, address, vector) for vector in range(cut.vectors)]
+        _fetch(weight, cut, address)
         feature = step * STEP
         if cut.features % STEP:
             feature = tirx.min(feature, cut.features - STEP)
@@ -178,6 +217,14 @@ def _weights(buffer: Any, cut: Cut, step: Expr, vector: int) -> Expr:
     if cut.packed:
         return nibbles(buffer[ramp(step + vector // 2 * LANES * STEP, LANES * STEP)], vector % 2)
     return buffer[ramp(step + vector * LANES * STEP, LANES * STEP)]
+
+
+def _fetch(buffer: Any, cut: Cut, step: Expr) -> None:
+    """The step that is so many ahead of the one that begins there."""
+    if cut.ahead:
+        last = cut.blocks * cut.steps * cut.step_bytes - 1
+        for line in range(0, cut.step_bytes, LINE_BYTES):
+            prefetch(buffer[tirx.min(step + cut.ahead * cut.step_bytes + line, last)])
 
 
 def _finish(
@@ -200,18 +247,21 @@ def _finish(
             T.buffer_store(y, value.astype(f"{y.dtype}x{LANES}"), place)
 
 
-def _kernel(name: str, weight_bits: range) -> Kernel:
-    def offer(request: Request) -> Offer | str:
-        reason = decline(request, Linear, weight_bits) or _refuse(request)
-        if reason is not None:
-            return reason
-        cut = Cut.of(request)
-        work = Work(request.batch * cut.blocks * cut.block * cut.steps * STEP, request.batch * cut.outputs)
-        microseconds = cost("linear vnni w4" if cut.packed else "linear vnni", request, work)
-        return Offer(*request.canonical(), microseconds, lambda: _build(request))
+def _offer(request: Request, *, packed: bool) -> Offer | str:
+    reason = decline(request, Linear, PACKED_WEIGHT if packed else ANY_WEIGHT) or _refuse(request, packed=packed)
+    if reason is not None:
+        return reason
+    cut = Cut.of(request, packed=packed)
+    work = Work(request.batch * cut.blocks * cut.block * cut.steps * STEP, request.batch * cut.outputs)
+    offer = Offer.of_candidates(
+        request.canonical(),
+        cost("linear vnni w4" if packed else "linear vnni", request, work),
+        Tiling.choose(request),
+        lambda: Tiling.candidates(request),
+        lambda tiling: _build(request, tiling, packed=packed),
+    )
+    return with_weights(offer, request, packed=packed)
 
-    return Kernel(name, offer)
 
-
-LINEAR_W4_VNNI = _kernel("linear_u8s4s32_avx512vnni", PACKED_WEIGHT)
-LINEAR_W8_VNNI = _kernel("linear_u8s8s32_avx512vnni", BYTE_WEIGHT)
+LINEAR_W4_VNNI = Kernel("linear_u8s4s32_avx512vnni", partial(_offer, packed=True))
+LINEAR_W8_VNNI = Kernel("linear_u8s8s32_avx512vnni", partial(_offer, packed=False))
