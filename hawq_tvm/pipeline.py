@@ -13,6 +13,7 @@
     11 verify     every tensor of every layer, four executors
     12 benchmark  latency beside peers
     - debug       which layers cause the loss: asked for alone
+    - tune        the fastest kernel of each layer on this machine: asked for alone, taken by compile
 
 A stage is a value (`hawq_tvm.stages.stage.Stage`) that a step makes from the work at hand; `perform` makes those that
 are not done. Every stage leaves files in the run directory and is skipped while they are up to date. A new stage is a
@@ -34,6 +35,7 @@ from hawq_tvm.stages.integerize import integerize
 from hawq_tvm.stages.profile import profile
 from hawq_tvm.stages.round import round
 from hawq_tvm.stages.stage import Stage, Step
+from hawq_tvm.stages.tune import tune
 from hawq_tvm.stages.verify import verify
 from hawq_tvm.stages.work import Work
 
@@ -45,6 +47,7 @@ COMPILE: tuple[Step, ...] = (compile,)
 VERIFY: tuple[Step, ...] = (verify,)
 BENCHMARK: tuple[Step, ...] = (benchmark,)
 DEBUG: tuple[Step, ...] = (debug,)
+TUNE: tuple[Step, ...] = (tune,)
 RUN: tuple[Step, ...] = (*QUANTIZE, *COMPILE, *VERIFY, benchmark_where_it_runs)
 """What each verb does, in order; a step that makes no stage checks something, or finds nothing to do."""
 

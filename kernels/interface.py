@@ -156,7 +156,7 @@ class Offer:
         """
 
         def variant(choice: P) -> Variant:
-            return Variant(asdict(choice), lambda: build(choice))
+            return Variant({name: int(value) for name, value in asdict(choice).items()}, lambda: build(choice))
 
         def variants() -> tuple[Variant, ...]:
             return tuple(map(variant, candidates()))

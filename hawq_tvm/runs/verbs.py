@@ -17,12 +17,14 @@ _MAKES = {
         "accuracy.json",
         "fidelity.json",
     ),
+    "tune": ("tuned.*",),
     "verify": ("verify.*",),
     "bench": ("bench.*",),
     "debug": ("debug.json",),
 }
 _CHAIN = ("profile", "allocate", "compile")
-"""Each needs what those before it make; `verify`, `bench` and `debug` need them all, and `run` does everything."""
+"""Each needs what those before it make; `tune`, `verify`, `bench` and `debug` need them all. `run` does everything else
+than `tune`."""
 
 
 def how_to_make(name: str, run: object, there: Collection[str]) -> str:

@@ -46,14 +46,16 @@ def canonical(
         reason = decline(request, operator, weight_bits)
         if reason is not None:
             return reason
-        return Offer(*request.canonical(), cost(request), lambda: build(request))
+        plain = Offer(*request.canonical(), cost(request), lambda: build(request))
+        return with_weights(plain, request, packed=weight_bits == PACKED_WEIGHT)
 
     return offer
 
 
 def with_weights(offer: Offer, request: Request, *, packed: bool) -> Offer:
-    """An offer that says how its weights lie; those that could be packed and are not have their price."""
+    """An offer that says how its weights lie, if there are any; those that could be packed and are not have a price."""
     op = request.node.op
-    assert isinstance(op, WeightedOperator)
+    if not isinstance(op, WeightedOperator):
+        return offer
     price = UNPACKED_PRICE if op.weight_bits in PACKED_WEIGHT and not packed else 1.0
     return replace(offer, cost=offer.cost * price, price=price, weight_bits=4 if packed else 8)

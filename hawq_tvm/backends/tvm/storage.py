@@ -239,6 +239,7 @@ class Plan:
         requests: what was asked, by node; a flatten asks nothing.
         offers: the chosen offer, by node, of a flatten too.
         kernels: the chosen kernel, by node; a flatten has none.
+        offered: all that was offered, by node and kernel.
         declines: why kernels that stand earlier in the table were not taken, by node.
         storages: how each value is made.
         conversions: in the order in which they are made.
@@ -250,6 +251,7 @@ class Plan:
     requests: Mapping[str, Request]
     offers: Mapping[str, Offer]
     kernels: Mapping[str, str]
+    offered: Mapping[str, Mapping[str, Offer]]
     declines: Mapping[str, tuple[Decline, ...]]
     storages: Mapping[str, Storage]
     conversions: tuple[Conversion, ...]
@@ -322,6 +324,7 @@ def plan_storages(
         requests=requests,
         offers=chosen,
         kernels={name: choice.kernels[name] for name in requests},
+        offered={step.name: step.offers for step in steps},
         declines={name: _earlier(choice.kernels[name], given) for name, given in answers.items()},
         storages={**start, **{name: offer.writes for name, offer in chosen.items()}},
         conversions=choice.conversions,
