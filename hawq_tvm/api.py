@@ -18,6 +18,7 @@ from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.devices.session import check_kind
 from hawq_tvm.backends.tvm.records import Tuning
 from hawq_tvm.backends.tvm.runtime import CompiledModule
+from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DataError, ModelError, RunError, SettingsError
 from hawq_tvm.core.given import parse_ranges, parse_scales, read_ranges, read_scales
@@ -25,7 +26,7 @@ from hawq_tvm.core.interpreter import dequantize_output, quantize_input
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.core.reporter import Reporter, as_reporter
-from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
+from hawq_tvm.core.specs import BitConfig, Bits, CostTable
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport

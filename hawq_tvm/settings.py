@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from hawq_tvm.core.budget import CHOICE, Budget
 from hawq_tvm.core.devices import FORMS, Device
 from hawq_tvm.core.errors import AllocationError, RunError, SettingsError
 from hawq_tvm.core.given import (
@@ -19,7 +20,7 @@ from hawq_tvm.core.given import (
     read_scales,
 )
 from hawq_tvm.core.option import option
-from hawq_tvm.core.specs import CHOICE, RESIDUAL_BITS, Bits, Budget, is_number, parsed_bits
+from hawq_tvm.core.specs import RESIDUAL_BITS, Bits, is_number, parsed_bits
 from hawq_tvm.core.strict_json import JsonReader
 
 DEFAULT_BITS = (Bits(4, 4), Bits(4, 8), Bits(8, 8))
@@ -195,7 +196,7 @@ class Settings:
     """
 
     bits: tuple[Bits, ...] = option(
-        DEFAULT_BITS, "candidate pairs, as 4,8 or w4a4,w4a8,w8a8", panel=CHOICE, parse=parse_bits
+        DEFAULT_BITS, "candidate pairs, as 4,8 or w4a4,w4a8,k4a8,w8a8", panel=CHOICE, parse=parse_bits
     )
     budget: Budget = field(default_factory=Budget)
     pins: Mapping[str, Bits] = option(

@@ -13,7 +13,7 @@ from hawq_tvm.kernels.interface import (
     Request,
     Variant,
 )
-from hawq_tvm.kernels.registry import CONVERTERS, KERNELS, collect_offers, offer_conversion
+from hawq_tvm.kernels.registry import CONVERTERS, KERNELS, collect_offers, offer_conversion, unit_of
 
 __all__ = [
     "CONVERTERS",
@@ -29,4 +29,5 @@ __all__ = [
     "Variant",
     "collect_offers",
     "offer_conversion",
+    "unit_of",
 ]

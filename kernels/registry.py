@@ -10,6 +10,11 @@ from hawq_tvm.kernels.cuda import elementwise as cuda_elementwise
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda import linear as cuda_linear
 from hawq_tvm.kernels.cuda import pooling as cuda_pooling
+from hawq_tvm.kernels.dot.conv2d import conv2d_kernels
+from hawq_tvm.kernels.dot.convert import pixel_converter
+from hawq_tvm.kernels.dot.depthwise import depthwise_kernels
+from hawq_tvm.kernels.dot.linear import linear_kernels
+from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.generic import (
     concat,
     conv2d,
@@ -28,8 +33,21 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
-from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise, vnni_linear
-from hawq_tvm.kernels.x86 import convert as x86_convert
+from hawq_tvm.kernels.x86 import amx_layers
+from hawq_tvm.kernels.x86.units import X86_UNITS
+
+UNITS: tuple[Unit, ...] = X86_UNITS
+"""The instructions by which CPUs add dot products, best first; of a CPU's own, values are stored for the first."""
+
+
+def unit_of(features: frozenset[str]) -> Unit | None:
+    """The best unit of a CPU with these instruction sets, by LLVM's names; None where it has none."""
+    return next((unit for unit in UNITS if unit.needs <= features), None)
+
+
+def _dot_kernels(unit: Unit) -> tuple[Kernel, ...]:
+    return *depthwise_kernels(unit), *conv2d_kernels(unit), *linear_kernels(unit)
+
 
 KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W4_AMX,
@@ -38,12 +56,7 @@ KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W8_AMX_FEW,
     amx_layers.LINEAR_W4_AMX,
     amx_layers.LINEAR_W8_AMX,
-    vnni_depthwise.DEPTHWISE_W4_VNNI,
-    vnni_depthwise.DEPTHWISE_W8_VNNI,
-    vnni_conv2d.CONV2D_W4_VNNI,
-    vnni_conv2d.CONV2D_W8_VNNI,
-    vnni_linear.LINEAR_W4_VNNI,
-    vnni_linear.LINEAR_W8_VNNI,
+    *(kernel for unit in UNITS for kernel in _dot_kernels(unit)),
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,
@@ -92,7 +105,11 @@ KERNELS: tuple[Kernel, ...] = (
 )
 """Every kernel; of offers that cost the same, the earlier row's is taken. To add one, see `docs/adding.md`."""
 
-CONVERTERS: tuple[Converter, ...] = (x86_convert.CONVERT_PIXELS, convert.CONVERT_GENERIC, cuda_convert.CONVERT_CUDA)
+CONVERTERS: tuple[Converter, ...] = (
+    *map(pixel_converter, UNITS),
+    convert.CONVERT_GENERIC,
+    cuda_convert.CONVERT_CUDA,
+)
 """Every way to copy a value into another storage, best first."""
 
 

@@ -31,10 +31,9 @@ from hawq_tvm.kernels import BuiltKernel, Offer
 
 from .builders import compiled, integer_samples, integers_of, same
 from .conftest import Run
-from .cpus import HOST
-from .x86_kernels import ALL
+from .cpus import HOST, machine_of
 
-VNNI = replace(HOST, features=ALL, vector_bits=512)
+VNNI = machine_of("avx512vnni")
 CONDITIONS = Conditions("a target", "a CPU", 2, 1000)
 
 
@@ -194,7 +193,7 @@ def test_what_was_found_is_what_is_built(made_up: list[str]) -> None:
 
 def test_what_was_found_elsewhere_is_not_taken(made_up: list[str]) -> None:
     graph = integers_of("Mobile")
-    plan = plan_storages(graph, HOST.target, 512, batch=1, features=ALL)
+    plan = plan_storages(graph, HOST.target, 512, batch=1, features=VNNI.features)
     choices = exchangeable(plan)
     rows = {
         CONDITIONS.key(offers, plan.kernels[name]): TunedLayer(name, plan.kernels[name], {}, 1.0, 2.0, 3)

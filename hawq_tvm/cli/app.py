@@ -17,9 +17,9 @@ import typer
 
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes, Of, flat
+from hawq_tvm.core.budget import CHOICE, Budget
 from hawq_tvm.core.devices import FORMS, Device
 from hawq_tvm.core.errors import HawqError, SettingsError
-from hawq_tvm.core.specs import CHOICE, Budget
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, architectures_of, find_target
 from hawq_tvm.core.version import VERSION
 from hawq_tvm.runs.rundir import open_run

@@ -59,7 +59,7 @@ def within_reach(work: Work) -> None:
     Raises:
         InfeasibleBudget: as for `solve`, before any calibration.
     """
-    budget = replace(work.settings.budget, latency=None)
+    budget = replace(work.settings.budget, latency=None, energy=None)
     if work.given is None and budget:
         pairs = work.settings.pairs(work.layers)
         costs = cost_table(work.artifacts.float_graph, pairs, sensitivity=None, latency=None)

@@ -19,12 +19,13 @@ import torch
 
 from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import HawqError
 from hawq_tvm.core.given import check_scales, clip_to, override, read_ranges, read_scales, unused_ranges
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import Range, ranges_to_json
-from hawq_tvm.core.specs import BitConfig, Bits, Budget
+from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.targets import find_target
 from hawq_tvm.ilp import formulate
 from hawq_tvm.measure.accuracy import Accuracy

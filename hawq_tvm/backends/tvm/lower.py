@@ -63,11 +63,15 @@ class Machine:
         if cpu:
             attributes["mcpu"] = cpu
         resolved = tvm.target.Target(attributes)
-        vector_bits = int(tvm.target.codegen.llvm_get_vector_width(resolved))
         features = frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(resolved)))
         if target.host_cpu and not tiles_granted():
             features -= {"amx-int8", "amx-tile"}  # LLVM goes by the CPU's name, and a virtual machine may hide them
-        return cls(target, resolved, cpu, max(vector_bits, 128), features)
+        return cls(target, resolved, cpu, _vector_bits(features), features)
+
+
+def _vector_bits(features: frozenset[str]) -> int:
+    """Of a CPU's widest vectors; TVM's own answer is 512 for every x86 CPU."""
+    return 512 if "avx512f" in features else 256 if "avx2" in features else 128
 
 
 _GPU_ACCESS_BITS = 128

@@ -1,6 +1,6 @@
-"""Depthwise convolution on AVX512-VNNI, channels last, with the rescale and the residual fused.
+"""Depthwise convolution by dot products, channels last, with the rescale and the residual fused.
 
-``vpdpbusd`` adds four products, here four taps of a channel: four stored columns are interleaved, so that each 32-bit
+An instruction adds four products, here four taps of a channel: four stored columns are interleaved, so that each 32-bit
 lane holds four neighbours in the row of one channel. Interleaved columns serve every pixel whose taps lie among them,
 by weights moved to the right, with zeros where a column is none of its taps: of a kernel of 3, four columns serve two
 pixels; of 5, eight columns serve four.
@@ -21,14 +21,17 @@ from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.kernels.dot.panels import Panels
+from hawq_tvm.kernels.dot.product import DOT_STEP, Product
+from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_channel, refuse, weights_of
+from hawq_tvm.kernels.dot.tile import DotTile
+from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.dot.vectors import flat, ramp, shuffle
 from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.blocking import best_tile
-from hawq_tvm.kernels.generic.costs import Work, cost
+from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
-from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.result import MAX_TILE, Result, build_function, for_block, per_channel, refuse, weights_of
-from hawq_tvm.kernels.x86.vectors import LANES, PACKED_LANES, Registers, dot, flat, ramp, shuffle
 
 MIN_OUTPUTS = 130_000
 """Outputs from which threads pay: about 10 us of one core, where workers are awake within a network."""
@@ -56,12 +59,12 @@ def quads_of(kernel: int, stride: int, dilation: int, width: int) -> tuple[Quad,
         dilation: columns from tap to tap; with more than one a quad serves one pixel.
         width: pixels of a row of the output, more than which are no set.
     """
-    count = -(-kernel // STEP)
-    pixels = min((STEP * count - kernel) // stride + 1, width) if dilation == 1 else 1
+    count = -(-kernel // DOT_STEP)
+    pixels = min((DOT_STEP * count - kernel) // stride + 1, width) if dilation == 1 else 1
     last = (pixels - 1) * stride + (kernel - 1) * dilation
     found = []
     for quad in range(count):
-        wanted = [(STEP * quad + step) * dilation for step in range(STEP)]
+        wanted = [(DOT_STEP * quad + step) * dilation for step in range(DOT_STEP)]
         taps = tuple(
             tuple(_tap(column - pixel * stride, kernel, dilation) for column in wanted) for pixel in range(pixels)
         )
@@ -93,20 +96,19 @@ class Cut:
     tile: int
     tiles: int
     panels: Panels
-
     threads: bool
 
     @classmethod
-    def of(cls, request: Request, *, packed: bool, tiling: Tiling | None = None) -> Cut:
+    def of(cls, request: Request, unit: Unit, *, packed: bool, tiling: Tiling | None = None) -> Cut:
         op, type = request.node.op, request.node.type
         assert isinstance(op, Conv2d)
         window, width = op.window, type.shape[2]
         quads = quads_of(window.kernel[1], window.strides[1], window.dilations[1], width)
         pixels = len(quads[0].taps)
-        tiling = tiling or Tiling.choose(request, pixels)
+        tiling = tiling or Tiling.choose(request, unit, pixels)
         steps = window.kernel[0] * len(quads) * pixels
         channels = request.alternatives[request.node.name].channels(type)
-        panels = Panels(channels, steps, packed)
+        panels = Panels(unit, channels, steps, packed)
         return cls(quads, pixels, tiling.tile, -(-width // tiling.tile), panels, tiling.threads)
 
 
@@ -123,65 +125,70 @@ class Tiling:
     threads: bool
 
     @classmethod
-    def choose(cls, request: Request, pixels: int) -> Tiling:
+    def choose(cls, request: Request, unit: Unit, pixels: int) -> Tiling:
         """The tile that computes fewest pixels twice.
 
         Args:
             request: the convolution.
+            unit: the instructions.
             pixels: of a set.
         """
-        tile = best_tile(request.node.type.shape[2], cls.tiles(request, pixels))
+        tile = best_tile(request.node.type.shape[2], cls.tiles(request, unit, pixels))
         return cls(tile, request.batch * prod(request.node.type.shape) >= MIN_OUTPUTS)
 
     @classmethod
-    def candidates(cls, request: Request, pixels: int) -> tuple[Tiling, ...]:
+    def candidates(cls, request: Request, unit: Unit, pixels: int) -> tuple[Tiling, ...]:
         """All of them, the chosen one first."""
-        choices = (cls(*choice) for choice in product(cls.tiles(request, pixels), (True, False)))
-        return tuple(dict.fromkeys((cls.choose(request, pixels), *choices)))
+        choices = (cls(*choice) for choice in product(cls.tiles(request, unit, pixels), (True, False)))
+        return tuple(dict.fromkeys((cls.choose(request, unit, pixels), *choices)))
 
     @staticmethod
-    def tiles(request: Request, pixels: int) -> range:
+    def tiles(request: Request, unit: Unit, pixels: int) -> range:
         """Whole sets, most first."""
-        return range(min(MAX_TILE, request.node.type.shape[2]) // pixels * pixels, 0, -pixels)
+        return range(max(min(unit.max_tile, request.node.type.shape[2]) // pixels, 1) * pixels, 0, -pixels)
 
 
-def _refuse(request: Request, *, packed: bool) -> str | None:
+def _refuse(request: Request, unit: Unit) -> str | None:
     op, x = request.node.op, request.inputs[0]
     assert isinstance(op, Conv2d)
     if not op.groups == op.out_channels == x.shape[0]:
         return f"takes one group a channel, got {op.groups} groups of {x.shape[0]} channels"
-    return refuse(request, packed=packed, in_planes=True)
+    return refuse(request, unit, in_planes=True)
 
 
-def _stream(op: Conv2d, cut: Cut) -> Array:
-    """Of each row of the kernel, quad and pixel of a set: a weight a column, zero where it is no tap."""
+def _taps(op: Conv2d, cut: Cut) -> Array:
+    """Of each kernel's row, quad and pixel of a set: a weight a column, zero where it is no tap: int8 [out, ...]."""
     filled = np.concatenate([op.weight[:, 0], np.zeros((*op.weight[:, 0].shape[:2], 1), np.int8)], axis=2)
     steps = [filled[:, :, list(taps)] for quad in cut.quads for taps in quad.taps]  # tap -1 is the zero behind the row
     weight = np.stack(steps, axis=2)  # [channels, kernel's rows, quads x pixels, 4]
-    return cut.panels.pack(weight.reshape(op.out_channels, -1))
+    return weight.reshape(op.out_channels, -1)
 
 
-def _build(request: Request, tiling: Tiling, *, packed: bool) -> BuiltKernel:
-    cut, op = Cut.of(request, packed=packed, tiling=tiling), request.node.op
+def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
+    cut, op = Cut.of(request, unit, packed=packed, tiling=tiling), request.node.op
     assert isinstance(op, Conv2d)
-    constants = _stream(op, cut), *per_channel(request, cut.panels)
-    return build_function(request, constants, lambda buffers: _Loops(request, cut, buffers).emit())
+    source, weight = request.alternatives[request.node.inputs[0]], _taps(op, cut)
+    dots = unit.product(weight, request.inputs[0], source, request.features)
+    constants = cut.panels.pack(weight), *per_channel(request, cut.panels, dots)
+    return build_function(request, constants, lambda buffers: _Loops(request, cut, dots, buffers).emit())
 
 
 class _Loops:
     """Emits the loops of one convolution."""
 
-    def __init__(self, request: Request, cut: Cut, buffers: tuple[Any, ...]) -> None:
+    def __init__(self, request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...]) -> None:
         op = request.node.op
         assert isinstance(op, Conv2d)
         self.window, self.cut, self.width, self.batch = op.window, cut, request.node.type.shape[2], request.batch
-        self.result = Result(request, buffers)
+        self.product, self.unit = product, cut.panels.unit
+        self.result = Result(request, self.unit, buffers)
         self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
+        self.threads = request.batch * int(np.prod(request.node.type.shape)) >= MIN_OUTPUTS
 
     def emit(self) -> None:
         """One task is a stored row."""
         height = self.result.plane.height
-        with (T.parallel if self.cut.threads else T.serial)(self.batch * height) as task:
+        with (T.parallel if self.threads else T.serial)(self.batch * height) as task:
             n, stored = task // height, task % height
             with T.serial(self.cut.panels.blocks) as block:
                 for_block(self.cut.panels, block, lambda vectors: self._block(block, vectors, n, stored))
@@ -192,18 +199,18 @@ class _Loops:
         def tiles(h: Expr) -> None:
             with T.serial(cut.tiles) as number:
                 start = tirx.min(number * cut.tile, self.width - cut.tile)
-                accumulators = Registers(cut.tile * vectors)
-                self.result.start(accumulators, block, vectors, cut.tile)
-                self._accumulate(accumulators, block, vectors, (n, h, start))
-                self.result.finish(accumulators, block, vectors, cut.tile, (n, h, start))
+                tile = DotTile(self.product, cut.tile, vectors, self.unit.lanes)
+                self.result.start(tile, block, vectors)
+                self._accumulate(tile, block, vectors, (n, h, start))
+                self.result.finish(tile, block, vectors, cut.tile, (n, h, start))
 
         self.result.in_frame(block, vectors, n, stored, tiles)
 
-    def _accumulate(self, accumulators: Registers, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> None:
+    def _accumulate(self, tile: DotTile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> None:
         """All products of a tile."""
         plane, window, cut = self.result.source, self.window, self.cut
         (n, h, start), (sy, sx), (top, left, _, _) = at, window.strides, window.pads
-        corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), block * PAIR)
+        corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), block * self.unit.pair)
         with T.serial(window.kernel[0]) as ry:
             row = corner + ry * (window.dilations[0] * plane.width * plane.together)
             for index, quad in enumerate(cut.quads):
@@ -216,22 +223,23 @@ class _Loops:
                         step = (ry * len(cut.quads) + index) * cut.pixels + pixel
                         address = block * cut.panels.panel_bytes + step * cut.panels.step_bytes(vectors)
                         for vector, quadruple in enumerate(quadruples):
-                            number = (first + pixel) * vectors + vector
-                            weight = weights_of(cut.panels, self.weight, address, vector)
-                            accumulators[number] = dot(accumulators[number], quadruple, weight)
+                            weight = weights_of(cut.panels, self.product, self.weight, address, vector)
+                            tile.multiply(first + pixel, vector, quadruple, weight)
 
     def _interleaved(self, columns: list[Expr], vectors: int) -> list[Expr]:
-        """Four columns of a block, a lane holding those of its channel: int8x64 for each vector."""
-        lanes = vectors * LANES
+        """Four columns of a block, a lane holding those of its channel, as products take them: for each vector."""
+        lanes, unit = vectors * self.unit.lanes, self.unit
         loaded = [self.x[ramp(column, lanes)] for column in columns]
         order = [lane + half * lanes for lane in range(lanes) for half in range(2)]
         pairs = [tir.reinterpret(f"uint16x{lanes}", shuffle(loaded[first : first + 2], order)) for first in (0, 2)]
-        channels = PACKED_LANES if vectors == 2 else tuple(range(LANES))
+        channels = unit.order if vectors == 2 else tuple(range(lanes))
         quadruples = []
         for vector in range(vectors):
-            own = channels[vector * LANES : (vector + 1) * LANES]
+            own = channels[vector * unit.lanes : (vector + 1) * unit.lanes]
             order = [channel + half * lanes for channel in own for half in range(2)]
-            quadruples.append(tir.reinterpret("int8x64", shuffle(pairs, order)))
+            count = DOT_STEP * unit.lanes
+            quadruple = tir.reinterpret(f"int8x{count}", shuffle(pairs, order))
+            quadruples.append(self.product.operand(quadruple, count))
         return quadruples
 
 
@@ -241,27 +249,31 @@ def _cost(request: Request, cut: Cut) -> float:
     storage = request.alternatives[request.node.name]
     pixels = request.batch * type.shape[1] * cut.tiles * cut.tile
     quads = cut.panels.steps // cut.pixels
-    interleaved = pixels // cut.pixels * quads * STEP * cut.panels.channels
-    return cost("depthwise vnni", request, Work(0, storage.size_bytes(type, request.batch), interleaved))
+    interleaved = pixels // cut.pixels * quads * DOT_STEP * cut.panels.channels
+    return cut.panels.unit.cost("depthwise vnni", Work(0, storage.size_bytes(type, request.batch), interleaved))
 
 
-def _offer(request: Request, *, packed: bool) -> Offer | str:
-    storages = decline(request, Conv2d, PACKED_WEIGHT if packed else ANY_WEIGHT) or request.channels_last()
-    if isinstance(storages, str):
-        return storages
-    reason = _refuse(request, packed=packed)
-    if reason is not None:
-        return reason
-    cut = Cut.of(request, packed=packed)
-    offer = Offer.of_candidates(
-        storages,
-        _cost(request, cut),
-        Tiling.choose(request, cut.pixels),
-        lambda: Tiling.candidates(request, cut.pixels),
-        lambda tiling: _build(request, tiling, packed=packed),
+def depthwise_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
+    """Of four-bit weights, which stay packed, and of bytes, or of such as are unpacked when compiled."""
+
+    def offer(request: Request, *, packed: bool) -> Offer | str:
+        storages = decline(request, Conv2d, PACKED_WEIGHT if packed else ANY_WEIGHT) or request.channels_last()
+        if isinstance(storages, str):
+            return storages
+        reason = _refuse(request, unit)
+        if reason is not None:
+            return reason
+        cut = Cut.of(request, unit, packed=packed)
+        plain = Offer.of_candidates(
+            storages,
+            _cost(request, cut),
+            Tiling.choose(request, unit, cut.pixels),
+            lambda: Tiling.candidates(request, unit, cut.pixels),
+            lambda tiling: _build(request, unit, tiling, packed=packed),
+        )
+        return with_weights(plain, request, packed=packed)
+
+    return (
+        Kernel(f"conv2d_depthwise_u8s4s32_{unit.name}", partial(offer, packed=True)),
+        Kernel(f"conv2d_depthwise_u8s8s32_{unit.name}", partial(offer, packed=False)),
     )
-    return with_weights(offer, request, packed=packed)
-
-
-DEPTHWISE_W4_VNNI = Kernel("conv2d_depthwise_u8s4s32_avx512vnni", partial(_offer, packed=True))
-DEPTHWISE_W8_VNNI = Kernel("conv2d_depthwise_u8s8s32_avx512vnni", partial(_offer, packed=False))

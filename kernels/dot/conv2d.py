@@ -1,9 +1,9 @@
-"""Direct convolution on AVX512-VNNI, channels last, with the rescale and the residual fused.
+"""Direct convolution by dot products, channels last, with the rescale and the residual fused.
 
-A tile is a few pixels of a row by one block of 32 output channels: its accumulators start as the bias and stay in
-registers; a step loads four input channels of each pixel into all lanes, and one vector of weights for each sixteen
-output channels. Padding is read from the input's frame. Groups are blocks of the weight's diagonal: a block of output
-channels reads the input channels of all groups that it touches, those of other groups weighing nothing.
+A tile is a few pixels of a row by one block of output channels, two vectors: its accumulators start as the bias and
+stay in registers; a step takes a few input channels of each pixel, and weights for each vector of output channels.
+Padding is read from the input's frame. Groups are blocks of the weight's diagonal: a block of output channels reads the
+input channels of all groups that it touches, those of other groups weighing nothing.
 
 Where nothing is padded and the kernel is 1x1, the pixels of all rows and samples are one long row.
 """
@@ -22,14 +22,17 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.kernels.dot.panels import Panels
+from hawq_tvm.kernels.dot.product import Product
+from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_channel, refuse, weights_of
+from hawq_tvm.kernels.dot.tile import Tile
+from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.dot.vectors import LINE_BYTES, flat, prefetch, ramp
 from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.blocking import best_tile
-from hawq_tvm.kernels.generic.costs import Work, cost
+from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
-from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.result import MAX_TILE, Result, build_function, for_block, per_channel, refuse, weights_of
-from hawq_tvm.kernels.x86.vectors import LINE_BYTES, Registers, dot, flat, in_all_lanes, prefetch, ramp
 
 MIN_MACS = 3_000_000
 """Multiply-accumulates from which threads pay: 6 us of one core, where workers are awake within a network."""
@@ -39,44 +42,6 @@ L1_BYTES = 32 * 1024
 
 L2_BYTES = 400 * 1024
 """What the activations of a group of rows may take to stay in the second cache while panels pass."""
-
-LEAST_TILE, MOST_TILE = 4, 12
-"""What is worth timing: fewer pixels load weights too often, more leave no registers for weights and inputs."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """What is free in how the work is cut; the integers are the same whatever it is.
-
-    Attributes:
-        tile: pixels of a row computed together; the last tile of a row moves left until it fits.
-        groups: groups of rows; all blocks pass over one before the next begins. None: all blocks pass over each row.
-        ahead: how many panels ahead of the one that is read memory is fetched; 0 for nothing.
-        threads: whether tasks are shared among threads.
-    """
-
-    tile: int
-    groups: int
-    ahead: int
-    threads: bool
-
-    @classmethod
-    def choose(cls, request: Request, shape: Shape) -> Tiling:
-        """By what the caches hold."""
-        op, tile = request.node.op, tile_of(shape.width)
-        assert isinstance(op, Conv2d)
-        groups = min(shape.rows(tile), -(-shape.activation_bytes // L2_BYTES))
-        if shape.panels.size_bytes <= L1_BYTES:
-            groups = 0
-        return cls(tile, groups, 1, op.macs(request.node.type) * request.batch >= MIN_MACS)
-
-    @classmethod
-    def candidates(cls, request: Request, shape: Shape) -> tuple[Tiling, ...]:
-        """All that are worth timing, the chosen one first."""
-        own, most = cls.choose(request, shape), min(MOST_TILE, shape.width)
-        tiles, groups = range(most, min(LEAST_TILE, most) - 1, -1), sorted({0, 1, 2, 4, 8, own.groups})
-        choices = (cls(*choice) for choice in product(tiles, groups, (0, 1, 2), (True, False)))
-        return tuple(dict.fromkeys((own, *(it for it in choices if it.groups <= shape.rows(it.tile)))))
 
 
 @dataclass(frozen=True)
@@ -88,7 +53,7 @@ class Shape:
         stored_rows: of all samples.
         width: output pixels of a row.
         panels: the weights.
-        depth: input channels that a block reads, a multiple of 4.
+        depth: input channels that a block reads, a multiple of the unit's step.
         activation_bytes: of input and result.
     """
 
@@ -104,7 +69,7 @@ class Shape:
         return -(-self.width // tile) if self.flat else self.stored_rows
 
     @classmethod
-    def of(cls, request: Request, *, packed: bool) -> Shape:
+    def of(cls, request: Request, unit: Unit, *, packed: bool) -> Shape:
         op, type = request.node.op, request.node.type
         assert isinstance(op, Conv2d)
         source, *_, target = storages = [
@@ -114,11 +79,50 @@ class Shape:
         is_flat = pointwise and not any(any(storage.frame) for storage in storages)
         _, height, width = type.shape
         top, _, bottom, _ = target.frame
-        depth = _depth(op, source.channels(request.inputs[0]))
-        panels = Panels(target.channels(type), prod(op.window.kernel) * depth // STEP, packed)
+        depth = _depth(op, unit, source.channels(request.inputs[0]))
+        panels = Panels(unit, target.channels(type), prod(op.window.kernel) * depth // unit.step, packed)
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
         width = request.batch * height * width if is_flat else width
         return cls(is_flat, request.batch * (top + height + bottom), width, panels, depth, activations)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What is free in how the work is cut; the integers are the same whatever it is.
+
+    Attributes:
+        tile: pixels of a row computed together; the last tile of a row moves left until it fits.
+        groups: groups of rows; all blocks pass over one before the next begins. 0: all blocks pass over each row.
+        ahead: how many panels ahead of the one that is read memory is fetched; 0 for nothing.
+        threads: whether tasks are shared among threads.
+    """
+
+    tile: int
+    groups: int
+    ahead: int
+    threads: bool
+
+    @classmethod
+    def choose(cls, request: Request, shape: Shape) -> Tiling:
+        """By what the caches hold."""
+        op, tile = request.node.op, tile_of(shape.width, shape.panels.unit)
+        assert isinstance(op, Conv2d)
+        groups = min(shape.rows(tile), -(-shape.activation_bytes // L2_BYTES))
+        if shape.panels.size_bytes <= L1_BYTES:
+            groups = 0
+        return cls(tile, groups, 1, op.macs(request.node.type) * request.batch >= MIN_MACS)
+
+    @classmethod
+    def candidates(cls, request: Request, shape: Shape) -> tuple[Tiling, ...]:
+        """All that are worth timing, the chosen one first.
+
+        Tiles of half as many pixels as usual load weights too often, of half as many again leave no registers.
+        """
+        own, usual = cls.choose(request, shape), shape.panels.unit.max_tile
+        most = min(3 * usual // 2, shape.width)
+        tiles, groups = range(most, min(usual // 2, most) - 1, -1), sorted({0, 1, 2, 4, 8, own.groups})
+        choices = (cls(*choice) for choice in product(tiles, groups, (0, 1, 2), (True, False)))
+        return tuple(dict.fromkeys((own, *(it for it in choices if it.groups <= shape.rows(it.tile)))))
 
 
 @dataclass(frozen=True)
@@ -155,60 +159,62 @@ class Cut:
         return -(-self.rows // max(1, self.tiling.groups))
 
     @classmethod
-    def of(cls, request: Request, *, packed: bool, tiling: Tiling | None = None) -> Cut:
-        shape = Shape.of(request, packed=packed)
+    def of(cls, request: Request, unit: Unit, *, packed: bool, tiling: Tiling | None = None) -> Cut:
+        shape = Shape.of(request, unit, packed=packed)
         return cls(shape, tiling or Tiling.choose(request, shape))
 
 
-def tile_of(width: int) -> int:
+def tile_of(width: int, unit: Unit) -> int:
     """Pixels of a tile of such a row."""
-    return best_tile(width, range(min(MAX_TILE, width), 0, -1))
+    return best_tile(width, range(min(unit.max_tile, width), 0, -1))
 
 
-def _block_inputs(op: Conv2d, block: int) -> tuple[int, int]:
+def _block_inputs(op: Conv2d, block: int, pair: int) -> tuple[int, int]:
     """The input channels, first and behind the last, of the groups that a block of output channels touches."""
     out_per_group = op.out_channels // op.groups
-    last = min(block * PAIR + PAIR, op.out_channels) - 1
+    last = min(block * pair + pair, op.out_channels) - 1
     per_group = op.weight.shape[1]
-    return block * PAIR // out_per_group * per_group, (last // out_per_group + 1) * per_group
+    return block * pair // out_per_group * per_group, (last // out_per_group + 1) * per_group
 
 
-def _depth(op: Conv2d, stored: int) -> int:
+def _depth(op: Conv2d, unit: Unit, stored: int) -> int:
     """Input channels that each block reads: enough for the one that touches most, in whole steps."""
     if op.groups == 1:
         return stored
-    ranges = [_block_inputs(op, block) for block in range(-(-op.out_channels // PAIR))]
-    return min(-(-max(end - start for start, end in ranges) // STEP) * STEP, stored)
+    ranges = [_block_inputs(op, block, unit.pair) for block in range(-(-op.out_channels // unit.pair))]
+    return min(-(-max(end - start for start, end in ranges) // unit.step) * unit.step, stored)
 
 
-def _stream(request: Request, shape: Shape) -> Array:
-    """The weights, in the order in which activations are read."""
+def _taps(request: Request, shape: Shape) -> Array:
+    """The weights in the order in which activations are read: int8 [out, kernel's rows and columns, depth]."""
     op = request.node.op
     assert isinstance(op, Conv2d)
     stored = request.alternatives[request.node.inputs[0]].channels(request.inputs[0])
     out_per_group, per_group = op.out_channels // op.groups, op.weight.shape[1]
     weight = np.zeros((op.out_channels, *op.window.kernel, shape.depth), np.int8)
     for channel in range(op.out_channels):
-        start = min(_block_inputs(op, channel // PAIR)[0], stored - shape.depth)
+        start = min(_block_inputs(op, channel // shape.panels.pair, shape.panels.pair)[0], stored - shape.depth)
         first = channel // out_per_group * per_group - start
         weight[channel, ..., first : first + per_group] = op.weight[channel].transpose(1, 2, 0)
-    return shape.panels.pack(weight.reshape(op.out_channels, -1))
+    return weight.reshape(op.out_channels, -1)
 
 
-def _build(request: Request, tiling: Tiling, *, packed: bool) -> BuiltKernel:
-    cut = Cut.of(request, packed=packed, tiling=tiling)
-    constants = _stream(request, cut.shape), *per_channel(request, cut.panels)
-    return build_function(request, constants, lambda buffers: _Loops(request, cut, buffers).emit())
+def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
+    cut = Cut.of(request, unit, packed=packed, tiling=tiling)
+    source, weight = request.alternatives[request.node.inputs[0]], _taps(request, cut.shape)
+    dots = unit.product(weight, request.inputs[0], source, request.features)
+    constants = cut.panels.pack(weight), *per_channel(request, cut.panels, dots)
+    return build_function(request, constants, lambda buffers: _Loops(request, cut, dots, buffers).emit())
 
 
 class _Loops:
     """Emits the loops of one convolution."""
 
-    def __init__(self, request: Request, cut: Cut, buffers: tuple[Any, ...]) -> None:
+    def __init__(self, request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...]) -> None:
         op = request.node.op
         assert isinstance(op, Conv2d)
-        self.op, self.cut = op, cut
-        self.result = Result(request, buffers, flat_pixels=cut.shape.width if cut.shape.flat else 0)
+        self.op, self.cut, self.product, self.unit = op, cut, product, cut.panels.unit
+        self.result = Result(request, self.unit, buffers, flat_pixels=cut.shape.width if cut.shape.flat else 0)
         self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
 
     def emit(self) -> None:
@@ -250,29 +256,28 @@ class _Loops:
 
     def _tile(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """A tile's outputs at (sample, row, first column); `position` counts the tiles of a block."""
-        accumulators = Registers(self.cut.tile * vectors)
-        self.result.start(accumulators, block, vectors, self.cut.tile)
-        self._accumulate(accumulators, block, vectors, at, position)
-        self.result.finish(accumulators, block, vectors, self.cut.tile, at)
+        tile = self.unit.tile(self.product, self.cut.tile, vectors)
+        self.result.start(tile, block, vectors)
+        self._accumulate(tile, block, vectors, at, position)
+        self.result.finish(tile, block, vectors, self.cut.tile, at)
 
-    def _accumulate(
-        self, accumulators: Registers, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr
-    ) -> None:
+    def _accumulate(self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """All products of a tile."""
         window, cut, plane = self.op.window, self.cut, self.result.source
         (n, h, start), (sy, sx), (dy, dx) = at, window.strides, window.dilations
         (kh, kw), (top, left, _, _) = window.kernel, window.pads
         corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
-        panel, steps = block * cut.panels.panel_bytes, cut.shape.depth // STEP
+        panel, steps = block * cut.panels.panel_bytes, cut.shape.depth // self.unit.step
         if dx == 1 and cut.shape.depth == plane.channels:  # the taps of a kernel's row lie together
             kw, steps = 1, kw * steps
         unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
         with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
             iteration = (ry * kw + rx) * (steps // unroll) + part
             for offset in range(unroll):
-                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + (part * unroll + offset) * STEP
+                channel = (part * unroll + offset) * self.unit.step
+                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + channel
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
-                self._step(accumulators, vectors, x, sx, weights)
+                self._step(tile, x, sx, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
 
     def _first(self, block: Expr) -> Expr:
@@ -280,17 +285,16 @@ class _Loops:
         if self.op.groups == 1:
             return tirx.const(0, "int32")
         out_per_group = self.op.out_channels // self.op.groups
-        first = block * PAIR // out_per_group * self.op.weight.shape[1]
+        first = block * self.unit.pair // out_per_group * self.op.weight.shape[1]
         return tirx.min(first, self.result.source.channels - self.cut.shape.depth)
 
-    def _step(self, accumulators: Registers, vectors: int, x: Expr, stride: int, weights: Expr) -> None:
-        """Four input channels of every pixel."""
-        loaded = [weights_of(self.cut.panels, self.weight, weights, vector) for vector in range(vectors)]
-        for pixel in range(self.cut.tile):
-            four = in_all_lanes(self.x[ramp(x + pixel * stride * self.result.source.channels, STEP)])
-            for vector in range(vectors):
-                number = pixel * vectors + vector
-                accumulators[number] = dot(accumulators[number], four, loaded[vector])
+    def _step(self, tile: Tile, x: Expr, stride: int, weights: Expr) -> None:
+        """A few input channels of every pixel."""
+        channels, step = self.result.source.channels, self.unit.step
+        tile.add(
+            lambda pixel: self.x[ramp(x + pixel * stride * channels, step)],
+            lambda vector: weights_of(self.cut.panels, self.product, self.weight, weights, vector),
+        )
 
     def _prefetch(self, panel: Expr, position: Expr, iteration: Expr, iterations: int) -> None:
         """A share of the next panel, so that all tiles of this one together bring it closer."""
@@ -305,37 +309,41 @@ class _Loops:
             prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
 
 
-def _cost(request: Request, *, packed: bool) -> float:
+def _cost(request: Request, cut: Cut) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
-    cut, op = Cut.of(request, packed=packed), request.node.op
+    op, unit = request.node.op, cut.panels.unit
     assert isinstance(op, Conv2d)
     rows = cut.rows if cut.shape.flat else request.batch * request.node.type.shape[1]
     pixels = rows * cut.tiles * cut.tile
-    macs = pixels * cut.panels.channels * cut.panels.steps * STEP
-    rates = "conv2d vnni w4" if packed else "conv2d vnni"
+    macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
+    rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
     if op.rescale.residual is not None:
         rates += " residual"
-    return cost(rates, request, Work(macs, pixels * cut.panels.channels))
+    return unit.cost(rates, Work(macs, pixels * cut.panels.channels))
 
 
-def _offer(request: Request, *, packed: bool) -> Offer | str:
-    weight_bits = PACKED_WEIGHT if packed else ANY_WEIGHT
-    storages = decline(request, Conv2d, weight_bits) or request.channels_last()
-    if isinstance(storages, str):
-        return storages
-    reason = refuse(request, packed=packed)
-    if reason is not None:
-        return reason
-    shape = Shape.of(request, packed=packed)
-    offer = Offer.of_candidates(
-        storages,
-        _cost(request, packed=packed),
-        Tiling.choose(request, shape),
-        lambda: Tiling.candidates(request, shape),
-        lambda tiling: _build(request, tiling, packed=packed),
+def conv2d_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
+    """Of four-bit weights, which stay packed, and of bytes, or of such as are unpacked when compiled."""
+
+    def offer(request: Request, *, packed: bool) -> Offer | str:
+        weight_bits = PACKED_WEIGHT if packed else ANY_WEIGHT
+        storages = decline(request, Conv2d, weight_bits) or request.channels_last()
+        if isinstance(storages, str):
+            return storages
+        reason = refuse(request, unit)
+        if reason is not None:
+            return reason
+        cut = Cut.of(request, unit, packed=packed)
+        plain = Offer.of_candidates(
+            storages,
+            _cost(request, cut),
+            cut.tiling,
+            lambda: Tiling.candidates(request, cut.shape),
+            lambda tiling: _build(request, unit, tiling, packed=packed),
+        )
+        return with_weights(plain, request, packed=packed)
+
+    return (
+        Kernel(f"conv2d_u8s4s32_{unit.name}", partial(offer, packed=True)),
+        Kernel(f"conv2d_u8s8s32_{unit.name}", partial(offer, packed=False)),
     )
-    return with_weights(offer, request, packed=packed)
-
-
-CONV2D_W4_VNNI = Kernel("conv2d_u8s4s32_avx512vnni", partial(_offer, packed=True))
-CONV2D_W8_VNNI = Kernel("conv2d_u8s8s32_avx512vnni", partial(_offer, packed=False))
