@@ -13,11 +13,12 @@ from hawq_tvm.kernels.interface import (
     Request,
     Variant,
 )
-from hawq_tvm.kernels.registry import CONVERTERS, KERNELS, collect_offers, offer_conversion, unit_of
+from hawq_tvm.kernels.registry import CONVERTERS, KERNELS, QUANTIZERS, collect_offers, offer_conversion, unit_of
 
 __all__ = [
     "CONVERTERS",
     "KERNELS",
+    "QUANTIZERS",
     "BuiltKernel",
     "ConvertRequest",
     "Converter",

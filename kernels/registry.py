@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.kernels.cuda import conv2d as cuda_conv2d
 from hawq_tvm.kernels.cuda import convert as cuda_convert
@@ -14,6 +16,7 @@ from hawq_tvm.kernels.dot.conv2d import conv2d_kernels
 from hawq_tvm.kernels.dot.convert import pixel_converter
 from hawq_tvm.kernels.dot.depthwise import depthwise_kernels
 from hawq_tvm.kernels.dot.linear import linear_kernels
+from hawq_tvm.kernels.dot.quantize import pixel_quantizer
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.generic import (
     concat,
@@ -25,6 +28,7 @@ from hawq_tvm.kernels.generic import (
     nhwc_elementwise,
     nhwc_pooling,
     pooling,
+    quantize,
 )
 from hawq_tvm.kernels.interface import (
     Converter,
@@ -112,6 +116,9 @@ CONVERTERS: tuple[Converter, ...] = (
 )
 """Every way to copy a value into another storage, best first."""
 
+QUANTIZERS: tuple[Converter, ...] = (*map(pixel_quantizer, UNITS), quantize.QUANTIZE_GENERIC)
+"""Every way to store real inputs, float32 in canonical order, as a network's integers, best first."""
+
 
 def collect_offers(request: Request) -> dict[str, Offer | str]:
     """Every kernel's answer to a request, by name in the order of the table: its offer, or why it declines.
@@ -129,9 +136,9 @@ def collect_offers(request: Request) -> dict[str, Offer | str]:
     )
 
 
-def offer_conversion(request: ConvertRequest) -> tuple[str, Offer] | None:
+def offer_conversion(request: ConvertRequest, converters: Sequence[Converter] = CONVERTERS) -> tuple[str, Offer] | None:
     """The first converter that takes a request, by name, with its offer; None where all decline."""
-    for converter in CONVERTERS:
+    for converter in converters:
         answer = converter.offer(request)
         if not isinstance(answer, str):
             return converter.name, answer

@@ -5,6 +5,7 @@ This is how images enter a network: three planes become four bytes a pixel, the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,25 +27,28 @@ from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, O
 
 def pixel_converter(unit: Unit) -> Converter:
     """By vectors of a unit."""
+    return Converter(f"convert_pixels_{unit.name}", lambda request: offer_pixels(request, unit, _build))
 
-    def offer(request: ConvertRequest) -> Offer | str:
-        if request.target.kind != "llvm":
-            return f"written for CPUs through LLVM, not for '{request.target.kind}'"
-        lacking = missing(request.features, unit.needs)
-        if lacking:
-            return lacking
-        type, to = request.type, request.to
-        wanted = Storage("NHWC", multiple=DOT_STEP, frame=to.frame, offset=to.offset if type.dtype.signed else 0)
-        canonical = Storage.canonical(type)
-        if (request.source, to) != (canonical, wanted) or len(type.shape) != 3 or type.shape[0] > DOT_STEP:
-            lies = f"{type} in {request.source} to {to}"
-            return f"copies up to {DOT_STEP} channels of bytes to pixels of {DOT_STEP}, not {lies}"
-        if type.shape[2] < unit.lanes:
-            return f"copies {unit.lanes} pixels at once, a row has {type.shape[2]}"
-        microseconds = unit.cost("convert to pixels avx512", Work(0, to.size_bytes(type, request.batch)))
-        return Offer((request.source,), to, microseconds, lambda: _build(request, unit.lanes))
 
-    return Converter(f"convert_pixels_{unit.name}", offer)
+def offer_pixels(
+    request: ConvertRequest, unit: Unit, build: Callable[[ConvertRequest, int], BuiltKernel]
+) -> Offer | str:
+    """The offer of a kernel that makes pixels of four bytes of planes; `build` is told the lanes of a vector."""
+    if request.target.kind != "llvm":
+        return f"written for CPUs through LLVM, not for '{request.target.kind}'"
+    lacking = missing(request.features, unit.needs)
+    if lacking:
+        return lacking
+    type, to = request.type, request.to
+    wanted = Storage("NHWC", multiple=DOT_STEP, frame=to.frame, offset=to.offset if type.dtype.signed else 0)
+    canonical = Storage.canonical(type)
+    if (request.source, to) != (canonical, wanted) or len(type.shape) != 3 or type.shape[0] > DOT_STEP:
+        lies = f"{type} in {request.source} to {to}"
+        return f"copies up to {DOT_STEP} channels of bytes to pixels of {DOT_STEP}, not {lies}"
+    if type.shape[2] < unit.lanes:
+        return f"copies {unit.lanes} pixels at once, a row has {type.shape[2]}"
+    microseconds = unit.cost("convert to pixels avx512", Work(0, to.size_bytes(type, request.batch)))
+    return Offer((request.source,), to, microseconds, lambda: build(request, unit.lanes))
 
 
 def _build(request: ConvertRequest, lanes: int) -> BuiltKernel:
