@@ -24,12 +24,12 @@ from hawq_tvm.kernels.x86.storages import NIBBLES
 STEP_NS = 30.0
 FLOAT_NS, INTEGER_NS = 60.0, 90.0
 RESIDUAL_NS = 30.0
-UNPACK_NS = 15.0
+UNPACK_NS, TALL_UNPACK_NS = 15.0, 9.0
 COPY_NS = 0.08
 LINEAR_OUTPUT_NS = 1.0
-"""Of a k-step and of the rescale of a block, either way and with a residual, of unpacking a k-step of a panel, of a
-copied byte and of an output of a linear layer: prototypes on an Intel Xeon with AMX, one thread, weights in its
-second-level cache."""
+"""Of a k-step and of the rescale of a block, either way and with a residual, of unpacking a k-step of a panel, alone and
+beside the products of a tall block, of a copied byte and of an output of a linear layer: prototypes on an Intel Xeon
+with AMX, one thread, weights in its second-level cache."""
 
 STREAM_NS = 0.045
 """Of a byte of weights, which a call waits for where it takes longer than the products: 22 GB/s from the third-level
@@ -104,7 +104,7 @@ def _conv2d_us(request: Request, source: Source, packed: bool) -> float:
         rescale += RESIDUAL_NS
     total = panels * plane.blocks * (steps * STEP_NS + rescale)
     if packed:
-        total += panels * steps * UNPACK_NS
+        total += panels * steps * (TALL_UNPACK_NS if Tiling.choose(request, source).tall else UNPACK_NS)
     if source.copy is not None:
         total += source.operand.sample_bytes * COPY_NS
     return CALL_US + max(request.batch * total, _stream_ns(panels * steps, packed)) / 1e3
