@@ -9,18 +9,19 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.float32_rescale import odd_multipliers
 from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels import Request, unit_of
+from hawq_tvm.kernels import Offer, Request, collect_offers, unit_of
 from hawq_tvm.kernels.dot.conv2d import Cut, tile_of
 from hawq_tvm.kernels.dot.float32 import in_float32
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.x86.storages import MULTIPLY_ADD
 
-from .cpus import machine_of
+from .cpus import CPUS, machine_of
 from .dot_kernels import (
     UNIT,
     VNNI,
@@ -252,6 +253,20 @@ def test_four_bit_weights_need_no_instruction_of_their_own(bits: int) -> None:
     for each, has in ((request, bits == 4), (without, False)):
         assert ("vgf2p8affineqb" in offer_of(name_of(op), each).build().function.script()) == has
         writes_what_the_interpreter_says(name_of(op), each)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "taken"), [("haswell", 8), ("cascadelake", 4), ("icelake-server", 4), ("alderlake", 4)]
+)
+def test_weights_of_four_bits_are_unpacked_where_that_saves_more_than_a_tenth(cpu: str, taken: int) -> None:
+    """With AVX2 alone, halves of bytes are made by shifts, and often."""
+    machine = Machine.resolve(CPUS[cpu])
+    unit = unit_of(machine.features)
+    assert unit is not None
+    op, x = conv(64, 64, Window((3, 3), pads=(1, 1, 1, 1)), bits=4), TensorType(IntType.parse("u8"), (64, 14, 14), 1.0)
+    request = replace(request_for(op, x, "u8", unit=unit), features=machine.features)
+    offers = {name: answer for name, answer in collect_offers(request).items() if isinstance(answer, Offer)}
+    assert min(offers, key=lambda name: offers[name].cost) == f"conv2d_u8s{taken}s32_{unit.name}"
 
 
 @pytest.mark.parametrize(("kernel", "frame"), [(1, 0), (3, 0), (3, 1)])

@@ -56,6 +56,7 @@ def resident_bytes(machine: Machine, inner: Bits) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cpu", MACHINES)
 def test_four_bits_take_little_more_than_half_of_eight(cpu: str) -> None:
     """The first and the last layer keep 8 bits: 8 % of the weights."""

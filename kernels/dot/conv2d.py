@@ -316,6 +316,8 @@ def _cost(request: Request, cut: Cut) -> float:
     rows = cut.rows if cut.shape.flat else request.batch * request.node.type.shape[1]
     pixels = rows * cut.tiles * cut.tile
     macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
+    if cut.panels.packed:
+        macs = round(macs * unit.packed_cost(request.features))
     rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
     if op.rescale.residual is not None:
         rates += " residual"

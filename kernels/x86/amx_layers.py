@@ -27,9 +27,9 @@ RESIDUAL_NS = 30.0
 UNPACK_NS, TALL_UNPACK_NS = 15.0, 9.0
 COPY_NS = 0.08
 LINEAR_OUTPUT_NS = 1.0
-"""Of a k-step and of the rescale of a block, either way and with a residual, of unpacking a k-step of a panel, alone and
-beside the products of a tall block, of a copied byte and of an output of a linear layer: prototypes on an Intel Xeon
-with AMX, one thread, weights in its second-level cache."""
+"""Of a k-step and of the rescale of a block, either way and with a residual, of unpacking a k-step of a panel, alone
+and beside the products of a tall block, of a copied byte and of an output of a linear layer: prototypes on an Intel
+Xeon with AMX, one thread, weights in its second-level cache."""
 
 STREAM_NS = 0.045
 """Of a byte of weights, which a call waits for where it takes longer than the products: 22 GB/s from the third-level
