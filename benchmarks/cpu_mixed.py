@@ -204,7 +204,7 @@ def table(outcomes: Mapping[str, Outcome], network: str, threads: int, budget: f
     threads_ = f"{threads} {'thread' if threads == 1 else 'threads'}"
     return (
         f"{network}, batch 1, {threads_}, {cpu_name()}; budget {budget / 1e3:.3f} ms of its layers\n\n"
-        f"{markdown((*names, 'times INT8', 'of min', 'calls'), rows)}\n"
+        f"{markdown(names, rows)}\n"
     )
 
 

@@ -52,7 +52,8 @@ def test_an_array_is_what_it_was_and_lies_in_lines_of_its_own(shape: tuple[int, 
     assert memory.lines.numpy().tobytes().startswith(array.tobytes())
 
 
-def test_kernels_take_turns_and_each_round_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_kernels_take_turns_and_each_round_is_told(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[int] = []
     seconds = timing._Call.seconds
 
@@ -67,7 +68,7 @@ def test_kernels_take_turns_and_each_round_is_told(monkeypatch: pytest.MonkeyPat
         [kernel, kernel],
         HOST,
         threads=1,
-        network_bytes=1000,
+        network_bytes=size,
         rounds=3,
         progress=lambda done, total: told.append((done, total)),
     )

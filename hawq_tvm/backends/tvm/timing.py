@@ -109,7 +109,7 @@ def time_kernels(
         _Call(library[f"kernel_{index}"], library["read_share"], kernel, threads)
         for index, kernel in enumerate(kernels)
     ]
-    others, sums = _Memory.of(np.ones(min(network_bytes, MOST_BYTES), np.uint8)), _sums(threads)
+    others, sums = _Memory.of(np.ones(max(1, min(network_bytes, MOST_BYTES)), np.uint8)), _sums(threads)
     times: list[list[float]] = [[] for _ in calls]
     with on_a_core_of_its_own():  # the first calls start the workers
         for call in calls:
