@@ -289,7 +289,7 @@ def test_the_kernels_own_choice_is_a_variant(name: str) -> None:
 
 
 def test_weights_of_four_bits_can_be_unpacked_for_a_price() -> None:
-    op, x = conv(16, 48, Window((3, 3), pads=(1, 1, 1, 1)), bits=4), TensorType(IntType.parse("u8"), (16, 5, 9), 1.0)
+    op, x = conv(16, 64, Window((3, 3), pads=(1, 1, 1, 1)), bits=4), TensorType(IntType.parse("u8"), (16, 5, 9), 1.0)
     request = request_for(op, x, "u8")
     writes_what_the_interpreter_says(KERNEL[8], request)
     packed, unpacked = offer_of(KERNEL[4], request), offer_of(KERNEL[8], request)
