@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hawq_tvm
+from hawq_tvm.backends.tvm import lower as lowering
 from hawq_tvm.backends.tvm import tuning
 from hawq_tvm.backends.tvm.cache import cache_folder
 from hawq_tvm.backends.tvm.lower import Machine, lower
@@ -272,6 +273,8 @@ def test_the_command_tunes_and_the_next_compile_takes_it(
     assert "tile" in cli("inspect", scratch)[1]
     network = hawq_tvm.load(scratch)
     assert network.tune(threads=1) == found
+    monkeypatch.setattr(lowering, "cpu_name", lambda: "another CPU")
+    assert "tuned.llvm.json is of other layers" in cli("compile", scratch, "--batch", "2")[2]
     (scratch / "tuned.llvm.json").write_text("{}")
     status, _, err = cli("compile", scratch)
     assert status == 2

@@ -24,7 +24,13 @@ def compile(work: Work) -> Stage:
     image = None if how is None else ImageInput(**asdict(how))
 
     def make(_: Advance) -> None:
-        lowered = lower(work.artifacts.graph, target, batch=batch, tuning=work.artifacts.tuning(target))
+        tuning = work.artifacts.tuning(target)
+        lowered = lower(work.artifacts.graph, target, batch=batch, tuning=tuning)
+        if tuning is not None and not lowered.tuned:
+            work.reporter.note(
+                f"{tuning_file(target)} is of other layers, another version or another CPU than this one (it is of "
+                f"{tuning.cpu}); none of it is taken, and hawq-tvm tune makes it anew"
+            )
         build_library(lowered, work.run.path / target.library_name, also=also, image=image)
 
     return Stage(
