@@ -32,8 +32,9 @@ and beside the products of a tall block, of a copied byte and of an output of a 
 Xeon with AMX, one thread, weights in its second-level cache."""
 
 STREAM_NS = 0.045
-"""Of a byte of weights, which a call waits for where it takes longer than the products: 22 GB/s from the third-level
-cache in a whole ResNet-50 on the same machine, one thread."""
+"""Of a byte of weights that comes from the third-level cache, 22 GB/s in a whole ResNet-50 on the same machine. It
+counts where 4-bit weights may be unpacked, whose stream is then twice as long; elsewhere costs are of warm caches, as
+all are."""
 
 FEW_CHANNELS = PLANE_CHANNELS // 4
 
@@ -107,12 +108,12 @@ def _conv2d_us(request: Request, source: Source, packed: bool) -> float:
         total += panels * steps * (TALL_UNPACK_NS if Tiling.choose(request, source).tall else UNPACK_NS)
     if source.copy is not None:
         total += source.operand.sample_bytes * COPY_NS
-    return CALL_US + max(request.batch * total, _stream_ns(panels * steps, packed)) / 1e3
+    return CALL_US + max(request.batch * total, _stream_ns(op, panels * steps, packed)) / 1e3
 
 
-def _stream_ns(steps: int, packed: bool) -> float:
-    """Of the weights of so many k-steps of panels."""
-    return steps * STEP_BYTES * STREAM_NS / (2 if packed else 1)
+def _stream_ns(op: WeightedOperator, steps: int, packed: bool) -> float:
+    """Of the weights of so many k-steps of panels, where they were unpacked."""
+    return 0.0 if packed or op.weight_bits not in PACKED_WEIGHT else steps * STEP_BYTES * STREAM_NS
 
 
 def _few_channels(request: Request, plane: Plane) -> Source | str:
@@ -142,7 +143,7 @@ def _linear_us(request: Request, packed: bool) -> float:
     panels, blocks = -(-op.out_channels // BLOCK_CHANNELS), -(-request.batch // BLOCK_PIXELS)
     total = panels * steps * (blocks * STEP_NS + (UNPACK_NS if packed else 0.0))
     total += request.batch * op.out_channels * LINEAR_OUTPUT_NS
-    return CALL_US + max(total, _stream_ns(panels * steps, packed)) / 1e3
+    return CALL_US + max(total, _stream_ns(op, panels * steps, packed)) / 1e3
 
 
 CONV2D_W4_AMX = Kernel("conv2d_x8w4s32_amx", _conv2d(source_of, packed=True))
