@@ -14,7 +14,7 @@ from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.storage import Storage, pack
-from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request
+from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request, Variant
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.registry import UNITS
 
@@ -83,8 +83,16 @@ def decline_of(name: str, request: Request) -> str:
     return answer
 
 
-def writes_what_the_interpreter_says(name: str, request: Request, values: Sequence[Array] | None = None) -> Array:
-    """Compile an offer, run it between guard zones and poison, and compare every stored byte.
+def some_variants(name: str, request: Request, count: int) -> list[Variant]:
+    """So many choices of a kernel's parameters, spread over all of them."""
+    variants = offer_of(name, request).variants()
+    return [variants[number * len(variants) // count] for number in range(min(count, len(variants)))]
+
+
+def writes_what_the_interpreter_says(
+    name: str, request: Request, values: Sequence[Array] | None = None, *, variant: Variant | None = None
+) -> Array:
+    """Compile an offer, or a variant of it, run it between guard zones and poison, and compare every stored byte.
 
     A unit's kernel runs as on a CPU of that unit, a generic one as here.
 
@@ -97,11 +105,11 @@ def writes_what_the_interpreter_says(name: str, request: Request, values: Sequen
     values = values or [random_integers(x, request.batch, seed) for seed, x in enumerate(request.inputs)]
     expected, type = request.node.op.evaluate(values), request.node.type
     offer = offer_of(name, request)
-    kernel = offer.build()
+    kernel = (variant or offer).build()
     assert accesses_outside(kernel.function) == []
     assert shared_between_threads(kernel.function) == []
-    if isinstance(request.node.op, WeightedOperator) and request.node.op.weight_bits <= 4:
-        assert kernel.constants[0].dtype == np.uint8, "four bits stay packed"
+    if isinstance(request.node.op, WeightedOperator):
+        assert (kernel.constants[0].dtype == np.uint8) == (offer.weight_bits == 4), "what is packed is told"
     given = [pack(v, x, storage) for v, x, storage in zip(values, request.inputs, offer.reads, strict=True)]
     found = run_guarded(kernel, given, type, offer.writes, request.batch, machine)
     wanted = pack(expected.astype(type.dtype.carrier), type, offer.writes)

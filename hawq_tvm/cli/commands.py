@@ -207,6 +207,24 @@ def compile(
     return 0
 
 
+def tune(path: Path, target: str, batch: int | None, threads: int | None, as_json: bool) -> int:
+    """`hawq-tvm tune`."""
+    chosen = find_target(target)
+    with edit_run(path) as run:
+        settings = stored_settings(run)
+        size = batch if batch is not None else Artifacts(run).batch(chosen)  # that of the library that is there
+        settings = replace(settings, batch=size or settings.batch, threads=threads or settings.threads)
+        pipeline.perform(Work(run, settings, target=chosen, reporter=console.ConsoleReporter()), pipeline.TUNE)
+        found = Artifacts(run).tuning(chosen)
+    assert found is not None
+    if as_json:
+        console.print_json(found.to_json())
+    else:
+        console.print_tuning(found)
+        console.out.print(f"hawq-tvm compile {path} --target {target} takes it")
+    return 0
+
+
 def _resume(run: Run, target: Target, data: str | None, trust_code: bool, **changes: Any) -> Work:
     """Take up a run that is there, with its own settings and samples, or with samples that are named anew."""
     settings = replace(stored_settings(run), **{name: value for name, value in changes.items() if value is not None})

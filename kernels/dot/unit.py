@@ -154,6 +154,10 @@ class Unit(ABC):
         scaled = Work(work.macs * narrower, work.outputs * narrower, work.copied * narrower)
         return RATES[rates].microseconds(scaled, 32 * FULL_LANES)
 
+    def packed_cost(self, features: frozenset[str]) -> float:
+        """How many times as long multiply-accumulates take on packed weights, on a CPU with these instruction sets."""
+        return 1.0
+
     def flips(self, type: TensorType, storage: Storage, *, signed: bool) -> tuple[bool, int]:
         """What an instruction needs that takes signed, or unsigned, activations: `Product.flipped` and its offset."""
         stored_signed = storage.dtype(type) == "int8"

@@ -308,6 +308,10 @@ def _library_info(lowered: Lowered, library: Path, gpu: GpuInfo | None) -> Libra
             for name, declines in lowered.plan.declines.items()
         },
         constants=dict(lowered.constants),
+        weight_bits={
+            name: offer.weight_bits for name, offer in lowered.plan.offers.items() if offer.weight_bits is not None
+        },
+        tuned=dict(lowered.tuned),
         exact_storages=lowered.plan.exact,
         planned_bytes=lowered.planned_bytes,
         fingerprint=graph.fingerprint(),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hawq_tvm.backends.tvm.records import TunedLayer
 from hawq_tvm.core.errors import RuntimeModuleError
 from hawq_tvm.core.ir import IntType, TensorType
 from hawq_tvm.core.storage import Storage
@@ -175,6 +176,8 @@ class LibraryInfo:
         kernels: the kernel that makes each value.
         declines: why kernels that stand earlier in the table were not taken, by node.
         constants: bytes of weights, biases and multipliers as the kernels pack them, by call.
+        weight_bits: what a weight takes in memory, by layer, where the kernel tells.
+        tuned: what tuning found for the layers that are computed so, by name.
         exact_storages: whether the choice of storages is proved to cost least.
         planned_bytes: activation memory.
         fingerprint: of the integer graph.
@@ -199,6 +202,8 @@ class LibraryInfo:
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
     constants: Mapping[str, int]
+    weight_bits: Mapping[str, int]
+    tuned: Mapping[str, TunedLayer]
     exact_storages: bool
     planned_bytes: int
     fingerprint: str

@@ -10,7 +10,7 @@ one layer, which is what lets `verify` tap a deployed library.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,12 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from hawq_tvm.backends.tvm.host import architecture, instruction_sets, tiles_granted
+from hawq_tvm.backends.tvm.host import architecture, cpu_name, instruction_sets, tiles_granted
 from hawq_tvm.backends.tvm.info import MAIN, REALS, TAPPED, ConversionInfo
 from hawq_tvm.backends.tvm.memory import plan_memory
+from hawq_tvm.backends.tvm.records import TunedLayer, Tuning
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
+from hawq_tvm.backends.tvm.tuned import Conditions, with_tuned
 from hawq_tvm.core.cpu import AMX, LINUX_NAMES
 from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.gpu_model import Prediction
@@ -111,6 +113,7 @@ class Lowered:
         predictions: what the model of a GPU says of each call, by name; none for a CPU.
         planned_bytes: activation memory after planning.
         constants: bytes of weights, biases and multipliers as the kernels pack them, by call.
+        tuned: what tuning found for the layers that are computed so, by name.
     """
 
     module: Any
@@ -124,6 +127,7 @@ class Lowered:
     predictions: dict[str, Prediction]
     planned_bytes: int
     constants: dict[str, int]
+    tuned: Mapping[str, TunedLayer]
 
     @property
     def constant_bytes(self) -> int:
@@ -141,7 +145,9 @@ class Lowered:
         )
 
 
-def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all") -> Lowered:
+def lower(
+    graph: Graph, target: Target, *, batch: int = 1, storages: str = "all", tuning: Tuning | None = None
+) -> Lowered:
     """Choose kernels and storages, and plan memory.
 
     Args:
@@ -149,6 +155,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         target: the machine.
         batch: samples a call; fixed, so that memory can be planned.
         storages: what may be chosen from, of `hawq_tvm.backends.tvm.storage.PALETTES`.
+        tuning: what was found on this machine, for layers that are computed as then.
 
     Raises:
         CompileError: no kernel takes a node, a kernel that takes one cannot be built, or a batch under 1.
@@ -157,6 +164,10 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         raise CompileError(f"a batch holds at least one sample, got {batch}")
     machine = Machine.resolve(target)
     plan = plan_storages(graph, target, machine.vector_bits, batch=batch, palette=storages, features=machine.features)
+    tuned: Mapping[str, TunedLayer] = {}
+    if tuning is not None:
+        conditions = Conditions(str(machine.tvm_target), cpu_name(), tuning.threads, tuning.network_bytes)
+        plan, tuned = with_tuned(plan, tuning, conditions)
     builder = _RelaxBuilder(graph, machine, batch, plan)
     module = builder.build()
     relax.analysis.well_formed(module)
@@ -178,6 +189,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         builder.predictions,
         _planned_bytes(called[MAIN]),
         builder.constants,
+        tuned,
     )
 
 

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,11 @@ def configure_threads(count: int) -> None:
         RuntimeModuleError: more than TVM_NUM_THREADS, which bounds the pools; or as `CompiledModule.run` after a fork.
     """
     _THREADS.configure(count)
+
+
+def on_a_core_of_its_own() -> AbstractContextManager[None]:
+    """Keep the calling thread off its workers' cores meanwhile, for calls of a library's functions one by one."""
+    return _THREADS.apart()
 
 
 class CompiledModule:
