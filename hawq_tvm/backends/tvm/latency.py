@@ -19,10 +19,11 @@ import numpy as np
 import tvm
 
 from hawq_tvm.backends.tvm.build import compile_library
-from hawq_tvm.backends.tvm.host import cpu_name
+from hawq_tvm.backends.tvm.host import cpu_name, why_not_run
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
 from hawq_tvm.backends.tvm.runtime import configure_threads, load_library
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
+from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.gpu_model import typical_clock
@@ -141,6 +142,12 @@ def measure_latency(
             "--latency-from model predicts them, and --latency-table takes those that you have"
         )
     machine = Machine.resolve(target)
+    why_not = why_not_run(target.name, machine.architecture, linux_names(machine.features))
+    if why_not is not None:
+        raise CompileError(
+            f"{why_not}, so that its kernels cannot be timed here; --latency-from model predicts them, and "
+            "--latency-table takes those that you have"
+        )
     keys, kernels = distinct_kernels(graph, ranges, configurations, machine, batch=batch)
     times = _time_all(kernels, machine, threads, progress)
     cpu = f" ({machine.cpu})" if machine.cpu else ""
