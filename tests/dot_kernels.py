@@ -20,7 +20,7 @@ from hawq_tvm.kernels.registry import UNITS
 
 from .accesses import accesses_outside, shared_between_threads
 from .builders import random_integers
-from .cpus import lacking, machine_of
+from .cpus import HOST, lacking, machine_of
 from .emulated_cpu import EmulatedKernel, why_not
 
 Frame = tuple[int, int, int, int]
@@ -84,12 +84,15 @@ def decline_of(name: str, request: Request) -> str:
 
 
 def writes_what_the_interpreter_says(name: str, request: Request, values: Sequence[Array] | None = None) -> Array:
-    """Compile an offer of a unit's kernel, run it between guard zones and poison, and compare every stored byte.
+    """Compile an offer, run it between guard zones and poison, and compare every stored byte.
+
+    A unit's kernel runs as on a CPU of that unit, a generic one as here.
 
     Returns:
         What the interpreter says.
     """
-    machine = machine_of(name.rpartition("_")[2])
+    unit = name.rpartition("_")[2]
+    machine = machine_of(unit) if unit in UNIT else HOST
     skip_unless_runnable(machine)
     values = values or [random_integers(x, request.batch, seed) for seed, x in enumerate(request.inputs)]
     expected, type = request.node.op.evaluate(values), request.node.type
@@ -120,7 +123,8 @@ def run_guarded(
 ) -> Array:
     """What a kernel leaves in memory that held something else; beside any of its buffers lies poison, left alone.
 
-    Twice, with other poison around the inputs: what lies there must not matter.
+    Twice, with other poison around the inputs: what lies there must not matter. Of an array with other values in it,
+    those are left alone, too, and come back as `pack` has them.
     """
     run = EmulatedKernel(kernel.function, machine) if lacking(machine) else _NativeKernel(kernel.function, machine)
     results = []
@@ -132,7 +136,12 @@ def run_guarded(
             start = view.ctypes.data - memory.ctypes.data
             assert (memory[:start] == poison).all()
             assert (memory[start + view.nbytes :] == poison).all()
-        results.append(memories[-1][1].copy())
+        found, clean = memories[-1][1], np.full(output.shape, writes.offset, output.dtype)
+        own, others = writes.own(found, type).copy(), found.copy()
+        writes.own(others, type)[...] = poison & 0x7F
+        assert (others == poison & 0x7F).all(), "it writes over other values"
+        writes.own(clean, type)[...] = own
+        results.append(clean)
     assert np.array_equal(*results)
     return np.asarray(results[0])
 

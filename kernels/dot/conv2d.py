@@ -21,9 +21,10 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.dot.excess import Excess
+from hawq_tvm.kernels.dot.images import Plane
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
-from hawq_tvm.kernels.dot.result import Plane, Result, build_function, for_block, per_channel, refuse, weights_of
+from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_channel, refuse, weights_of
 from hawq_tvm.kernels.dot.tile import Tile
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import flat, prefetch, ramp
@@ -55,7 +56,7 @@ class Cut:
         flat: whether all pixels are one row.
         rows: stored rows of all samples; tiles where `flat`.
         width: output pixels of a row.
-        tile: of those, computed together; the last tile of a row moves left until it fits.
+        tile: of those, computed together at most; where all pixels are one row the last tile moves left until it fits.
         panels: the weights.
         depth: input channels that a block reads, a multiple of the unit's step.
         inner_blocks: whether blocks are the inner loop, rows the outer.
@@ -77,6 +78,13 @@ class Cut:
         return 1 if self.flat else -(-self.width // self.tile)
 
     @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The tiles of a row: how many of how many pixels, which differ by one at most."""
+        widest = -(-self.width // self.tiles)
+        wide = self.width - self.tiles * (widest - 1)
+        return tuple(run for run in ((wide, widest), (self.tiles - wide, widest - 1)) if run[0])
+
+    @property
     def group_rows(self) -> int:
         return -(-self.rows // self.groups)
 
@@ -91,7 +99,8 @@ class Cut:
         is_flat = pointwise and not any(any(storage.frame) for storage in storages)
         _, height, width = type.shape
         width = request.batch * height * width if is_flat else width
-        tile = tile_of(width, unit)
+        spare = 0 if is_flat or op.rescale.residual is not None else unit.spare_tile
+        tile = tile_of(width, unit, spare)
         top, _, bottom, _ = target.frame
         rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
         depth = _depth(op, unit, source.channels(request.inputs[0]))
@@ -103,9 +112,9 @@ class Cut:
         return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
 
 
-def tile_of(width: int, unit: Unit) -> int:
-    """Pixels of a tile of such a row."""
-    return best_tile(width, range(min(unit.max_tile, width), 0, -1))
+def tile_of(width: int, unit: Unit, spare: int = 0) -> int:
+    """Pixels of a tile of such a row, `spare` more than usual at most."""
+    return best_tile(width, range(min(unit.max_tile + spare, width), 0, -1))
 
 
 def _block_inputs(op: Conv2d, block: int, pair: int) -> tuple[int, int]:
@@ -192,14 +201,17 @@ class _Loops:
         cut, zero = self.cut, tirx.const(0, "int32")
 
         def tiles(vectors: int, n: Expr, h: Expr) -> None:
-            with T.serial(cut.tiles) as tile:
-                start = tirx.min(tile * cut.tile, cut.width - cut.tile)
-                self._tile(block, vectors, (n, h, start), within * cut.tiles + tile)
+            before, column = 0, 0
+            for count, pixels in cut.runs:
+                with T.serial(count) as tile:
+                    at = n, h, column + tile * pixels
+                    self._tile(block, vectors, pixels, at, within * cut.tiles + (before + tile))
+                before, column = before + count, column + count * pixels
 
         def body(vectors: int) -> None:
             if cut.flat:
                 start = tirx.min(row * cut.tile, cut.width - cut.tile)
-                self._tile(block, vectors, (zero, zero, start), within)
+                self._tile(block, vectors, cut.tile, (zero, zero, start), within)
             else:
                 height = self.result.plane.height
                 n, stored = row // height, row % height
@@ -207,14 +219,14 @@ class _Loops:
 
         for_block(cut.panels, block, body)
 
-    def _tile(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
+    def _tile(self, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """A tile's outputs at (sample, row, first column); `position` counts the tiles of a block."""
-        tile = self.unit.tile(self.product, self.cut.tile, vectors)
+        tile = self.unit.tile(self.product, pixels, vectors)
         self.result.start(tile, block, vectors)
         self._accumulate(tile, block, vectors, at, position)
         if self.product.excess is not None:
             self._accumulate_excess(tile, block, at)
-        self.result.finish(tile, block, vectors, self.cut.tile, at)
+        self.result.finish(tile, block, vectors, pixels, at)
 
     def _accumulate(self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """All products of a tile."""
@@ -292,8 +304,10 @@ def _cost(request: Request, unit: Unit) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
     cut, op = Cut.of(request, unit), request.node.op
     assert isinstance(op, Conv2d)
-    rows = cut.rows if cut.flat else request.batch * request.node.type.shape[1]
-    pixels = rows * cut.tiles * unit.whole(cut.tile)
+    pixels = request.batch * request.node.type.shape[1] * cut.width
+    if cut.flat:
+        pixels = cut.rows * cut.tile
+    pixels = pixels * unit.whole(cut.tile) // cut.tile
     macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
     rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
     if op.rescale.residual is not None:

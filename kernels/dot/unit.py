@@ -57,6 +57,7 @@ class Unit(ABC):
         relative_cost: of a multiply-accumulate of full vectors, beside one of AVX512-VNNI's vectors.
         step: neighbouring channels that the instruction takes at once.
         pixels_at_once: pixels, or samples, that it takes at once.
+        spare_tile: pixels that a tile may have more where no residual takes registers.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Unit(ABC):
     relative_cost: float = 1.0
     step: int = DOT_STEP
     pixels_at_once: int = 1
+    spare_tile: int = 0
 
     @property
     def pair(self) -> int:
@@ -111,7 +113,7 @@ class Unit(ABC):
         """
 
     @abstractmethod
-    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str) -> Expr:
+    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str = "uint8") -> Expr:
         """Clipped values as they are stored.
 
         Args:
@@ -144,6 +146,12 @@ class Unit(ABC):
         """Estimated microseconds at the rates of that name, which are of AVX512-VNNI."""
         narrower = FULL_LANES // self.lanes
         scaled = Work(round(work.macs * self.relative_cost), work.outputs * narrower, work.copied * narrower)
+        return RATES[rates].microseconds(scaled, 32 * FULL_LANES)
+
+    def bytes_cost(self, rates: str, work: Work) -> float:
+        """As `cost`, of what is bound by vectors of bytes and not by products."""
+        narrower = FULL_LANES // self.lanes
+        scaled = Work(work.macs * narrower, work.outputs * narrower, work.copied * narrower)
         return RATES[rates].microseconds(scaled, 32 * FULL_LANES)
 
     def flips(self, type: TensorType, storage: Storage, *, signed: bool) -> tuple[bool, int]:
