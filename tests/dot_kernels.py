@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from hawq_tvm.kernels.registry import UNITS
 from .accesses import accesses_outside, shared_between_threads
 from .builders import random_integers
 from .cpus import HOST, lacking, machine_of
-from .emulated_cpu import run_emulated, why_not
+from .emulated_cpu import EmulatedKernel, why_not
 
 Frame = tuple[int, int, int, int]
 UNIT = {unit.name: unit for unit in UNITS}
@@ -134,14 +134,7 @@ def run_guarded(
     Twice, with other poison around the inputs: what lies there must not matter. Of an array with other values in it,
     those are left alone, too, and come back as `pack` has them.
     """
-    run = functools.partial(run_emulated, kernel.function, machine=machine)
-    if not lacking(machine):
-        module = tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")})
-        library = tvm.compile(module, target=machine.tvm_target)
-
-        def run(memories: Sequence[tuple[Array, Array]]) -> None:
-            library["kernel"](*[tvm.runtime.from_dlpack(view) for _, view in memories])
-
+    run = EmulatedKernel(kernel.function, machine) if lacking(machine) else _NativeKernel(kernel.function, machine)
     results = []
     for poison in (0x55, 0xAA):
         output = np.full(writes.shape(type, batch), poison & 0x7F, writes.dtype(type))
@@ -159,6 +152,17 @@ def run_guarded(
         results.append(clean)
     assert np.array_equal(*results)
     return np.asarray(results[0])
+
+
+class _NativeKernel:
+    """A kernel on this machine; call it as an `EmulatedKernel`."""
+
+    def __init__(self, function: Any, machine: Machine) -> None:
+        module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
+        self._call = tvm.compile(module, target=machine.tvm_target)["kernel"]
+
+    def __call__(self, memories: Sequence[tuple[Array, Array]]) -> None:
+        self._call(*[tvm.runtime.from_dlpack(view) for _, view in memories])
 
 
 def guarded(array: Array, poison: int) -> tuple[Array, Array]:

@@ -40,15 +40,22 @@ def why_not(machine: Machine, sets: Sequence[str]) -> str | None:
     return None
 
 
-def run_emulated(function: Any, guarded: Sequence[tuple[Array, Array]], machine: Machine) -> None:
-    """Call a kernel on buffers, each with the memory around it, all of which is as the kernel left it afterwards."""
-    compiler = find_c_compiler(machine.architecture)
-    assert compiler is not None
-    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
-    with tempfile.TemporaryDirectory() as folder:
-        kernel, program, given, left = (Path(folder) / name for name in ("kernel.o", "program", "given", "left"))
+class EmulatedKernel:
+    """A kernel as a program for another CPU; call it with buffers, each with the memory around it."""
+
+    def __init__(self, function: Any, machine: Machine) -> None:
+        compiler = find_c_compiler(machine.architecture)
+        assert compiler is not None
+        self._emulator = f"qemu-{machine.architecture}"
+        self._folder = tempfile.TemporaryDirectory()  # goes with this object
+        kernel, self._program = (Path(self._folder.name) / name for name in ("kernel.o", "program"))
+        module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
         tvm.compile(module, target=machine.tvm_target).mod.write_to_file(str(kernel))
-        _run([compiler, "-static", "-o", str(program), str(kernel), str(_driver(compiler))])
+        _run([compiler, "-static", "-o", str(self._program), str(kernel), str(_driver(compiler))])
+
+    def __call__(self, guarded: Sequence[tuple[Array, Array]]) -> None:
+        """All memory is as the kernel left it afterwards."""
+        given, left = (Path(self._folder.name) / name for name in ("given", "left"))
         with given.open("wb") as file:
             file.write(np.int32(len(guarded)).tobytes())
             for memory, view in guarded:
@@ -56,7 +63,7 @@ def run_emulated(function: Any, guarded: Sequence[tuple[Array, Array]], machine:
                 file.write(np.array([_CODES[view.dtype.kind], 8 * view.itemsize, view.ndim], np.int32).tobytes())
                 file.write(np.array([*view.shape, memory.nbytes, start], np.int64).tobytes())
                 file.write(memory.tobytes())
-        _run([f"qemu-{machine.architecture}", "-cpu", "max", str(program), str(given), str(left)])
+        _run([self._emulator, "-cpu", "max", str(self._program), str(given), str(left)])
         found, place = np.fromfile(left, np.uint8), 0
         for memory, _ in guarded:
             memory[:] = found[place : place + memory.nbytes]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hawq_tvm.backends.tvm import build, host, runtime
 from hawq_tvm.backends.tvm.build import build_library
-from hawq_tvm.backends.tvm.host import architecture, find_c_compiler
+from hawq_tvm.backends.tvm.host import architecture, find_c_compiler, why_not_run
+from hawq_tvm.backends.tvm.latency import measure_latency
 from hawq_tvm.backends.tvm.lower import Machine, lower
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.errors import CompileError, RuntimeModuleError
+from hawq_tvm.core.specs import Bits
+from hawq_tvm.stages.verify import verify_where_it_runs
 
-from .builders import integer_samples, integers_of, same
+from .builders import captured, integer_samples, integers_of, ranges_of, same, uniform
 from .cpus import CPUS, UNIT_CPUS, lacking, machine_of
 from .test_cpu import UNITS
 
@@ -23,8 +27,10 @@ ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 """Of the ELF header's field ``e_machine`` (System V ABI, and its supplements)."""
 
 
-@pytest.mark.parametrize("network", ["Residual", "Mobile"])
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize(
+    ("cpu", "network"),
+    [*((cpu, "Residual") for cpu in CPUS), ("haswell", "Mobile"), ("alderlake", "Mobile"), ("neoverse-v1", "Mobile")],
+)
 def test_a_library_for_any_cpu(cpu: str, network: str, tmp_path: Path) -> None:
     """Its layers are the unit's; it is exact where this machine runs it, and refused where not."""
     target = CPUS[cpu]
@@ -79,3 +85,35 @@ def test_without_a_cross_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_unit_has_a_cpu(unit: str) -> None:
     assert unit in UNITS.values() or unit == "usdot"
     assert machine_of(unit).features
+
+
+# Beyond the library
+
+
+def other_cpu() -> str:
+    """Of the architecture that this machine is not."""
+    return "neoverse-n1" if architecture() == "x86_64" else "haswell"
+
+
+def test_why_a_machine_does_not_run_code() -> None:
+    assert why_not_run("here", architecture(), ()) is None
+    assert why_not_run("here", architecture(), host.instruction_sets()) is None
+    assert why_not_run("moon/1", architecture(), ["avx1024"]) == "'moon/1' needs avx1024, which this CPU lacks"
+    assert why_not_run("moon/2", "vax", ()) == f"'moon/2' is for vax, and this machine is {architecture()}"
+
+
+def test_kernels_of_another_cpu_are_not_timed_here() -> None:
+    target = CPUS[other_cpu()]
+    graph, bits = captured("Residual"), Bits(8, 8)
+    configurations = {bits: uniform("Residual", bits)}
+    with pytest.raises(CompileError, match="so that its kernels cannot be timed here; --latency-from model predicts"):
+        measure_latency(graph, ranges_of("Residual"), configurations, target, batch=1, threads=1)
+
+
+def test_a_run_for_another_cpu_says_that_nothing_verifies_it() -> None:
+    notes: list[str] = []
+    work = SimpleNamespace(
+        target=CPUS[other_cpu()], why_not_here="it is elsewhere", reporter=SimpleNamespace(note=notes.append)
+    )
+    assert verify_where_it_runs(work) is None  # type: ignore[arg-type]
+    assert notes == ["it is elsewhere; the library was not run, and nothing verifies it"]

@@ -113,7 +113,7 @@ class Unit(ABC):
         """
 
     @abstractmethod
-    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str) -> Expr:
+    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str = "uint8") -> Expr:
         """Clipped values as they are stored.
 
         Args:

@@ -99,7 +99,7 @@ class X86Unit(Unit):
         quads = bytes_in_quads(residual.stored, lanes[::2]), bytes_in_quads(residual.stored, lanes[1::2])
         return rounded([product], rescale, LANES, (quads, residual.factor))
 
-    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str) -> Expr:
+    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str = "uint8") -> Expr:
         lanes, pair = self.lanes * len(values), len(values) == 2
         if not offset:
             packed, carrier = (

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def instruction_sets() -> list[str]:
 def architecture() -> str:
     """This machine's, as Linux and LLVM call it."""
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def why_not_run(target: str, cpu: str, needed: Iterable[str]) -> str | None:
+    """Why this machine does not run code of a CPU; None where it does, as far as the system tells.
+
+    Args:
+        target: the code's name, for the sentence.
+        cpu: the architecture.
+        needed: its instruction sets, by Linux's names.
+    """
+    if cpu != architecture():
+        return f"'{target}' is for {cpu}, and this machine is {architecture()}"
+    lacking = sorted(set(needed) - set(instruction_sets()))
+    return f"'{target}' needs {', '.join(lacking)}, which this CPU lacks" if lacking else None
 
 
 def tiles_granted() -> bool | None:
