@@ -18,7 +18,7 @@ from hawq_tvm.kernels.registry import UNITS
 
 from .accesses import accesses_outside, shared_between_threads
 from .builders import random_integers
-from .cpus import lacking, machine_of
+from .cpus import HOST, lacking, machine_of
 
 Frame = tuple[int, int, int, int]
 UNIT = {unit.name: unit for unit in UNITS}
@@ -89,13 +89,15 @@ def some_variants(name: str, request: Request, count: int) -> list[Variant]:
 def writes_what_the_interpreter_says(
     name: str, request: Request, values: Sequence[Array] | None = None, *, variant: Variant | None = None
 ) -> Array:
-    """Compile an offer of a unit's kernel, or a variant of it, run it between guard zones and poison, and compare every
-    stored byte.
+    """Compile an offer, or a variant of it, run it between guard zones and poison, and compare every stored byte.
+
+    A unit's kernel runs as on a CPU of that unit, a generic one as here.
 
     Returns:
         What the interpreter says.
     """
-    machine = machine_of(name.rpartition("_")[2])
+    unit = name.rpartition("_")[2]
+    machine = machine_of(unit) if unit in UNIT else HOST
     if lacking(machine):
         pytest.skip(f"this machine lacks {', '.join(lacking(machine))}")
     values = values or [random_integers(x, request.batch, seed) for seed, x in enumerate(request.inputs)]
@@ -119,7 +121,8 @@ def run_guarded(
 ) -> Array:
     """What a kernel leaves in memory that held something else; beside any of its buffers lies poison, left alone.
 
-    Twice, with other poison around the inputs: what lies there must not matter.
+    Twice, with other poison around the inputs: what lies there must not matter. Of an array with other values in it,
+    those are left alone, too, and come back as `pack` has them.
     """
     library = tvm.compile(
         tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")}), target=machine.tvm_target
@@ -138,7 +141,12 @@ def run_guarded(
             start = view.ctypes.data - memory.ctypes.data
             assert (memory[:start] == poison).all()
             assert (memory[start + view.nbytes :] == poison).all()
-        results.append(memories[-1][1].copy())
+        found, clean = memories[-1][1], np.full(output.shape, writes.offset, output.dtype)
+        own, others = writes.own(found, type).copy(), found.copy()
+        writes.own(others, type)[...] = poison & 0x7F
+        assert (others == poison & 0x7F).all(), "it writes over other values"
+        writes.own(clean, type)[...] = own
+        results.append(clean)
     assert np.array_equal(*results)
     return np.asarray(results[0])
 

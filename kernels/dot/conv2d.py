@@ -91,7 +91,8 @@ class Tiling:
     """What is free in how the work is cut; the integers are the same whatever it is.
 
     Attributes:
-        tile: pixels of a row computed together; the last tile of a row moves left until it fits.
+        tile: pixels of a row computed together at most; where all pixels are one row the last tile moves left until it
+            fits.
         groups: groups of rows; all blocks pass over one before the next begins. 0: all blocks pass over each row.
         ahead: how many panels ahead of the one that is read memory is fetched; 0 for nothing.
         threads: whether tasks are shared among threads.
@@ -105,8 +106,10 @@ class Tiling:
     @classmethod
     def choose(cls, request: Request, shape: Shape) -> Tiling:
         """By what the caches hold."""
-        op, tile = request.node.op, tile_of(shape.width, shape.panels.unit)
+        op, unit = request.node.op, shape.panels.unit
         assert isinstance(op, Conv2d)
+        spare = 0 if shape.flat or op.rescale.residual is not None else unit.spare_tile
+        tile = tile_of(shape.width, unit, spare)
         groups = min(shape.rows(tile), -(-shape.activation_bytes // L2_BYTES))
         if shape.panels.size_bytes <= L1_BYTES:
             groups = 0
@@ -155,6 +158,13 @@ class Cut:
         return 1 if self.shape.flat else -(-self.shape.width // self.tile)
 
     @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The tiles of a row: how many of how many pixels, which differ by one at most."""
+        widest = -(-self.shape.width // self.tiles)
+        wide = self.shape.width - self.tiles * (widest - 1)
+        return tuple(run for run in ((wide, widest), (self.tiles - wide, widest - 1)) if run[0])
+
+    @property
     def group_rows(self) -> int:
         return -(-self.rows // max(1, self.tiling.groups))
 
@@ -164,9 +174,9 @@ class Cut:
         return cls(shape, tiling or Tiling.choose(request, shape))
 
 
-def tile_of(width: int, unit: Unit) -> int:
-    """Pixels of a tile of such a row."""
-    return best_tile(width, range(min(unit.max_tile, width), 0, -1))
+def tile_of(width: int, unit: Unit, spare: int = 0) -> int:
+    """Pixels of a tile of such a row, `spare` more than usual at most."""
+    return best_tile(width, range(min(unit.max_tile + spare, width), 0, -1))
 
 
 def _block_inputs(op: Conv2d, block: int, pair: int) -> tuple[int, int]:
@@ -239,14 +249,17 @@ class _Loops:
         cut, zero = self.cut, tirx.const(0, "int32")
 
         def tiles(vectors: int, n: Expr, h: Expr) -> None:
-            with T.serial(cut.tiles) as tile:
-                start = tirx.min(tile * cut.tile, cut.shape.width - cut.tile)
-                self._tile(block, vectors, (n, h, start), within * cut.tiles + tile)
+            before, column = 0, 0
+            for count, pixels in cut.runs:
+                with T.serial(count) as tile:
+                    at = n, h, column + tile * pixels
+                    self._tile(block, vectors, pixels, at, within * cut.tiles + (before + tile))
+                before, column = before + count, column + count * pixels
 
         def body(vectors: int) -> None:
             if cut.shape.flat:
                 start = tirx.min(row * cut.tile, cut.shape.width - cut.tile)
-                self._tile(block, vectors, (zero, zero, start), within)
+                self._tile(block, vectors, cut.tile, (zero, zero, start), within)
             else:
                 height = self.result.plane.height
                 n, stored = row // height, row % height
@@ -254,12 +267,12 @@ class _Loops:
 
         for_block(cut.panels, block, body)
 
-    def _tile(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
+    def _tile(self, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """A tile's outputs at (sample, row, first column); `position` counts the tiles of a block."""
-        tile = self.unit.tile(self.product, self.cut.tile, vectors)
+        tile = self.unit.tile(self.product, pixels, vectors)
         self.result.start(tile, block, vectors)
         self._accumulate(tile, block, vectors, at, position)
-        self.result.finish(tile, block, vectors, self.cut.tile, at)
+        self.result.finish(tile, block, vectors, pixels, at)
 
     def _accumulate(self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """All products of a tile."""
@@ -313,8 +326,7 @@ def _cost(request: Request, cut: Cut) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
     op, unit = request.node.op, cut.panels.unit
     assert isinstance(op, Conv2d)
-    rows = cut.rows if cut.shape.flat else request.batch * request.node.type.shape[1]
-    pixels = rows * cut.tiles * cut.tile
+    pixels = cut.rows * cut.tile if cut.shape.flat else request.batch * request.node.type.shape[1] * cut.shape.width
     macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
     if cut.panels.packed:
         macs = round(macs * unit.packed_cost(request.features))

@@ -56,6 +56,7 @@ class Unit(ABC):
         signed_offset: what is added to stored signed values.
         relative_cost: of a multiply-accumulate of full vectors, beside one of AVX512-VNNI's vectors.
         step: neighbouring channels that the instruction takes at once.
+        spare_tile: pixels that a tile may have more where no residual takes registers.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Unit(ABC):
     signed_offset: int
     relative_cost: float = 1.0
     step: int = DOT_STEP
+    spare_tile: int = 0
 
     @property
     def pair(self) -> int:
@@ -133,6 +135,12 @@ class Unit(ABC):
     def packed_cost(self, features: frozenset[str]) -> float:
         """How many times as long multiply-accumulates take on packed weights, on a CPU with these instruction sets."""
         return 1.0
+
+    def bytes_cost(self, rates: str, work: Work) -> float:
+        """As `cost`, of what is bound by vectors of bytes and not by products."""
+        narrower = FULL_LANES // self.lanes
+        scaled = Work(work.macs * narrower, work.outputs * narrower, work.copied * narrower)
+        return RATES[rates].microseconds(scaled, 32 * FULL_LANES)
 
     def flips(self, type: TensorType, storage: Storage, *, signed: bool) -> tuple[bool, int]:
         """What an instruction needs that takes signed, or unsigned, activations: `Product.flipped` and its offset."""
