@@ -17,7 +17,7 @@ MAIN, REALS, TAPPED = "main", "reals", "tapped"
 """The functions of a library: integers to integers; of a CPU also float32 to float32, what stands before and behind
 included; of a GPU also the one that calls every kernel by itself."""
 
-FORMAT = 4
+FORMAT = 5
 """Of a library. It is raised when a field of the description or a function comes or goes, so that libraries from before
 are compiled again."""
 
