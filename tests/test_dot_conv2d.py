@@ -15,7 +15,7 @@ from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer, Request, collect_offers, unit_of
-from hawq_tvm.kernels.dot.conv2d import Cut, tile_of
+from hawq_tvm.kernels.dot.conv2d import Cut, Shape, Tiling, tile_of
 from hawq_tvm.kernels.dot.float32 import in_float32
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.unit import Unit
@@ -348,7 +348,7 @@ def test_tiles_repeat_least(width: int) -> None:
 
 @given(width=st.integers(1, 60), tile=st.integers(1, 12))
 def test_the_tiles_of_a_row_compute_each_pixel_once(width: int, tile: int) -> None:
-    cut = Cut(False, 1, width, min(tile, width), Panels(VNNI, 16, 1), 4, False, 1)
+    cut = Cut(Shape(False, 1, width, Panels(VNNI, 16, 1), 4, 0), Tiling(min(tile, width), 1, 1, False))
     assert sum(count for count, _ in cut.runs) == cut.tiles
     assert sum(count * pixels for count, pixels in cut.runs) == width
     assert all(0 < pixels <= cut.tile for _, pixels in cut.runs)
