@@ -3,7 +3,8 @@
 A tile is a few pixels of a row by one block of output channels, two vectors: its accumulators start as the bias and
 stay in registers; a step takes a few input channels of each pixel, and weights for each vector of output channels.
 Padding is read from the input's frame. Groups are blocks of the weight's diagonal: a block of output channels reads the
-input channels of all groups that it touches, those of other groups weighing nothing.
+input channels of all groups that it touches, those of other groups weighing nothing. Where those lie in one plane, it
+computes on planes of channels, too.
 
 Where nothing is padded and the kernel is 1x1, the pixels of all rows and samples are one long row.
 """
@@ -94,7 +95,7 @@ class Cut:
             request.alternatives[name] for name in (*request.node.inputs, request.node.name)
         ]
         pointwise = op.window.kernel == op.window.strides == (1, 1) and not any(op.window.pads)
-        is_flat = pointwise and not any(any(storage.frame) for storage in storages)
+        is_flat = pointwise and not any(any(storage.frame) or storage.block > 1 for storage in storages)
         _, height, width = type.shape
         width = request.batch * height * width if is_flat else width
         spare = 0 if is_flat or op.rescale.residual is not None else unit.spare_tile
@@ -129,6 +130,20 @@ def _depth(op: Conv2d, unit: Unit, stored: int) -> int:
         return stored
     ranges = [_block_inputs(op, block, unit.pair) for block in range(-(-op.out_channels // unit.pair))]
     return min(-(-max(end - start for start, end in ranges) // unit.step) * unit.step, stored)
+
+
+def _within_planes(request: Request, unit: Unit) -> bool:
+    """Whether a layer has groups, and no block of output channels reads input channels of two planes."""
+    op, name = request.node.op, request.node.inputs[0]
+    assert isinstance(op, Conv2d)
+    if op.groups == 1 or name not in request.alternatives:
+        return False
+    storage = request.alternatives[name]
+    stored = storage.channels(request.inputs[0])
+    depth = _depth(op, unit, stored)
+    blocks = range(-(-op.out_channels // unit.pair))
+    firsts = [min(_block_inputs(op, block, unit.pair)[0], stored - depth) for block in blocks]
+    return all(first // storage.block == (first + depth - 1) // storage.block for first in firsts)
 
 
 def _taps(request: Request, cut: Cut) -> Array:
@@ -217,14 +232,14 @@ class _Loops:
         (kh, kw), (top, left, _, _) = window.kernel, window.pads
         corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
         panel, steps = block * cut.panels.panel_bytes, cut.depth // self.unit.step
-        if dx == 1 and cut.depth == plane.channels:  # the taps of a kernel's row lie together
+        if dx == 1 and cut.depth == plane.together:  # the taps of a kernel's row lie together
             kw, steps = 1, kw * steps
         unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
         with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
             iteration = (ry * kw + rx) * (steps // unroll) + part
             for offset in range(unroll):
                 channel = (part * unroll + offset) * self.unit.step
-                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + channel
+                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.together + channel
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
                 self._step(tile, x, sx, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
@@ -239,9 +254,9 @@ class _Loops:
 
     def _step(self, tile: Tile, x: Expr, stride: int, weights: Expr) -> None:
         """A few input channels of every pixel."""
-        channels, step = self.result.source.channels, self.unit.step
+        pitch, step = self.result.source.together, self.unit.step
         tile.add(
-            lambda pixel: self.x[ramp(x + pixel * stride * channels, step)],
+            lambda pixel: self.x[ramp(x + pixel * stride * pitch, step)],
             lambda vector: weights_of(self.cut.panels, self.product, self.weight, weights, vector),
         )
 
@@ -279,7 +294,7 @@ def conv2d_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
             lambda request: _cost(request, unit),
             lambda request: _build(request, unit),
             weight_bits=weight_bits,
-            refuse=lambda request: refuse(request, unit),
+            refuse=lambda request: refuse(request, unit, in_planes=_within_planes(request, unit)),
         )
         return Kernel(f"{name}_{unit.name}", offer)
 
