@@ -7,7 +7,8 @@ from functools import partial
 
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.ilp.problem import Allocation, Problem, formulate
-from hawq_tvm.ilp.pulp_solver import SOLVERS, solve_ilp
+from hawq_tvm.ilp.pulp_program import SOLVERS
+from hawq_tvm.ilp.pulp_solver import solve_ilp
 
 Allocator = Callable[[Problem], Allocation]
 

@@ -10,14 +10,20 @@ Borders are ours: what repacking and rescaling between neighbours of different b
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import fsum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Border, BorderCost, CostName, CostTable, LayerCosts
+from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Border, CostName, CostTable, LayerCosts
+
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,19 @@ class Group:
     choices: tuple[Choice, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edge:
     """What the choices of two groups cost together, beside what each costs alone.
 
     Attributes:
         first: number of a group.
         second: number of another, larger.
-        costs: for each cost that it has, a row for each choice of the first, a column for each of the second.
+        costs: for each cost that it has, float64 [choices of the first, choices of the second].
     """
 
     first: int
     second: int
-    costs: Mapping[CostName, tuple[tuple[float, ...], ...]]
+    costs: Mapping[CostName, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Problem:
     def total(self, picks: Sequence[int], cost: CostName) -> float:
         """The cost of picking choice ``picks[g]`` for group g, borders included, summed without rounding error."""
         alone = (group.choices[pick].cost(cost) for group, pick in zip(self.groups, picks, strict=True))
-        together = (e.costs[cost][picks[e.first]][picks[e.second]] for e in self.edges if cost in e.costs)
+        together = (float(e.costs[cost][picks[e.first], picks[e.second]]) for e in self.edges if cost in e.costs)
         return fsum((*alone, *together))
 
     def sensitivity(self, picks: Sequence[int]) -> float:
@@ -198,7 +204,7 @@ def formulate(
 
 def _at_most(group: Group, bits: Bits) -> int:
     """The group's highest choice that does not exceed a pair; its lowest where all do."""
-    return max((k for k, choice in enumerate(group.choices) if choice.bits <= bits), default=0)
+    return max(bisect_right(group.choices, bits, key=lambda choice: choice.bits) - 1, 0)
 
 
 def _partition(table: CostTable) -> list[tuple[str, ...]]:
@@ -271,29 +277,24 @@ def _choice(bits: Bits, layers: Sequence[LayerCosts], within: Sequence[Border]) 
 def _edges(table: CostTable, groups: Sequence[Group]) -> tuple[Edge, ...]:
     """The borders between groups, those of the same two groups summed; costs that are 0 throughout are left out."""
     number = {name: g for g, group in enumerate(groups) for name in group.layers}
-    between: dict[tuple[int, int], list[Border]] = {}
+    column = [{choice.bits: k for k, choice in enumerate(group.choices)} for group in groups]
+    found: dict[tuple[int, int], dict[CostName, FloatArray]] = {}
     for border in table.borders:
         first, second = number[border.first], number[border.second]
-        if first != second:
-            between.setdefault((min(first, second), max(first, second)), []).append(border)
-    edges = []
-    for (g, h), borders in sorted(between.items()):
-        rows = [[_together(borders, groups[g], one, two) for two in groups[h].choices] for one in groups[g].choices]
-        costs: dict[CostName, tuple[tuple[float, ...], ...]] = {}
-        for cost in COST_NAMES:
-            matrix = tuple(tuple(getattr(entry, cost) for entry in row) for row in rows)
-            if any(map(any, matrix)):
-                costs[cost] = matrix
-        if costs:
-            edges.append(Edge(g, h, costs))
-    return tuple(edges)
-
-
-def _together(borders: Sequence[Border], group: Group, one: Choice, two: Choice) -> BorderCost:
-    """What all borders between two groups cost at a choice of the lower and one of the higher."""
-    pairs = ((one.bits, two.bits) if border.first in group.layers else (two.bits, one.bits) for border in borders)
-    found = [border.costs[pair] for border, pair in zip(borders, pairs, strict=True) if pair in border.costs]
-    return BorderCost(**{item.name: fsum(getattr(cost, item.name) for cost in found) for item in fields(BorderCost)})
+        if first == second:
+            continue  # it is in the choices of the group
+        low, high = min(first, second), max(first, second)
+        matrices = found.setdefault((low, high), {})
+        for (one, other), cost in border.costs.items():
+            if one in column[first] and other in column[second]:
+                at = column[first][one], column[second][other]
+                for name in COST_NAMES:
+                    value = getattr(cost, name)
+                    if value:
+                        if name not in matrices:
+                            matrices[name] = np.zeros((len(groups[low].choices), len(groups[high].choices)))
+                        matrices[name][at if first == low else at[::-1]] += value
+    return tuple(Edge(*pair, matrices) for pair, matrices in sorted(found.items()) if matrices)
 
 
 _OBTAINED: Mapping[CostName, str] = {
