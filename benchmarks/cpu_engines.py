@@ -2,10 +2,9 @@
 
     python -m benchmarks.cpu_engines NAME FOLDER BATCH THREADS      (a worker; cpu_peers starts it)
 
-Whatever an engine does to a float image before its first layer, and to what its last layer makes, is in its time: ours
-too, which quantises the image in numpy today. ``library alone`` is ours without both, from integers that lie in its
-memory. Each engine answers the image once before it is timed, and its logits must be those of the fp32 network, as far
-as 8 bits allow (`LEAST_CORRELATION`).
+Whatever an engine does to a float image before its first layer, and to what its last layer makes, is in its time.
+``library alone`` is ours without both, from integers that lie in its memory. Each engine answers the image once before
+it is timed, and its logits must be those of the fp32 network, as far as 8 bits allow (`LEAST_CORRELATION`).
 """
 
 from __future__ import annotations
@@ -76,18 +75,14 @@ class Engine:
 
 def _hawq_tvm(case: Case, *, alone: bool) -> tuple[Call, Mapping[str, Any]]:
     from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
-    from hawq_tvm.core.interpreter import dequantize_output, quantize_input
+    from hawq_tvm.core.interpreter import quantize_input
 
     configure_threads(case.threads)
     module, images = CompiledModule(Path(case.file("hawq_tvm.so"))), case.images
     about = {"cpu": module.info.cpu, "kernels": sorted(set(module.info.call_kernels.values()))}
     if alone:
         return module.prepare(quantize_input(images, module.input_type)), about
-
-    def call() -> NDArray[np.float32]:
-        return dequantize_output(module.run(quantize_input(images, module.input_type)), module.output_type)
-
-    return call, about
+    return lambda: module.logits(images), about
 
 
 def _onnxruntime(case: Case, *, file: str) -> tuple[Call, Mapping[str, Any]]:

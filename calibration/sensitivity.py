@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hawq_tvm.calibration.hessian import TraceEstimate
+from hawq_tvm.core.codebook import WeightFormat
 
 
 def sensitivities(
-    squared_errors: Mapping[str, Mapping[int, float]], traces: Mapping[str, TraceEstimate]
-) -> dict[str, dict[int, float]]:
+    squared_errors: Mapping[str, Mapping[WeightFormat, float]], traces: Mapping[str, TraceEstimate]
+) -> dict[str, dict[WeightFormat, float]]:
     """Omega of every layer at every weight width.
 
     A trace that comes out negative is noise around a true value near 0 (or a network that is not at a minimum), and

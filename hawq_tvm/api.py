@@ -21,7 +21,6 @@ from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DataError, ModelError, RunError, SettingsError
 from hawq_tvm.core.given import parse_ranges, parse_scales, read_ranges, read_scales
-from hawq_tvm.core.interpreter import dequantize_output, quantize_input
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.core.reporter import Reporter, as_reporter
@@ -314,7 +313,7 @@ class QuantizedNetwork:
             images = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, np.float32)
         except (TypeError, ValueError) as error:
             raise DataError(f"the input must be an array of numbers: {error}") from error
-        return dequantize_output(module.run(quantize_input(images, module.input_type)), module.output_type)
+        return module.logits(images)
 
     def _compiled(self, target: str) -> CompiledModule:
         """The library that is there, compiled where there is none of this network."""

@@ -196,7 +196,7 @@ class Settings:
     """
 
     bits: tuple[Bits, ...] = option(
-        DEFAULT_BITS, "candidate pairs, as 4,8 or w4a4,w4a8,w8a8", panel=CHOICE, parse=parse_bits
+        DEFAULT_BITS, "candidate pairs, as 4,8 or w4a4,w4a8,k4a8,w8a8", panel=CHOICE, parse=parse_bits
     )
     budget: Budget = field(default_factory=Budget)
     pins: Mapping[str, Bits] = option(

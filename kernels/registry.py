@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.kernels.cuda import conv2d as cuda_conv2d
 from hawq_tvm.kernels.cuda import convert as cuda_convert
@@ -10,6 +12,12 @@ from hawq_tvm.kernels.cuda import elementwise as cuda_elementwise
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda import linear as cuda_linear
 from hawq_tvm.kernels.cuda import pooling as cuda_pooling
+from hawq_tvm.kernels.dot.conv2d import conv2d_kernels
+from hawq_tvm.kernels.dot.convert import pixel_converter
+from hawq_tvm.kernels.dot.depthwise import depthwise_kernels
+from hawq_tvm.kernels.dot.linear import linear_kernels
+from hawq_tvm.kernels.dot.quantize import pixel_quantizer
+from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.generic import (
     concat,
     conv2d,
@@ -20,6 +28,7 @@ from hawq_tvm.kernels.generic import (
     nhwc_elementwise,
     nhwc_pooling,
     pooling,
+    quantize,
 )
 from hawq_tvm.kernels.interface import (
     Converter,
@@ -28,8 +37,21 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
-from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise, vnni_linear
-from hawq_tvm.kernels.x86 import convert as x86_convert
+from hawq_tvm.kernels.x86 import amx_layers
+from hawq_tvm.kernels.x86.units import X86_UNITS
+
+UNITS: tuple[Unit, ...] = X86_UNITS
+"""The instructions by which CPUs add dot products, best first; of a CPU's own, values are stored for the first."""
+
+
+def unit_of(features: frozenset[str]) -> Unit | None:
+    """The best unit of a CPU with these instruction sets, by LLVM's names; None where it has none."""
+    return next((unit for unit in UNITS if unit.needs <= features), None)
+
+
+def _dot_kernels(unit: Unit) -> tuple[Kernel, ...]:
+    return *depthwise_kernels(unit), *conv2d_kernels(unit), *linear_kernels(unit)
+
 
 KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W4_AMX,
@@ -38,12 +60,7 @@ KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W8_AMX_FEW,
     amx_layers.LINEAR_W4_AMX,
     amx_layers.LINEAR_W8_AMX,
-    vnni_depthwise.DEPTHWISE_W4_VNNI,
-    vnni_depthwise.DEPTHWISE_W8_VNNI,
-    vnni_conv2d.CONV2D_W4_VNNI,
-    vnni_conv2d.CONV2D_W8_VNNI,
-    vnni_linear.LINEAR_W4_VNNI,
-    vnni_linear.LINEAR_W8_VNNI,
+    *(kernel for unit in UNITS for kernel in _dot_kernels(unit)),
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,
@@ -92,8 +109,15 @@ KERNELS: tuple[Kernel, ...] = (
 )
 """Every kernel; of offers that cost the same, the earlier row's is taken. To add one, see `docs/adding.md`."""
 
-CONVERTERS: tuple[Converter, ...] = (x86_convert.CONVERT_PIXELS, convert.CONVERT_GENERIC, cuda_convert.CONVERT_CUDA)
+CONVERTERS: tuple[Converter, ...] = (
+    *map(pixel_converter, UNITS),
+    convert.CONVERT_GENERIC,
+    cuda_convert.CONVERT_CUDA,
+)
 """Every way to copy a value into another storage, best first."""
+
+QUANTIZERS: tuple[Converter, ...] = (*map(pixel_quantizer, UNITS), quantize.QUANTIZE_GENERIC)
+"""Every way to store real inputs, float32 in canonical order, as a network's integers, best first."""
 
 
 def collect_offers(request: Request) -> dict[str, Offer | str]:
@@ -112,9 +136,9 @@ def collect_offers(request: Request) -> dict[str, Offer | str]:
     )
 
 
-def offer_conversion(request: ConvertRequest) -> tuple[str, Offer] | None:
+def offer_conversion(request: ConvertRequest, converters: Sequence[Converter] = CONVERTERS) -> tuple[str, Offer] | None:
     """The first converter that takes a request, by name, with its offer; None where all decline."""
-    for converter in CONVERTERS:
+    for converter in converters:
         answer = converter.offer(request)
         if not isinstance(answer, str):
             return converter.name, answer

@@ -13,6 +13,7 @@ import torch
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.calibration import make_observer, observe_ranges
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.interpreter import quantize_input
@@ -49,9 +50,9 @@ def ranges_of(name: str) -> Mapping[str, Range]:
 
 
 @cache
-def rounded(name: str) -> Mapping[str, Mapping[int, LayerWeights]]:
+def rounded(name: str) -> Mapping[str, Mapping[WeightFormat, LayerWeights]]:
     """That network's weights at 4 and at 8 bits, each layer rounded by itself."""
-    return round_alone(captured(name), [samples(16)], (4, 8), RoundingSettings())
+    return round_alone(captured(name), [samples(16)], (WeightFormat(4), WeightFormat(8)), RoundingSettings())
 
 
 def uniform(name: str, bits: Bits) -> BitConfig:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, make_observer, observe_ranges, sensitivities
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import CalibrationError, SensitivityError
 from hawq_tvm.measure import sensitivity
 from hawq_tvm.measure.sensitivity import profile_omega
@@ -297,9 +298,10 @@ def test_a_hessian_that_is_not_finite_is_named() -> None:
 
 def test_omega_is_mean_trace_times_squared_error() -> None:
     traces = {"a": TraceEstimate(24.0, 1.0, 50, 12), "b": TraceEstimate(-0.1, 0.2, 50, 12)}
-    omega = sensitivities({"a": {4: 0.5, 8: 0.25}, "b": {4: 0.5, 8: 0.25}}, traces)
-    assert omega["a"] == {4: 1.0, 8: 0.5}
-    assert omega["b"] == {4: 0.0, 8: 0.0}, "a negative trace is noise around 0"
+    four, eight = WeightFormat(4), WeightFormat(8)
+    omega = sensitivities({name: {four: 0.5, eight: 0.25} for name in "ab"}, traces)
+    assert omega["a"] == {four: 1.0, eight: 0.5}
+    assert omega["b"] == {four: 0.0, eight: 0.0}, "a negative trace is noise around 0"
 
 
 def test_the_captured_network_is_differentiated_through() -> None:

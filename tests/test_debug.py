@@ -36,7 +36,7 @@ def quantised(bits: dict[str, str] | None = None, ranges: RangeTable | None = No
     config = BitConfig({layer.name: Bits.parse((bits or {}).get(layer.name, rest)) for layer in net.layers})
     types = ActivationTypes(net, ranges or ranges_of(NET), config)
     weights = {
-        layer.name: round_to_nearest(layer, config.layers[layer.name].weight, types.reads(layer).scale)
+        layer.name: round_to_nearest(layer, config.layers[layer.name].format, types.reads(layer).scale)
         for layer in net.layers
     }
     return Quantised(net, types, weights, corrects_means=False)

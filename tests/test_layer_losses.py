@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule, clipped, weighted
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.quantizer import Range
@@ -44,7 +45,7 @@ def simulated(name: str, bits: str = "w4a4") -> SimulatedNetwork:
 
 
 def four_bits(name: str, layer: str) -> Tensor:
-    return torch.from_numpy(rounded(name)[layer][4].restored.astype(np.float32))
+    return torch.from_numpy(rounded(name)[layer][WeightFormat(4)].restored.astype(np.float32))
 
 
 class _Reads(RealNetwork):

@@ -17,11 +17,12 @@ import pytest
 
 from hawq_tvm.backends.tvm import runtime
 from hawq_tvm.backends.tvm.runtime import CompiledModule
+from hawq_tvm.backends.tvm.storage import PALETTES
 from hawq_tvm.core import interpreter
-from hawq_tvm.core.errors import RuntimeModuleError
+from hawq_tvm.core.errors import DataError, RuntimeModuleError
 from hawq_tvm.core.ir import Array, Graph
 
-from .builders import compiled, integers_of, random_integers, same
+from .builders import compiled, integers_of, random_integers, same, samples
 
 THREADS = 8
 CALLS = 1000
@@ -62,6 +63,53 @@ def python(script: str, folder: Path, **environment: str) -> subprocess.Complete
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+# reals
+
+
+@pytest.mark.parametrize("name", ["Residual", "Concat", "Mobile", "Pools", "Shared", "Ends", "Padded"])
+@pytest.mark.parametrize("storages", PALETTES)
+def test_reals_give_what_integers_give(name: str, storages: str, tmp_path: Path) -> None:
+    """Whatever the input's readers want; five samples are three batches, the last one filled up."""
+    graph = integers_of(name, ("w8a8", "w4a4"))
+    module = compiled(graph, tmp_path, batch=2, storages=storages)
+    x = samples(5, seed=3).numpy()
+    expected = interpreter.run(graph, interpreter.quantize_input(x, graph.input_type))[graph.output]
+    found = module.logits(x)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, interpreter.dequantize_output(expected, graph.output_type))
+    one = module.logits(x[:1]).copy()
+    x.flags.writeable = False
+    apart = np.concatenate([np.zeros(1, np.float32), x.ravel()])[1:].reshape(x.shape)  # begins inside a cache line
+    assert np.array_equal(module.logits(x), found) and np.array_equal(module.logits(apart), found)
+    assert np.array_equal(one, found[:1])
+
+
+def test_a_result_is_the_callers(graph: Graph, module: CompiledModule) -> None:
+    """It lies where the library wrote it, and no later call writes there while it lives."""
+    x, other = (random_integers(graph.input_type, 2, seed) for seed in (0, 1))
+    first = module.run(x)
+    expected = first.copy()
+    results = [module.run(other) for _ in range(5)]
+    assert np.array_equal(first, expected)
+    first[...] = 0
+    assert all(np.array_equal(found, interpreter.run(graph, other)[graph.output]) for found in results)
+
+
+def test_reals_that_are_none_are_refused(graph: Graph, module: CompiledModule) -> None:
+    x = samples(2).numpy()
+    expected = module.logits(x)
+    for wrong, sentence in (
+        (x.astype(np.float64), "the input has dtype float64, expected float32"),
+        (x[:, :2], "the input has the shape"),
+        (x[:0], "the input holds no sample"),
+        (np.where(np.arange(x.size).reshape(x.shape) == 700, np.float32("nan"), x), interpreter.NOT_FINITE),
+        (np.where(np.arange(x.size).reshape(x.shape) == 3, np.float32("-inf"), x), interpreter.NOT_FINITE),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            module.logits(wrong)
+    assert np.array_equal(module.logits(x), expected)
 
 
 # threads
@@ -178,11 +226,11 @@ def cores_in_a_call():
     seen, real = [], module._idle.pop()
     def watched(value):
         seen.append(os.sched_getaffinity(0))
-        return real(value)
-    module._idle.append(watched)
+        return real["main"](value)
+    module._idle.append({{"main": watched}})
     module.run(x)
     assert os.sched_getaffinity(0) == everything
-    module._idle.remove(watched)
+    module._idle.pop()
     return seen[0]
 configure_threads(2)
 workers = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
@@ -203,7 +251,7 @@ import multiprocessing, os, sys, threading
 from pathlib import Path
 import numpy as np
 from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
-from hawq_tvm.core.errors import RuntimeModuleError
+from hawq_tvm.core.errors import DataError, RuntimeModuleError
 
 LIBRARY, IO = {library!r}, {io!r}
 

@@ -11,6 +11,7 @@ import torch
 
 import hawq_tvm
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import AllocationError, SettingsError
 from hawq_tvm.core.specs import Bits
 from hawq_tvm.measure import sensitivity
@@ -43,7 +44,7 @@ def test_losses_are_those_of_each_part_alone() -> None:
     table = profile_losses(captured(NET), pieces, rounded(NET), grids())
     assert (table["metric"], table["samples"], table["note"]) == ("loss", 5, None)
     for layer in captured(NET).layers:
-        found, row = rounded(NET)[layer.name][4], table["layers"][layer.name]
+        found, row = rounded(NET)[layer.name][WeightFormat(4)], table["layers"][layer.name]
         weights = Change(layer.name, torch.from_numpy(found.restored).float(), torch.from_numpy(found.bias))
         inputs = Change(layer.name, reads=grids()[layer.name][4])
         corrected = with_means_of(real, real, {0: inputs}, lambda: pieces)[0]
@@ -65,7 +66,7 @@ def test_omega_is_of_the_weights_as_deployed_and_has_a_term_of_the_input() -> No
         row = table["layers"][layer.name]
         assert layer.weight is not None
         for bits in (4, 8):
-            error = float(np.square(rounded(NET)[layer.name][bits].restored - layer.weight).sum())
+            error = float(np.square(rounded(NET)[layer.name][WeightFormat(bits)].restored - layer.weight).sum())
             assert row["weights"][str(bits)] == pytest.approx(max(row["mean_trace"], 0.0) * error)
             assert row["inputs"][str(bits)] == inputs[layer.name][bits]
     assert "of the input" in table["method"]

@@ -13,9 +13,9 @@ from hawq_tvm.kernels.generic.costs import CALL_US, RATES, Rates
 
 from .builders import one_node_graph
 from .cpus import HOST
-from .test_x86_conv2d import conv, request_for
-from .test_x86_linear import linear_request
-from .x86_kernels import ALL, offer_of
+from .dot_kernels import VNNI, offer_of
+from .test_dot_conv2d import conv, request_for
+from .test_dot_linear import linear_request
 
 U8 = IntType.parse("u8")
 SAME = Window((3, 3), pads=(1, 1, 1, 1))
@@ -65,7 +65,7 @@ def test_costs_count_the_work(case: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert tuple(counts) == expected
 
 
-@pytest.mark.skipif(not HOST.features >= ALL, reason="this machine lacks AVX512-VNNI, GFNI or IFMA")
+@pytest.mark.skipif(not HOST.features >= VNNI.needs, reason="this machine lacks AVX512-VNNI")
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("groups", [1, 64])
 def test_a_large_layer_is_worth_its_conversions(bits: int, groups: int) -> None:

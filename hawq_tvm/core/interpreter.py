@@ -22,6 +22,8 @@ def check_batch(x: Array, expected: TensorType, what: str = "the input") -> None
         raise DataError(f"{what} has the shape {tuple(x.shape)}, expected [N, {wanted}]")
 
 
+NOT_FINITE = "the input holds NaN or infinity; clean it before it is quantised"
+
 _PIECE = 16384
 """Elements that are quantised together: their float64 copy stays in a core's second cache."""
 
@@ -41,7 +43,7 @@ def quantize_input(x: NDArray[np.floating], type: TensorType) -> Array:
     """
     check_batch(x, type)
     if not np.isfinite(x).all():
-        raise DataError("the input holds NaN or infinity; clean it before it is quantised")
+        raise DataError(NOT_FINITE)
     source = np.ascontiguousarray(x).reshape(-1)
     integers = np.empty(source.shape, type.dtype.carrier)
     scratch = np.empty(_PIECE)

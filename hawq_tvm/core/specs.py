@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal, NotRequired, TypedDict
 
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.strict_json import JsonReader
 
@@ -29,7 +30,7 @@ LAYER_TIMES = (
 )
 """The two times of a layer, for the reader; they differ, since layers share caches and threads."""
 
-_BITS = re.compile(r"w([2-8])a([2-8])")
+_BITS = re.compile(r"([wk])([2-8])a([2-8])")
 
 
 def is_number(value: object) -> bool:
@@ -41,20 +42,34 @@ def is_number(value: object) -> bool:
 class Bits:
     """Weight bits and the bits of the input activation, written ``w4a8``; a lone number means both.
 
-    >>> Bits.parse("w4a8"), Bits.parse(4)
-    (w4a8, w4a4)
+    With a codebook, written ``k4a8``, the weight bits are those of an index; see `hawq_tvm.core.codebook`.
+
+    >>> Bits.parse("w4a8"), Bits.parse(4), Bits.parse("k4a8").format
+    (w4a8, w4a4, WeightFormat(bits=4, codebook=True))
     """
 
     weight: int
     activation: int
+    codebook: bool = False
 
     def __post_init__(self) -> None:
-        if not (2 <= self.weight <= 8 and 2 <= self.activation <= 8):
-            raise AllocationError(f"weights and activations have 2 to 8 bits, got w{self.weight}a{self.activation}")
+        if not (2 <= self.activation <= 8 and (self.codebook or 2 <= self.weight <= 8)):
+            raise AllocationError(f"weights and activations have 2 to 8 bits, got {self!r}")
+        WeightFormat(self.weight, self.codebook)  # which checks an index's bits
+
+    @property
+    def format(self) -> WeightFormat:
+        """What weights are stored as."""
+        return WeightFormat(self.weight, self.codebook)
+
+    @property
+    def operations(self) -> int:
+        """Bit operations of a multiply-accumulate (HAWQ-V3): a codebook's values are multiplied as 8 bits."""
+        return self.format.carried_bits * self.activation
 
     @classmethod
     def parse(cls, value: Bits | str | int) -> Bits:
-        """Read ``"w4a8"``, ``"4"`` or ``4``."""
+        """Read ``"w4a8"``, ``"k4a8"``, ``"4"`` or ``4``."""
         if isinstance(value, Bits):
             return value
         text = str(value).strip().lower()
@@ -62,11 +77,14 @@ class Bits:
             return cls(int(text), int(text))
         match = _BITS.fullmatch(text)
         if match is None:
-            raise AllocationError(f"bits are written like w4a8, or 4 for w4a4, from 2 to 8; got {value!r}")
-        return cls(int(match[1]), int(match[2]))
+            raise AllocationError(
+                "bits are written like w4a8, or 4 for w4a4, from 2 to 8, or k4a8 for weights in a codebook; "
+                f"got {value!r}"
+            )
+        return cls(int(match[2]), int(match[3]), codebook=match[1] == "k")
 
     def __repr__(self) -> str:
-        return f"w{self.weight}a{self.activation}"
+        return f"{'k' if self.codebook else 'w'}{self.weight}a{self.activation}"
 
 
 def parsed_bits(reader: JsonReader, layer: str, value: str | int) -> Bits:
@@ -145,8 +163,8 @@ class Cost:
 
     Attributes:
         sensitivity: how much the loss rises, predicted (Omega) or measured: of the weights plus of the input.
-        size_bytes: parameters x weight bits / 8.
-        bops: multiply-accumulates x weight bits x activation bits, a sample.
+        size_bytes: parameters x weight bits / 8, plus a codebook where there is one.
+        bops: multiply-accumulates x weight bits x activation bits, a sample; a codebook's values have 8 bits.
         latency_us: microseconds of its kernel; None where nothing was measured or given.
         latency_spread_us: tenth and ninetieth percentile of what was measured; None where that is not known.
         energy_uj: microjoules a sample; None where nothing was simulated, measured or given.

@@ -37,8 +37,8 @@ def cost_table(
             rise = 0.0 if profiled is None else _sensitivity(profiled, node.name, pair)
             microseconds = None if latency is None else latency.latency_us[node.name].get(pair)
             spread = None if latency is None else latency.spread_us.get(node.name, {}).get(pair)
-            size_bytes = node.weight.size * pair.weight / 8
-            choices[pair] = Cost(rise, size_bytes, node.macs * pair.weight * pair.activation, microseconds, spread)
+            size_bytes = pair.format.size_bytes(int(node.weight.size))
+            choices[pair] = Cost(rise, size_bytes, node.macs * pair.operations, microseconds, spread)
         error = None if profiled is None else profiled.get("relative_error")
         rows.append(LayerCosts(node.name, int(node.weight.size), node.macs, choices, error))
     one_pair = "not estimated: there is one bit pair to choose from"
@@ -46,8 +46,8 @@ def cost_table(
         "sensitivity": one_pair
         if sensitivity is None
         else ". ".join(filter(None, [sensitivity["method"], sensitivity.get("note")])),
-        "size_bytes": "weights x weight bits / 8; biases and multipliers are not counted",
-        "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3)",
+        "size_bytes": "weights x weight bits / 8, and codebooks; biases and multipliers are not counted",
+        "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3); a codebook's weights have 8",
         "latency_us": "not measured" if latency is None else latency.source,
     }
     return CostTable(tuple(rows), graph.tied_groups(), sources)
@@ -56,7 +56,7 @@ def cost_table(
 def _sensitivity(profiled: Mapping[str, Any], layer: str, pair: Bits) -> float:
     """What a layer's weights and its input cost at a pair, summed; inputs that were not profiled are alike at all."""
     total = 0.0
-    for part, bits in (("weights", pair.weight), ("inputs", pair.activation)):
+    for part, bits in (("weights", pair.format), ("inputs", pair.activation)):
         if part == "inputs" and part not in profiled:
             continue
         try:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, sensitivities
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.posttraining.fisher import input_sensitivities
@@ -27,8 +28,8 @@ from hawq_tvm.settings import HessianSettings
 from hawq_tvm.sources.data import check_labels
 from hawq_tvm.sources.samples import Batch
 
-Alone = Mapping[str, Mapping[int, LayerWeights]]
-"""What each layer would be deployed with, by name and width: of `hawq_tvm.posttraining.alone.round_alone`."""
+Alone = Mapping[str, Mapping[WeightFormat, LayerWeights]]
+"""What each layer would be deployed with, by name and format: of `hawq_tvm.posttraining.alone.round_alone`."""
 
 Grids = Mapping[str, Mapping[int, Grid]]
 """What each layer's first input is brought to, by name and width; empty where all candidates have the same bits."""
@@ -136,7 +137,7 @@ def profile_omega(
     }
 
 
-def _squared_errors(graph: FloatGraph, weights: Alone) -> dict[str, dict[int, float]]:
+def _squared_errors(graph: FloatGraph, weights: Alone) -> dict[str, dict[WeightFormat, float]]:
     """``||Q(W) - W||^2`` of every layer at every width."""
     trained = {node.name: node.weight for node in graph.layers if node.weight is not None}
     return {
@@ -145,7 +146,7 @@ def _squared_errors(graph: FloatGraph, weights: Alone) -> dict[str, dict[int, fl
     }
 
 
-def _by_width(part: str, values: Mapping[int, float]) -> dict[str, dict[str, float]]:
+def _by_width(part: str, values: Mapping[int, float] | Mapping[WeightFormat, float]) -> dict[str, dict[str, float]]:
     return {part: {str(bits): value for bits, value in values.items()}}
 
 
@@ -163,8 +164,8 @@ def _uncertainty(traces: Mapping[str, TraceEstimate], target: float, batches: in
     )
 
 
-_Change = tuple[Literal["weights", "inputs"], str, int]
-"""What is rounded alone: which part of which layer, to how many bits."""
+_Change = tuple[Literal["weights", "inputs"], str, int | WeightFormat]
+"""What is rounded alone: which part of which layer, to how many bits or into which format."""
 
 
 def profile_losses(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.given import scales_of
 from hawq_tvm.core.hashing import json_sha256
 from hawq_tvm.core.reporter import Advance
@@ -24,11 +25,11 @@ def profile(work: Work) -> Stage | None:
     settings = work.settings
     measures = settings.metric == "loss"
     pairs = settings.pairs(work.layers)
-    widths = sorted({pair.weight for pair in pairs})
+    formats = sorted({pair.format for pair in pairs})
     inputs = sorted({pair.activation for pair in pairs}) if settings.chooses_activations else []
 
     def make(advance: Advance) -> None:
-        weights = _rounded(work, widths, advance)
+        weights = _rounded(work, formats, advance)
         ranges = work.artifacts.ranges if inputs else {}
         grids = input_grids(work.artifacts.float_graph, ranges, inputs) if inputs else {}
         table = _losses(work, weights, grids, advance) if measures else _omega(work, weights, grids, advance)
@@ -39,7 +40,7 @@ def profile(work: Work) -> Stage | None:
         **({"samples": settings.loss_samples} if measures else {"hessian": vars(settings.hessian)}),
         "rounding": vars(settings.rounding),
         "scales": json_sha256(dict(settings.scales)),
-        "weight_bits": widths,
+        "weight_bits": [str(format) for format in formats],
         "activation_bits": inputs,
         "seed": settings.seed,
         "data": work.data_key,
@@ -49,13 +50,13 @@ def profile(work: Work) -> Stage | None:
     return Stage("profile", title, make, options, reads=reads, writes=(SENSITIVITY,))
 
 
-def _rounded(work: Work, widths: list[int], advance: Advance) -> Alone:
-    """The layers' weights at every width, each rounded as it will be deployed, but on float inputs."""
+def _rounded(work: Work, formats: list[WeightFormat], advance: Advance) -> Alone:
+    """The layers' weights in every format, each rounded as it will be deployed, but on float inputs."""
     graph = work.artifacts.float_graph
     return round_alone(
         graph,
         work.rounding_pieces(),
-        widths,
+        formats,
         work.settings.rounding,
         scales={node.name: scales_of(work.settings.scales, node) for node in graph.layers},
         seed=work.settings.seed,

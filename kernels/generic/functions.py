@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -25,16 +26,20 @@ def constant_parameters(constants: Sequence[Array]) -> list[Parameter]:
     return [(f"constant{i}", array.shape, str(array.dtype)) for i, array in enumerate(constants)]
 
 
-def function(parameters: Sequence[Parameter], body: Callable[..., None]) -> Any:
+def function(parameters: Sequence[Parameter], body: Callable[..., None], *, anywhere: Collection[str] = ()) -> Any:
     """A PrimFunc of explicit loops, or of one kernel launch.
 
     Args:
         parameters: in the order of the arguments.
         body: emits the loops, or the launch; gets the buffers.
+        anywhere: names of buffers that may begin at any of their elements, not at a cache line alone.
     """
     with IRBuilder() as builder, T.prim_func():
         T.func_attr({"tirx.noalias": True})
-        buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in parameters]
+        buffers = [
+            T.arg(name, T.buffer(shape, dtype, align=np.dtype(dtype).itemsize if name in anywhere else -1))
+            for name, shape, dtype in parameters
+        ]
         with T.sblock("root"):
             body(*buffers)
     return builder.get()

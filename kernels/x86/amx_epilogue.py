@@ -16,11 +16,13 @@ from tvm.tirx import op as tir
 from hawq_tvm.core.float32_rescale import float32_is_exact
 from hawq_tvm.core.ir import Array, Bounds, Rescale, TensorType
 from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.kernels.dot.float32 import rounded_in_float32
+from hawq_tvm.kernels.dot.vectors import clipped, constant, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
-from hawq_tvm.kernels.x86.epilogue import rounded, rounded_in_float32
+from hawq_tvm.kernels.x86.epilogue import rounded
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
-from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, pack_signed, ramp
+from hawq_tvm.kernels.x86.vectors import LANES, pack_signed
 
 NATURAL = np.arange(LANES)
 EVEN_ODD = NATURAL.reshape(2, 8).T.reshape(-1)  # 0, 8, 1, 9, ...
@@ -105,15 +107,15 @@ class Rescaling:
         """
         multiplier, *factors = (parameters[group, row, ramp(0, LANES)] for row in range(self.parameters.shape[1]))
         if self.in_float32:
-            return rounded_in_float32(accumulator, tir.reinterpret(f"float32x{LANES}", multiplier))
+            return rounded_in_float32(accumulator, tir.reinterpret(f"float32x{LANES}", multiplier), LANES)
         product = accumulator, multiplier
         if residual is None:
-            return rounded([product], self.rescale)
+            return rounded([product], self.rescale, LANES)
         if self.residual_offset:
-            value = residual[ramp(at, LANES)].astype(f"int32x{LANES}") - constant(self.residual_offset, "int32")
-            return rounded([product, (value, factors[0])], self.rescale)
+            value = residual[ramp(at, LANES)].astype(f"int32x{LANES}") - constant(self.residual_offset, "int32", LANES)
+            return rounded([product, (value, factors[0])], self.rescale, LANES)
         first, last = (residual[ramp(at + half, 8)].astype("int64x8") for half in (0, 8))
-        return rounded([product], self.rescale, ((first, last), factors[0]))
+        return rounded([product], self.rescale, LANES, ((first, last), factors[0]))
 
     def pack(self, values: Sequence[Sequence[Expr]], order: Expr) -> Expr:
         """The stored bytes of two pixels and 32 channels.

@@ -12,11 +12,13 @@ from hawq_tvm.core.ir import IntType, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.strict_json import JsonReader
 
-MAIN, TAPPED = "main", "tapped"
-"""The functions of a library: the one to run, and of a GPU the one that calls every kernel by itself."""
+MAIN, REALS, TAPPED = "main", "reals", "tapped"
+"""The functions of a library: integers to integers; of a CPU also float32 to float32, what stands before and behind
+included; of a GPU also the one that calls every kernel by itself."""
 
-FORMAT = 2
-"""Of the description. It is raised when a field comes or goes, so that libraries from before are compiled again."""
+FORMAT = 3
+"""Of a library. It is raised when a field of the description or a function comes or goes, so that libraries from before
+are compiled again."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import tvm_ffi
 from tvm import relax
 
 from hawq_tvm.backends.tvm.host import tiles_granted
-from hawq_tvm.backends.tvm.info import MAIN, TAPPED, ConversionInfo
+from hawq_tvm.backends.tvm.info import MAIN, REALS, TAPPED, ConversionInfo
 from hawq_tvm.backends.tvm.memory import plan_memory
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.core.errors import CompileError, first_line
@@ -28,7 +28,8 @@ from hawq_tvm.core.ir import Graph, Node
 from hawq_tvm.core.ops import Flatten
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
-from hawq_tvm.kernels import BuiltKernel, Offer
+from hawq_tvm.kernels import QUANTIZERS, BuiltKernel, ConvertRequest, Offer, offer_conversion
+from hawq_tvm.kernels.generic.quantize import build_dequantize
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,15 @@ class Machine:
         if cpu:
             attributes["mcpu"] = cpu
         resolved = tvm.target.Target(attributes)
-        vector_bits = int(tvm.target.codegen.llvm_get_vector_width(resolved))
         features = frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(resolved)))
         if target.host_cpu and not tiles_granted():
             features -= {"amx-int8", "amx-tile"}  # LLVM goes by the CPU's name, and a virtual machine may hide them
-        return cls(target, resolved, cpu, max(vector_bits, 128), features)
+        return cls(target, resolved, cpu, _vector_bits(features), features)
+
+
+def _vector_bits(features: frozenset[str]) -> int:
+    """Of a CPU's widest vectors; TVM's own answer is 512 for every x86 CPU."""
+    return 512 if "avx512f" in features else 256 if "avx2" in features else 128
 
 
 _GPU_ACCESS_BITS = 128
@@ -77,7 +82,7 @@ class Lowered:
     """A graph in TVM's hands, not yet machine code.
 
     Attributes:
-        module: the Relax function `MAIN`, of a GPU also `TAPPED`, and one PrimFunc a distinct kernel.
+        module: the Relax functions, `MAIN` among them, and one PrimFunc a distinct kernel.
         plan: how each value is stored, and which kernel makes it.
         calls: what the function calls, in order: a node by its name, or a conversion.
         functions: the PrimFunc of each call, by name.
@@ -134,6 +139,8 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
     relax.analysis.well_formed(module)
     with machine.tvm_target:
         planned = plan_memory(_WRITES(module), MAIN)
+        if target.gpu is None:
+            planned = plan_memory(planned, REALS)
         called = _CALLS(planned)
         lowered = called if target.gpu is None else _with_graph(called, planned)
     return Lowered(
@@ -145,7 +152,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         builder.calls,
         builder.functions,
         builder.predictions,
-        _planned_bytes(called),
+        _planned_bytes(called[MAIN]),
         builder.constants,
     )
 
@@ -205,7 +212,7 @@ def build_kernel(layer: str, kernel: str, build: Callable[[], BuiltKernel], targ
 
 
 class _RelaxBuilder:
-    """Builds the Relax function: one call a node, and one a conversion, before the first node that reads it."""
+    """Builds the Relax functions: one call a node, and one a conversion, before the first node that reads it."""
 
     def __init__(self, graph: Graph, machine: Machine, batch: int, plan: Plan) -> None:
         self.graph = graph
@@ -220,21 +227,66 @@ class _RelaxBuilder:
         self._values: dict[tuple[str, Storage], Any] = {}
         self._builder = relax.BlockBuilder()
         self._functions: dict[int, list[tuple[Any, Any]]] = {}
+        self._built: dict[str, tuple[Any, list[Any]]] = {}
 
     def build(self) -> Any:
-        builder = self._builder
-        name, output = self.graph.input_name, self.graph.output
-        x = relax.Var(name, self._tensor_type(name, self.plan.storages[name]))
-        self._values[name, self.plan.storages[name]] = x
+        builder, name = self._builder, self.graph.input_name
+        storage = self.plan.storages[name]
+        x = relax.Var(name, self._tensor_type(name, storage))
         with builder.function(MAIN, [x]):
             with builder.dataflow():
-                for node in self.graph:
-                    self._convert_for(node.name)
-                    self._compute(node)
-                self._convert_for(None)
-                result = builder.emit_output(self._values[output, Storage.canonical(self.types[output])])
+                self._values = {(name, storage): x}
+                result = builder.emit_output(self._network())
             builder.emit_func_output(result)
+        if self.machine.target.gpu is None:
+            self._add_reals()
         return builder.get()
+
+    def _network(self) -> Any:
+        """The output's integers, canonical; `_values` holds the input's."""
+        for node in self.graph:
+            self._convert_for(node.name)
+            self._compute(node)
+        self._convert_for(None)
+        output = self.graph.output
+        return self._values[output, Storage.canonical(self.types[output])]
+
+    def _add_reals(self) -> None:
+        """The function `REALS`: the same calls, with one before that quantises and one behind."""
+        builder, name, output = self._builder, self.graph.input_name, self.graph.output
+        x = relax.Var(name, relax.TensorType((self.batch, *self.types[name].shape), "float32"))
+        with builder.function(REALS, [x]):
+            with builder.dataflow():
+                storage, quantizer, offer = self._quantizer()
+                built = build_kernel(f"quantising '{name}'", quantizer, offer.build, self.machine.target)
+                function, _ = self._added(built, quantizer, name)
+                quantised = builder.emit(relax.call_tir(function, [x], self._tensor_type(name, storage)))
+                self._values = {(name, storage): quantised}
+                integers = self._network()
+                function, _ = self._added(build_dequantize(self.types[output], self.batch), "dequantize", output)
+                shape = (self.batch, *self.types[output].shape)
+                reals = relax.call_tir(function, [integers], relax.TensorType(shape, "float32"))
+                result = builder.emit_output(reals)
+            builder.emit_func_output(result)
+
+    def _quantizer(self) -> tuple[Storage, str, Offer]:
+        """How real inputs are stored: as the one storage that readers want where that is offered, else canonical."""
+        name, machine = self.graph.input_name, self.machine
+        canonical, type = self.plan.storages[name], self.types[name]
+        wanted = {
+            storage
+            for node in self.graph
+            for read, storage in zip(node.inputs, self.plan.offers[node.name].reads, strict=True)
+            if read == name
+        }
+        for storage in (*(wanted if len(wanted) == 1 else ()), canonical):
+            request = ConvertRequest(
+                type, canonical, storage, self.batch, machine.target, machine.vector_bits, machine.features
+            )
+            found = offer_conversion(request, QUANTIZERS)
+            if found is not None:
+                return (storage, *found)
+        raise AssertionError("canonical integers are always offered")
 
     def _tensor_type(self, name: str, storage: Storage) -> Any:
         type = self.types[name]
@@ -243,7 +295,7 @@ class _RelaxBuilder:
     def _convert_for(self, reader: str | None) -> None:
         """The conversions that a node asks for first; None for the output's."""
         for item, (converter, offer) in zip(self.plan.conversions, self.plan.converters, strict=True):
-            if item.reader == reader:
+            if item.reader == reader and (item.value, item.to) not in self._values:
                 call = f"{item.value} as {item.to}"
                 self.calls[call] = ConversionInfo(item.value, item.to, converter)
                 source = self._values[item.value, item.source]
@@ -266,16 +318,22 @@ class _RelaxBuilder:
     def _call(
         self, call: str, value: str, storage: Storage, layer: str, kernel: str, offer: Offer, inputs: list[Any]
     ) -> Any:
-        built = build_kernel(layer, kernel, offer.build, self.machine.target)
-        self.constants[call] = sum(array.nbytes for array in built.constants)
-        constants = [relax.const(array, str(array.dtype)) for array in built.constants]
-        function = self._function(built, f"{kernel}__{re.sub(r'[^0-9A-Za-z]+', '_', value)}")
-        self.functions[call] = str(function.name_hint)
-        if offer.prediction is not None:
-            self.predictions[call] = offer.prediction
+        if call not in self._built:
+            built = build_kernel(layer, kernel, offer.build, self.machine.target)
+            self._built[call] = self._added(built, kernel, value)
+            self.constants[call] = sum(array.nbytes for array in built.constants)
+            self.functions[call] = str(self._built[call][0].name_hint)
+            if offer.prediction is not None:
+                self.predictions[call] = offer.prediction
+        function, constants = self._built[call]
         return self._builder.emit(
             relax.call_tir(function, [*inputs, *constants], self._tensor_type(value, storage)), name_hint="value"
         )
+
+    def _added(self, built: BuiltKernel, kernel: str, value: str) -> tuple[Any, list[Any]]:
+        """A kernel's function in the module, and its constants."""
+        function = self._function(built, f"{kernel}__{re.sub(r'[^0-9A-Za-z]+', '_', value)}")
+        return function, [relax.const(array, str(array.dtype)) for array in built.constants]
 
     def _function(self, built: BuiltKernel, name: str) -> Any:
         """The function in the module; equal ones are there once."""
@@ -291,7 +349,7 @@ class _RelaxBuilder:
         return variable
 
 
-def _planned_bytes(module: Any) -> int:
+def _planned_bytes(function: Any) -> int:
     """The storages that memory planning allots, summed."""
     total = 0
 
@@ -300,7 +358,5 @@ def _planned_bytes(module: Any) -> int:
         if isinstance(expression, relax.Call) and getattr(expression.op, "name", "") == "relax.vm.alloc_storage":
             total += int(expression.args[0].values[0])
 
-    for _, function in module.functions.items():
-        if isinstance(function, relax.Function):
-            relax.analysis.post_order_visit(function, visit)
+    relax.analysis.post_order_visit(function, visit)
     return total

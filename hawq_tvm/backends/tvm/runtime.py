@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hawq_tvm.backends.tvm.cuda.device import check_device
 from hawq_tvm.backends.tvm.host import instruction_sets, usable_cores
-from hawq_tvm.backends.tvm.info import MAIN, TAPPED, LibraryInfo
+from hawq_tvm.backends.tvm.info import MAIN, REALS, TAPPED, LibraryInfo
 from hawq_tvm.core.errors import DataError, HawqError, RuntimeModuleError, first_line
 from hawq_tvm.core.hashing import file_sha256
-from hawq_tvm.core.interpreter import check_integers
+from hawq_tvm.core.interpreter import NOT_FINITE, check_batch, check_integers, dequantize_output, quantize_input
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.storage import unpack
 
@@ -200,7 +201,7 @@ class CompiledModule:
             self._device = cpu() if self.info.gpu is None else cuda(0)
             with _GPU:
                 self._library = load_library(library)
-                self._idle = [self._machine()[MAIN]]  # of virtual machines that no call is using
+                self._idle = [self._machine()]  # virtual machines that no call is using
         except Exception as error:  # TVM raises many unrelated kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise RuntimeModuleError(f"{library} cannot be loaded: {reason}") from error
@@ -229,8 +230,36 @@ class CompiledModule:
             DataError: a wrong shape or dtype, no sample at all, or integers out of the input type's range.
             RuntimeModuleError: this process was forked from one in which a library had run, or the GPU fails.
         """
+        check_integers(x, self.input_type)
         with self._turn():
-            return np.concatenate([self._call(self._on_device(part)).numpy()[:n] for part, n in self._batches(x)])
+            return _joined([self._on_host(self._call(self._on_device(part)))[:n] for part, n in self._batches(x)])
+
+    def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Reals in, reals out: what `quantize_input`, `run` and `dequantize_output` give, bit for bit.
+
+        On a CPU the library does all of it, on all of its threads.
+
+        Args:
+            x: float32 [N, ...], finite; N need not be the library's batch.
+
+        Returns:
+            float32 [N, ...].
+
+        Raises:
+            DataError: a wrong shape or dtype, no sample at all, NaN or infinity.
+            RuntimeModuleError: as `run`.
+        """
+        if x.dtype != np.float32:
+            raise DataError(f"the input has dtype {x.dtype}, expected float32")
+        if self.info.gpu is not None:
+            return dequantize_output(self.run(quantize_input(x, self.input_type)), self.output_type)
+        check_batch(x, self.input_type)
+        try:
+            return _joined([self._on_host(self._call(_in_place(part), REALS))[:n] for part, n in self._batches(x)])
+        except ValueError as error:
+            if NOT_FINITE in str(error):
+                raise DataError(NOT_FINITE) from None
+            raise
 
     def values(self, x: Array) -> dict[str, Array]:
         """Every value's integers, tapped from the running library call by call, whatever its storage.
@@ -260,6 +289,7 @@ class CompiledModule:
             By the names of `LibraryInfo.calls`, arrays [N, ...] as `hawq_tvm.core.storage.pack` makes them of the
             value that the call makes or copies.
         """
+        check_integers(x, self.input_type)
         parts: dict[str, list[Array]] = {name: [] for name in self.info.calls}
         calls: Iterator[str] = iter(())
         count = 0
@@ -276,6 +306,7 @@ class CompiledModule:
 
     def call_times(self, x: Array) -> dict[str, float]:
         """Seconds of each kernel call, summed over the batches that `x` is cut into, by name of the value it makes."""
+        check_integers(x, self.input_type)
         times = dict.fromkeys(self.info.calls, 0.0)
         calls: Iterator[str] = iter(())
         started = 0.0
@@ -345,7 +376,6 @@ class CompiledModule:
 
     def _batches(self, x: Array) -> Iterator[tuple[Array, int]]:
         """The batches that `x` is cut into, the last filled up, each with the number of its samples."""
-        check_integers(x, self.input_type)
         if not len(x):
             raise DataError("the input holds no sample; give it at least one")
         size = self.info.batch
@@ -386,18 +416,22 @@ class CompiledModule:
         """A batch in the memory of the device that computes it."""
         return tensor(x, self._device)
 
-    def _call(self, x: Any) -> Any:
+    def _on_host(self, y: Any) -> Array:
+        """A call's result; of a CPU the memory that it lies in, which nothing else uses any more."""
+        return np.from_dlpack(y) if self.info.gpu is None else y.numpy()
+
+    def _call(self, x: Any, function: str = MAIN) -> Any:
         """One call on a machine that no other thread is using; as many are made as calls ever overlap."""
         _THREADS.enter()
         try:
-            main = self._idle.pop()
+            machine = self._idle.pop()
         except IndexError:
-            main = self._machine()[MAIN]
+            machine = self._machine()
         try:
             with _THREADS.apart() if self.info.gpu is None else nullcontext():
-                return main(x)
+                return machine[function](x)
         finally:
-            self._idle.append(main)
+            self._idle.append(machine)
 
     def _tapped(
         self,
@@ -428,6 +462,16 @@ class CompiledModule:
         machine.set_instrument(callback)
         main: Callable[[Any], Any] = machine[MAIN if self.info.gpu is None else TAPPED]
         return main
+
+
+def _in_place(x: NDArray[np.float32]) -> Any:
+    """An array as TVM takes it, where it lies; a copy of one that is not to be written, which numpy does not lend."""
+    return tvm_ffi.from_dlpack(x) if x.flags.writeable else tensor(x, cpu())
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Batches as one array."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _load_again(path: Path, sha256: str) -> CompiledModule:

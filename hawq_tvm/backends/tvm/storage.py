@@ -23,11 +23,10 @@ from hawq_tvm.core.ir import Graph, Node, TensorType
 from hawq_tvm.core.ops import AvgPool2d, Conv2d, Flatten, MaxPool2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
-from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_offers, offer_conversion
+from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_offers, offer_conversion, unit_of
 from hawq_tvm.kernels.cuda.storages import channels_last as gpu_channels_last
 from hawq_tvm.kernels.x86.amx_storages import blocked
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
-from hawq_tvm.kernels.x86.storages import signed_offset
 
 MAX_STATES = 500
 """States that go on from a node."""
@@ -377,13 +376,16 @@ def alternatives_of(
         return {name: storage for name, storage in found.items() if storage is not None}
     if features >= AMX_INT8:
         return blocked(graph)
-    return channels_last(graph, vector_bits, signed_offset=signed_offset(features))
+    unit = unit_of(features)
+    if unit is None:
+        return channels_last(graph, vector_bits // 32)
+    return channels_last(graph, unit.channels, signed_offset=unit.signed_offset)
 
 
-def channels_last(graph: Graph, vector_bits: int, *, signed_offset: int = 0) -> dict[str, Storage]:
+def channels_last(graph: Graph, multiple: int, *, signed_offset: int = 0) -> dict[str, Storage]:
     """The channels-last storage of each value that may have one: every narrow image of more than one pixel.
 
-    Channels are filled up to a vector of 32-bit lanes, or to the power of two that holds them all. The frame is as wide
+    Channels are filled up to a `multiple`, or to the power of two that holds them all. The frame is as wide
     as the widest padding that a reader asks for, so that all readers share it. Signed values are stored with
     `signed_offset` added.
     """
@@ -397,9 +399,9 @@ def channels_last(graph: Graph, vector_bits: int, *, signed_offset: int = 0) -> 
     found = {}
     for name, type in graph.types.items():
         if type.dtype.bits <= 8 and len(type.shape) == 3 and type.shape[1:] != (1, 1):
-            multiple = min(max(vector_bits // 32, 4), max(4, 1 << (type.shape[0] - 1).bit_length()))
+            filled = min(max(multiple, 4), max(4, 1 << (type.shape[0] - 1).bit_length()))
             offset = signed_offset if type.dtype.signed else 0
-            found[name] = Storage("NHWC", multiple=multiple, frame=frames[name], offset=offset)
+            found[name] = Storage("NHWC", multiple=filled, frame=frames[name], offset=offset)
     return found
 
 

@@ -10,87 +10,68 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.float32_rescale import float32_is_exact
 from hawq_tvm.core.ir import Array, TensorType
-from hawq_tvm.core.ops import Conv2d, WeightedOperator
+from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.generic.acceptance import PACKED_WEIGHT
+from hawq_tvm.kernels.dot.float32 import in_float32, rounded_in_float32
+from hawq_tvm.kernels.dot.panels import Panels
+from hawq_tvm.kernels.dot.product import Product
+from hawq_tvm.kernels.dot.tile import Tile
+from hawq_tvm.kernels.dot.unit import Residual, Unit, missing
+from hawq_tvm.kernels.dot.vectors import constant, flat, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
-from hawq_tvm.kernels.x86.epilogue import rounded, rounded_in_float32, stored_bytes
-from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES, UNSIGNED_OFFSET, first_sums, missing
-from hawq_tvm.kernels.x86.vectors import (
-    LANES,
-    PACKED_LANES,
-    Registers,
-    bytes_in_quads,
-    constant,
-    flat,
-    nibbles,
-    ramp,
-    shuffle,
-)
 
 LARGEST = 2**31 - 1
 """Bytes of a value: they are counted in int32."""
 
-MAX_TILE = 8
-"""Pixels of a tile: two accumulators each leave half of 32 registers to the epilogue, which spills a residual's factors
-with fewer; 12 were seen to take 5 % longer with a residual, and no less without."""
 
-
-def refuse(request: Request, *, in_planes: bool = False) -> str | None:
-    """Why a VNNI convolution does not take a request whose images have a storage in play; None where it does.
+def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | None:
+    """Why a convolution by `unit` does not take a request whose images have a storage in play; None where it does.
 
     Args:
         request: the request.
+        unit: the instructions.
         in_planes: whether it computes on planes of channels, too, and not channels last alone.
     """
     op, type = request.node.op, request.node.type
     assert isinstance(op, Conv2d)
-    lacking = missing(request.features, AVX512_VNNI | (NIBBLES if op.weight_bits in PACKED_WEIGHT else frozenset()))
+    lacking = missing(request.features, unit.needs)
     if lacking:
         return lacking
     storages = [request.alternatives[name] for name in (*request.node.inputs, request.node.name)]
     for x, storage in zip((*request.inputs, type), storages, strict=True):
-        if storage.order != "NHWC" and not (in_planes and storage.block % PAIR == 0):
+        if storage.order != "NHWC" and not (in_planes and storage.block % unit.pair == 0):
             return f"computes on channels last, not on {storage}"
-        if x.dtype.signed != (storage.offset == UNSIGNED_OFFSET):
-            return f"reads and writes unsigned bytes, signed values at +128, not {x.dtype} in {storage}"
+        if storage.offset != (unit.signed_offset if x.dtype.signed else 0):
+            return (
+                f"reads and writes unsigned bytes, signed values at +{unit.signed_offset}, not {x.dtype} in {storage}"
+            )
         if storage.size_bytes(x, request.batch) > LARGEST:
             return f"addresses bytes by 32 bits, {request.batch} samples of {x} take more"
     storage = storages[-1]
-    if storage.channels(type) % LANES or (len(storages) == 3 and storages[1].channels(type) != storage.channels(type)):
-        return f"writes whole vectors of {LANES} channels, not {storage}"
-    if storages[0].channels(request.inputs[0]) % STEP:
-        return f"reads {STEP} channels at once, not {storages[0]}"
+    if storage.channels(type) % unit.lanes or any(s.channels(type) != storage.channels(type) for s in storages[1:]):
+        return f"writes whole vectors of {unit.lanes} channels, not {storage}"
+    if storages[0].channels(request.inputs[0]) % unit.step:
+        return f"reads {unit.step} channels at once, not {storages[0]}"
     if storage.channels(type) > type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
         return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
     return None
 
 
-def per_channel(request: Request, panels: Panels) -> tuple[Array, ...]:
+def per_channel(request: Request, panels: Panels, product: Product) -> tuple[Array, ...]:
     """Bias, multiplier and the residual's multiplier, in the order of the lanes: int32.
 
-    The multiplier is its ratio in float32 where that is exact. Of a signed input the offset is taken off the bias,
-    modulo 2^32, as the accumulators count.
+    The multiplier is its ratio in float32 where that is exact.
     """
     op = request.node.op
     assert isinstance(op, Conv2d)
-    offset = request.alternatives[request.node.inputs[0]].offset
-    bias, multiplier, *rest = (panels.pack_lanes(array) for array in (first_sums(op, offset), *op.multipliers))
+    values = (product.first_sums(op), *op.multipliers)
+    bias, multiplier, *rest = (panels.pack_lanes(array) for array in values)
     if in_float32(request):
         multiplier = np.ldexp(multiplier.astype(np.float64), -op.rescale.shift).astype(np.float32)
     return bias, multiplier, *rest
-
-
-def in_float32(request: Request) -> bool:
-    """Whether a layer's rescale is done, and proved exact, in float32."""
-    op = request.node.op
-    assert isinstance(op, WeightedOperator)
-    return float32_is_exact(op.rescale, op.bounds(request.inputs))
 
 
 def build_function(
@@ -141,14 +122,15 @@ class Result:
 
     Args:
         request: the convolution.
+        unit: the instructions.
         buffers: of its function: inputs, constants from the bias on, and the result, last.
         flat_pixels: their number, where the pixels of all rows and samples are one row; 0 elsewhere.
     """
 
-    def __init__(self, request: Request, buffers: tuple[Any, ...], *, flat_pixels: int = 0) -> None:
+    def __init__(self, request: Request, unit: Unit, buffers: tuple[Any, ...], *, flat_pixels: int = 0) -> None:
         op, node = request.node.op, request.node
         assert isinstance(op, Conv2d)
-        self.rescale, self.type = op.rescale, node.type
+        self.rescale, self.type, self.unit, self._features = op.rescale, node.type, unit, request.features
         self.storages = [request.alternatives[name] for name in (*node.inputs, node.name)]
         planes = [
             Plane.of(type, storage) for type, storage in zip((*request.inputs, node.type), self.storages, strict=True)
@@ -160,7 +142,6 @@ class Result:
         self._buffer = flat(buffers[-1])
         self._residual_buffer = flat(buffers[1]) if count == 2 else None
         self._in_float32 = in_float32(request)
-        self._fused_bytes = request.features >= MULTIPLY_ADD and self.storages[-2].offset == 0
         self.bias, self._multiplier, *self._residual_multiplier = buffers[count + 1 : -1]
 
     def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
@@ -180,61 +161,47 @@ class Result:
     def _zeros(self, block: Expr, vectors: int, row: tuple[Expr, Expr], start: int, count: int) -> None:
         """Stored columns of the frame."""
         if count:
-            lanes = vectors * LANES
+            lanes = vectors * self.unit.lanes
             with T.serial(count) as column:
-                index = self.plane.index(*row, start + column, block * PAIR)
-                T.buffer_store(self._buffer, constant(self.storages[-1].offset, "uint8", lanes), [ramp(index, lanes)])
+                index = self.plane.index(*row, start + column, block * self.unit.pair)
+                zeros = constant(self.storages[-1].offset, self._buffer.dtype, lanes)
+                T.buffer_store(self._buffer, zeros, [ramp(index, lanes)])
 
-    def start(self, accumulators: Registers, block: Expr, vectors: int, pixels: int) -> None:
+    def start(self, tile: Tile, block: Expr, vectors: int) -> None:
         """Accumulators begin as the bias."""
-        for pixel in range(pixels):
-            for vector in range(vectors):
-                accumulators[pixel * vectors + vector] = self.bias[ramp(block * PAIR + vector * LANES, LANES)]
+        tile.start([self.bias[lanes] for lanes in self._lanes(block, vectors)])
 
-    def finish(
-        self, accumulators: Registers, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr]
-    ) -> None:
+    def finish(self, tile: Tile, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr]) -> None:
         """Residual, rounding, clip and store of a tile whose first pixel is (sample, row, column)."""
         n, h, start = at
-        lanes = [ramp(block * PAIR + vector * LANES, LANES) for vector in range(vectors)]
         for pixel in range(pixels):
             values, residual = [], self._residual(block, vectors, (n, h, start + pixel))
-            for vector in range(vectors):
-                product = accumulators[pixel * vectors + vector], self._multiplier[lanes[vector]]
+            for vector, lanes in enumerate(self._lanes(block, vectors)):
+                product = tile.sums(pixel, vector), self._multiplier[lanes]
                 if self._in_float32:
-                    values.append(rounded_in_float32(*product))
-                    continue
-                products, added = [product], None
-                if residual is not None:
-                    factor = self._residual_multiplier[0][lanes[vector]]
-                    if self._fused_bytes and vectors == 2:
-                        added = _quads(residual, vector), factor
-                    else:
-                        products.append((self._signed(residual, vectors, vector), factor))
-                values.append(rounded(products, self.rescale, added))
-            index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * PAIR)
-            stored = stored_bytes(values, self.rescale, self.storages[-1].offset)
-            T.buffer_store(self._buffer, stored, [ramp(index, vectors * LANES)])
+                    values.append(rounded_in_float32(*product, self.unit.lanes))
+                elif residual is None:
+                    values.append(self.unit.rounded([product], self.rescale))
+                else:
+                    factor, offset = self._residual_multiplier[0][lanes], self.storages[1].offset
+                    share = Residual(residual, vectors, vector, factor, offset)
+                    values.append(self.unit.with_residual(product, share, self.rescale, self._features))
+            index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * self.unit.pair)
+            stored = self.unit.packed(values, self.rescale, self.storages[-1].offset)
+            T.buffer_store(self._buffer, stored, [ramp(index, vectors * self.unit.lanes)])
+
+    def _lanes(self, block: Expr, vectors: int) -> list[Expr]:
+        """Where constants of a block's vectors lie."""
+        unit = self.unit
+        return [ramp(block * unit.pair + vector * unit.lanes, unit.lanes) for vector in range(vectors)]
 
     def _residual(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> Expr | None:
         """The residual's bytes as they are stored; None where there is no residual."""
         if self._residual_buffer is None:
             return None
         (plane,), (n, h, w) = self._residual_plane, at
-        index = plane.index(n, h + plane.top, w + plane.left, block * PAIR)
-        return self._residual_buffer[ramp(index, vectors * LANES)]
-
-    def _signed(self, stored: Expr, vectors: int, vector: int) -> Expr:
-        """A vector of the residual's values in the order of the lanes: int32x16."""
-        if vectors == 2:
-            stored = shuffle([stored], PACKED_LANES[vector * LANES : (vector + 1) * LANES])
-        return stored.astype(f"int32x{LANES}") - constant(self.storages[1].offset, "int32")
-
-
-def _quads(stored: Expr, vector: int) -> tuple[Expr, Expr]:
-    """Unsigned bytes of a vector of a pair in 64-bit lanes: those of the even and those of the odd 32-bit lanes."""
-    lanes = PACKED_LANES[vector * LANES : (vector + 1) * LANES]
-    return bytes_in_quads(stored, lanes[::2]), bytes_in_quads(stored, lanes[1::2])
+        index = plane.index(n, h + plane.top, w + plane.left, block * self.unit.pair)
+        return self._residual_buffer[ramp(index, vectors * self.unit.lanes)]
 
 
 def for_block(panels: Panels, block: Expr, body: Callable[[int], None]) -> None:
@@ -251,8 +218,9 @@ def for_block(panels: Panels, block: Expr, body: Callable[[int], None]) -> None:
                 body(1)
 
 
-def weights_of(panels: Panels, buffer: Any, step: Expr, vector: int) -> Expr:
-    """One vector's weights of the step that begins there: int8x64."""
+def weights_of(panels: Panels, product: Product, buffer: Any, step: Expr, vector: int) -> Expr:
+    """One vector's weights of the step that begins there: int8."""
+    count = panels.vector_bytes
     if panels.packed:
-        return nibbles(buffer[ramp(step, LANES * STEP)], vector)
-    return buffer[ramp(step + vector * LANES * STEP, LANES * STEP)]
+        return product.halves(buffer[ramp(step, count)], vector)
+    return buffer[ramp(step + vector * count, count)]

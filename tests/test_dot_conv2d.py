@@ -1,4 +1,4 @@
-"""VNNI convolutions against the interpreter, byte for byte, over awkward shapes and extreme values."""
+"""Convolutions by dot products against the interpreter, byte for byte, over awkward shapes and extreme values."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from hawq_tvm.core.float32_rescale import odd_multipliers
 from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels import Request
-from hawq_tvm.kernels.x86.panels import Panels
-from hawq_tvm.kernels.x86.result import in_float32
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD
-from hawq_tvm.kernels.x86.vectors import PACKED_LANES
-from hawq_tvm.kernels.x86.vnni_conv2d import MAX_TILE, Cut, tile_of
+from hawq_tvm.kernels import Request, unit_of
+from hawq_tvm.kernels.dot.conv2d import Cut, tile_of
+from hawq_tvm.kernels.dot.float32 import in_float32
+from hawq_tvm.kernels.dot.panels import Panels
+from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.x86.storages import MULTIPLY_ADD
 
-from .cpus import resolved
-from .x86_kernels import ALL, Frame, decline_of, offer_of, writes_what_the_interpreter_says, x86_request
+from .cpus import machine_of
+from .dot_kernels import (
+    UNIT,
+    VNNI,
+    Frame,
+    decline_of,
+    dot_request,
+    kernel_of,
+    offer_of,
+    writes_what_the_interpreter_says,
+)
 
 KERNEL = {8: "conv2d_u8s8s32_avx512vnni", 4: "conv2d_u8s4s32_avx512vnni"}
-sweep = settings(max_examples=20, deadline=None)
+sweep = settings(max_examples=12, deadline=None)
+every_unit = pytest.mark.parametrize("name", UNIT)
 
 
 def name_of(op: Conv2d) -> str:
@@ -58,7 +68,14 @@ def conv(
 
 
 def request_for(
-    op: Conv2d, x: TensorType, output: str, *, residual: str = "u8", extra: Frame = (0, 0, 0, 0), batch: int = 1
+    op: Conv2d,
+    x: TensorType,
+    output: str,
+    *,
+    residual: str = "u8",
+    extra: Frame = (0, 0, 0, 0),
+    batch: int = 1,
+    unit: Unit = VNNI,
 ) -> Request:
     """With frames that hold the padding and `extra` more."""
     dtype, inputs = IntType.parse(output), [x]
@@ -66,9 +83,11 @@ def request_for(
         height, width = op.window.output_size(*x.shape[1:])
         inputs.append(TensorType(IntType.parse(residual), (op.out_channels, height, width), 1.0))
     around = tuple(pad + more for pad, more in zip(op.window.pads, extra, strict=True))
-    return x86_request(op, inputs, dtype, [around, *[extra[::-1]] * (len(inputs) - 1), extra], batch=batch)
+    frames = [around, *[extra[::-1]] * (len(inputs) - 1), extra]
+    return dot_request(op, inputs, dtype, frames, batch=batch, unit=unit)
 
 
+@every_unit
 @sweep
 @given(
     channels=st.sampled_from([1, 3, 4, 5, 16, 20, 36]),
@@ -89,9 +108,9 @@ def request_for(
     seed=st.integers(0, 99),
 )
 def test_convolutions(
-    channels: int, out: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], pads: Frame,
-    dilations: tuple[int, int], extra: Frame, bits: int, types: tuple[str, str, str], shift: int, residual: str,
-    batch: int, fused: bool, odd: bool, seed: int,
+    name: str, channels: int, out: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int],
+    pads: Frame, dilations: tuple[int, int], extra: Frame, bits: int, types: tuple[str, str, str], shift: int,
+    residual: str, batch: int, fused: bool, odd: bool, seed: int,
 ) -> None:  # fmt: skip
     window = Window(kernel, strides, pads, dilations)
     if size[0] + pads[0] + pads[2] < window.reach[0] or size[1] + pads[1] + pads[3] < window.reach[1]:
@@ -99,11 +118,12 @@ def test_convolutions(
     factors = {"": 0, "one": 1, "each": out}[residual]
     op = conv(channels, out, window, bits=bits, output=types[1], shift=shift, residual=factors, odd=odd, seed=seed)
     x = TensorType(IntType.parse(types[0]), (channels, *size), 1.0)
-    request = request_for(op, x, types[1], residual=types[2], extra=extra, batch=batch)
-    features = ALL if fused else ALL - MULTIPLY_ADD
-    writes_what_the_interpreter_says(name_of(op), replace(request, features=features))
+    request = request_for(op, x, types[1], residual=types[2], extra=extra, batch=batch, unit=UNIT[name])
+    features = request.features if fused else request.features - MULTIPLY_ADD
+    writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), replace(request, features=features))
 
 
+@every_unit
 @sweep
 @given(
     groups=st.integers(1, 12),
@@ -115,7 +135,14 @@ def test_convolutions(
     residual=st.booleans(),
 )
 def test_groups(
-    groups: int, per_group: tuple[int, int], width: int, stride: int, bits: int, types: tuple[str, str], residual: bool
+    name: str,
+    groups: int,
+    per_group: tuple[int, int],
+    width: int,
+    stride: int,
+    bits: int,
+    types: tuple[str, str],
+    residual: bool,
 ) -> None:
     """Blocks of output channels that hold several groups, or parts of them."""
     channels, out = groups * per_group[0], groups * per_group[1]
@@ -123,7 +150,8 @@ def test_groups(
     window = Window((3, 2), (stride, 1), (1, 1, 1, 0))
     op = conv(channels, out, window, bits=bits, groups=groups, output=types[1], residual=int(residual))
     x = TensorType(IntType.parse(types[0]), (channels, 5, width), 1.0)
-    writes_what_the_interpreter_says(name_of(op), request_for(op, x, types[1]))
+    request = request_for(op, x, types[1], unit=UNIT[name])
+    writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), request)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +168,7 @@ def test_work_large_enough_for_threads_and_groups(
 ) -> None:
     op = conv(channels, out, Window((kernel, kernel), pads=(kernel // 2,) * 4), shift=47)
     request = request_for(op, TensorType(IntType.parse("u8"), (channels, *size), 1.0), "u8")
-    cut, script = Cut.of(request), offer_of(KERNEL[8], request).build().function.script()
+    cut, script = Cut.of(request, VNNI), offer_of(KERNEL[8], request).build().function.script()
     assert "T.parallel" in script, what
     assert cut.inner_blocks == ("innermost" in what), what
     assert cut.flat == ("long row" in what), what
@@ -149,10 +177,11 @@ def test_work_large_enough_for_threads_and_groups(
     writes_what_the_interpreter_says(KERNEL[8], request)
 
 
+@every_unit
 @pytest.mark.parametrize("shift", [32, 33, 62])
 @pytest.mark.parametrize("x", ["u8", "s8"])
 @pytest.mark.parametrize("output", ["u8", "s8", "s2"])
-def test_accumulators_at_their_bounds_and_the_largest_multiplier(shift: int, x: str, output: str) -> None:
+def test_accumulators_at_their_bounds_and_the_largest_multiplier(name: str, shift: int, x: str, output: str) -> None:
     """Sums of one sign at the limits of 32 bits, once ending in a tie."""
     dtype, limits = IntType.parse(x), IntType.parse(output)
     most = (2**31 - 1) // (127 * dtype.magnitude)
@@ -161,28 +190,30 @@ def test_accumulators_at_their_bounds_and_the_largest_multiplier(shift: int, x: 
     rescale = Rescale(np.array([2**31 - 1, 2**30] * 8), shift, limits.lo, limits.hi)
     op = Conv2d(weight, 8, np.arange(16), rescale, Window((1, weight.shape[-1])))
     type = TensorType(dtype, (4, 1, weight.shape[-1]), 1.0)
-    request = x86_request(op, [type], limits, [(0, 0, 0, 0)] * 2, batch=3)
+    request = dot_request(op, [type], limits, [(0, 0, 0, 0)] * 2, batch=3, unit=UNIT[name])
     values = np.stack([np.full(type.shape, value) for value in (dtype.lo, dtype.hi, 1)]).astype(dtype.carrier)
-    expected = writes_what_the_interpreter_says(KERNEL[8], request, [values])
+    expected = writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), request, [values])
     if shift < 62:
         assert {limits.lo, limits.hi} <= set(expected.ravel().tolist())
 
 
+@every_unit
 @pytest.mark.parametrize("output", ["u8", "s8", "u4"])
 @pytest.mark.parametrize("out", [16, 48])
-def test_multipliers_of_24_digits_are_rescaled_in_float32(output: str, out: int) -> None:
+def test_multipliers_of_24_digits_are_rescaled_in_float32(name: str, output: str, out: int) -> None:
     op = conv(24, out, Window((3, 3), pads=(1, 1, 1, 1)), output=output, shift=35)
     op = replace(op, rescale=replace(op.rescale, multiplier=odd_multipliers(np.arange(out) * 2**21 + 3 * 2**26, 35)))
-    request = request_for(op, TensorType(IntType.parse("u8"), (24, 9, 17), 1.0), output)
+    request = request_for(op, TensorType(IntType.parse("u8"), (24, 9, 17), 1.0), output, unit=UNIT[name])
     assert in_float32(request)
-    kernel = offer_of(KERNEL[8], request).build()
+    kernel = offer_of(kernel_of(request, UNIT[name]), request).build()
     assert "llvm.fma" in kernel.function.script()
     assert kernel.constants[2].dtype == np.float32
-    expected = writes_what_the_interpreter_says(KERNEL[8], request)
+    expected = writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), request)
     assert len(np.unique(expected)) > 8
 
 
-def test_ties_round_up() -> None:
+@every_unit
+def test_ties_round_up(name: str) -> None:
     """Every accumulator from -300 to 300 at three and a half bits of shift: halves go toward plus infinity."""
     for shift in (3, 33, 36):
         multiplier = 1 << (shift - 3) if shift < 35 else 1 << 30
@@ -190,21 +221,36 @@ def test_ties_round_up() -> None:
         op = Conv2d(np.ones((16, 4, 1, 1), np.int8), 8, np.full(16, -300), rescale, Window((1, 1)))
         type = TensorType(IntType.parse("u8"), (4, 1, 151), 1.0)
         values = np.minimum(np.arange(604).reshape(1, 1, 151, 4).transpose(0, 3, 1, 2) // 4, 255).astype(np.uint8)
-        request = x86_request(op, [type], IntType.parse("s8"), [(0, 0, 0, 0)] * 2)
-        writes_what_the_interpreter_says(KERNEL[8], request, [values])
+        request = dot_request(op, [type], IntType.parse("s8"), [(0, 0, 0, 0)] * 2, unit=UNIT[name])
+        writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), request, [values])
 
 
-@pytest.mark.parametrize("cpu", ["cascadelake", "icelake-server"])
-def test_older_cpus_take_what_they_have(cpu: str) -> None:
-    machine = resolved(cpu)
-    x = TensorType(IntType.parse("u8"), (16, 5, 9), 1.0)
-    for bits in (4, 8):
-        op = conv(16, 48, Window((3, 3), pads=(1, 1, 1, 1)), bits=bits)
-        request = replace(request_for(op, x, "u8"), features=machine.features)
-        if cpu == "cascadelake" and bits == 4:
-            assert decline_of(name_of(op), request) == "needs gfni, which the CPU compiled for does not have"
-        else:
-            offer_of(name_of(op), request)
+@pytest.mark.parametrize("name", ["avx512bw", "avx2"])
+@pytest.mark.parametrize(("weights", "x", "pairs"), [
+    ((64, 64, -64, -64), "u8", True), ((127, 2, 0, 0), "u8", False), ((-128, -1, 0, 0), "u8", False),
+    ((-128, 0, 0, 127), "u8", True), ((127, 127, -128, -128), "u7", True), ((127, 127, -128, -128), "s8", False),
+])  # fmt: skip
+def test_sums_of_two_products_never_saturate(name: str, weights: tuple[int, ...], x: str, pairs: bool) -> None:
+    """``vpmaddubsw`` where its 16 bits are proved to hold every sum, once to the last; else ``vpmaddwd`` alone."""
+    weight = np.tile(np.array(weights, np.int8), (16, 6)).reshape(16, 1, 1, 24).transpose(0, 3, 1, 2)
+    op = Conv2d(weight, 8, np.zeros(16, np.int64), Rescale(np.full(16, 2**20), 28, -128, 127), Window((1, 1)))
+    type = TensorType(IntType.parse(x), (24, 2, 5), 1.0)
+    request = request_for(op, type, "s8", unit=UNIT[name])
+    script = offer_of(kernel_of(request, UNIT[name]), request).build().function.script()
+    assert ("pmadd.ub.sw" in script or "pmaddubs" in script) == pairs
+    values = np.full((1, *type.shape), type.dtype.hi, type.dtype.carrier)
+    writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), request, [values])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_four_bit_weights_need_no_instruction_of_their_own(bits: int) -> None:
+    """Where GFNI is not there, as on Cascade Lake, halves of bytes are made by shifts."""
+    op = conv(16, 48, Window((3, 3), pads=(1, 1, 1, 1)), bits=bits)
+    request = request_for(op, TensorType(IntType.parse("u8"), (16, 5, 9), 1.0), "u8")
+    without = replace(request, features=request.features - {"gfni"})
+    for each, has in ((request, bits == 4), (without, False)):
+        assert ("vgf2p8affineqb" in offer_of(name_of(op), each).build().function.script()) == has
+        writes_what_the_interpreter_says(name_of(op), each)
 
 
 def test_declines_are_sentences() -> None:
@@ -234,9 +280,9 @@ def test_declines_are_sentences() -> None:
 
 @given(width=st.integers(1, 300))
 def test_tiles_repeat_least(width: int) -> None:
-    tile = tile_of(width)
-    assert 1 <= tile <= min(width, MAX_TILE)
-    work = {t: -(-width // t) * (t + 1) for t in range(1, min(width, MAX_TILE) + 1)}
+    tile = tile_of(width, VNNI)
+    assert 1 <= tile <= min(width, VNNI.max_tile)
+    work = {t: -(-width // t) * (t + 1) for t in range(1, min(width, VNNI.max_tile) + 1)}
     assert work[tile] == min(work.values())
 
 
@@ -245,14 +291,14 @@ def test_panels_hold_every_weight_once(channels: int, steps: int, packed: bool, 
     out = data.draw(st.integers(channels - 15, channels))
     rng, limit = np.random.default_rng(steps), 8 if packed else 128
     weight = rng.integers(-limit, limit, (out, 4 * steps)).astype(np.int8)
-    panels = Panels(channels, steps, packed)
+    panels = Panels(VNNI, channels, steps, packed)
     stream = panels.pack(weight)
     assert stream.nbytes == panels.size_bytes
     per_channel = panels.pack_lanes(np.arange(1, out + 1))
     for channel in range(channels):
         block, within = divmod(channel, 32)
         vectors = 2 if block < panels.pairs else 1
-        lane = PACKED_LANES.index(within) if vectors == 2 else within
+        lane = VNNI.order.index(within) if vectors == 2 else within
         assert per_channel[32 * block + lane] == (channel + 1 if channel < out else 0)
         for k in range(4 * steps):
             start = block * panels.panel_bytes + k // 4 * panels.step_bytes(vectors)
@@ -275,6 +321,7 @@ def test_signed_inputs_leave_the_bias() -> None:
     assert np.array_equal(unsigned - signed, 128 * sums)
 
 
-def test_every_instruction_set_that_is_asked_for_is_one_of_llvms() -> None:
-    assert resolved("icelake-server").features >= ALL
-    assert resolved("cascadelake").features >= AVX512_VNNI
+@pytest.mark.parametrize("name", UNIT)
+def test_every_instruction_set_that_is_asked_for_is_one_of_llvms(name: str) -> None:
+    assert machine_of(name).features >= UNIT[name].needs
+    assert unit_of(machine_of(name).features) is UNIT[name]

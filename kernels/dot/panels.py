@@ -1,9 +1,9 @@
 """Weights as one stream: a panel a block of output channels, read from front to back.
 
-A block is two vectors of sixteen output channels; where the stored channels are an odd number of sixteens, the last
-block is one vector. A panel holds, step after step, the four weights of each lane that one ``vpdpbusd`` a vector takes:
-[steps][vectors][16 lanes][4]. Of four-bit weights the two vectors of a pair share their bytes. Lanes of a pair are
-ordered so that packed results leave in channel order.
+A block is two vectors of output channels; where the stored channels fill an odd number of vectors, the last block is
+one. A panel holds, step after step, the weights of each lane that one instruction a vector takes:
+[steps][vectors][lanes][4], or 8 for instructions that take as many. Of four-bit weights the two vectors of a pair share
+their bytes. Lanes of a pair are ordered so that packed results leave in channel order.
 """
 
 from __future__ import annotations
@@ -13,14 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hawq_tvm.core.ir import Array
+from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.packing import pack_nibbles
-from hawq_tvm.kernels.x86.vectors import LANES, PACKED_LANES
-
-PAIR = 2 * LANES
-"""Output channels of a block of two vectors."""
-
-STEP = 4
-"""Channels of an activation that one ``vpdpbusd`` takes."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +22,40 @@ class Panels:
     """How output channels are cut into panels.
 
     Attributes:
-        channels: stored output channels, a multiple of 16.
+        unit: whose vectors they are.
+        channels: stored output channels, a multiple of the unit's lanes.
         steps: of a panel.
         packed: whether weights lie two a byte: of a pair, the first vector's in the low halves.
     """
 
+    unit: Unit
     channels: int
     steps: int
     packed: bool = False
 
     @property
+    def pair(self) -> int:
+        """Output channels of a block of two vectors."""
+        return self.unit.pair
+
+    @property
+    def vector_bytes(self) -> int:
+        """Weights of a vector that one step takes."""
+        return self.unit.lanes * self.unit.step
+
+    @property
     def pairs(self) -> int:
         """Blocks of two vectors."""
-        return self.channels // PAIR
+        return self.channels // self.pair
 
     @property
     def blocks(self) -> int:
         """All blocks; the one that is no pair comes last."""
-        return -(-self.channels // PAIR)
+        return -(-self.channels // self.pair)
 
     def step_bytes(self, vectors: int) -> int:
         """Of a block of so many vectors."""
-        return LANES * STEP * (1 if self.packed else vectors)
+        return self.vector_bytes * (1 if self.packed else vectors)
 
     @property
     def panel_bytes(self) -> int:
@@ -65,15 +71,16 @@ class Panels:
         """The stream: int8 [size_bytes], or uint8 where `packed`.
 
         Args:
-            weight: int8 [out, 4 * steps], `out` at most `channels`; the rest are zeros.
+            weight: int8 [out, steps times those of a step], `out` at most `channels`; the rest are zeros.
         """
-        filled = np.zeros((self.channels, self.steps * STEP), np.int8)
+        step, lanes, order = self.unit.step, self.unit.lanes, list(self.unit.order)
+        filled = np.zeros((self.channels, self.steps * step), np.int8)
         filled[: len(weight)] = weight
-        split = self.pairs * PAIR
-        pairs = filled[:split].reshape(-1, PAIR, self.steps, STEP)[:, PACKED_LANES].transpose(0, 2, 1, 3)
-        last = filled[split:].reshape(-1, LANES, self.steps, STEP).transpose(0, 2, 1, 3)
+        split = self.pairs * self.pair
+        pairs = filled[:split].reshape(-1, self.pair, self.steps, step)[:, order].transpose(0, 2, 1, 3)
+        last = filled[split:].reshape(-1, lanes, self.steps, step).transpose(0, 2, 1, 3)
         if self.packed:
-            nibbles = pack_nibbles(pairs[:, :, :LANES], pairs[:, :, LANES:]), pack_nibbles(last, np.zeros_like(last))
+            nibbles = pack_nibbles(pairs[:, :, :lanes], pairs[:, :, lanes:]), pack_nibbles(last, np.zeros_like(last))
             return np.concatenate([part.ravel() for part in nibbles])
         return np.concatenate([pairs.ravel(), last.ravel()])
 
@@ -85,6 +92,6 @@ class Panels:
         """
         filled = np.zeros(self.channels, np.int64)
         filled[: len(values)] = values
-        split = self.pairs * PAIR
-        pairs = filled[:split].reshape(-1, PAIR)[:, PACKED_LANES]
+        split = self.pairs * self.pair
+        pairs = filled[:split].reshape(-1, self.pair)[:, list(self.unit.order)]
         return np.concatenate([pairs.ravel(), filled[split:]]).astype(np.uint32).view(np.int32)

@@ -1,9 +1,9 @@
-"""Direct convolution on AVX512-VNNI, channels last, with the rescale and the residual fused.
+"""Direct convolution by dot products, channels last, with the rescale and the residual fused.
 
-A tile is a few pixels of a row by one block of 32 output channels: its accumulators start as the bias and stay in
-registers; a step loads four input channels of each pixel into all lanes, and one vector of weights for each sixteen
-output channels. Padding is read from the input's frame. Groups are blocks of the weight's diagonal: a block of output
-channels reads the input channels of all groups that it touches, those of other groups weighing nothing.
+A tile is a few pixels of a row by one block of output channels, two vectors: its accumulators start as the bias and
+stay in registers; a step takes a few input channels of each pixel, and weights for each vector of output channels.
+Padding is read from the input's frame. Groups are blocks of the weight's diagonal: a block of output channels reads the
+input channels of all groups that it touches, those of other groups weighing nothing.
 
 Where nothing is padded and the kernel is 1x1, the pixels of all rows and samples are one long row.
 """
@@ -20,15 +20,18 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.kernels.dot.panels import Panels
+from hawq_tvm.kernels.dot.product import Product
+from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_channel, refuse, weights_of
+from hawq_tvm.kernels.dot.tile import Tile
+from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.dot.vectors import flat, prefetch, ramp
 from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
 from hawq_tvm.kernels.generic.blocking import best_tile
-from hawq_tvm.kernels.generic.costs import Work, cost
+from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.nhwc import channels_last
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
-from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
-from hawq_tvm.kernels.x86.result import MAX_TILE, Result, build_function, for_block, per_channel, refuse, weights_of
-from hawq_tvm.kernels.x86.vectors import Registers, dot, flat, in_all_lanes, prefetch, ramp
 
 MIN_MACS = 3_000_000
 """Multiply-accumulates from which threads pay: 6 us of one core, where workers are awake within a network."""
@@ -53,7 +56,7 @@ class Cut:
         width: output pixels of a row.
         tile: of those, computed together; the last tile of a row moves left until it fits.
         panels: the weights.
-        depth: input channels that a block reads, a multiple of 4.
+        depth: input channels that a block reads, a multiple of the unit's step.
         inner_blocks: whether blocks are the inner loop, rows the outer.
         groups: groups of rows; all blocks pass over one before the next begins.
     """
@@ -77,7 +80,7 @@ class Cut:
         return -(-self.rows // self.groups)
 
     @classmethod
-    def of(cls, request: Request) -> Cut:
+    def of(cls, request: Request, unit: Unit) -> Cut:
         op, type = request.node.op, request.node.type
         assert isinstance(op, Conv2d)
         source, *_, target = storages = [
@@ -87,67 +90,69 @@ class Cut:
         is_flat = pointwise and not any(any(storage.frame) for storage in storages)
         _, height, width = type.shape
         width = request.batch * height * width if is_flat else width
-        tile = tile_of(width)
+        tile = tile_of(width, unit)
         top, _, bottom, _ = target.frame
         rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
-        depth = _depth(op, source.channels(request.inputs[0]))
+        depth = _depth(op, unit, source.channels(request.inputs[0]))
         packed = op.weight_bits in PACKED_WEIGHT
-        panels = Panels(target.channels(type), prod(op.window.kernel) * depth // STEP, packed)
+        panels = Panels(unit, target.channels(type), prod(op.window.kernel) * depth // unit.step, packed)
         inner_blocks = panels.size_bytes <= L1_BYTES
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
         groups = 1 if inner_blocks else min(rows, -(-activations // L2_BYTES))
         return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
 
 
-def tile_of(width: int) -> int:
+def tile_of(width: int, unit: Unit) -> int:
     """Pixels of a tile of such a row."""
-    return best_tile(width, range(min(MAX_TILE, width), 0, -1))
+    return best_tile(width, range(min(unit.max_tile, width), 0, -1))
 
 
-def _block_inputs(op: Conv2d, block: int) -> tuple[int, int]:
+def _block_inputs(op: Conv2d, block: int, pair: int) -> tuple[int, int]:
     """The input channels, first and behind the last, of the groups that a block of output channels touches."""
     out_per_group = op.out_channels // op.groups
-    last = min(block * PAIR + PAIR, op.out_channels) - 1
+    last = min(block * pair + pair, op.out_channels) - 1
     per_group = op.weight.shape[1]
-    return block * PAIR // out_per_group * per_group, (last // out_per_group + 1) * per_group
+    return block * pair // out_per_group * per_group, (last // out_per_group + 1) * per_group
 
 
-def _depth(op: Conv2d, stored: int) -> int:
+def _depth(op: Conv2d, unit: Unit, stored: int) -> int:
     """Input channels that each block reads: enough for the one that touches most, in whole steps."""
     if op.groups == 1:
         return stored
-    ranges = [_block_inputs(op, block) for block in range(-(-op.out_channels // PAIR))]
-    return min(-(-max(end - start for start, end in ranges) // STEP) * STEP, stored)
+    ranges = [_block_inputs(op, block, unit.pair) for block in range(-(-op.out_channels // unit.pair))]
+    return min(-(-max(end - start for start, end in ranges) // unit.step) * unit.step, stored)
 
 
-def _stream(request: Request, cut: Cut) -> Array:
-    """The weights, in the order in which activations are read."""
+def _taps(request: Request, cut: Cut) -> Array:
+    """The weights in the order in which activations are read: int8 [out, kernel's rows and columns, depth]."""
     op = request.node.op
     assert isinstance(op, Conv2d)
     stored = request.alternatives[request.node.inputs[0]].channels(request.inputs[0])
     out_per_group, per_group = op.out_channels // op.groups, op.weight.shape[1]
     weight = np.zeros((op.out_channels, *op.window.kernel, cut.depth), np.int8)
     for channel in range(op.out_channels):
-        start = min(_block_inputs(op, channel // PAIR)[0], stored - cut.depth)
+        start = min(_block_inputs(op, channel // cut.panels.pair, cut.panels.pair)[0], stored - cut.depth)
         first = channel // out_per_group * per_group - start
         weight[channel, ..., first : first + per_group] = op.weight[channel].transpose(1, 2, 0)
-    return cut.panels.pack(weight.reshape(op.out_channels, -1))
+    return weight.reshape(op.out_channels, -1)
 
 
-def _build(request: Request) -> BuiltKernel:
-    cut = Cut.of(request)
-    constants = _stream(request, cut), *per_channel(request, cut.panels)
-    return build_function(request, constants, lambda buffers: _Loops(request, cut, buffers).emit())
+def _build(request: Request, unit: Unit) -> BuiltKernel:
+    cut, source = Cut.of(request, unit), request.alternatives[request.node.inputs[0]]
+    weight = _taps(request, cut)
+    product = unit.product(weight, request.inputs[0], source, request.features)
+    constants = cut.panels.pack(weight), *per_channel(request, cut.panels, product)
+    return build_function(request, constants, lambda buffers: _Loops(request, cut, product, buffers).emit())
 
 
 class _Loops:
     """Emits the loops of one convolution."""
 
-    def __init__(self, request: Request, cut: Cut, buffers: tuple[Any, ...]) -> None:
+    def __init__(self, request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...]) -> None:
         op = request.node.op
         assert isinstance(op, Conv2d)
-        self.op, self.cut, self.batch = op, cut, request.batch
-        self.result = Result(request, buffers, flat_pixels=cut.width if cut.flat else 0)
+        self.op, self.cut, self.product, self.unit, self.batch = op, cut, product, cut.panels.unit, request.batch
+        self.result = Result(request, self.unit, buffers, flat_pixels=cut.width if cut.flat else 0)
         self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
         self.threads = op.macs(request.node.type) * request.batch >= MIN_MACS
 
@@ -189,29 +194,28 @@ class _Loops:
 
     def _tile(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """A tile's outputs at (sample, row, first column); `position` counts the tiles of a block."""
-        accumulators = Registers(self.cut.tile * vectors)
-        self.result.start(accumulators, block, vectors, self.cut.tile)
-        self._accumulate(accumulators, block, vectors, at, position)
-        self.result.finish(accumulators, block, vectors, self.cut.tile, at)
+        tile = self.unit.tile(self.product, self.cut.tile, vectors)
+        self.result.start(tile, block, vectors)
+        self._accumulate(tile, block, vectors, at, position)
+        self.result.finish(tile, block, vectors, self.cut.tile, at)
 
-    def _accumulate(
-        self, accumulators: Registers, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr
-    ) -> None:
+    def _accumulate(self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """All products of a tile."""
         window, cut, plane = self.op.window, self.cut, self.result.source
         (n, h, start), (sy, sx), (dy, dx) = at, window.strides, window.dilations
         (kh, kw), (top, left, _, _) = window.kernel, window.pads
         corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
-        panel, steps = block * cut.panels.panel_bytes, cut.depth // STEP
+        panel, steps = block * cut.panels.panel_bytes, cut.depth // self.unit.step
         if dx == 1 and cut.depth == plane.channels:  # the taps of a kernel's row lie together
             kw, steps = 1, kw * steps
         unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
         with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
             iteration = (ry * kw + rx) * (steps // unroll) + part
             for offset in range(unroll):
-                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + (part * unroll + offset) * STEP
+                channel = (part * unroll + offset) * self.unit.step
+                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + channel
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
-                self._step(accumulators, vectors, x, sx, weights)
+                self._step(tile, x, sx, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
 
     def _first(self, block: Expr) -> Expr:
@@ -219,17 +223,16 @@ class _Loops:
         if self.op.groups == 1:
             return tirx.const(0, "int32")
         out_per_group = self.op.out_channels // self.op.groups
-        first = block * PAIR // out_per_group * self.op.weight.shape[1]
+        first = block * self.unit.pair // out_per_group * self.op.weight.shape[1]
         return tirx.min(first, self.result.source.channels - self.cut.depth)
 
-    def _step(self, accumulators: Registers, vectors: int, x: Expr, stride: int, weights: Expr) -> None:
-        """Four input channels of every pixel."""
-        loaded = [weights_of(self.cut.panels, self.weight, weights, vector) for vector in range(vectors)]
-        for pixel in range(self.cut.tile):
-            four = in_all_lanes(self.x[ramp(x + pixel * stride * self.result.source.channels, STEP)])
-            for vector in range(vectors):
-                number = pixel * vectors + vector
-                accumulators[number] = dot(accumulators[number], four, loaded[vector])
+    def _step(self, tile: Tile, x: Expr, stride: int, weights: Expr) -> None:
+        """A few input channels of every pixel."""
+        channels, step = self.result.source.channels, self.unit.step
+        tile.add(
+            lambda pixel: self.x[ramp(x + pixel * stride * channels, step)],
+            lambda vector: weights_of(self.cut.panels, self.product, self.weight, weights, vector),
+        )
 
     def _prefetch(self, panel: Expr, position: Expr, iteration: Expr, iterations: int) -> None:
         """A share of the next panel, so that all tiles of this one together bring it closer."""
@@ -244,22 +247,30 @@ class _Loops:
             prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
 
 
-def _cost(request: Request) -> float:
+def _cost(request: Request, unit: Unit) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
-    cut, op = Cut.of(request), request.node.op
+    cut, op = Cut.of(request, unit), request.node.op
     assert isinstance(op, Conv2d)
     rows = cut.rows if cut.flat else request.batch * request.node.type.shape[1]
     pixels = rows * cut.tiles * cut.tile
-    macs = pixels * cut.panels.channels * cut.panels.steps * STEP
+    macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
     rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
     if op.rescale.residual is not None:
         rates += " residual"
-    return cost(rates, request, Work(macs, pixels * cut.panels.channels))
+    return unit.cost(rates, Work(macs, pixels * cut.panels.channels))
 
 
-CONV2D_W4_VNNI = Kernel(
-    "conv2d_u8s4s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=PACKED_WEIGHT, refuse=refuse)
-)
-CONV2D_W8_VNNI = Kernel(
-    "conv2d_u8s8s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=BYTE_WEIGHT, refuse=refuse)
-)
+def conv2d_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
+    """Of four-bit weights, which stay packed, and of bytes."""
+
+    def kernel(name: str, weight_bits: range) -> Kernel:
+        offer = channels_last(
+            Conv2d,
+            lambda request: _cost(request, unit),
+            lambda request: _build(request, unit),
+            weight_bits=weight_bits,
+            refuse=lambda request: refuse(request, unit),
+        )
+        return Kernel(f"{name}_{unit.name}", offer)
+
+    return kernel("conv2d_u8s4s32", PACKED_WEIGHT), kernel("conv2d_u8s8s32", BYTE_WEIGHT)

@@ -8,15 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hawq_tvm.core.ir import IntType, TensorType, Window
-from hawq_tvm.kernels.x86.vnni_depthwise import MIN_OUTPUTS, quads_of
+from hawq_tvm.kernels.dot.depthwise import MIN_OUTPUTS, quads_of
 
-from .test_x86_conv2d import conv, request_for
-from .x86_kernels import decline_of, offer_of, writes_what_the_interpreter_says
+from .dot_kernels import UNIT, decline_of, kernel_of, offer_of, writes_what_the_interpreter_says
+from .test_dot_conv2d import conv, request_for
 
-KERNEL = {8: "conv2d_depthwise_u8s8s32_avx512vnni", 4: "conv2d_depthwise_u8s4s32_avx512vnni"}
+BYTES = "conv2d_depthwise_u8s8s32_avx512vnni"
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("name", UNIT)
+@settings(max_examples=15, deadline=None)
 @given(
     channels=st.sampled_from([5, 16, 17, 32, 48, 70]),
     size=st.tuples(st.integers(3, 8), st.integers(1, 19)),
@@ -32,7 +33,7 @@ KERNEL = {8: "conv2d_depthwise_u8s8s32_avx512vnni", 4: "conv2d_depthwise_u8s4s32
     batch=st.integers(1, 2),
 )
 def test_depthwise_convolutions(
-    channels: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int],
+    name: str, channels: int, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int],
     dilations: tuple[int, int], pads: tuple[int, int, int, int], extra: tuple[int, int, int, int], bits: int,
     types: tuple[str, str, str], shift: int, residual: str, batch: int,
 ) -> None:  # fmt: skip
@@ -42,8 +43,8 @@ def test_depthwise_convolutions(
     factors = {"": 0, "one": 1, "each": channels}[residual]
     op = conv(channels, channels, window, bits=bits, groups=channels, output=types[1], shift=shift, residual=factors)
     x = TensorType(IntType.parse(types[0]), (channels, *size), 1.0)
-    request = request_for(op, x, types[1], residual=types[2], extra=extra, batch=batch)
-    writes_what_the_interpreter_says(KERNEL[4 if bits <= 4 else 8], request)
+    request = request_for(op, x, types[1], residual=types[2], extra=extra, batch=batch, unit=UNIT[name])
+    writes_what_the_interpreter_says(kernel_of(request, UNIT[name], depthwise=True), request)
 
 
 def test_work_large_enough_for_threads() -> None:
@@ -51,8 +52,8 @@ def test_work_large_enough_for_threads() -> None:
     x = TensorType(IntType.parse("u8"), (48, 80, 80), 1.0)
     assert np.prod(x.shape) >= MIN_OUTPUTS
     request = request_for(op, x, "u8")
-    assert "T.parallel" in offer_of(KERNEL[8], request).build().function.script()
-    writes_what_the_interpreter_says(KERNEL[8], request)
+    assert "T.parallel" in offer_of(BYTES, request).build().function.script()
+    writes_what_the_interpreter_says(BYTES, request)
 
 
 @given(kernel=st.integers(1, 9), stride=st.integers(1, 4), dilation=st.integers(1, 3), width=st.integers(1, 9))
@@ -80,4 +81,4 @@ def test_a_set_has_as_many_pixels_as_its_columns_serve(kernel: int, stride: int,
 def test_groups_of_more_channels_are_declined() -> None:
     op = conv(32, 32, Window((3, 3)), groups=16)
     request = request_for(op, TensorType(IntType.parse("u8"), (32, 5, 5), 1.0), "u8")
-    assert decline_of(KERNEL[8], request) == "takes one group a channel, got 16 groups of 32 channels"
+    assert decline_of(BYTES, request) == "takes one group a channel, got 16 groups of 32 channels"

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hawq_tvm.core.ir import IntType, Rescale, TensorType
 from hawq_tvm.core.ops import Linear
 from hawq_tvm.kernels import Request
-from hawq_tvm.kernels.x86.vnni_linear import MIN_WEIGHTS, Cut
+from hawq_tvm.kernels.dot.linear import MIN_WEIGHTS, Cut
+from hawq_tvm.kernels.dot.unit import Unit
 
-from .x86_kernels import decline_of, offer_of, writes_what_the_interpreter_says, x86_request
+from .dot_kernels import UNIT, VNNI, decline_of, dot_request, kernel_of, offer_of, writes_what_the_interpreter_says
 
 KERNEL = {8: "linear_u8s8s32_avx512vnni", 4: "linear_u8s4s32_avx512vnni"}
 
@@ -28,6 +29,7 @@ def linear_request(
     *,
     residual: int = 0,
     batch: int = 1,
+    unit: Unit = VNNI,
 ) -> Request:
     """Types of the input, the result and the residual; multipliers as large as the proofs allow with that shift."""
     rng, limit, dtype = np.random.default_rng(features), 1 << (bits - 1), IntType.parse(types[1])
@@ -40,10 +42,11 @@ def linear_request(
     inputs = [TensorType(IntType.parse(types[0]), (features,), 1.0)]
     if residual:
         inputs.append(TensorType(IntType.parse(types[2]), (outputs,), 1.0))
-    return x86_request(op, inputs, dtype, [(0, 0, 0, 0)] * (len(inputs) + 1), batch=batch)
+    return dot_request(op, inputs, dtype, [(0, 0, 0, 0)] * (len(inputs) + 1), batch=batch, unit=unit)
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("name", UNIT)
+@settings(max_examples=15, deadline=None)
 @given(
     features=st.integers(4, 70),
     outputs=st.sampled_from([16, 17, 31, 32, 64, 100, 128, 129, 300]),
@@ -56,11 +59,18 @@ def linear_request(
     batch=st.integers(1, 5),
 )
 def test_linear_layers(
-    features: int, outputs: int, bits: int, types: tuple[str, str, str], shift: int, residual: str, batch: int
+    name: str,
+    features: int,
+    outputs: int,
+    bits: int,
+    types: tuple[str, str, str],
+    shift: int,
+    residual: str,
+    batch: int,
 ) -> None:
     factors = {"": 0, "one": 1, "each": outputs}[residual]
-    request = linear_request(features, outputs, bits, types, shift, residual=factors, batch=batch)
-    writes_what_the_interpreter_says(KERNEL[4 if bits <= 4 else 8], request)
+    request = linear_request(features, outputs, bits, types, shift, residual=factors, batch=batch, unit=UNIT[name])
+    writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), request)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -74,10 +84,10 @@ def test_work_large_enough_for_threads(bits: int) -> None:
 @given(features=st.integers(4, 20), outputs=st.integers(16, 300), batch=st.integers(1, 7))
 def test_blocks_hold_every_output_and_steps_every_weight_once(features: int, outputs: int, batch: int) -> None:
     request = linear_request(features, outputs, 8, ("u8", "u8", "u8"), 40, batch=batch)
-    cut, op = Cut.of(request), request.node.op
+    cut, op = Cut.of(request, VNNI), request.node.op
     assert isinstance(op, Linear)
     assert set(cut.channels.ravel().tolist()) == set(range(outputs))
-    stream = cut.pack(op.weight).reshape(cut.blocks, cut.steps, cut.block, 4)
+    stream = cut.pack(cut.taps(op.weight)).reshape(cut.blocks, cut.steps, cut.block, 4)
     found = np.zeros((cut.blocks, cut.block, features), np.int64)
     for step in range(cut.steps):
         first = min(4 * step, features - 4)

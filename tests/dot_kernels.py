@@ -1,4 +1,4 @@
-"""Short ways to x86 kernels, for their tests: requests in the storages they ask for, and runs beside guard zones."""
+"""Short ways to dot product kernels, for their tests: requests in their storages, and runs beside guard zones."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ import numpy as np
 import pytest
 import tvm
 
+from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES
+from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.registry import UNITS
 
 from .accesses import accesses_outside, shared_between_threads
 from .builders import random_integers
-from .cpus import HOST
+from .cpus import lacking, machine_of
 
 Frame = tuple[int, int, int, int]
-ALL = AVX512_VNNI | NIBBLES | MULTIPLY_ADD
+UNIT = {unit.name: unit for unit in UNITS}
+VNNI = UNIT["avx512vnni"]
 GUARD = 128
 
 
-def storage_of(type: TensorType, frame: Frame) -> Storage:
-    """Channels last as a CPU with VNNI has it."""
-    multiple = 4 if type.shape[0] <= 4 else 16
-    return Storage("NHWC", multiple=multiple, frame=frame, offset=128 if type.dtype.signed else 0)
+def storage_of(type: TensorType, frame: Frame, unit: Unit = VNNI) -> Storage:
+    """Channels last as a CPU with that unit has it."""
+    multiple = 4 if type.shape[0] <= 4 else unit.channels
+    return Storage("NHWC", multiple=multiple, frame=frame, offset=unit.signed_offset if type.dtype.signed else 0)
 
 
-def x86_request(
+def dot_request(
     op: Operator,
     inputs: Sequence[TensorType],
     output: IntType,
     frames: Sequence[Frame],
     *,
     batch: int = 1,
-    features: frozenset[str] = ALL,
+    unit: Unit = VNNI,
 ) -> Request:
     """A request whose images may lie in frames: of each input, then of the result."""
     names = tuple(f"x{i}" for i in range(len(inputs)))
@@ -47,11 +50,20 @@ def x86_request(
     if bounds is not None:
         bounds.check("y")
     images = {
-        name: storage_of(x, frame)
+        name: storage_of(x, frame, unit)
         for name, x, frame in zip((*names, "y"), (*inputs, type), frames, strict=True)
         if len(x.shape) == 3
     }
-    return Request(node, tuple(inputs), batch, HOST.target, 512, images, features)
+    machine = machine_of(unit.name)
+    return Request(node, tuple(inputs), batch, machine.target, machine.vector_bits, images, machine.features)
+
+
+def kernel_of(request: Request, unit: Unit, *, depthwise: bool = False) -> str:
+    """The name of the kernel that a layer with weights is for."""
+    op = request.node.op
+    assert isinstance(op, WeightedOperator)
+    bits = "s4" if op.weight_bits <= 4 else "s8"
+    return f"{op.kind.lower()}{'_depthwise' * depthwise}_u8{bits}s32_{unit.name}"
 
 
 def offer_of(name: str, request: Request) -> Offer:
@@ -69,13 +81,14 @@ def decline_of(name: str, request: Request) -> str:
 
 
 def writes_what_the_interpreter_says(name: str, request: Request, values: Sequence[Array] | None = None) -> Array:
-    """Compile an offer, run it between guard zones and poison, and compare every stored byte.
+    """Compile an offer of a unit's kernel, run it between guard zones and poison, and compare every stored byte.
 
     Returns:
         What the interpreter says.
     """
-    if not request.features <= HOST.features:
-        pytest.skip(f"this machine lacks {', '.join(sorted(request.features - HOST.features))}")
+    machine = machine_of(name.rpartition("_")[2])
+    if lacking(machine):
+        pytest.skip(f"this machine lacks {', '.join(lacking(machine))}")
     values = values or [random_integers(x, request.batch, seed) for seed, x in enumerate(request.inputs)]
     expected, type = request.node.op.evaluate(values), request.node.type
     offer = offer_of(name, request)
@@ -85,20 +98,22 @@ def writes_what_the_interpreter_says(name: str, request: Request, values: Sequen
     if isinstance(request.node.op, WeightedOperator) and request.node.op.weight_bits <= 4:
         assert kernel.constants[0].dtype == np.uint8, "four bits stay packed"
     given = [pack(v, x, storage) for v, x, storage in zip(values, request.inputs, offer.reads, strict=True)]
-    found = run_guarded(kernel, given, type, offer.writes, request.batch)
+    found = run_guarded(kernel, given, type, offer.writes, request.batch, machine)
     wanted = pack(expected.astype(type.dtype.carrier), type, offer.writes)
     assert found.dtype == wanted.dtype
     assert np.array_equal(found, wanted)
     return expected
 
 
-def run_guarded(kernel: BuiltKernel, given: Sequence[Array], type: TensorType, writes: Storage, batch: int) -> Array:
+def run_guarded(
+    kernel: BuiltKernel, given: Sequence[Array], type: TensorType, writes: Storage, batch: int, machine: Machine
+) -> Array:
     """What a kernel leaves in memory that held something else; beside any of its buffers lies poison, left alone.
 
     Twice, with other poison around the inputs: what lies there must not matter.
     """
     library = tvm.compile(
-        tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")}), target=HOST.tvm_target
+        tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")}), target=machine.tvm_target
     )
     results = []
     for poison in (0x55, 0xAA):
