@@ -12,7 +12,10 @@ from hawq_tvm.ilp.pulp_solver import solve_ilp
 
 Allocator = Callable[[Problem], Allocation]
 
-ALLOCATORS: dict[str, Allocator] = {name: partial(solve_ilp, solver=name) for name in SOLVERS}
+ALLOCATORS: dict[str, Allocator] = {
+    "ilp": solve_ilp,  # whichever solver is installed
+    **{name: partial(solve_ilp, solver=name) for name in SOLVERS},
+}
 """Every allocator by the name that ``--solver`` takes."""
 
 

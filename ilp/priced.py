@@ -1,13 +1,13 @@
-"""The sums of a program's rows at given prices: their least over all configurations, and what each choice adds to it.
+"""The sums of a program's rows at given prices: their least over all configurations, and what a choice adds to it.
 
-Terms are held as excesses over their least, scaled by row to ranges near 1, all in two arrays, so that prices are put on
-them by two products. Choices of a group that no border tells apart are one *state*; borders at which a side has a single
-state belong to the choices of the other. What is left is a small graph of states (`elimination`) and groups by themselves.
+Terms are held as excesses over their least, scaled by row to ranges near 1, all in two arrays, so that prices are put
+on them by two products. Choices of a group that no border tells apart are one *state*; borders at which a side has a
+single state belong to the choices of the other. What is left is a small graph of states (`elimination`) and groups by
+themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import fsum
 
 import numpy as np
@@ -126,7 +126,7 @@ class PricedTerms:
         return np.array(found)
 
     def marginals(self, weights: FloatArray) -> list[FloatArray]:
-        """By group, by how much each choice raises the least sum: its state's marginal, and what it is above its state."""
+        """By group, by how much each choice raises the least sum: its state's marginal, and its own above that."""
         choices, states, edges = self._priced(weights)
         by_state = {
             int(group): own
@@ -143,7 +143,7 @@ class PricedTerms:
         return found
 
 
-def _states(program: Program) -> tuple[list[IntArray], list[Sequence[int]]]:
+def _states(program: Program) -> tuple[list[IntArray], list[list[int]]]:
     """By group, the state of each choice, and for each state a choice that has it.
 
     Choices are of one state where every border costs them the same, whatever the neighbours have.

@@ -1,8 +1,8 @@
 """The search for the optimum of a program: branch and bound, whose bounds are Lagrangian and whose leaves are PuLP's.
 
 At each node, what need not be looked at goes first (`reduction`), then what the Lagrangian bound rules out
-(`lagrangian`). Where few choices are left, a solver takes the node as it is (`pulp_program`). Elsewhere the node is split
-at the group on which the relaxation is most undecided: whether it takes more of the budgets than the relaxation's
+(`lagrangian`). Where few choices are left, a solver takes the node as it is (`pulp_program`). Elsewhere the node is
+split at the group on which the relaxation is most undecided: whether it takes more of the budgets than the relaxation's
 mixture does on average, or no more. The node of the least bound is next, so what is left when it ends is no better.
 
 Good configurations rule out most choices. They come from the *core* of a node, the choices that cost least beyond the
@@ -169,7 +169,7 @@ class _Search:
             if not is_final:
                 raise _OutOfTimeError
             left = within_reach(left.bounded(self._target))
-            if left is not None and _spread(left) * _RESCALED > spread:
+            if left is not None and (_spread(left) == 0 or _spread(left) * _RESCALED > spread):
                 return
 
 
@@ -195,7 +195,8 @@ def _halves(
 
 def _cheapest(marginals: Sequence[FloatArray], size: int) -> list[NDArray[np.bool_]]:
     """About so many choices, those of least marginals; every group keeps at least one."""
-    most = float(np.partition(np.concatenate(marginals), size - 1)[size - 1])
+    every = np.sort(np.concatenate(marginals))
+    most = float(every[min(size, len(every)) - 1])
     return [own <= max(most, float(own.min())) for own in marginals]
 
 

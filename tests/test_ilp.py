@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pulp
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 from benchmarks.optimality import best, judge, realistic, wild
 from hawq_tvm.core.budget import Budget, Limit
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
-from hawq_tvm.core.specs import Bits, Cost, CostTable, LayerCosts
-from hawq_tvm.ilp import SOLVERS, Problem, find_allocator, formulate, pulp_solver, solve_ilp
+from hawq_tvm.core.specs import Bits, Border, BorderCost, Cost, CostTable, LayerCosts
+from hawq_tvm.ilp import SOLVERS, Problem, find_allocator, formulate, pulp_program, pulp_solver, search, solve_ilp
+from hawq_tvm.ilp.search import Answer
 
 W4, W8 = Bits(4, 4), Bits(8, 8)
 FACTS = json.loads((Path(__file__).parent / "facts" / "hawqv3_resnet18_ilp.json").read_text())
@@ -57,6 +59,12 @@ def test_upstreams_resnet18_answers_are_reproduced(name: str, solver: str) -> No
 PAIRS = [Bits(2, 8), W4, Bits(4, 8), W8]
 
 
+border_costs = st.builds(
+    lambda size, latency: BorderCost(size_bytes=size, latency_us=latency),
+    *[st.integers(0, 300).map(lambda value: value / 8)] * 2,
+)
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[CostTable, Budget]:
     """Up to six layers with random costs, choices, ties and one to three budgets."""
@@ -71,17 +79,33 @@ def problems(draw: st.DrawFn) -> tuple[CostTable, Budget]:
         for i in range(count)
     )  # fmt: skip
     ties = ((rows[0].name, rows[-1].name),) if count > 1 and draw(st.booleans()) else ()
+    both = [(one, two) for one in shared for two in shared]
+    borders = (
+        tuple(
+            Border(
+                rows[i].name, rows[j].name, {pair: draw(border_costs) for pair in draw(st.sets(st.sampled_from(both)))}
+            )
+            for i, j in draw(st.sets(st.sampled_from([(i, j) for i in range(count) for j in range(count) if i != j])))
+        )
+        if count > 1 and draw(st.booleans())
+        else ()
+    )
     limits: dict[str, Any] = {
         name: draw(st.one_of(st.integers(0, 100 * count), st.integers(0, 100).map(lambda p: f"{p}%")))
         for name in draw(st.sets(st.sampled_from(["size", "bops", "latency"]), min_size=1))
     }
-    return CostTable(rows, ties), Budget(**limits)
+    return CostTable(rows, ties, borders=borders), Budget(**limits)
 
 
-@settings(max_examples=60, deadline=None)
-@given(case=problems(), solver=st.sampled_from(SOLVERS))
-def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str) -> None:
-    table, budget = case
+@settings(max_examples=80, deadline=None)
+@given(case=problems(), solver=st.sampled_from(SOLVERS), leaf=st.sampled_from([0, 600]))
+def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str, leaf: int) -> None:
+    """With and without branching, which small problems would not need."""
+    with mock.patch.multiple(search, _LEAF=leaf, _CORE=leaf or 3):
+        agrees_with_brute_force(*case, solver)
+
+
+def agrees_with_brute_force(table: CostTable, budget: Budget, solver: str) -> None:
     problem = formulate(table, budget)
     optimum = best(problem)
     if optimum is None:
@@ -91,6 +115,7 @@ def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], sol
         return
     result = solve_ilp(problem, solver=solver)
     assert result.sensitivity == pytest.approx(optimum, abs=1e-9, rel=1e-9)
+    assert (result.proved, result.lower_bound) == (True, result.sensitivity)
     for cost, limit in problem.limits.items():
         assert table.total(result.bits, cost) <= limit + 1e-9
         assert result.costs[cost] <= limit
@@ -236,7 +261,7 @@ def test_allocators_have_names() -> None:
         assert (chosen(result), result.solver, result.bits.origin) == ("84", name, f"ilp ({name})")
         assert dict(result.limits) == {"size_bytes": 12}
         assert dict(result.costs) == {"size_bytes": 12, "bops": 512 + 128, "latency_us": 3.0}
-    with pytest.raises(AllocationError, match="unknown solver 'gurobi'; known: cbc, highs"):
+    with pytest.raises(AllocationError, match="unknown solver 'gurobi'; known: ilp, cbc, highs"):
         find_allocator("gurobi")
 
 
@@ -263,11 +288,11 @@ def test_what_a_solver_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(pulp.LpProblem, "solve", lambda program, solver: pulp.LpStatusUndefined)
         refuses("cbc ended with the status 'Undefined'; try the other solver")
     with monkeypatch.context() as patch:
-        patch.setattr(pulp_solver, "_MOST_CUTS", 0)
+        patch.setattr(pulp_program, "_MOST_CUTS", 0)
         refuses("cbc returned 0 answers that leave a budget by rounding errors; raise the budget slightly")
-    true = pulp_solver._minimise
-    answers = iter([lambda *given: None])  # the first answer is wrong, what looks for the reason is not
-    monkeypatch.setattr(pulp_solver, "_minimise", lambda *given: next(answers, true)(*given))
+    true = pulp_solver.minimise
+    answers = iter([lambda *given: Answer(None, math.inf)])  # the first is wrong, what looks for the reason is not
+    monkeypatch.setattr(pulp_solver, "minimise", lambda *given: next(answers, true)(*given))
     refuses("cbc found no configuration where there is one; try the other solver")
 
 
