@@ -239,9 +239,9 @@ class PulpProgram:
 def _solver(name: str, gap: float, seconds: float) -> pulp.LpSolver:
     limit = None if seconds == inf else max(seconds, 0.01)
     if name == "cbc":
-        return pulp.PULP_CBC_CMD(msg=False, gapRel=0, gapAbs=gap, timeLimit=limit)
+        return pulp.PULP_CBC_CMD(msg=False, gapRel=0, gapAbs=gap, timeLimit=limit, cuts=False)
     if name == "highs":
-        return pulp.HiGHS(msg=False, gapRel=0, gapAbs=gap, timeLimit=limit)
+        return pulp.HiGHS(msg=False, gapRel=0, gapAbs=gap, timeLimit=limit, mip_allow_cut_separation_at_nodes=False)
     raise AllocationError(f"unknown solver '{name}'; known: {', '.join(SOLVERS)}")
 
 

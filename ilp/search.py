@@ -6,7 +6,7 @@ split at the group on which the relaxation is most undecided: whether it takes m
 mixture does on average, or no more. The node of the least bound is next, so what is left when it ends is no better.
 
 Good configurations rule out most choices. They come from the *core* of a node, the choices that cost least beyond the
-bound, which a solver is given at the first node, the second, the fourth, and so on.
+bound, which a solver is given at the first node and at every so many after it.
 
 Sources: Balas and Zemel, "An algorithm for large zero-one knapsack problems" (1980), for the core; Beale and Tomlin
 (1970) for splitting sets of choices of which one is taken.
@@ -29,11 +29,17 @@ from hawq_tvm.ilp.program import IntArray, Program
 from hawq_tvm.ilp.pulp_program import Effort, PulpProgram
 from hawq_tvm.ilp.reduction import within_reach, without_dominated
 
-_LEAF = 600
+_LEAF = 700
 """Choices in all, beyond one a group, that a solver is given as they are."""
 
-_CORE = 400
+_CORE = 350
 """Choices, beyond one a group, that it is given to find good configurations."""
+
+_ROUGH = 0.1
+"""How far above its best the answer to a core may be, as a share of what is not known yet."""
+
+_EVERY = 8
+"""Nodes from one core to the next."""
 
 _RESCALED = 8.0  # solved again where striking out choices shrinks the objective's largest term at least so much
 
@@ -64,13 +70,11 @@ class _Node:
 
     Attributes:
         program: what it may choose from.
-        bound: nothing in it has a lower objective.
-        met: configurations of it, to begin its relaxation with; by the numbers of the whole.
+        relaxation: of it.
     """
 
     program: Program
-    bound: float
-    met: IntArray
+    relaxation: Relaxation
 
 
 class _OutOfTimeError(Exception):
@@ -85,23 +89,20 @@ class _Search:
         self._effort = effort
         self._deadline = time.monotonic() + effort.seconds
         self._best: list[int] | None = None
-        self._value = inf
+        self._value, self._bound = inf, -inf
         self._ahead: list[tuple[float, int, _Node]] = []
-        self._pushed = self._relaxed = 0
+        self._pushed = 0
 
     def run(self) -> Answer:
         """Take nodes by their bounds until none can beat the best configuration."""
-        program = without_dominated(self._whole)
-        bound = -inf
-        self._push(_Node(program, bound, np.zeros((0, len(program.alone)), np.intp)))
+        program = within_reach(without_dominated(self._whole))
         try:
-            while self._ahead:
-                bound, _, node = heapq.heappop(self._ahead)
-                if bound >= self._target:
-                    break
-                self._look(node)
+            if program is not None and _freedom(program) <= _LEAF and not program.ends and self._effort.seconds == inf:
+                self._solve(program)
+            elif program is not None:
+                self._bound_and_branch(program)
         except _OutOfTimeError:
-            return Answer(self._best, min(bound, self._value), is_final=False)
+            return Answer(self._best, min(self._bound, self._value), is_final=False)
         return Answer(self._best, self._target)
 
     @property
@@ -114,10 +115,6 @@ class _Search:
         """What has no lower objective than this is not worth finding."""
         return self._value - self._allowed
 
-    def _push(self, node: _Node) -> None:
-        self._pushed += 1  # of equal bounds the older is first
-        heapq.heappush(self._ahead, (node.bound, self._pushed, node))
-
     def _take(self, program: Program, picks: Sequence[int]) -> None:
         """Remember a configuration if it is within the limits and the best so far."""
         if program.exceeded(picks) is None:
@@ -126,50 +123,83 @@ class _Search:
             if value < self._value:
                 self._best, self._value = original, value
 
-    def _look(self, node: _Node) -> None:
-        """Solve a node, or split it."""
-        program = within_reach(node.program.bounded(self._target))
-        if program is None:
+    def _bound_and_branch(self, program: Program) -> None:
+        """From the root, always the node of the least bound; the core of the first, and of some after it, before."""
+        self._push(program, np.zeros((0, len(program.alone)), np.intp))
+        looked = 0
+        while self._ahead:
+            self._bound, _, node = heapq.heappop(self._ahead)
+            if self._bound >= self._target:
+                break
+            if looked % _EVERY == 0:
+                self._rough(node)
+            self._split(node)
+            looked += 1
+
+    def _push(self, program: Program, met: IntArray) -> None:
+        """Relax a part of the program, and keep it if it can hold what is worth finding.
+
+        Args:
+            program: the part.
+            met: configurations to begin with, by the numbers of the whole.
+        """
+        reached = within_reach(program.bounded(self._target))
+        if reached is None:
             return
-        if _freedom(program) <= _LEAF and not program.ends and self._effort.seconds == inf:
-            self._solve(program)
-            return
-        relaxation = relax(program, program.having(node.met))
+        relaxation = relax(reached, reached.having(met))
         for picks in relaxation.met:
-            self._take(program, picks)
-        self._relaxed += 1
-        if self._relaxed.bit_count() == 1 and _freedom(program) > _LEAF:  # ever more seldom
-            self._solve(program.keep(_cheapest(relaxation.marginals, _CORE + len(program.alone))))
-        if relaxation.bound >= self._target:
-            return
-        met = program.originals(relaxation.met)
-        worth = self._target - relaxation.bound + relaxation.doubt
-        kept = [own <= worth for own in relaxation.marginals]
-        if not all(mask.any() for mask in kept):
-            return
-        left = within_reach(program.keep(kept).bounded(self._target))
+            self._take(reached, picks)
+        if relaxation.bound < self._target:
+            self._pushed += 1  # of equal bounds the older is first
+            heapq.heappush(self._ahead, (relaxation.bound, self._pushed, _Node(reached, relaxation)))
+
+    def _worth(self, node: _Node) -> list[NDArray[np.bool_]]:
+        """By group, the choices of a node that what is worth finding can have."""
+        worth = self._target - node.relaxation.bound + node.relaxation.doubt
+        return [own <= worth for own in node.relaxation.marginals]
+
+    def _split(self, node: _Node) -> None:
+        """Split a node in two, or solve it where it is small."""
+        kept = self._worth(node)
+        left = within_reach(node.program.keep(kept).bounded(self._target)) if all(map(np.any, kept)) else None
         if left is None:
             return
-        halves = None if _freedom(left) <= _LEAF else _halves(program, relaxation, kept)
+        halves = None if _freedom(left) <= _LEAF else _halves(node.program, node.relaxation, kept)
         if halves is None:
             self._solve(left)
-        else:
-            for half in halves:
-                self._push(_Node(program.keep(half), relaxation.bound, met))
+            return
+        met = node.program.originals(node.relaxation.met)
+        for half in halves:
+            self._push(node.program.keep(half), met)
 
-    def _solve(self, program: Program) -> None:
-        """Have a solver find the best of a program; again, where that makes the objective's terms much smaller."""
+    def _rough(self, node: _Node) -> None:
+        """Solve the core of a node, roughly, for a good configuration."""
+        kept = self._worth(node)
+        if all(map(np.any, kept)):
+            near = _cheapest(node.relaxation.marginals, _CORE + len(kept))
+            core = node.program.keep([a & b if (a & b).any() else a for a, b in zip(kept, near, strict=True)])
+            bound = node.relaxation.bound
+            self._solve(core, gap=_ROUGH * (min(self._value, bound + abs(bound)) - bound))
+
+    def _solve(self, program: Program, gap: float = 0.0) -> None:
+        """Have a solver find the best of a program; again, where that makes the objective's terms much smaller.
+
+        Args:
+            program: what it may choose from.
+            gap: how far above the best of it will do, where that is more than the search allows anyway.
+        """
         left = within_reach(program)
         while left is not None:
             spread = _spread(left)
             seconds = self._deadline - time.monotonic()
-            picks, is_final = PulpProgram(left).solve(replace(self._effort, gap=self._allowed, seconds=seconds))
+            effort = replace(self._effort, gap=max(gap, self._allowed), seconds=seconds)
+            picks, is_final = PulpProgram(left).solve(effort)
             if picks is not None:
                 self._take(left, picks)
             if not is_final:
                 raise _OutOfTimeError
             left = within_reach(left.bounded(self._target))
-            if left is not None and (_spread(left) == 0 or _spread(left) * _RESCALED > spread):
+            if gap > self._allowed or left is not None and (_spread(left) == 0 or _spread(left) * _RESCALED > spread):
                 return
 
 
