@@ -59,13 +59,13 @@ class Elimination:
         circles = _closing(len(states), ends)
         self.loosened: list[int] = []
         while True:
-            order, largest = self._order(most_entries)
+            order, largest = self._order()
             if largest <= most_entries or not circles:
                 break
             self.loosened.append(circles.pop())
         self._buckets = self._fill(order)
 
-    def _order(self, most_entries: int) -> tuple[list[int], int]:
+    def _order(self) -> tuple[list[int], int]:
         """Variables by the size of the table that they take, least first; and the largest of the tables."""
         neighbours: list[set[int]] = [set() for _ in self._states]
         for edge, (u, v) in enumerate(self._ends):
@@ -81,8 +81,6 @@ class Elimination:
         while sizes:
             variable = min(sizes, key=sizes.__getitem__)
             largest = max(largest, sizes.pop(variable))
-            if largest > most_entries:
-                break
             order.append(variable)
             around = neighbours[variable]
             for other in around:

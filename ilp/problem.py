@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import fsum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Border, CostName, CostTable, LayerCosts
 
 FloatArray = NDArray[np.float64]
+
+Quantity = CostName | Literal["sensitivity"]
+"""What a configuration has a sum of."""
+
+QUANTITIES: tuple[Quantity, ...] = ("sensitivity", *COST_NAMES)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Choice:
     latency_us: float | None
     energy_uj: float | None = None
 
-    def cost(self, name: CostName) -> float:
+    def cost(self, name: Quantity) -> float:
         value = getattr(self, name)
         assert value is not None, f"{name} was checked when the problem was formulated"
         return float(value)
@@ -91,11 +96,18 @@ class Problem:
         totals = [self.total([_at_most(group, pair) for group in self.groups], cost) for pair in pairs]
         return min(totals), max(totals)
 
-    def total(self, picks: Sequence[int], cost: CostName) -> float:
+    def total(self, picks: Sequence[int], cost: Quantity) -> float:
         """The cost of picking choice ``picks[g]`` for group g, borders included, summed without rounding error."""
         alone = (group.choices[pick].cost(cost) for group, pick in zip(self.groups, picks, strict=True))
-        together = (float(e.costs[cost][picks[e.first], picks[e.second]]) for e in self.edges if cost in e.costs)
+        tables = ((e, e.costs.get(cost)) for e in self.edges if cost != "sensitivity")
+        together = (float(table[picks[e.first], picks[e.second]]) for e, table in tables if table is not None)
         return fsum((*alone, *together))
+
+    @property
+    def known(self) -> tuple[CostName, ...]:
+        """The costs that every choice has a number for."""
+        choices = [choice for group in self.groups for choice in group.choices]
+        return tuple(cost for cost in COST_NAMES if all(getattr(choice, cost) is not None for choice in choices))
 
     def sensitivity(self, picks: Sequence[int]) -> float:
         """The objective of a pick."""
@@ -188,9 +200,8 @@ def formulate(
         if unknown:
             raise AllocationError(f"{what} for unknown layer '{unknown[0]}'; the layers are {', '.join(rows)}")
     groups = tuple(_group(members, rows, table.borders, candidates, pins) for members in _partition(table))
-    for cost in COST_NAMES:
-        if cost in budget.limits:
-            _require_cost(groups, cost)
+    for cost in budget.limits:
+        require_cost(groups, cost)
     problem = Problem(table.names, groups, {}, _edges(table, groups))
     limits: dict[CostName, float] = {}
     for cost, limit in budget.limits.items():
@@ -303,11 +314,16 @@ _OBTAINED: Mapping[CostName, str] = {
 }
 
 
-def _require_cost(groups: Sequence[Group], cost: CostName) -> None:
+def require_cost(groups: Sequence[Group], cost: CostName) -> None:
+    """Refuse to decide by a cost that is not known.
+
+    Raises:
+        AllocationError: a choice has no number for it.
+    """
     for group in groups:
         for choice in group.choices:
             if getattr(choice, cost) is None:
                 raise AllocationError(
-                    f"a budget on {cost} needs it for every layer, and {group.layers[0]} has none at {choice.bits}; "
-                    f"{_OBTAINED[cost]}"
+                    f"a budget on {cost} or a front over it needs it for every layer, and {group.layers[0]} has none "
+                    f"at {choice.bits}; {_OBTAINED[cost]}"
                 )

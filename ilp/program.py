@@ -8,15 +8,14 @@ A sum holds its limit where the *correctly rounded* sum of its terms does: `Prog
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.core.specs import CostName
-from hawq_tvm.ilp.problem import FloatArray, Problem
+from hawq_tvm.ilp.problem import FloatArray, Problem, Quantity
 
 IntArray = NDArray[np.intp]
 
@@ -41,23 +40,29 @@ class Program:
     numbers: tuple[IntArray, ...]
 
     @classmethod
-    def of(cls, problem: Problem, objective: CostName | None = None) -> Program:
-        """A problem's program; the objective is the sensitivity, or a cost in its place."""
-        costs = list(problem.limits)
-        alone, together = [], []
-        for group in problem.groups:
-            first = [c.sensitivity if objective is None else c.cost(objective) for c in group.choices]
-            alone.append(np.array([first, *([choice.cost(cost) for choice in group.choices] for cost in costs)]))
+    def of(
+        cls,
+        problem: Problem,
+        objective: Quantity = "sensitivity",
+        limits: Mapping[Quantity, float] | None = None,
+    ) -> Program:
+        """A problem's program: the least of a sum within limits, by default those of the problem."""
+        bounded: Mapping[Quantity, float] = dict(problem.limits.items())
+        bounded = bounded if limits is None else limits
+        rows: tuple[Quantity, ...] = (objective, *bounded)
+        alone = [np.array([[choice.cost(row) for choice in group.choices] for row in rows]) for group in problem.groups]
+        together = []
         for edge in problem.edges:
             nothing = np.zeros_like(next(iter(edge.costs.values())))
-            rows = [None if name is None else edge.costs.get(name) for name in (objective, *costs)]
-            together.append(np.array([nothing if row is None else row for row in rows]))
+            together.append(
+                np.array([nothing if row == "sensitivity" else edge.costs.get(row, nothing) for row in rows])
+            )
         kept = [e for e, terms in enumerate(together) if terms.any()]
         return cls(
             tuple(alone),
             tuple((problem.edges[e].first, problem.edges[e].second) for e in kept),
             tuple(together[e] for e in kept),
-            np.array([np.inf, *problem.limits.values()]),
+            np.array([np.inf, *bounded.values()]),
             tuple(np.arange(terms.shape[1]) for terms in alone),
         )
 

@@ -37,18 +37,14 @@ def solve_ilp(problem: Problem, *, solver: str | None = None, gap: float = 0.0, 
     if answer.picks is None:
         if not answer.is_final:
             raise AllocationError(f"{solver} found no configuration within {seconds:g} s; give it more time")
-        raise _explain(problem, solver)
+        raise explain_infeasible(problem, solver)
     picks = _spend_slack(problem, answer.picks)
-    known: dict[CostName, float] = {}
-    for cost in COST_NAMES:
-        if all(getattr(choice, cost) is not None for group in problem.groups for choice in group.choices):
-            known[cost] = problem.total(picks, cost)
     sensitivity = problem.sensitivity(picks)
     bound = min(answer.bound, sensitivity) if isfinite(answer.bound) else None
     return Allocation(
         bits=problem.config(picks, f"ilp ({solver})"),
         sensitivity=sensitivity,
-        costs=known,
+        costs={cost: problem.total(picks, cost) for cost in problem.known},
         limits=dict(problem.limits),
         solver=solver,
         seconds=time.perf_counter() - start,
@@ -79,7 +75,7 @@ def _spend_slack(problem: Problem, picks: list[int]) -> list[int]:
     return picks
 
 
-def _explain(problem: Problem, solver: str) -> InfeasibleBudget:
+def explain_infeasible(problem: Problem, solver: str) -> InfeasibleBudget:
     """Which budget binds, and the smallest value it could have with the others as they are.
 
     Where no single budget is to blame, because those that remain contradict each other too, one is left out.

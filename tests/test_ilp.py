@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.ilp_scale import BUDGET, is_optimal, large
 from benchmarks.optimality import best, judge, realistic, wild
 from hawq_tvm.core.budget import Budget, Limit
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
@@ -241,7 +242,9 @@ def test_an_infeasible_budget_names_what_binds_and_the_nearest_value() -> None:
 
 def test_a_budget_on_what_was_not_measured() -> None:
     costs = CostTable((LayerCosts("a", 1, 1, {W8: Cost(1, 8, 64)}),))
-    with pytest.raises(AllocationError, match="a budget on latency_us needs it for every layer, and a has none"):
+    with pytest.raises(
+        AllocationError, match="a budget on latency_us or a front over it needs it for every layer, and a has none"
+    ):
         formulate(costs, Budget(latency="1ms"))
 
 
@@ -405,3 +408,55 @@ def test_the_nearest_value_is_met_when_it_is_given() -> None:
             solve_ilp(formulate(costs, Budget(**{name: 0})))
         assert solve_ilp(formulate(costs, Budget(**{name: text.split()[0]})))
         assert caught.value.nearest == float(text.split()[0])
+
+
+def test_an_answer_near_enough_comes_with_its_bound() -> None:
+    problem = formulate(*realistic(random.Random(3)))
+    exact = solve_ilp(problem)
+    rough = solve_ilp(problem, gap=0.5)
+    assert rough.lower_bound is not None and rough.gap is not None
+    assert rough.lower_bound <= exact.sensitivity <= rough.sensitivity
+    assert rough.gap <= 0.5 and exact.gap == 0.0
+    assert rough.proved == (rough.lower_bound == rough.sensitivity)
+
+
+def test_time_that_runs_out_leaves_the_best_so_far_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = table([(9 - i, i / 8) for i in range(8)])
+    problem = formulate(costs, Budget(size=45))
+
+    def late(self: object, effort: object) -> tuple[None, bool]:
+        return None, False
+
+    monkeypatch.setattr(search.PulpProgram, "solve", late)
+    result = solve_ilp(problem, seconds=60)  # the relaxation's own configurations
+    assert result.lower_bound is not None and result.lower_bound < result.sensitivity and not result.proved
+    monkeypatch.setattr(search._Search, "_take", lambda *given: None)
+    with pytest.raises(AllocationError, match="found no configuration within 60 s; give it more time"):
+        solve_ilp(problem, seconds=60)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_border_decides(solver: str) -> None:
+    """Two layers of different bits would be cheapest, but for what lies between them."""
+    rows = tuple(LayerCosts(n, 1, 1, {W4: Cost(5, 4, 16, 1.0), W8: Cost(1, 8, 64, 2.0)}) for n in "ab")
+    between = {(W4, W8): BorderCost(latency_us=0.75), (W8, W4): BorderCost(latency_us=0.25)}
+    problem = formulate(CostTable(rows, borders=(Border("a", "b", between),)), Budget(latency=3.25))
+    assert chosen(solve_ilp(problem, solver=solver)) == "84", "w4a4 before w8a8 takes 3.75"
+    assert chosen(solve_ilp(replace(problem, limits={"latency_us": 3.0}), solver=solver)) == "44"
+    tied = CostTable(rows, (("a", "b"),), borders=(Border("b", "a", {(W4, W4): BorderCost(latency_us=8.0)}),))
+    assert [choice.latency_us for choice in formulate(tied, Budget()).groups[0].choices] == [10.0, 4.0]
+    back = CostTable(rows, borders=(Border("b", "a", between),))
+    assert chosen(solve_ilp(formulate(back, Budget(latency=3.75), pins={"a": W8}), solver=solver)) == "84"
+    assert chosen(solve_ilp(formulate(back, Budget(latency=3.25), pins={"b": W8}), solver=solver)) == "48"
+    with pytest.raises(InfeasibleBudget, match="the nearest is 3.75 us"):
+        solve_ilp(formulate(back, Budget(latency=3.25), pins={"a": W8}), solver=solver)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hundreds_of_choices_and_borders_against_an_independent_program(seed: int, solver: str) -> None:
+    problem = formulate(large(random.Random(seed), 12), BUDGET)
+    result = solve_ilp(problem, solver=solver)
+    assert result.proved
+    assert is_optimal(problem, result.sensitivity)
+    assert not is_optimal(problem, result.sensitivity * (1 + 1e-4)), "the proof sees what is not the optimum"
