@@ -17,10 +17,11 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf, nextafter
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.specs import BitConfig, Bits, CostName
+from hawq_tvm.core.specs import BitConfig, Bits, CostName, parsed_bits
+from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.ilp.lagrangian import relax
 from hawq_tvm.ilp.problem import QUANTITIES, Problem, Quantity, require_cost
 from hawq_tvm.ilp.program import Program
@@ -110,19 +111,18 @@ class Front:
     @property
     def statement(self) -> str:
         """How much the front is, for the reader."""
-        names = " and ".join(self.axes)
-        if self.is_whole:
-            return f"all {len(self.points)} points of the front of {names}, each proved optimal by {self.solver}"
-        return (
-            f"{len(self.points)} points of the front of {names}, each proved optimal by {self.solver}; "
-            "others may lie between them"
-        )
+        names, count = " and ".join(self.axes), len(self.points)
+        proved = f"of the front of {names}, each proved optimal by {self.solver}"
+        if count == 1:
+            return f"the only point {proved.replace('each ', '')}: nothing else is better in either"
+        return f"all {count} points {proved}" if self.is_whole else f"{count} points {proved}; others may lie between"
 
     def to_json(self) -> dict[str, Any]:
         return {
             "axes": list(self.axes),
             "limits": dict(self.limits),
             "is_whole": self.is_whole,
+            "solver": self.solver,
             "statement": self.statement,
             "points": [
                 {
@@ -143,6 +143,31 @@ class Front:
             ],
         }
 
+    @classmethod
+    def from_json(cls, data: Any, name: str = "the front") -> Front:
+        """Read what `to_json` wrote.
+
+        Args:
+            data: as `JsonReader` parses it.
+            name: of the file, for messages.
+
+        Raises:
+            AllocationError: anything else.
+        """
+        reader = JsonReader(name, AllocationError, "make it again with hawq-tvm allocate --pareto")
+        found = reader.take(data, _FrontFile, signed=("sensitivity",))
+        axes = found["axes"]
+        if len(axes) != 2 or axes[0] == axes[1] or not set(axes) <= set(QUANTITIES):
+            raise reader.fault(f"axes is {', '.join(axes)}, expected two of {', '.join(QUANTITIES)}")
+        points = []
+        for row in found["points"]:
+            totals = {quantity: row[quantity] for quantity in QUANTITIES if row.get(quantity) is not None}
+            if not set(axes) <= set(totals):
+                raise reader.fault(f"a point lacks one of its axes, {', '.join(axes)}")
+            bits = {layer: parsed_bits(reader, layer, text) for layer, text in row["bits"].items()}
+            points.append(FrontPoint(BitConfig(bits, f"front ({found['solver']})"), totals, row.get("accuracy")))
+        return cls(axes, tuple(points), found["limits"], found["is_whole"], found["solver"])
+
     def to_csv(self) -> str:
         """A line a point: its totals, its accuracy where that was measured, and each layer's bits."""
         if not self.points:
@@ -155,6 +180,28 @@ class Front:
             accuracy = [point.accuracy] if measured else []
             writer.writerow([*point.totals.values(), *accuracy, *map(repr, point.bits.layers.values())])
         return text.getvalue()
+
+
+class _PointRow(TypedDict):
+    """The JSON of a `FrontPoint`."""
+
+    sensitivity: NotRequired[float | None]
+    size_bytes: NotRequired[float | None]
+    bops: NotRequired[float | None]
+    latency_us: NotRequired[float | None]
+    energy_uj: NotRequired[float | None]
+    accuracy: NotRequired[float | None]
+    bits: Mapping[str, str]
+
+
+class _FrontFile(TypedDict):
+    """The JSON of a `Front`; its statement and its steps are for the reader."""
+
+    axes: tuple[str, ...]
+    points: tuple[_PointRow, ...]
+    limits: Mapping[str, float]
+    is_whole: bool
+    solver: str
 
 
 def find_axes(text: str) -> tuple[Quantity, Quantity]:
@@ -213,7 +260,7 @@ def pareto_front(
         axes,
         tuple(_point(problem, picks, chosen) for picks in found),
         dict(problem.limits),
-        is_whole=points is None and len(found) < MOST_POINTS,
+        is_whole=len(found) == 1 or (points is None and len(found) < MOST_POINTS),
         solver=chosen,
     )
 

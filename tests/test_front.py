@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -57,11 +58,14 @@ def test_a_whole_front_is_every_point(table: CostTable, axes: tuple[Quantity, Qu
         return
     front = pareto_front(problem, axes)
     assert [tuple(point.totals[axis] for axis in axes) for point in front.points] == truth
-    assert front.is_whole and front.statement.startswith(f"all {len(truth)} points of the front of")
+    number = "the only point" if len(truth) == 1 else f"all {len(truth)} points"
+    assert front.is_whole and front.statement.startswith(f"{number} of the front of")
+    back = Front.from_json(json.loads(json.dumps(front.to_json())))
+    assert back == front
     some = pareto_front(problem, axes, points=3)
     found = [tuple(point.totals[axis] for axis in axes) for point in some.points]
     assert set(found) <= set(truth) and {truth[0], truth[-1]} <= set(found) and found == sorted(found)
-    assert not some.is_whole and "others may lie between them" in some.statement
+    assert some.is_whole == (len(truth) == 1) and ("others may lie" in some.statement) == (len(found) > 1)
 
 
 def simple() -> Problem:
@@ -125,3 +129,17 @@ def test_shadow_prices_bound_what_a_budget_buys() -> None:
     assert 0.75 <= prices["size_bytes"] <= 1.0
     with pytest.raises(InfeasibleBudget):
         shadow_prices(formulate(table, Budget(size=3)))
+
+
+def test_damaged_fronts_are_refused() -> None:
+    good = front().to_json()
+    for change, message in (
+        ({"axes": ["size_bytes"]}, "axes is size_bytes, expected two of"),
+        ({"axes": ["size_bytes", "speed"]}, "axes is size_bytes, speed, expected two of"),
+        ({"axes": ["size_bytes", "energy_uj"]}, "a point lacks one of its axes, size_bytes, energy_uj"),
+        ({"points": [{"bits": {"a": "w9a9"}, "size_bytes": 1, "sensitivity": 0}]}, "layer 'a': bits are written"),
+        ({"points": [{"bits": {"a": "4"}, "size_bytes": -1}]}, "points[0].size_bytes is -1"),
+        ({"is_whole": "yes"}, "is_whole is"),
+    ):
+        with pytest.raises(AllocationError, match=f"^the front: {re.escape(message)}"):
+            Front.from_json({**good, **change})

@@ -187,6 +187,18 @@ def profile(
 def allocate(
     path: Annotated[Path, typer.Argument(help="run directory, or a costs.json")],
     changes: Annotated[Changes, Of(Settings, only=_DECIDES)],
+    pareto: Annotated[
+        str | None,
+        typer.Option(
+            help="the front over two of size, bops, latency, energy, sensitivity instead, as size,sensitivity; "
+            "size,accuracy also measures each point's integer accuracy; writes front.json and front.csv",
+            rich_help_panel=CHOICE,
+        ),
+    ] = None,
+    points: Annotated[
+        int | None, typer.Option(help="of the front; default 20, 0 for all", min=0, rich_help_panel=CHOICE)
+    ] = None,
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> int:
     """Choose bits from a cost table within budgets; writes bits.json into a run directory.
@@ -195,9 +207,27 @@ def allocate(
     """
     if not path.is_file():
         open_run(path)
-    from hawq_tvm.cli import commands
+    if points is not None and pareto is None:
+        raise SettingsError("--points says how many points a front has; say over what with --pareto size,sensitivity")
+    from hawq_tvm.cli import commands, fronts
 
-    return commands.allocate(path, {"budget": Budget(), **changes}, as_json)
+    given = {"budget": Budget(), **changes}
+    if pareto is not None:
+        return fronts.pareto(path, pareto, 20 if points is None else points or None, given, trust_code, as_json)
+    return commands.allocate(path, given, as_json)
+
+
+@app.command()
+def explain(
+    path: RunPath,
+    layer: Annotated[str, typer.Argument(help="a layer's name, as inspect prints it")],
+    as_json: AsJson = False,
+) -> int:
+    """Say why a layer has its bits: what other choices cost, which budget binds, what would change the answer."""
+    open_run(path)
+    from hawq_tvm.cli import fronts
+
+    return fronts.explain(path, layer, as_json)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any
 from hawq_tvm.core.specs import LAYER_TIMES
 from hawq_tvm.measure.fidelity import RATIOS
 from hawq_tvm.runs.artifacts import REPORT
+from hawq_tvm.runs.front import render_front
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.runs.summary import LayerSummary, RunSummary, summarize
 from hawq_tvm.sources.names import shown
@@ -51,6 +52,7 @@ def render_report(summary: RunSummary) -> str:
         _costs(summary),
         "<h2>Layers</h2>",
         _layers(summary),
+        render_front(summary.front),
         _fidelity(summary),
         _benchmarks(summary),
         "<h2>Where the numbers come from</h2>",

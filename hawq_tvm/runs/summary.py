@@ -14,6 +14,7 @@ from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo, LibraryInfo, Pred
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import CostTable, summed_error
 from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.ilp.front import Front
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.fidelity import Fidelity, ValueFidelity
@@ -147,6 +148,7 @@ class RunSummary:
             rounded as asked for, estimates that did not converge, layers in integers that keep little of their signal.
         sources: where each cost comes from.
         versions: of the packages that made the run.
+        front: of the profile that the network is made from; None where none was asked for.
     """
 
     path: str
@@ -167,6 +169,7 @@ class RunSummary:
     remarks: tuple[str, ...]
     sources: Mapping[str, str]
     versions: Mapping[str, str]
+    front: Front | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -185,6 +188,7 @@ class RunSummary:
             "remarks": list(self.remarks),
             "sources": dict(self.sources),
             "versions": dict(self.versions),
+            "front": None if self.front is None else self.front.to_json(),
         }
 
 
@@ -239,6 +243,7 @@ def summarize(run: Run) -> RunSummary:
         ),
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
+        front=found.front if run.is_fresh(files.FRONT) else None,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
-from hawq_tvm.ilp import Allocation, find_allocator, formulate
+from hawq_tvm.ilp import Allocation, Problem, find_allocator, formulate
 from hawq_tvm.measure.costing import cost_table
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
 from hawq_tvm.settings import Settings
@@ -47,10 +47,14 @@ def solve(costs: CostTable, settings: Settings) -> Allocation:
         InfeasibleBudget: none meets them; the message names the budget that binds and the nearest value.
         AllocationError: bits, pins or ties that make no sense for this table.
     """
-    pins = settings.all_pins(costs.names, costs.ties)
-    problem = formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
-    result = find_allocator(settings.solver)(problem)
+    result = find_allocator(settings.solver)(problem_of(costs, settings))
     return replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
+
+
+def problem_of(costs: CostTable, settings: Settings) -> Problem:
+    """What is to be decided: candidates, pins and budgets of `settings` on a cost table."""
+    pins = settings.all_pins(costs.names, costs.ties)
+    return formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
 
 
 def within_reach(work: Work) -> None:
