@@ -18,6 +18,8 @@ from hawq_tvm.runs.provenance import stored_data, stored_settings
 from hawq_tvm.runs.report import write_report
 from hawq_tvm.runs.rundir import edit_run, read_run
 
+_MOST_NAMED = 2  # layers in a cell
+
 
 def pareto(path: Path, axes: str, points: int | None, changes: Changes, trust_code: bool, as_json: bool) -> int:
     """`hawq-tvm allocate RUN --pareto AXES`."""
@@ -71,7 +73,7 @@ def _print_front(front: Front) -> None:
     rows = []
     for number, point in enumerate(front.points):
         step = front.steps[number - 1] if number else None
-        changed = "" if step is None else ", ".join(step.changes)
+        changed = "" if step is None else _some(tuple(step.changes))
         accuracy = ["" if point.accuracy is None else f"{point.accuracy:.2%}"] if measured else []
         price = "" if step is None else f"{step.price:.3g}"
         rows.append((*(f"{point.totals[name]:,.4g}" for name in names), *accuracy, price, changed))
@@ -92,7 +94,7 @@ def _print_explanation(found: Explanation) -> None:
                 *(f"{other.alone[name]:+,.4g}" for name in costs),
                 ", ".join(other.exceeds),
                 "impossible" if other.loss is None else f"{other.loss:+.3g}",
-                ", ".join(other.follows),
+                _some(other.follows),
             )
             for other in found.alternatives
         ]
@@ -100,3 +102,9 @@ def _print_explanation(found: Explanation) -> None:
         console.print_table(names, rows)
     for sentence in found.sentences():
         console.out.print(Text(sentence))
+
+
+def _some(layers: tuple[str, ...]) -> str:
+    """The first layers of many, so that a row stays a row; front.csv and --json have all."""
+    more = len(layers) - _MOST_NAMED
+    return ", ".join(layers[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

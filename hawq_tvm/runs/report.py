@@ -60,7 +60,10 @@ def render_report(summary: RunSummary) -> str:
         "<h2>Versions</h2>",
         _table(("package", "version"), ((escape(k), escape(v)) for k, v in summary.versions.items())),
     ]
-    head = f"<meta charset='utf-8'><title>hawq_tvm: {escape(summary.model)}</title><style>{_STYLE}</style>"
+    head = (
+        "<meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>hawq_tvm: {escape(summary.model)}</title><style>{_STYLE}</style>"
+    )
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 

@@ -221,7 +221,7 @@ def summarize(run: Run) -> RunSummary:
         weights=identity["weights"],
         data=shown(identity["data"]),
         layers=layers,
-        totals=_totals(layers, _limits(run)),
+        totals=_totals(layers, _limits(run), _borders_us(costs, facts)),
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
         storages={name: stored_values(info) for name, info in libraries.items()},
         launches={name: launches(info.gpu, info.calls) for name, info in libraries.items() if info.gpu is not None},
@@ -369,7 +369,14 @@ def _limits(run: Run) -> Mapping[str, float]:
     return Artifacts(run).limits
 
 
-def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> Totals:
+def _borders_us(costs: CostTable, facts: Sequence[LayerFacts]) -> float:
+    """What lies between the layers takes, by the cost table, under their bits."""
+    bits = {layer.name: layer.bits for layer in facts}
+    known = (border.at(bits) for border in costs.borders if border.first in bits and border.second in bits)
+    return sum((cost.latency_us for cost in known if cost is not None), 0.0)
+
+
+def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float], borders_us: float) -> Totals:
     latencies = [layer.latency_us for layer in layers]
     omegas = [layer.sensitivity for layer in layers]
     omega = None if None in omegas else sum(value for value in omegas if value is not None)
@@ -380,7 +387,7 @@ def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> To
         size_bytes=sum(layer.size_bytes for layer in layers),
         stored_bytes=sum(layer.stored_bytes for layer in layers),
         bops=sum(layer.bops for layer in layers),
-        latency_us=None if None in latencies else sum(value for value in latencies if value is not None),
+        latency_us=None if None in latencies else sum((us for us in latencies if us is not None), borders_us),
         sensitivity=omega,
         sensitivity_error=None if omega is None else summed_error(errors),
         limits=limits,
