@@ -73,6 +73,22 @@ def parse_pins(pins: Sequence[str]) -> dict[str, Bits]:
     return table
 
 
+def parse_share(text: str) -> float:
+    """A share from ``0.01%`` or ``0.0001``.
+
+    Raises:
+        SettingsError: one that is not written so.
+    """
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not is_number(share) or share < 0:
+        raise SettingsError(f"a gap is written 0.01% or 0.0001, got '{text}'")
+    return share
+
+
 def parse_stored_bits(given: Sequence[str]) -> dict[str, int]:
     """Bits of stored values from ``NAME=8``, by name or pattern.
 
@@ -187,7 +203,9 @@ class Settings:
         residual_bits: bits that a value which a sum reads is stored at, at least; None for those of a given
             configuration, or `RESIDUAL_BITS`.
         stored_bits: bits of stored values, by name or pattern, in place of those that their readers ask for.
-        solver: ``cbc`` or ``highs``.
+        solver: ``cbc`` or ``highs``, or ``ilp`` for whichever is installed.
+        gap: relative, how far above the least sensitivity the answer may be; 0 for the least itself.
+        time_limit: seconds that the solver may take; None for as many as it needs.
         batch: samples a call of the compiled library.
         threads: of the compiled library and its peers; None for all cores.
         verify_samples: evaluation samples that `verify` compares.
@@ -203,7 +221,19 @@ class Settings:
         {}, "hold a layer: NAME=w8a8; repeat for more", flag="--pin", panel=CHOICE, parse=parse_pins, many=True
     )
     pin_ends: bool = option(True, "hold the first and the last layer at 8 bits", panel=CHOICE, negated=True)
-    solver: str = option("cbc", "cbc or highs", panel=CHOICE)
+    solver: str = option("ilp", "cbc or highs, or ilp, which is highs where that is installed", panel=CHOICE)
+    gap: float = option(
+        0.0,
+        "how far above the least sensitivity will do, as 0.01%; default: not at all",
+        panel=CHOICE,
+        parse=parse_share,
+    )
+    time_limit: float | None = option(
+        None,
+        "seconds for the solver; the best by then is taken, with the bound that is known",
+        panel=CHOICE,
+        least=0.01,
+    )
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
     latency_from: str = option(
@@ -265,6 +295,9 @@ class Settings:
             raise SettingsError("--latency-table gives times and --device measures them; say one of them")
         if self.latency_from == "model" and self.device is not None:
             raise SettingsError("--latency-from model predicts times and --device measures them; say one of them")
+        for what, number in (("gap", self.gap), ("time limit", self.time_limit)):
+            if number is not None and (not is_number(number) or number < 0):
+                raise SettingsError(f"the {what} is a number of at least 0, got {number!r}")
         _at_least("samples of the loss", self.loss_samples, 1)
         if self.clip_to_ranges and not self.ranges:
             raise SettingsError("there are no ranges to clip to; give them with --ranges")
@@ -321,6 +354,8 @@ class Settings:
             "residual_bits": self.residual_bits,
             "stored_bits": dict(self.stored_bits),
             "solver": self.solver,
+            "gap": self.gap,
+            "time_limit": self.time_limit,
             "batch": self.batch,
             "threads": self.threads,
             "verify_samples": self.verify_samples,
@@ -379,6 +414,8 @@ class _SettingsFile(TypedDict):
     residual_bits: int | None
     stored_bits: Mapping[str, int]
     solver: str
+    gap: NotRequired[float]
+    time_limit: NotRequired[float | None]
     batch: int
     threads: int | None
     verify_samples: int

@@ -34,8 +34,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_DECIDES = ("bits", "budget", "pins", "pin_ends", "solver", "residual_bits", "stored_bits")
+_DECIDES = ("bits", "budget", "pins", "pin_ends", "solver", "gap", "time_limit", "residual_bits", "stored_bits")
 """The settings that `allocate` takes anew."""
+
+_NOT_PROFILED = ("budget", "solver", "gap", "time_limit", "verify_samples", "bench_seconds")
+"""The settings that say nothing to `profile`."""
 
 _INTERRUPTED, _INTERNAL = 130, 3
 _TRACEBACK = "HAWQ_TVM_TRACEBACK"
@@ -166,7 +169,7 @@ def run(
 @flat
 def profile(
     model: Model,
-    settings: Annotated[Settings, Of(Settings, without=("budget", "solver", "verify_samples", "bench_seconds"))],
+    settings: Annotated[Settings, Of(Settings, without=_NOT_PROFILED)],
     samples: DataOptions,
     data: DataName = "random",
     weights: Weights = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
@@ -34,6 +35,8 @@ def allocate(work: Work) -> Stage:
         "budget": settings.budget.to_json(),
         "pins": {name: repr(bits) for name, bits in settings.all_pins(work.layers).items()},
         "solver": settings.solver,
+        "gap": settings.gap,
+        "time_limit": settings.time_limit,
         "residual": stored.residual,
         "stored": dict(stored.stored),
     }
@@ -47,7 +50,9 @@ def solve(costs: CostTable, settings: Settings) -> Allocation:
         InfeasibleBudget: none meets them; the message names the budget that binds and the nearest value.
         AllocationError: bits, pins or ties that make no sense for this table.
     """
-    result = find_allocator(settings.solver)(problem_of(costs, settings))
+    seconds = inf if settings.time_limit is None else settings.time_limit
+    allocator = find_allocator(settings.solver, gap=settings.gap, seconds=seconds)
+    result = allocator(problem_of(costs, settings))
     return replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
 
 
