@@ -224,7 +224,7 @@ def test_another_network_of_the_same_profile(network: QuantizedNetwork) -> None:
         network.allocate(Budget(size=5))
 
 
-def test_the_front_of_a_network_and_why_a_layer_has_its_bits(network: QuantizedNetwork) -> None:
+def test_the_front_of_a_network(network: QuantizedNetwork) -> None:
     front = network.pareto("bops,sensitivity", points=None)
     assert front.axes == ("bops", "sensitivity") and front.is_whole
     for point in front.points:
@@ -233,8 +233,3 @@ def test_the_front_of_a_network_and_why_a_layer_has_its_bits(network: QuantizedN
     measured = network.pareto("bops,accuracy", points=2)
     assert all(point.accuracy is not None for point in measured.points)
     assert measured.points[0].accuracy == network.allocate(bits=measured.points[0].bits).accuracy.integer_top1
-    found = network.explain("conv2")
-    assert found.bits == network.bits.layers["conv2"] and set(found.used) == {"size_bytes"}
-    assert network.explain("conv1").tied == ("project",)
-    with pytest.raises(AllocationError, match="there is no layer 'conv9'"):
-        network.explain("conv9")

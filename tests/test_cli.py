@@ -128,7 +128,7 @@ def test_a_second_start_repeats_nothing(scratch: Path, cli: Run) -> None:
     cli("run", "resnet20", "--data", "digits", "--budget-size", "20%", "--latency", "-o", scratch, *QUICK)
     after = json.loads((scratch / MANIFEST).read_text())["stages"]
     kept = {name for name in before if before[name] == after[name]}
-    assert kept == {"capture", "calibrate", "profile", "cost"}
+    assert kept == {"capture", "calibrate", "profile omega", "cost"}
 
 
 def test_options_of_a_second_start_count(tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,15 +515,6 @@ def test_a_front_is_kept_and_shown(scratch: Path, cli: Run) -> None:
         assert (status, message in err) == (2, True), err
     status, _, err = cli("allocate", scratch / "costs.json", "--pareto", "size,bops")
     assert (status, "give the run directory" in err) == (2, True)
-
-
-def test_a_layer_is_explained(scratch: Path, cli: Run) -> None:
-    status, out, _ = cli("explain", scratch, "layer3.1.conv1")
-    assert status == 0 and out.startswith("layer3.1.conv1: w") and "loses at best" in out
-    found = json.loads(cli("explain", scratch, "layer3.1.conv1", "--json")[1])
-    assert found["layer"] == "layer3.1.conv1" and found["alternatives"]
-    status, _, err = cli("explain", scratch, "layer9")
-    assert (status, "there is no layer 'layer9'" in err) == (2, True)
 
 
 def test_how_far_from_the_optimum_is_said(scratch: Path, cli: Run) -> None:

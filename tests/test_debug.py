@@ -20,7 +20,8 @@ from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.measure import debug
 from hawq_tvm.measure.debug import Quantised, find_causes
 from hawq_tvm.measure.debug_report import DebugReport
-from hawq_tvm.posttraining.layer_losses import RealNetwork, network_loss
+from hawq_tvm.posttraining.changes import RealNetwork
+from hawq_tvm.posttraining.layer_losses import network_loss
 
 from . import networks
 from .builders import captured, ranges_of, samples

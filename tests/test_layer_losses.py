@@ -16,16 +16,9 @@ from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.quantizer import Range
 from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.posttraining.changes import Change, Network, RealNetwork
 from hawq_tvm.posttraining.divergence import output_divergence
-from hawq_tvm.posttraining.layer_losses import (
-    Change,
-    Network,
-    RealNetwork,
-    layer_losses,
-    mean_results,
-    network_loss,
-    with_means_of,
-)
+from hawq_tvm.posttraining.layer_losses import layer_losses, mean_results, network_loss, with_means_of
 from hawq_tvm.posttraining.simulate import Grid, SimulatedNetwork
 
 from . import networks

@@ -16,6 +16,7 @@ from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.float_ir import FloatGraph, FloatNode
+from hawq_tvm.core.hashing import own_seed
 from hawq_tvm.core.integerize import integerize, round_to_nearest
 from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import Conv2d
@@ -23,7 +24,7 @@ from hawq_tvm.core.quantizer import LayerWeights, Range, weight_limit
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.posttraining.alone import round_alone
 from hawq_tvm.posttraining.layer import Found
-from hawq_tvm.posttraining.walk import Walk, own_seed, samples_that_fit
+from hawq_tvm.posttraining.walk import Walk, samples_that_fit
 from hawq_tvm.settings import RoundingSettings
 
 from .builders import captured, ranges_of, samples

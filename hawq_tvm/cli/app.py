@@ -34,10 +34,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_DECIDES = ("bits", "budget", "pins", "pin_ends", "solver", "gap", "time_limit", "residual_bits", "stored_bits")
+_DECIDES = (
+    *("bits", "budget", "pins", "pin_ends", "solver", "gap", "time_limit", "evaluations", "choose_by", "caution"),
+    *("residual_bits", "stored_bits"),
+)
 """The settings that `allocate` takes anew."""
 
-_NOT_PROFILED = ("budget", "solver", "gap", "time_limit", "verify_samples", "bench_seconds")
+_NOT_PROFILED = ("budget", "solver", "gap", "time_limit", "evaluations", "verify_samples", "bench_seconds")
 """The settings that say nothing to `profile`."""
 
 _INTERRUPTED, _INTERNAL = 130, 3
@@ -46,7 +49,7 @@ _TRACEBACK = "HAWQ_TVM_TRACEBACK"
 Model = Annotated[
     str,
     typer.Argument(
-        help="zoo name (resnet20, resnet18, resnet50, resnet20_cifar), torchvision:NAME, timm:NAME or file.py:factory"
+        help="zoo name (resnet18, resnet50, mobilenet_v1, ...), torchvision:NAME, timm:NAME or file.py:factory"
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(help="run directory")]
@@ -221,19 +224,6 @@ def allocate(
 
 
 @app.command()
-def explain(
-    path: RunPath,
-    layer: Annotated[str, typer.Argument(help="a layer's name, as inspect prints it")],
-    as_json: AsJson = False,
-) -> int:
-    """Say why a layer has its bits: what other choices cost, which budget binds, what would change the answer."""
-    open_run(path)
-    from hawq_tvm.cli import fronts
-
-    return fronts.explain(path, layer, as_json)
-
-
-@app.command()
 def compile(
     path: RunPath,
     target: TargetName = DEFAULT_TARGET,
@@ -308,6 +298,20 @@ def debug(
     from hawq_tvm.cli import commands
 
     return commands.debug(path, samples, data, trust_code, as_json)
+
+
+@app.command()
+def compare(
+    path: RunPath,
+    samples: Annotated[int | None, typer.Option(help="evaluation samples measured on; default 64", min=4)] = None,
+    trust_code: TrustCode = False,
+    as_json: AsJson = False,
+) -> int:
+    """Say which metrics order layers as the loss does: rank correlations with what each layer alone really loses."""
+    open_run(path)
+    from hawq_tvm.cli import commands
+
+    return commands.compare(path, samples, trust_code, as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `hawq-tvm allocate --pareto` and `hawq-tvm explain` do."""
+"""What `hawq-tvm allocate --pareto` does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hawq_tvm.api import QuantizedNetwork
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes
 from hawq_tvm.core.errors import SettingsError
-from hawq_tvm.ilp.explain import Explanation
 from hawq_tvm.ilp.front import Front
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.provenance import stored_data, stored_settings
@@ -55,17 +54,6 @@ def pareto(path: Path, axes: str, points: int | None, changes: Changes, trust_co
     return 0
 
 
-def explain(path: Path, layer: str, as_json: bool) -> int:
-    """`hawq-tvm explain RUN LAYER`."""
-    network = QuantizedNetwork(path, read_run(path, stored_settings))
-    found = network.explain(layer)
-    if as_json:
-        console.print_json(found.to_json())
-    else:
-        _print_explanation(found)
-    return 0
-
-
 def _print_front(front: Front) -> None:
     """Points by the first quantity, with the layers that change from one to the next."""
     names = list(front.points[0].totals)
@@ -80,28 +68,6 @@ def _print_front(front: Front) -> None:
     bought = f"{front.axes[1]} a unit bought"
     console.print_table((*names, *(["top-1"] if measured else []), bought, "layers that change"), rows, texts=0)
     console.out.print(Text(front.statement))
-
-
-def _print_explanation(found: Explanation) -> None:
-    """Other choices beside each other, then sentences."""
-    console.out.print(Text(f"{found.layer}: {found.bits}", style="bold"))
-    if found.alternatives:
-        costs = [name for name in found.alternatives[0].alone if name != "sensitivity"]
-        rows = [
-            (
-                repr(other.bits),
-                f"{other.alone['sensitivity']:+.3g}",
-                *(f"{other.alone[name]:+,.4g}" for name in costs),
-                ", ".join(other.exceeds),
-                "impossible" if other.loss is None else f"{other.loss:+.3g}",
-                _some(other.follows),
-            )
-            for other in found.alternatives
-        ]
-        names = ("bits", "sensitivity", *costs, "leaves alone", "loses at best", "other layers that change then")
-        console.print_table(names, rows)
-    for sentence in found.sentences():
-        console.out.print(Text(sentence))
 
 
 def _some(layers: tuple[str, ...]) -> str:

@@ -15,9 +15,9 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule, weighted
 from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.hashing import own_seed
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.layer import LayerPiece, LayerSearch, weight_of
-from hawq_tvm.posttraining.walk import own_seed
 from hawq_tvm.settings import RoundingSettings
 
 

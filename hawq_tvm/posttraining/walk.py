@@ -28,6 +28,7 @@ from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.hashing import own_seed
 from hawq_tvm.core.integerize import least_scales
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.layer import Found, LayerPiece, LayerSearch, beside, bias_of, weight_of
@@ -177,11 +178,6 @@ class Walk:
 
         run_pieces(work, zip(pieces, at_layer, strict=True), self._threads)
         return deployed
-
-
-def own_seed(seed: int, index: int) -> int:
-    """A seed of its own for each layer, or piece of the samples, which that of no other repeats."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
 
 
 def samples_that_fit(graph: FloatGraph) -> int:
