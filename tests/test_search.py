@@ -155,7 +155,7 @@ def test_random_needs_no_network() -> None:
 
 def test_names() -> None:
     check_allocator("hawq")
-    with pytest.raises(AllocationError, match="unknown solver 'ddgp'; known: cbc, highs, .*did you mean ddpg"):
+    with pytest.raises(AllocationError, match="unknown solver 'ddgp'; known: ilp, cbc, highs, .*did you mean ddpg"):
         check_allocator("ddgp")
     table = CostTable(rows(3))
     assert find_allocator("greedy", Resources())(formulate(table, Budget(size="50%"))).solver == "greedy"
