@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hawq_tvm.core.errors import CompileError
+from hawq_tvm.kernels.arm.units import ARM_UNITS
 from hawq_tvm.kernels.cuda import conv2d as cuda_conv2d
 from hawq_tvm.kernels.cuda import convert as cuda_convert
 from hawq_tvm.kernels.cuda import depthwise as cuda_depthwise
@@ -12,10 +13,14 @@ from hawq_tvm.kernels.cuda import elementwise as cuda_elementwise
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda import linear as cuda_linear
 from hawq_tvm.kernels.cuda import pooling as cuda_pooling
+from hawq_tvm.kernels.dot.concat import concat_kernel
 from hawq_tvm.kernels.dot.conv2d import conv2d_kernels
 from hawq_tvm.kernels.dot.convert import pixel_converter
 from hawq_tvm.kernels.dot.depthwise import depthwise_kernels
+from hawq_tvm.kernels.dot.elementwise import elementwise_kernels
 from hawq_tvm.kernels.dot.linear import linear_kernels
+from hawq_tvm.kernels.dot.pooling import pooling_kernels
+from hawq_tvm.kernels.dot.product import DOT_STEP
 from hawq_tvm.kernels.dot.quantize import pixel_quantizer
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.generic import (
@@ -24,6 +29,7 @@ from hawq_tvm.kernels.generic import (
     convert,
     elementwise,
     linear,
+    nhwc_concat,
     nhwc_conv2d,
     nhwc_elementwise,
     nhwc_pooling,
@@ -40,7 +46,7 @@ from hawq_tvm.kernels.interface import (
 from hawq_tvm.kernels.x86 import amx_layers
 from hawq_tvm.kernels.x86.units import X86_UNITS
 
-UNITS: tuple[Unit, ...] = X86_UNITS
+UNITS: tuple[Unit, ...] = (*X86_UNITS, *ARM_UNITS)
 """The instructions by which CPUs add dot products, best first; of a CPU's own, values are stored for the first."""
 
 
@@ -50,7 +56,9 @@ def unit_of(features: frozenset[str]) -> Unit | None:
 
 
 def _dot_kernels(unit: Unit) -> tuple[Kernel, ...]:
-    return *depthwise_kernels(unit), *conv2d_kernels(unit), *linear_kernels(unit)
+    single = depthwise_kernels(unit) if unit.step == DOT_STEP else ()  # channels of a pixel are not summed up
+    layers = *single, *conv2d_kernels(unit), *linear_kernels(unit)
+    return *layers, *pooling_kernels(unit), *elementwise_kernels(unit), concat_kernel(unit)
 
 
 KERNELS: tuple[Kernel, ...] = (
@@ -60,6 +68,7 @@ KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W8_AMX_FEW,
     amx_layers.LINEAR_W4_AMX,
     amx_layers.LINEAR_W8_AMX,
+    nhwc_concat.CONCAT_IN_PLACE,
     *(kernel for unit in UNITS for kernel in _dot_kernels(unit)),
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
@@ -72,7 +81,7 @@ KERNELS: tuple[Kernel, ...] = (
     elementwise.REQUANTIZE_GENERIC,
     nhwc_elementwise.REQUANTIZE_NHWC,
     concat.CONCAT_GENERIC,
-    nhwc_elementwise.CONCAT_NHWC,
+    nhwc_concat.CONCAT_NHWC,
     concat.PAD_CHANNELS_GENERIC,
     nhwc_elementwise.PAD_CHANNELS_NHWC,
     pooling.MAX_POOL2D_GENERIC,

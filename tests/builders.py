@@ -132,7 +132,9 @@ def stored_wrongly(expected: Mapping[str, Array], module: CompiledModule, x: Arr
         value, storage = (
             (call, info.values[call].storage) if conversion is None else (conversion.value, conversion.storage)
         )
-        packed = pack(expected[value], info.values[value].type, storage)
-        if stored.dtype != packed.dtype or not np.array_equal(stored, packed):
+        type = info.values[value].type
+        packed = pack(expected[value], type, storage)
+        same_shape = stored.dtype == packed.dtype and stored.shape == packed.shape
+        if not same_shape or not np.array_equal(storage.own(stored, type), storage.own(packed, type)):
             wrong.append(call)
     return wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tvm
 
 from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.storage import Storage, pack
@@ -18,7 +20,8 @@ from hawq_tvm.kernels.registry import UNITS
 
 from .accesses import accesses_outside, shared_between_threads
 from .builders import random_integers
-from .cpus import lacking, machine_of
+from .cpus import HOST, lacking, machine_of
+from .emulated_cpu import run_emulated, why_not
 
 Frame = tuple[int, int, int, int]
 UNIT = {unit.name: unit for unit in UNITS}
@@ -28,7 +31,7 @@ GUARD = 128
 
 def storage_of(type: TensorType, frame: Frame, unit: Unit = VNNI) -> Storage:
     """Channels last as a CPU with that unit has it."""
-    multiple = 4 if type.shape[0] <= 4 else unit.channels
+    multiple = unit.step if type.shape[0] <= 4 else unit.channels
     return Storage("NHWC", multiple=multiple, frame=frame, offset=unit.signed_offset if type.dtype.signed else 0)
 
 
@@ -81,14 +84,16 @@ def decline_of(name: str, request: Request) -> str:
 
 
 def writes_what_the_interpreter_says(name: str, request: Request, values: Sequence[Array] | None = None) -> Array:
-    """Compile an offer of a unit's kernel, run it between guard zones and poison, and compare every stored byte.
+    """Compile an offer, run it between guard zones and poison, and compare every stored byte.
+
+    A unit's kernel runs as on a CPU of that unit, a generic one as here.
 
     Returns:
         What the interpreter says.
     """
-    machine = machine_of(name.rpartition("_")[2])
-    if lacking(machine):
-        pytest.skip(f"this machine lacks {', '.join(lacking(machine))}")
+    unit = name.rpartition("_")[2]
+    machine = machine_of(unit) if unit in UNIT else HOST
+    skip_unless_runnable(machine)
     values = values or [random_integers(x, request.batch, seed) for seed, x in enumerate(request.inputs)]
     expected, type = request.node.op.evaluate(values), request.node.type
     offer = offer_of(name, request)
@@ -105,31 +110,45 @@ def writes_what_the_interpreter_says(name: str, request: Request, values: Sequen
     return expected
 
 
+def skip_unless_runnable(machine: Machine) -> None:
+    """Skip the test where neither this machine nor an emulator runs a CPU's code."""
+    if lacking(machine):
+        reason = why_not(machine, linux_names(machine.features))
+        if reason is not None:
+            pytest.skip(f"this machine lacks {', '.join(lacking(machine))}, and {reason}")
+
+
 def run_guarded(
     kernel: BuiltKernel, given: Sequence[Array], type: TensorType, writes: Storage, batch: int, machine: Machine
 ) -> Array:
     """What a kernel leaves in memory that held something else; beside any of its buffers lies poison, left alone.
 
-    Twice, with other poison around the inputs: what lies there must not matter.
+    Twice, with other poison around the inputs: what lies there must not matter. Of an array with other values in it,
+    those are left alone, too, and come back as `pack` has them.
     """
-    library = tvm.compile(
-        tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")}), target=machine.tvm_target
-    )
+    run = functools.partial(run_emulated, kernel.function, machine=machine)
+    if not lacking(machine):
+        module = tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")})
+        library = tvm.compile(module, target=machine.tvm_target)
+
+        def run(memories: Sequence[tuple[Array, Array]]) -> None:
+            library["kernel"](*[tvm.runtime.from_dlpack(view) for _, view in memories])
+
     results = []
     for poison in (0x55, 0xAA):
-        memories = []
         output = np.full(writes.shape(type, batch), poison & 0x7F, writes.dtype(type))
-        arguments = []
-        for array in (*given, *kernel.constants, output):
-            memory, view = guarded(array, poison)
-            memories.append((memory, view))
-            arguments.append(tvm.runtime.from_dlpack(view))
-        library["kernel"](*arguments)
+        memories = [guarded(array, poison) for array in (*given, *kernel.constants, output)]
+        run(memories)
         for memory, view in memories:
             start = view.ctypes.data - memory.ctypes.data
             assert (memory[:start] == poison).all()
             assert (memory[start + view.nbytes :] == poison).all()
-        results.append(memories[-1][1].copy())
+        found, clean = memories[-1][1], np.full(output.shape, writes.offset, output.dtype)
+        own, others = writes.own(found, type).copy(), found.copy()
+        writes.own(others, type)[...] = poison & 0x7F
+        assert (others == poison & 0x7F).all(), "it writes over other values"
+        writes.own(clean, type)[...] = own
+        results.append(clean)
     assert np.array_equal(*results)
     return np.asarray(results[0])
 

@@ -20,6 +20,8 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.kernels.dot.excess import Excess
+from hawq_tvm.kernels.dot.images import Plane
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
 from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_channel, refuse, weights_of
@@ -54,7 +56,7 @@ class Cut:
         flat: whether all pixels are one row.
         rows: stored rows of all samples; tiles where `flat`.
         width: output pixels of a row.
-        tile: of those, computed together; the last tile of a row moves left until it fits.
+        tile: of those, computed together at most; where all pixels are one row the last tile moves left until it fits.
         panels: the weights.
         depth: input channels that a block reads, a multiple of the unit's step.
         inner_blocks: whether blocks are the inner loop, rows the outer.
@@ -76,6 +78,13 @@ class Cut:
         return 1 if self.flat else -(-self.width // self.tile)
 
     @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The tiles of a row: how many of how many pixels, which differ by one at most."""
+        widest = -(-self.width // self.tiles)
+        wide = self.width - self.tiles * (widest - 1)
+        return tuple(run for run in ((wide, widest), (self.tiles - wide, widest - 1)) if run[0])
+
+    @property
     def group_rows(self) -> int:
         return -(-self.rows // self.groups)
 
@@ -90,7 +99,8 @@ class Cut:
         is_flat = pointwise and not any(any(storage.frame) for storage in storages)
         _, height, width = type.shape
         width = request.batch * height * width if is_flat else width
-        tile = tile_of(width, unit)
+        spare = 0 if is_flat or op.rescale.residual is not None else unit.spare_tile
+        tile = tile_of(width, unit, spare)
         top, _, bottom, _ = target.frame
         rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
         depth = _depth(op, unit, source.channels(request.inputs[0]))
@@ -102,9 +112,9 @@ class Cut:
         return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
 
 
-def tile_of(width: int, unit: Unit) -> int:
-    """Pixels of a tile of such a row."""
-    return best_tile(width, range(min(unit.max_tile, width), 0, -1))
+def tile_of(width: int, unit: Unit, spare: int = 0) -> int:
+    """Pixels of a tile of such a row, `spare` more than usual at most."""
+    return best_tile(width, range(min(unit.max_tile + spare, width), 0, -1))
 
 
 def _block_inputs(op: Conv2d, block: int, pair: int) -> tuple[int, int]:
@@ -140,9 +150,22 @@ def _taps(request: Request, cut: Cut) -> Array:
 def _build(request: Request, unit: Unit) -> BuiltKernel:
     cut, source = Cut.of(request, unit), request.alternatives[request.node.inputs[0]]
     weight = _taps(request, cut)
-    product = unit.product(weight, request.inputs[0], source, request.features)
-    constants = cut.panels.pack(weight), *per_channel(request, cut.panels, product)
+    product = unit.product(weight, request.inputs[0], source, request.features, may_exceed=True)
+    further: tuple[Array, ...] = ()
+    if product.excess is not None:
+        weight, further = weight - product.excess, _excess(request, cut, product.excess).constants
+    constants = cut.panels.pack(weight), *further, *per_channel(request, cut.panels, product)
     return build_function(request, constants, lambda buffers: _Loops(request, cut, product, buffers).emit())
+
+
+def _excess(request: Request, cut: Cut, weight: Array) -> Excess:
+    """The further steps of a convolution."""
+    op, source = request.node.op, request.alternatives[request.node.inputs[0]]
+    assert isinstance(op, Conv2d)
+    panels, plane, (dy, dx) = cut.panels, Plane.of(request.inputs[0], source), op.window.dilations
+    rows, columns, steps = np.indices((*op.window.kernel, cut.depth // panels.unit.step))
+    places = (rows * dy * plane.width + columns * dx) * plane.channels + steps * panels.unit.step
+    return Excess.of(panels.blocks_of(panels.pack(weight)), places.reshape(-1))
 
 
 class _Loops:
@@ -153,7 +176,8 @@ class _Loops:
         assert isinstance(op, Conv2d)
         self.op, self.cut, self.product, self.unit, self.batch = op, cut, product, cut.panels.unit, request.batch
         self.result = Result(request, self.unit, buffers, flat_pixels=cut.width if cut.flat else 0)
-        self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
+        self.x, (self.weight, *further) = flat(buffers[0]), buffers[len(request.inputs) :]
+        self.further = further[:3]  # where there is an excess
         self.threads = op.macs(request.node.type) * request.batch >= MIN_MACS
 
     def emit(self) -> None:
@@ -177,14 +201,17 @@ class _Loops:
         cut, zero = self.cut, tirx.const(0, "int32")
 
         def tiles(vectors: int, n: Expr, h: Expr) -> None:
-            with T.serial(cut.tiles) as tile:
-                start = tirx.min(tile * cut.tile, cut.width - cut.tile)
-                self._tile(block, vectors, (n, h, start), within * cut.tiles + tile)
+            before, column = 0, 0
+            for count, pixels in cut.runs:
+                with T.serial(count) as tile:
+                    at = n, h, column + tile * pixels
+                    self._tile(block, vectors, pixels, at, within * cut.tiles + (before + tile))
+                before, column = before + count, column + count * pixels
 
         def body(vectors: int) -> None:
             if cut.flat:
                 start = tirx.min(row * cut.tile, cut.width - cut.tile)
-                self._tile(block, vectors, (zero, zero, start), within)
+                self._tile(block, vectors, cut.tile, (zero, zero, start), within)
             else:
                 height = self.result.plane.height
                 n, stored = row // height, row % height
@@ -192,19 +219,19 @@ class _Loops:
 
         for_block(cut.panels, block, body)
 
-    def _tile(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
+    def _tile(self, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """A tile's outputs at (sample, row, first column); `position` counts the tiles of a block."""
-        tile = self.unit.tile(self.product, self.cut.tile, vectors)
+        tile = self.unit.tile(self.product, pixels, vectors)
         self.result.start(tile, block, vectors)
         self._accumulate(tile, block, vectors, at, position)
-        self.result.finish(tile, block, vectors, self.cut.tile, at)
+        if self.product.excess is not None:
+            self._accumulate_excess(tile, block, at)
+        self.result.finish(tile, block, vectors, pixels, at)
 
     def _accumulate(self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """All products of a tile."""
         window, cut, plane = self.op.window, self.cut, self.result.source
-        (n, h, start), (sy, sx), (dy, dx) = at, window.strides, window.dilations
-        (kh, kw), (top, left, _, _) = window.kernel, window.pads
-        corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
+        (kh, kw), (dy, dx), corner = window.kernel, window.dilations, self._corner(block, at)
         panel, steps = block * cut.panels.panel_bytes, cut.depth // self.unit.step
         if dx == 1 and cut.depth == plane.channels:  # the taps of a kernel's row lie together
             kw, steps = 1, kw * steps
@@ -215,8 +242,29 @@ class _Loops:
                 channel = (part * unroll + offset) * self.unit.step
                 x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + channel
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
-                self._step(tile, x, sx, weights)
+                self._step(tile, x, self.weight, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
+
+    def _accumulate_excess(self, tile: Tile, block: Expr, at: tuple[Expr, Expr, Expr]) -> None:
+        """What pairs of weights have too much for one product."""
+        stream, places, starts = self.further
+        corner, room = self._corner(block, at), self.cut.panels.step_bytes(2 if self.cut.panels.pairs else 1)
+        most = int(stream.shape[0]) // room - 1
+        with T.serial(starts[block], starts[block + 1]) as index:
+            number = _within(index, most)
+            self._step(tile, corner + _within(places[number], self._farthest), stream, number * room)
+
+    @property
+    def _farthest(self) -> int:
+        """Where the activations of a tile's last step lie, counted from its first."""
+        (kh, kw), (dy, dx), plane = self.op.window.kernel, self.op.window.dilations, self.result.source
+        return ((kh - 1) * dy * plane.width + (kw - 1) * dx) * plane.channels + self.cut.depth - self.unit.step
+
+    def _corner(self, block: Expr, at: tuple[Expr, Expr, Expr]) -> Expr:
+        """Where the first activations lie that a tile at (sample, row, first column) reads."""
+        plane, (n, h, start), (sy, sx) = self.result.source, at, self.op.window.strides
+        top, left, _, _ = self.op.window.pads
+        return plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
 
     def _first(self, block: Expr) -> Expr:
         """The first input channel that a block reads."""
@@ -226,12 +274,12 @@ class _Loops:
         first = block * self.unit.pair // out_per_group * self.op.weight.shape[1]
         return tirx.min(first, self.result.source.channels - self.cut.depth)
 
-    def _step(self, tile: Tile, x: Expr, stride: int, weights: Expr) -> None:
-        """A few input channels of every pixel."""
-        channels, step = self.result.source.channels, self.unit.step
+    def _step(self, tile: Tile, x: Expr, stream: Any, weights: Expr) -> None:
+        """A few input channels of every pixel, by the weights that lie there in a stream."""
+        between, step = self.op.window.strides[1] * self.result.source.channels, self.unit.step
         tile.add(
-            lambda pixel: self.x[ramp(x + pixel * stride * channels, step)],
-            lambda vector: weights_of(self.cut.panels, self.product, self.weight, weights, vector),
+            lambda pixel: self.x[ramp(x + pixel * between, step)],
+            lambda vector: weights_of(self.cut.panels, self.product, stream, weights, vector),
         )
 
     def _prefetch(self, panel: Expr, position: Expr, iteration: Expr, iterations: int) -> None:
@@ -247,12 +295,18 @@ class _Loops:
             prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
 
 
+def _within(value: Expr, most: int) -> Expr:
+    """A value from 0 to `most`, as it is: from this form it can be proved that no access leaves its buffer."""
+    return tirx.max(tirx.min(value, most), 0)
+
+
 def _cost(request: Request, unit: Unit) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
     cut, op = Cut.of(request, unit), request.node.op
     assert isinstance(op, Conv2d)
     rows = cut.rows if cut.flat else request.batch * request.node.type.shape[1]
-    pixels = rows * cut.tiles * cut.tile
+    runs = ((1, cut.tile),) if cut.flat else cut.runs
+    pixels = rows * sum(count * unit.whole(pixels) for count, pixels in runs)
     macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
     rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
     if op.rescale.residual is not None:

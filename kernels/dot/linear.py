@@ -204,7 +204,8 @@ def linear_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
             if reason is not None:
                 return reason
             cut = Cut.of(request, unit)
-            work = Work(request.batch * cut.blocks * cut.block * cut.steps * unit.step, request.batch * cut.outputs)
+            samples = -(-request.batch // cut.samples) * unit.whole(cut.samples)
+            work = Work(samples * cut.blocks * cut.block * cut.steps * unit.step, request.batch * cut.outputs)
             microseconds = unit.cost("linear vnni w4" if cut.packed else "linear vnni", work)
             return Offer(*request.canonical(), microseconds, lambda: _build(request, unit))
 

@@ -1,19 +1,19 @@
-"""What the convolutions share: where pixels lie, and how a tile's accumulators become stored bytes in a frame."""
+"""What the convolutions share: how a tile's accumulators become stored bytes in a frame."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ir import Array, TensorType
+from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
-from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.float32 import in_float32, rounded_in_float32
+from hawq_tvm.kernels.dot.images import Plane, refuse_images
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
 from hawq_tvm.kernels.dot.tile import Tile
@@ -22,9 +22,6 @@ from hawq_tvm.kernels.dot.vectors import constant, flat, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
-
-LARGEST = 2**31 - 1
-"""Bytes of a value: they are counted in int32."""
 
 
 def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | None:
@@ -37,19 +34,12 @@ def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | No
     """
     op, type = request.node.op, request.node.type
     assert isinstance(op, Conv2d)
-    lacking = missing(request.features, unit.needs)
-    if lacking:
-        return lacking
+    reason = missing(request.features, unit.needs) or refuse_images(request, unit, in_planes=in_planes)
+    if reason:
+        return reason
     storages = [request.alternatives[name] for name in (*request.node.inputs, request.node.name)]
-    for x, storage in zip((*request.inputs, type), storages, strict=True):
-        if storage.order != "NHWC" and not (in_planes and storage.block % unit.pair == 0):
-            return f"computes on channels last, not on {storage}"
-        if storage.offset != (unit.signed_offset if x.dtype.signed else 0):
-            return (
-                f"reads and writes unsigned bytes, signed values at +{unit.signed_offset}, not {x.dtype} in {storage}"
-            )
-        if storage.size_bytes(x, request.batch) > LARGEST:
-            return f"addresses bytes by 32 bits, {request.batch} samples of {x} take more"
+    if storages[0].is_part:
+        return f"reads whole pixels, not {storages[0]}"
     storage = storages[-1]
     if storage.channels(type) % unit.lanes or any(s.channels(type) != storage.channels(type) for s in storages[1:]):
         return f"writes whole vectors of {unit.lanes} channels, not {storage}"
@@ -87,43 +77,13 @@ def build_function(
     return BuiltKernel(function(parameters, lambda *buffers: emit(buffers)), constants)
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Where the pixels of stored images lie; an index is one of bytes.
-
-    `together` channels of a pixel are neighbours: all of them channels last, a block of them in planes.
-    """
-
-    height: int
-    width: int
-    channels: int
-    top: int = 0
-    left: int = 0
-    together: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "together", self.together or self.channels)
-
-    @classmethod
-    def of(cls, type: TensorType, storage: Storage) -> Plane:
-        top, left, bottom, right = storage.frame
-        _, height, width = type.shape
-        together = storage.block if storage.order == "NCHW" else 0
-        return cls(top + height + bottom, left + width + right, storage.channels(type), top, left, together)
-
-    def index(self, n: Expr, row: Expr, column: Expr, channel: Expr) -> Expr:
-        """Of a stored row and column; a column of -1 is the last of the row before."""
-        image = n * (self.channels // self.together) + channel // self.together
-        return ((image * self.height + row) * self.width + column) * self.together + channel % self.together
-
-
 class Result:
     """The stored result of a convolution, in whose blocks of channels tiles end.
 
     Args:
         request: the convolution.
         unit: the instructions.
-        buffers: of its function: inputs, constants from the bias on, and the result, last.
+        buffers: of its function: inputs, constants that end with those of `per_channel`, and the result, last.
         flat_pixels: their number, where the pixels of all rows and samples are one row; 0 elsewhere.
     """
 
@@ -136,13 +96,13 @@ class Result:
             Plane.of(type, storage) for type, storage in zip((*request.inputs, node.type), self.storages, strict=True)
         ]
         if flat_pixels:
-            planes = [Plane(1, flat_pixels, plane.channels) for plane in planes]
+            planes = [replace(plane, height=1, width=flat_pixels) for plane in planes]
         self.source, *self._residual_plane, self.plane = planes
         count = len(request.inputs)
         self._buffer = flat(buffers[-1])
         self._residual_buffer = flat(buffers[1]) if count == 2 else None
         self._in_float32 = in_float32(request)
-        self.bias, self._multiplier, *self._residual_multiplier = buffers[count + 1 : -1]
+        self.bias, self._multiplier, *self._residual_multiplier = buffers[-2 - len(op.multipliers) : -1]
 
     def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
         """A stored row of a block: its share of the frame, and what `row` makes of the inner row of its number."""
@@ -187,7 +147,7 @@ class Result:
                     share = Residual(residual, vectors, vector, factor, offset)
                     values.append(self.unit.with_residual(product, share, self.rescale, self._features))
             index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * self.unit.pair)
-            stored = self.unit.packed(values, self.rescale, self.storages[-1].offset)
+            stored = self.unit.packed(values, self.rescale, self.storages[-1].offset, str(self._buffer.dtype))
             T.buffer_store(self._buffer, stored, [ramp(index, vectors * self.unit.lanes)])
 
     def _lanes(self, block: Expr, vectors: int) -> list[Expr]:

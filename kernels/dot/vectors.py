@@ -54,15 +54,17 @@ def prefetch(address: Any) -> None:
 
 
 class Registers:
-    """Accumulators, vectors of int32 each, that LLVM keeps in registers; to be made inside the loop over tasks.
+    """Vectors that LLVM keeps in registers: accumulators, int32 unless told otherwise.
+
+    They are to be made inside the loop over tasks.
 
     There is a buffer for each. TVM puts one of a kilobyte and more on the heap, and one of scope "local" there, too:
     then every prefetch would have LLVM write all of them to memory first.
     """
 
-    def __init__(self, count: int, lanes: int) -> None:
+    def __init__(self, count: int, lanes: int, dtype: str = "int32") -> None:
         self._lanes = lanes
-        self._buffers = [T.alloc_buffer((lanes,), "int32", align=64) for _ in range(count)]
+        self._buffers = [T.alloc_buffer((lanes,), dtype, align=64) for _ in range(count)]
 
     def __getitem__(self, number: int) -> Expr:
         return self._buffers[number][ramp(0, self._lanes)]

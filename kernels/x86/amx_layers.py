@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hawq_tvm.core.ir import Operator
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.dot.result import LARGEST
+from hawq_tvm.kernels.dot.images import LARGEST
 from hawq_tvm.kernels.dot.unit import missing
 from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, decline
 from hawq_tvm.kernels.generic.costs import CALL_US

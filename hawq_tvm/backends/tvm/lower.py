@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import relax
 
-from hawq_tvm.backends.tvm.host import tiles_granted
+from hawq_tvm.backends.tvm.host import architecture, instruction_sets, tiles_granted
 from hawq_tvm.backends.tvm.info import MAIN, REALS, TAPPED, ConversionInfo
 from hawq_tvm.backends.tvm.memory import plan_memory
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
+from hawq_tvm.core.cpu import AMX, LINUX_NAMES
 from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Graph, Node
@@ -38,6 +39,7 @@ class Machine:
 
     Attributes:
         target: the row of `hawq_tvm.core.targets`.
+        architecture: of the CPU, as LLVM calls it.
         tvm_target: TVM's target, ``mcpu`` filled in; a GPU's with the host that calls its kernels.
         cpu: the LLVM name of the CPU compiled for; empty for a portable target.
         vector_bits: width of its vector registers; of a GPU, of a thread's widest access.
@@ -49,6 +51,7 @@ class Machine:
     cpu: str
     vector_bits: int
     features: frozenset[str] = frozenset()
+    architecture: str = field(default_factory=architecture)
 
     @classmethod
     def resolve(cls, target: Target) -> Machine:
@@ -62,10 +65,28 @@ class Machine:
         if cpu:
             attributes["mcpu"] = cpu
         resolved = tvm.target.Target(attributes)
-        features = frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(resolved)))
-        if target.host_cpu and not tiles_granted():
-            features -= {"amx-int8", "amx-tile"}  # LLVM goes by the CPU's name, and a virtual machine may hide them
-        return cls(target, resolved, cpu, _vector_bits(features), features)
+        features = _features(resolved)
+        without = features & (target.without | (_hidden(features) if target.host_cpu else frozenset()))
+        if without:
+            resolved = tvm.target.Target({**attributes, "mattr": [f"-{name}" for name in sorted(without)]})
+            features = _features(resolved) - without
+        of = architecture() if target.cpu is None else target.cpu.architecture
+        return cls(target, resolved, cpu, _vector_bits(features), features, of)
+
+
+def _features(target: Any) -> frozenset[str]:
+    """The instruction sets of a CPU, by LLVM's names."""
+    return frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(target)))
+
+
+def _hidden(features: frozenset[str]) -> frozenset[str]:
+    """What this machine does not let programs use: LLVM goes by the CPU's name, and a virtual machine hides sets of it.
+
+    Nothing where the system does not say what there is.
+    """
+    have = set(instruction_sets())
+    found = {name for name in features if name in LINUX_NAMES and LINUX_NAMES[name] not in have} if have else set()
+    return frozenset(found if tiles_granted() else found | AMX)
 
 
 def _vector_bits(features: frozenset[str]) -> int:
@@ -85,6 +106,7 @@ class Lowered:
         module: the Relax functions, `MAIN` among them, and one PrimFunc a distinct kernel.
         plan: how each value is stored, and which kernel makes it.
         calls: what the function calls, in order: a node by its name, or a conversion.
+        joins: the last call that writes into a concatenation which needs none of its own, by its name.
         functions: the PrimFunc of each call, by name.
         predictions: what the model of a GPU says of each call, by name; none for a CPU.
         planned_bytes: activation memory after planning.
@@ -97,6 +119,7 @@ class Lowered:
     batch: int
     plan: Plan
     calls: dict[str, ConversionInfo | None]
+    joins: dict[str, str]
     functions: dict[str, str]
     predictions: dict[str, Prediction]
     planned_bytes: int
@@ -150,6 +173,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         batch,
         plan,
         builder.calls,
+        builder.joins,
         builder.functions,
         builder.predictions,
         _planned_bytes(called[MAIN]),
@@ -221,10 +245,12 @@ class _RelaxBuilder:
         self.plan = plan
         self.types = graph.types
         self.calls: dict[str, ConversionInfo | None] = {}
+        self.joins: dict[str, str] = {}
         self.functions: dict[str, str] = {}
         self.predictions: dict[str, Prediction] = {}
         self.constants: dict[str, int] = {}
         self._values: dict[tuple[str, Storage], Any] = {}
+        self._arrays: dict[str, tuple[Any, str]] = {}  # of concatenations: as last written, and by which call
         self._builder = relax.BlockBuilder()
         self._functions: dict[int, list[tuple[Any, Any]]] = {}
         self._built: dict[str, tuple[Any, list[Any]]] = {}
@@ -244,6 +270,7 @@ class _RelaxBuilder:
 
     def _network(self) -> Any:
         """The output's integers, canonical; `_values` holds the input's."""
+        self._arrays = {}
         for node in self.graph:
             self._convert_for(node.name)
             self._compute(node)
@@ -298,17 +325,21 @@ class _RelaxBuilder:
             if item.reader == reader and (item.value, item.to) not in self._values:
                 call = f"{item.value} as {item.to}"
                 self.calls[call] = ConversionInfo(item.value, item.to, converter)
-                source = self._values[item.value, item.source]
                 layer = f"'{item.value}' as {item.to}"
                 self._values[item.value, item.to] = self._call(
-                    call, item.value, item.to, layer, converter, offer, [source]
+                    call, item.value, item.to, layer, converter, offer, [(item.value, item.source)]
                 )
 
     def _compute(self, node: Node) -> None:
         offer = self.plan.offers[node.name]
-        inputs = [self._values[name, storage] for name, storage in zip(node.inputs, offer.reads, strict=True)]
+        whole = self.plan.arrays.get((node.name, offer.writes))
+        inputs = list(zip(node.inputs, offer.reads, strict=True))
+        inputs = [value for value in inputs if whole is None or self.plan.arrays.get(value) != whole]
         if isinstance(node.op, Flatten):
-            result = self._builder.emit(relax.op.reshape(inputs[0], (self.batch, *node.type.shape)))
+            result = self._builder.emit(relax.op.reshape(self._values[inputs[0]], (self.batch, *node.type.shape)))
+        elif not inputs:
+            assert whole is not None, "every node reads something"
+            result, self.joins[node.name] = self._arrays[whole]
         else:
             self.calls[node.name] = None
             layer, kernel = f"layer '{node.name}' ({node.op.kind})", self.plan.kernels[node.name]
@@ -316,8 +347,16 @@ class _RelaxBuilder:
         self._values[node.name, offer.writes] = result
 
     def _call(
-        self, call: str, value: str, storage: Storage, layer: str, kernel: str, offer: Offer, inputs: list[Any]
+        self,
+        call: str,
+        value: str,
+        storage: Storage,
+        layer: str,
+        kernel: str,
+        offer: Offer,
+        inputs: list[tuple[str, Storage]],
     ) -> Any:
+        """One call; into an array that is there already, where the value is a part of one or parts of it were made."""
         if call not in self._built:
             built = build_kernel(layer, kernel, offer.build, self.machine.target)
             self._built[call] = self._added(built, kernel, value)
@@ -326,9 +365,17 @@ class _RelaxBuilder:
             if offer.prediction is not None:
                 self.predictions[call] = offer.prediction
         function, constants = self._built[call]
-        return self._builder.emit(
-            relax.call_tir(function, [*inputs, *constants], self._tensor_type(value, storage)), name_hint="value"
-        )
+        arguments, type = [*(self._values[name] for name in inputs), *constants], self._tensor_type(value, storage)
+        whole = self.plan.arrays.get((value, storage))
+        if whole in self._arrays:
+            there, _ = self._arrays[whole]
+            made = relax.op.call_tir_inplace(function, [*arguments, there], [len(arguments)], type)
+        else:
+            made = relax.call_tir(function, arguments, type)
+        result = self._builder.emit(made, name_hint="value")
+        if whole is not None:
+            self._arrays[whole] = result, call
+        return result
 
     def _added(self, built: BuiltKernel, kernel: str, value: str) -> tuple[Any, list[Any]]:
         """A kernel's function in the module, and its constants."""

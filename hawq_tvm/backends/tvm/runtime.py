@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.backends.tvm.cuda.device import check_device
-from hawq_tvm.backends.tvm.host import instruction_sets, usable_cores
+from hawq_tvm.backends.tvm.host import architecture, instruction_sets, usable_cores
 from hawq_tvm.backends.tvm.info import MAIN, REALS, TAPPED, LibraryInfo
 from hawq_tvm.core.errors import DataError, HawqError, RuntimeModuleError, first_line
 from hawq_tvm.core.hashing import file_sha256
@@ -186,6 +186,11 @@ class CompiledModule:
             raise RuntimeModuleError(
                 f"{library} is corrupted or truncated: its sha256 does not match; compile it again"
             )
+        if self.info.architecture != architecture():
+            raise RuntimeModuleError(
+                f"{library} was compiled for {self.info.architecture} ({self.info.target}), and this machine is "
+                f"{architecture()}; compile it here, or for a target of this architecture"
+            )
         lacking = sorted(set(self.info.instruction_sets) - set(instruction_sets()))
         if lacking:
             raise RuntimeModuleError(
@@ -272,9 +277,9 @@ class CompiledModule:
         """
         stored = self.stored(x)
         made = {self.info.input_name: x}
-        for name in self.info.calls:
-            if name not in self.info.conversions:
-                made[name] = unpack(stored[name], self.info.values[name].type, self.info.values[name].storage)
+        written = {name: name for name in self.info.calls if name not in self.info.conversions}
+        for name, call in {**written, **self.info.joins}.items():
+            made[name] = unpack(stored[call], self.info.values[name].type, self.info.values[name].storage)
         for view, source in self.info.views.items():
             made[view] = made[source].reshape(len(x), *self.info.values[view].shape)
         return {name: made[name] for name in self.info.values}

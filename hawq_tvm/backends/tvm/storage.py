@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hawq_tvm.backends.tvm.joins import join_branches
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.ir import Graph, Node, TensorType
 from hawq_tvm.core.ops import AvgPool2d, Conv2d, Flatten, MaxPool2d
@@ -240,6 +241,7 @@ class Plan:
         kernels: the chosen kernel, by node; a flatten has none.
         declines: why kernels that stand earlier in the table were not taken, by node.
         storages: how each value is made.
+        arrays: the concatenation in whose array a value in that storage lies, itself among them.
         conversions: in the order in which they are made.
         converters: the converter and its offer of each conversion.
         cost: estimated microseconds of one thread.
@@ -251,6 +253,7 @@ class Plan:
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[Decline, ...]]
     storages: Mapping[str, Storage]
+    arrays: Mapping[tuple[str, Storage], str]
     conversions: tuple[Conversion, ...]
     converters: tuple[tuple[str, Offer], ...]
     cost: float
@@ -283,6 +286,7 @@ def plan_storages(
         raise CompileError(f"unknown palette of storages '{palette}'; known: {', '.join(PALETTES)}")
     types = graph.types
     alternatives = {} if palette == "canonical" else alternatives_of(graph, target, vector_bits, features)
+    alternatives, arrays = join_branches(graph, alternatives)
     requests: dict[str, Request] = {}
     answers: dict[str, dict[str, Offer | str]] = {}
     steps: list[Step] = []
@@ -323,6 +327,7 @@ def plan_storages(
         kernels={name: choice.kernels[name] for name in requests},
         declines={name: _earlier(choice.kernels[name], given) for name, given in answers.items()},
         storages={**start, **{name: offer.writes for name, offer in chosen.items()}},
+        arrays={(name, alternatives[name]): whole for name, whole in arrays.items()},
         conversions=choice.conversions,
         converters=tuple(found for found in converters if found is not None),
         cost=choice.cost,
