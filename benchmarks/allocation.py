@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.runs import hawq_tvm, markdown, write_results
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.specs import Bits, CostTable
-from hawq_tvm.ilp import ALLOCATORS, formulate
+from hawq_tvm.ilp import SOLVERS, formulate, solve_ilp
 
 ROUNDS = 9
 PINS = Bits(8, 8)
@@ -45,11 +45,11 @@ def main() -> None:
     for bits, candidates in CANDIDATES.items():
         for name, limits in BUDGETS.items():
             problem = formulate(table, Budget(**limits), candidates=candidates, pins=pins)
-            taken: dict[str, list[float]] = {solver: [] for solver in ALLOCATORS}
+            taken: dict[str, list[float]] = {solver: [] for solver in SOLVERS}
             found: dict[str, float] = {}
             for _ in range(ROUNDS):
-                for solver, allocate in ALLOCATORS.items():
-                    result = allocate(problem)
+                for solver in SOLVERS:
+                    result = solve_ilp(problem, solver=solver)
                     taken[solver].append(1e3 * result.seconds)
                     found[solver] = result.sensitivity
             key = f"bits {bits}, {name}"
@@ -62,7 +62,7 @@ def main() -> None:
                 for solver in taken
             )
             rows.append([key, *cells, "yes" if agree else "NO"])
-    names = ["ResNet-50, 54 layers", *(f"{solver} ms, median (range)" for solver in ALLOCATORS), "same optimum"]
+    names = ["ResNet-50, 54 layers", *(f"{solver} ms, median (range)" for solver in SOLVERS), "same optimum"]
     print(markdown(names, rows))
     print(f"\nwrote {write_results('allocation', results)}")
 

@@ -20,7 +20,7 @@ from benchmarks.runs import markdown, write_results
 from hawq_tvm.core.budget import Budget, Limit
 from hawq_tvm.core.errors import InfeasibleBudget
 from hawq_tvm.core.specs import COST_NAMES, Bits, Cost, CostTable, LayerCosts
-from hawq_tvm.ilp import ALLOCATORS, Problem, formulate
+from hawq_tvm.ilp import ALLOCATORS, SOLVERS, Problem, formulate
 
 PAIRS = tuple(Bits.parse(bits) for bits in ("w2a2", "w4a4", "w4a8", "w8a8"))
 BUDGETS = ("size", "bops", "latency")
@@ -97,7 +97,7 @@ def main() -> None:
     for kind, make in kinds.items():
         problems = [formulate(*make(random.Random(seed))) for seed in range(count)]
         optima = [best(problem) for problem in problems]
-        for solver in ALLOCATORS:
+        for solver in SOLVERS:
             verdicts = [judge(problem, optimum, solver) for problem, optimum in zip(problems, optima, strict=True)]
             table = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
             results[f"{kind}, {solver}"] = table

@@ -27,6 +27,7 @@ from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.core.reporter import Reporter, as_reporter
 from hawq_tvm.core.specs import BitConfig, Bits, CostTable
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
+from hawq_tvm.ilp.front import Front, find_axes, pareto_front
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.debug_report import DebugReport
@@ -57,6 +58,7 @@ from hawq_tvm.sources.data import as_data, limited, load_data
 from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, versions_of
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
+from hawq_tvm.stages.allocate import problem_of
 from hawq_tvm.stages.work import Work
 
 T = TypeVar("T")
@@ -223,6 +225,65 @@ class QuantizedNetwork:
     def accuracy(self) -> Accuracy:
         """Accuracy of the float and the integer network on the evaluation samples."""
         return self._look(lambda found: found.accuracy)
+
+    def allocate(
+        self,
+        budget: Budget | None = None,
+        *,
+        bits: BitConfig | None = None,
+        pins: Mapping[str, Bits | str | int] | None = None,
+    ) -> QuantizedNetwork:
+        """Another network of the same profile, with bits chosen anew; this one stays as it is.
+
+        Args:
+            budget: as `quantize` takes it.
+            bits: bits to take as they are, instead of choosing them.
+            pins: layers held at a pair, in place of those that this network was made with.
+
+        Raises:
+            InfeasibleBudget: no configuration meets the budget.
+            SettingsError: both a budget and bits.
+        """
+        if bits is not None and budget:
+            raise SettingsError("bits are taken as they are and a budget chooses them; give one or the other")
+        settings = replace(self._settings, budget=budget or Budget())
+        if pins is not None:
+            settings = replace(settings, pins={name: Bits.parse(value) for name, value in pins.items()})
+        scratch = tempfile.TemporaryDirectory(prefix="hawq_tvm-")
+        path = Path(scratch.name) / "run"
+        shutil.copytree(self.path, path)
+        (path / files.BITS).unlink(missing_ok=True)  # edited by hand or not: these are the other network's
+        with edit_run(path) as run:
+            run.manifest["settings"] = settings.to_json()
+            run.save_manifest()
+            work = Work(run, settings, data=self._data, given=bits, reporter=self._reporter)
+            pipeline.perform(work, (*pipeline.ALLOCATE, *pipeline.INTEGERIZE))
+        return QuantizedNetwork(path, settings, data=self._data, progress=self._reporter, scratch=scratch)
+
+    def pareto(self, axes: str = "size,sensitivity", *, points: int | None = 20, budget: Budget | None = None) -> Front:
+        """The front over two of size, BOPS, latency, energy, sensitivity; each point is proved optimal.
+
+        Args:
+            axes: as ``"size,sensitivity"``; with ``accuracy`` as the second, the front over the sensitivity, with the
+                integer network of each point made and its accuracy measured.
+            points: about so many, evenly spread over the first; None for all.
+            budget: what every point must meet.
+
+        Raises:
+            InfeasibleBudget: no configuration meets the budget.
+            AllocationError: axes that there are not, or that are not known of every layer.
+        """
+        measured = axes.replace(" ", "").endswith(",accuracy")
+        wanted = find_axes(axes.replace("accuracy", "sensitivity") if measured else axes)
+        if measured and self._data is None:
+            raise DataError("this run's samples are not at hand, on which accuracy is measured; give them as data=")
+        problem = problem_of(self.costs, replace(self._settings, budget=budget or Budget()))
+        with self._reporter.stage("finding the front") as advance:
+            front = pareto_front(problem, wanted, points=points, progress=advance)
+        if not measured:
+            return front
+        found = [replace(p, accuracy=self.allocate(bits=p.bits).accuracy.integer_top1) for p in front.points]
+        return replace(front, points=tuple(found))
 
     def compile(self, target: str = DEFAULT_TARGET, *, batch: int | None = None) -> CompiledModule:
         """Compile for a target.

@@ -8,7 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from hawq_tvm.core.budget import CHOICE, Budget
+from hawq_tvm.core.budget import CHOICE, Budget, parse_share
 from hawq_tvm.core.devices import FORMS, Device
 from hawq_tvm.core.errors import AllocationError, RunError, SettingsError
 from hawq_tvm.core.given import (
@@ -215,6 +215,8 @@ class Settings:
             configuration, or `RESIDUAL_BITS`.
         stored_bits: bits of stored values, by name or pattern, in place of those that their readers ask for.
         solver: an allocator of `hawq_tvm.search.ALLOCATORS`.
+        gap: relative, how far above the least sensitivity the answer may be; 0 for the least itself.
+        time_limit: seconds that the solver may take; None for as many as it needs.
         evaluations: configurations that an allocator measures which searches by accuracy.
         batch: samples a call of the compiled library.
         threads: of the compiled library and its peers; None for all cores.
@@ -232,10 +234,19 @@ class Settings:
     )
     pin_ends: bool = option(True, "hold the first and the last layer at 8 bits", panel=CHOICE, negated=True)
     solver: str = option(
-        "cbc",
-        "cbc or highs, the integer program; hawq or greedy, from the same sensitivities; greedy-accuracy, random, ddpg "
-        "or optuna, which measure accuracy",
+        "ilp",
+        "ilp, the integer program, by cbc or highs where one is named; hawq or greedy, from the same sensitivities; "
+        "greedy-accuracy, random, ddpg or optuna, which measure accuracy",
         panel=CHOICE,
+    )
+    gap: float = option(
+        0.0,
+        "how far above the least sensitivity will do, as 0.01%; default: not at all",
+        panel=CHOICE,
+        parse=parse_share,
+    )
+    time_limit: float | None = option(
+        None, "seconds for the program; the best by then is taken, with its bound", panel=CHOICE, least=0.01
     )
     evaluations: int = option(200, "configurations that a solver measures which searches", panel=CHOICE, least=1)
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
@@ -314,6 +325,9 @@ class Settings:
             raise SettingsError("--latency-table gives times and --device measures them; say one of them")
         if self.latency_from != "timing" and self.device is not None:
             raise SettingsError(f"{predicts} times and --device measures them; say one of them")
+        for what, number in (("gap", self.gap), ("time limit", self.time_limit)):
+            if number is not None and (not is_number(number) or number < 0):
+                raise SettingsError(f"the {what} is a number of at least 0, got {number!r}")
         _at_least("samples of the loss", self.loss_samples, 1)
         _at_least("measured configurations", self.evaluations, 1)
         if self.clip_to_ranges and not self.ranges:
@@ -392,6 +406,8 @@ class Settings:
             "residual_bits": self.residual_bits,
             "stored_bits": dict(self.stored_bits),
             "solver": self.solver,
+            "gap": self.gap,
+            "time_limit": self.time_limit,
             "evaluations": self.evaluations,
             "batch": self.batch,
             "threads": self.threads,
@@ -453,6 +469,8 @@ class _SettingsFile(TypedDict):
     residual_bits: int | None
     stored_bits: Mapping[str, int]
     solver: str
+    gap: NotRequired[float]
+    time_limit: NotRequired[float | None]
     evaluations: NotRequired[int]
     batch: int
     threads: int | None

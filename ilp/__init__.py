@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.ilp.problem import Allocation, Problem, formulate
-from hawq_tvm.ilp.pulp_solver import SOLVERS, solve_ilp
+from hawq_tvm.ilp.pulp_program import SOLVERS
+from hawq_tvm.ilp.pulp_solver import solve_ilp
 
 Allocator = Callable[[Problem], Allocation]
 
-ALLOCATORS: dict[str, Allocator] = {name: partial(solve_ilp, solver=name) for name in SOLVERS}
+ALLOCATORS: dict[str, Allocator] = {
+    "ilp": solve_ilp,  # with whichever solver is installed
+    **{name: partial(solve_ilp, solver=name) for name in SOLVERS},
+}
 """Every allocator by the name that ``--solver`` takes."""
 
 
-def find_allocator(name: str) -> Allocator:
+def find_allocator(name: str, *, gap: float = 0.0, seconds: float = inf) -> Allocator:
     """The allocator of that name.
+
+    Args:
+        name: as ``--solver`` takes it.
+        gap: relative, how far above the optimum the answer may be.
+        seconds: how long it may take; see `solve_ilp`.
 
     Raises:
         AllocationError: there is none.
     """
     if name not in ALLOCATORS:
         raise AllocationError(f"unknown solver '{name}'; known: {', '.join(ALLOCATORS)}")
-    return ALLOCATORS[name]
+    if not gap and seconds == inf:
+        return ALLOCATORS[name]
+    return partial(solve_ilp, solver=None if name == "ilp" else name, gap=gap, seconds=seconds)
 
 
 __all__ = ["ALLOCATORS", "SOLVERS", "Allocation", "Allocator", "Problem", "find_allocator", "formulate", "solve_ilp"]

@@ -10,14 +10,25 @@ Borders are ours: what repacking and rescaling between neighbours of different b
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import fsum
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Border, BorderCost, CostName, CostTable, LayerCosts
+from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Border, CostName, CostTable, LayerCosts
+
+FloatArray = NDArray[np.float64]
+
+Quantity = CostName | Literal["sensitivity"]
+"""What a configuration has a sum of."""
+
+QUANTITIES: tuple[Quantity, ...] = ("sensitivity", *COST_NAMES)
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Choice:
     latency_us: float | None
     energy_uj: float | None = None
 
-    def cost(self, name: CostName) -> float:
+    def cost(self, name: Quantity) -> float:
         value = getattr(self, name)
         assert value is not None, f"{name} was checked when the problem was formulated"
         return float(value)
@@ -45,19 +56,19 @@ class Group:
     choices: tuple[Choice, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edge:
     """What the choices of two groups cost together, beside what each costs alone.
 
     Attributes:
         first: number of a group.
         second: number of another, larger.
-        costs: for each cost that it has, a row for each choice of the first, a column for each of the second.
+        costs: for each cost that it has, float64 [choices of the first, choices of the second].
     """
 
     first: int
     second: int
-    costs: Mapping[CostName, tuple[tuple[float, ...], ...]]
+    costs: Mapping[CostName, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -85,11 +96,18 @@ class Problem:
         totals = [self.total([_at_most(group, pair) for group in self.groups], cost) for pair in pairs]
         return min(totals), max(totals)
 
-    def total(self, picks: Sequence[int], cost: CostName) -> float:
+    def total(self, picks: Sequence[int], cost: Quantity) -> float:
         """The cost of picking choice ``picks[g]`` for group g, borders included, summed without rounding error."""
         alone = (group.choices[pick].cost(cost) for group, pick in zip(self.groups, picks, strict=True))
-        together = (e.costs[cost][picks[e.first]][picks[e.second]] for e in self.edges if cost in e.costs)
+        tables = ((e, e.costs.get(cost)) for e in self.edges if cost != "sensitivity")
+        together = (float(table[picks[e.first], picks[e.second]]) for e, table in tables if table is not None)
         return fsum((*alone, *together))
+
+    @property
+    def known(self) -> tuple[CostName, ...]:
+        """The costs that every choice has a number for."""
+        choices = [choice for group in self.groups for choice in group.choices]
+        return tuple(cost for cost in COST_NAMES if all(getattr(choice, cost) is not None for choice in choices))
 
     def sensitivity(self, picks: Sequence[int]) -> float:
         """The objective of a pick."""
@@ -182,9 +200,8 @@ def formulate(
         if unknown:
             raise AllocationError(f"{what} for unknown layer '{unknown[0]}'; the layers are {', '.join(rows)}")
     groups = tuple(_group(members, rows, table.borders, candidates, pins) for members in _partition(table))
-    for cost in COST_NAMES:
-        if cost in budget.limits:
-            _require_cost(groups, cost)
+    for cost in budget.limits:
+        require_cost(groups, cost)
     problem = Problem(table.names, groups, {}, _edges(table, groups))
     limits: dict[CostName, float] = {}
     for cost, limit in budget.limits.items():
@@ -198,7 +215,7 @@ def formulate(
 
 def _at_most(group: Group, bits: Bits) -> int:
     """The group's highest choice that does not exceed a pair; its lowest where all do."""
-    return max((k for k, choice in enumerate(group.choices) if choice.bits <= bits), default=0)
+    return max(bisect_right(group.choices, bits, key=lambda choice: choice.bits) - 1, 0)
 
 
 def _partition(table: CostTable) -> list[tuple[str, ...]]:
@@ -271,29 +288,24 @@ def _choice(bits: Bits, layers: Sequence[LayerCosts], within: Sequence[Border]) 
 def _edges(table: CostTable, groups: Sequence[Group]) -> tuple[Edge, ...]:
     """The borders between groups, those of the same two groups summed; costs that are 0 throughout are left out."""
     number = {name: g for g, group in enumerate(groups) for name in group.layers}
-    between: dict[tuple[int, int], list[Border]] = {}
+    column = [{choice.bits: k for k, choice in enumerate(group.choices)} for group in groups]
+    found: dict[tuple[int, int], dict[CostName, FloatArray]] = {}
     for border in table.borders:
         first, second = number[border.first], number[border.second]
-        if first != second:
-            between.setdefault((min(first, second), max(first, second)), []).append(border)
-    edges = []
-    for (g, h), borders in sorted(between.items()):
-        rows = [[_together(borders, groups[g], one, two) for two in groups[h].choices] for one in groups[g].choices]
-        costs: dict[CostName, tuple[tuple[float, ...], ...]] = {}
-        for cost in COST_NAMES:
-            matrix = tuple(tuple(getattr(entry, cost) for entry in row) for row in rows)
-            if any(map(any, matrix)):
-                costs[cost] = matrix
-        if costs:
-            edges.append(Edge(g, h, costs))
-    return tuple(edges)
-
-
-def _together(borders: Sequence[Border], group: Group, one: Choice, two: Choice) -> BorderCost:
-    """What all borders between two groups cost at a choice of the lower and one of the higher."""
-    pairs = ((one.bits, two.bits) if border.first in group.layers else (two.bits, one.bits) for border in borders)
-    found = [border.costs[pair] for border, pair in zip(borders, pairs, strict=True) if pair in border.costs]
-    return BorderCost(**{item.name: fsum(getattr(cost, item.name) for cost in found) for item in fields(BorderCost)})
+        if first == second:
+            continue  # it is in the choices of the group
+        low, high = min(first, second), max(first, second)
+        matrices = found.setdefault((low, high), {})
+        for (one, other), cost in border.costs.items():
+            if one in column[first] and other in column[second]:
+                at = column[first][one], column[second][other]
+                for name in COST_NAMES:
+                    value = getattr(cost, name)
+                    if value:
+                        if name not in matrices:
+                            matrices[name] = np.zeros((len(groups[low].choices), len(groups[high].choices)))
+                        matrices[name][at if first == low else at[::-1]] += value
+    return tuple(Edge(*pair, matrices) for pair, matrices in sorted(found.items()) if matrices)
 
 
 _OBTAINED: Mapping[CostName, str] = {
@@ -302,11 +314,16 @@ _OBTAINED: Mapping[CostName, str] = {
 }
 
 
-def _require_cost(groups: Sequence[Group], cost: CostName) -> None:
+def require_cost(groups: Sequence[Group], cost: CostName) -> None:
+    """Refuse to decide by a cost that is not known.
+
+    Raises:
+        AllocationError: a choice has no number for it.
+    """
     for group in groups:
         for choice in group.choices:
             if getattr(choice, cost) is None:
                 raise AllocationError(
-                    f"a budget on {cost} needs it for every layer, and {group.layers[0]} has none at {choice.bits}; "
-                    f"{_OBTAINED[cost]}"
+                    f"a budget on {cost} or a front over it needs it for every layer, and {group.layers[0]} has none "
+                    f"at {choice.bits}; {_OBTAINED[cost]}"
                 )

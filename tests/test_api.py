@@ -206,3 +206,30 @@ def test_a_network_of_the_users_own_size() -> None:
     torch.manual_seed(0)
     made = hawq_tvm.quantize(Vector(), torch.randn(32, 20), bits=[8])
     assert made.verify(samples=32).ok
+
+
+def test_another_network_of_the_same_profile(network: QuantizedNetwork) -> None:
+    before = dict(network.bits.layers)
+    smaller = network.allocate(Budget(size="10%"))
+    assert network.costs.total(smaller.bits, "size_bytes") < network.costs.total(network.bits, "size_bytes")
+    assert dict(network.bits.layers) == before, "the first stays as it is"
+    assert smaller.accuracy.samples == 8 and smaller.graph.name == network.graph.name
+    given = network.allocate(bits=network.bits)
+    assert given.bits.layers == network.bits.layers
+    free = network.allocate(pins={"conv2": "w4a8"})
+    assert free.bits.layers["conv2"] == Bits(4, 8)
+    with pytest.raises(SettingsError, match="give one or the other"):
+        network.allocate(Budget(size=5), bits=network.bits)
+    with pytest.raises(InfeasibleBudget):
+        network.allocate(Budget(size=5))
+
+
+def test_the_front_of_a_network(network: QuantizedNetwork) -> None:
+    front = network.pareto("bops,sensitivity", points=None)
+    assert front.axes == ("bops", "sensitivity") and front.is_whole
+    for point in front.points:
+        assert network.costs.total(point.bits, "bops") == point.totals["bops"]
+    assert {point.accuracy for point in front.points} == {None}
+    measured = network.pareto("bops,accuracy", points=2)
+    assert all(point.accuracy is not None for point in measured.points)
+    assert measured.points[0].accuracy == network.allocate(bits=measured.points[0].bits).accuracy.integer_top1

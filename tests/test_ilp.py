@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pulp
@@ -16,11 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.ilp_scale import BUDGET, is_optimal, large
 from benchmarks.optimality import best, judge, realistic, wild
 from hawq_tvm.core.budget import Budget, Limit
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
-from hawq_tvm.core.specs import Bits, Cost, CostTable, LayerCosts
-from hawq_tvm.ilp import SOLVERS, Problem, find_allocator, formulate, pulp_solver, solve_ilp
+from hawq_tvm.core.specs import Bits, Border, BorderCost, Cost, CostTable, LayerCosts
+from hawq_tvm.ilp import SOLVERS, Problem, find_allocator, formulate, pulp_program, pulp_solver, search, solve_ilp
+from hawq_tvm.ilp.search import Answer
 
 W4, W8 = Bits(4, 4), Bits(8, 8)
 FACTS = json.loads((Path(__file__).parent / "facts" / "hawqv3_resnet18_ilp.json").read_text())
@@ -57,6 +60,12 @@ def test_upstreams_resnet18_answers_are_reproduced(name: str, solver: str) -> No
 PAIRS = [Bits(2, 8), W4, Bits(4, 8), W8]
 
 
+border_costs = st.builds(
+    lambda size, latency: BorderCost(size_bytes=size, latency_us=latency),
+    *[st.integers(0, 300).map(lambda value: value / 8)] * 2,
+)
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[CostTable, Budget]:
     """Up to six layers with random costs, choices, ties and one to three budgets."""
@@ -71,17 +80,33 @@ def problems(draw: st.DrawFn) -> tuple[CostTable, Budget]:
         for i in range(count)
     )  # fmt: skip
     ties = ((rows[0].name, rows[-1].name),) if count > 1 and draw(st.booleans()) else ()
+    both = [(one, two) for one in shared for two in shared]
+    borders = (
+        tuple(
+            Border(
+                rows[i].name, rows[j].name, {pair: draw(border_costs) for pair in draw(st.sets(st.sampled_from(both)))}
+            )
+            for i, j in draw(st.sets(st.sampled_from([(i, j) for i in range(count) for j in range(count) if i != j])))
+        )
+        if count > 1 and draw(st.booleans())
+        else ()
+    )
     limits: dict[str, Any] = {
         name: draw(st.one_of(st.integers(0, 100 * count), st.integers(0, 100).map(lambda p: f"{p}%")))
         for name in draw(st.sets(st.sampled_from(["size", "bops", "latency"]), min_size=1))
     }
-    return CostTable(rows, ties), Budget(**limits)
+    return CostTable(rows, ties, borders=borders), Budget(**limits)
 
 
-@settings(max_examples=60, deadline=None)
-@given(case=problems(), solver=st.sampled_from(SOLVERS))
-def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str) -> None:
-    table, budget = case
+@settings(max_examples=80, deadline=None)
+@given(case=problems(), solver=st.sampled_from(SOLVERS), leaf=st.sampled_from([0, 600]))
+def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str, leaf: int) -> None:
+    """With and without branching, which small problems would not need."""
+    with mock.patch.multiple(search, _LEAF=leaf, _CORE=leaf or 3):
+        agrees_with_brute_force(*case, solver)
+
+
+def agrees_with_brute_force(table: CostTable, budget: Budget, solver: str) -> None:
     problem = formulate(table, budget)
     optimum = best(problem)
     if optimum is None:
@@ -91,6 +116,7 @@ def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], sol
         return
     result = solve_ilp(problem, solver=solver)
     assert result.sensitivity == pytest.approx(optimum, abs=1e-9, rel=1e-9)
+    assert (result.proved, result.lower_bound) == (True, result.sensitivity)
     for cost, limit in problem.limits.items():
         assert table.total(result.bits, cost) <= limit + 1e-9
         assert result.costs[cost] <= limit
@@ -216,7 +242,9 @@ def test_an_infeasible_budget_names_what_binds_and_the_nearest_value() -> None:
 
 def test_a_budget_on_what_was_not_measured() -> None:
     costs = CostTable((LayerCosts("a", 1, 1, {W8: Cost(1, 8, 64)}),))
-    with pytest.raises(AllocationError, match="a budget on latency_us needs it for every layer, and a has none"):
+    with pytest.raises(
+        AllocationError, match="a budget on latency_us or a front over it needs it for every layer, and a has none"
+    ):
         formulate(costs, Budget(latency="1ms"))
 
 
@@ -236,7 +264,7 @@ def test_allocators_have_names() -> None:
         assert (chosen(result), result.solver, result.bits.origin) == ("84", name, f"ilp ({name})")
         assert dict(result.limits) == {"size_bytes": 12}
         assert dict(result.costs) == {"size_bytes": 12, "bops": 512 + 128, "latency_us": 3.0}
-    with pytest.raises(AllocationError, match="unknown solver 'gurobi'; known: cbc, highs"):
+    with pytest.raises(AllocationError, match="unknown solver 'gurobi'; known: ilp, cbc, highs"):
         find_allocator("gurobi")
 
 
@@ -263,11 +291,11 @@ def test_what_a_solver_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(pulp.LpProblem, "solve", lambda program, solver: pulp.LpStatusUndefined)
         refuses("cbc ended with the status 'Undefined'; try the other solver")
     with monkeypatch.context() as patch:
-        patch.setattr(pulp_solver, "_MOST_CUTS", 0)
+        patch.setattr(pulp_program, "_MOST_CUTS", 0)
         refuses("cbc returned 0 answers that leave a budget by rounding errors; raise the budget slightly")
-    true = pulp_solver._minimise
-    answers = iter([lambda *given: None])  # the first answer is wrong, what looks for the reason is not
-    monkeypatch.setattr(pulp_solver, "_minimise", lambda *given: next(answers, true)(*given))
+    true = pulp_solver.minimise
+    answers = iter([lambda *given: Answer(None, math.inf)])  # the first is wrong, what looks for the reason is not
+    monkeypatch.setattr(pulp_solver, "minimise", lambda *given: next(answers, true)(*given))
     refuses("cbc found no configuration where there is one; try the other solver")
 
 
@@ -380,3 +408,55 @@ def test_the_nearest_value_is_met_when_it_is_given() -> None:
             solve_ilp(formulate(costs, Budget(**{name: 0})))
         assert solve_ilp(formulate(costs, Budget(**{name: text.split()[0]})))
         assert caught.value.nearest == float(text.split()[0])
+
+
+def test_an_answer_near_enough_comes_with_its_bound() -> None:
+    problem = formulate(*realistic(random.Random(3)))
+    exact = solve_ilp(problem)
+    rough = solve_ilp(problem, gap=0.5)
+    assert rough.lower_bound is not None and rough.gap is not None
+    assert rough.lower_bound <= exact.sensitivity <= rough.sensitivity
+    assert rough.gap <= 0.5 and exact.gap == 0.0
+    assert rough.proved == (rough.lower_bound == rough.sensitivity)
+
+
+def test_time_that_runs_out_leaves_the_best_so_far_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = table([(9 - i, i / 8) for i in range(8)])
+    problem = formulate(costs, Budget(size=45))
+
+    def late(self: object, effort: object) -> tuple[None, bool]:
+        return None, False
+
+    monkeypatch.setattr(search.PulpProgram, "solve", late)
+    result = solve_ilp(problem, seconds=60)  # the relaxation's own configurations
+    assert result.lower_bound is not None and result.lower_bound < result.sensitivity and not result.proved
+    monkeypatch.setattr(search._Search, "_take", lambda *given: None)
+    with pytest.raises(AllocationError, match="found no configuration within 60 s; give it more time"):
+        solve_ilp(problem, seconds=60)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_border_decides(solver: str) -> None:
+    """Two layers of different bits would be cheapest, but for what lies between them."""
+    rows = tuple(LayerCosts(n, 1, 1, {W4: Cost(5, 4, 16, 1.0), W8: Cost(1, 8, 64, 2.0)}) for n in "ab")
+    between = {(W4, W8): BorderCost(latency_us=0.75), (W8, W4): BorderCost(latency_us=0.25)}
+    problem = formulate(CostTable(rows, borders=(Border("a", "b", between),)), Budget(latency=3.25))
+    assert chosen(solve_ilp(problem, solver=solver)) == "84", "w4a4 before w8a8 takes 3.75"
+    assert chosen(solve_ilp(replace(problem, limits={"latency_us": 3.0}), solver=solver)) == "44"
+    tied = CostTable(rows, (("a", "b"),), borders=(Border("b", "a", {(W4, W4): BorderCost(latency_us=8.0)}),))
+    assert [choice.latency_us for choice in formulate(tied, Budget()).groups[0].choices] == [10.0, 4.0]
+    back = CostTable(rows, borders=(Border("b", "a", between),))
+    assert chosen(solve_ilp(formulate(back, Budget(latency=3.75), pins={"a": W8}), solver=solver)) == "84"
+    assert chosen(solve_ilp(formulate(back, Budget(latency=3.25), pins={"b": W8}), solver=solver)) == "48"
+    with pytest.raises(InfeasibleBudget, match="the nearest is 3.75 us"):
+        solve_ilp(formulate(back, Budget(latency=3.25), pins={"a": W8}), solver=solver)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hundreds_of_choices_and_borders_against_an_independent_program(seed: int, solver: str) -> None:
+    problem = formulate(large(random.Random(seed), 12), BUDGET)
+    result = solve_ilp(problem, solver=solver)
+    assert result.proved
+    assert is_optimal(problem, result.sensitivity)
+    assert not is_optimal(problem, result.sensitivity * (1 + 1e-4)), "the proof sees what is not the optimum"

@@ -118,7 +118,8 @@ def test_run_and_profile_agree_on_every_option_they_share() -> None:
     commands = typer.main.get_command(real).commands  # type: ignore[attr-defined]
     run, profile = ({p.name: p for p in commands[verb].params} for verb in ("run", "profile"))
     only_run = {
-        "budget_size", "budget_bops", "budget_latency", "budget_energy", "solver", "evaluations",
+        "budget_size", "budget_bops", "budget_latency", "budget_energy", "solver", "gap", "time_limit",
+        "evaluations",
         "verify_samples", "bench_seconds", "bits_file",
     }  # fmt: skip
     assert run.keys() - profile.keys() == only_run

@@ -35,10 +35,13 @@ app = typer.Typer(
 )
 
 _DECIDES = (
-    *("bits", "budget", "pins", "pin_ends", "solver", "evaluations", "choose_by", "caution"),
+    *("bits", "budget", "pins", "pin_ends", "solver", "gap", "time_limit", "evaluations", "choose_by", "caution"),
     *("residual_bits", "stored_bits"),
 )
 """The settings that `allocate` takes anew."""
+
+_NOT_PROFILED = ("budget", "solver", "gap", "time_limit", "evaluations", "verify_samples", "bench_seconds")
+"""The settings that say nothing to `profile`."""
 
 _INTERRUPTED, _INTERNAL = 130, 3
 _TRACEBACK = "HAWQ_TVM_TRACEBACK"
@@ -169,9 +172,7 @@ def run(
 @flat
 def profile(
     model: Model,
-    settings: Annotated[
-        Settings, Of(Settings, without=("budget", "solver", "evaluations", "verify_samples", "bench_seconds"))
-    ],
+    settings: Annotated[Settings, Of(Settings, without=_NOT_PROFILED)],
     samples: DataOptions,
     data: DataName = "random",
     weights: Weights = None,
@@ -192,6 +193,18 @@ def profile(
 def allocate(
     path: Annotated[Path, typer.Argument(help="run directory, or a costs.json")],
     changes: Annotated[Changes, Of(Settings, only=_DECIDES)],
+    pareto: Annotated[
+        str | None,
+        typer.Option(
+            help="the front over two of size, bops, latency, energy, sensitivity instead, as size,sensitivity; "
+            "size,accuracy also measures each point's integer accuracy; writes front.json and front.csv",
+            rich_help_panel=CHOICE,
+        ),
+    ] = None,
+    points: Annotated[
+        int | None, typer.Option(help="of the front; default 20, 0 for all", min=0, rich_help_panel=CHOICE)
+    ] = None,
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> int:
     """Choose bits from a cost table within budgets; writes bits.json into a run directory.
@@ -200,9 +213,14 @@ def allocate(
     """
     if not path.is_file():
         open_run(path)
-    from hawq_tvm.cli import commands
+    if points is not None and pareto is None:
+        raise SettingsError("--points says how many points a front has; say over what with --pareto size,sensitivity")
+    from hawq_tvm.cli import commands, fronts
 
-    return commands.allocate(path, {"budget": Budget(), **changes}, as_json)
+    given = {"budget": Budget(), **changes}
+    if pareto is not None:
+        return fronts.pareto(path, pareto, 20 if points is None else points or None, given, trust_code, as_json)
+    return commands.allocate(path, given, as_json)
 
 
 @app.command()

@@ -424,7 +424,9 @@ def print_allocation(result: Allocation) -> None:
         out.print(Text(f"{bits}  {name}"))
     out.print(Text(f"chosen by {result.bits.origin}"))
     error = "" if result.sensitivity_error is None else f" +- {result.sensitivity_error:.0%}"
-    out.print(Text(f"sensitivity: {result.sensitivity:.3g}{error} ({result.solver}, {result.seconds:.3f} s)"))
+    proof = ", optimal" if result.proved else "" if result.gap is None else f", optimal within {result.gap:.2%}"
+    how = f"{result.solver}, {result.seconds:.3f} s{proof}"
+    out.print(Text(f"sensitivity: {result.sensitivity:.3g}{error} ({how})"))
     for cost, value in result.costs.items():
         limit = result.limits.get(cost)
         out.print(Text(f"{cost}: {value:,.0f}" + ("" if limit is None else f", budget {limit:,.0f}")))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hawq_tvm.core.errors import AllocationError, RunError
+from hawq_tvm.core.errors import AllocationError, RunError, SettingsError
 from hawq_tvm.core.option import option
 from hawq_tvm.core.specs import COST_NAMES, CostName, is_number
 from hawq_tvm.core.strict_json import JsonReader
@@ -145,3 +145,19 @@ class Budget:
         if unknown:
             raise reader.fault(f"budget bounds {unknown[0]!r}; the costs are {', '.join(COST_NAMES)}")
         return cls(**{name: table[cost] for name, cost in _BUDGETS.items() if cost in table})
+
+
+def parse_share(text: str) -> float:
+    """A share from ``0.01%`` or ``0.0001``.
+
+    Raises:
+        SettingsError: one that is not written so.
+    """
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not is_number(share) or share < 0:
+        raise SettingsError(f"a gap is written 0.01% or 0.0001, got '{text}'")
+    return share

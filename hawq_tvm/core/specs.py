@@ -7,7 +7,7 @@ model. All of them are written to the run directory as JSON that a person can re
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal, NotRequired, TypedDict
@@ -366,12 +366,27 @@ class CostTable:
         unknown = [layer for tie in found.get("ties", ()) for layer in tie if layer not in rows]
         if unknown:
             raise reader.fault(f"ties names {unknown[0]!r}, which is no layer of layers")
-        borders = tuple(_border(reader, row, rows) for row in found.get("borders", ()))
+        known = {name: layer.choices for name, layer in rows.items()}
+        borders = parsed_borders(reader, found.get("borders", ()), known)
         return cls(tuple(rows.values()), found.get("ties", ()), found.get("sources", {}), borders)
 
 
-def _border(reader: JsonReader, row: _BorderRow, layers: Mapping[str, LayerCosts]) -> Border:
-    """A border of the table, held to the layers and their pairs."""
+class BorderRow(TypedDict):
+    """The JSON of a `Border`."""
+
+    first: str
+    second: str
+    costs: Mapping[str, Mapping[str, BorderCost]]
+
+
+def parsed_borders(
+    reader: JsonReader, rows: Iterable[BorderRow], layers: Mapping[str, Collection[Bits]]
+) -> tuple[Border, ...]:
+    """Borders as a file gives them, held to the layers and the pairs that these have."""
+    return tuple(_border(reader, row, layers) for row in rows)
+
+
+def _border(reader: JsonReader, row: BorderRow, layers: Mapping[str, Collection[Bits]]) -> Border:
     first, second = row["first"], row["second"]
     for name in (first, second):
         if name not in layers:
@@ -383,7 +398,7 @@ def _border(reader: JsonReader, row: _BorderRow, layers: Mapping[str, LayerCosts
         for other, cost in by_second.items():
             pair = parsed_bits(reader, first, one), parsed_bits(reader, second, other)
             for name, bits in zip((first, second), pair, strict=True):
-                if bits not in layers[name].choices:
+                if bits not in layers[name]:
                     raise reader.fault(f"a border of layer {name!r} has a cost at {bits}, and the layer has none")
             if pair in costs:
                 raise reader.fault(f"the border of {first!r} and {second!r} has two costs for {pair[0]} and {pair[1]}")
@@ -401,18 +416,10 @@ class _CostRow(TypedDict):
     sensitivity_error: NotRequired[float | None]
 
 
-class _BorderRow(TypedDict):
-    """The JSON of a `Border`."""
-
-    first: str
-    second: str
-    costs: Mapping[str, Mapping[str, BorderCost]]
-
-
 class _CostFile(TypedDict):
     """The JSON of a `CostTable`; its units are for the reader."""
 
     layers: tuple[_CostRow, ...]
     ties: NotRequired[tuple[tuple[str, ...], ...]]
     sources: NotRequired[Mapping[str, str]]
-    borders: NotRequired[tuple[_BorderRow, ...]]
+    borders: NotRequired[tuple[BorderRow, ...]]

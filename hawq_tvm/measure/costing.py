@@ -10,7 +10,7 @@ from typing import Any
 from hawq_tvm.backends.tvm.latency import LatencyTable
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.float_ir import FloatGraph
-from hawq_tvm.core.specs import Bits, Cost, CostTable, LayerCosts, parsed_bits
+from hawq_tvm.core.specs import Bits, BorderRow, Cost, CostTable, LayerCosts, parsed_bits, parsed_borders
 from hawq_tvm.core.strict_json import JsonReader
 
 
@@ -51,7 +51,7 @@ def cost_table(
         "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3); a codebook's weights have 8",
         "latency_us": "not measured" if latency is None else latency.source,
     }
-    return CostTable(tuple(rows), graph.tied_groups(), sources)
+    return CostTable(tuple(rows), graph.tied_groups(), sources, () if latency is None else latency.borders)
 
 
 def rated(costs: CostTable, sensitivity: Mapping[str, Any], caution: float) -> CostTable:
@@ -124,6 +124,8 @@ def _parts(profiled: Mapping[str, Any], layer: str, weights: str, inputs: str) -
 def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:
     """Microseconds that the user gives, as ``{layer: {"w4a4": us}}``, bare or under the key ``latency_us``.
 
+    Beside that key there may be ``borders``, written as in a cost table: what two layers' bits take together.
+
     Raises:
         AllocationError: unreadable, not a table, a layer is missing, or a time that is no number of at least 0.
     """
@@ -143,4 +145,5 @@ def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:
         raise AllocationError(
             f"the latency table {path} has no layer '{missing[0]}'; the layers are {', '.join(layers)}"
         )
-    return LatencyTable(parsed, f"given by {path}")
+    given = reader.take(data["borders"], tuple[BorderRow, ...], where="borders") if where and "borders" in data else ()
+    return LatencyTable(parsed, f"given by {path}", borders=parsed_borders(reader, given, parsed))

@@ -17,6 +17,7 @@ from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import LayerWeights, Range, RangeTable
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
+from hawq_tvm.ilp.front import Front
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.comparison import Comparison
@@ -38,6 +39,8 @@ RANGES = "ranges.json"
 COSTS = "costs.json"
 BITS = "bits.json"
 ALLOCATION = "allocation.json"
+FRONT = "front.json"
+FRONT_TABLE = "front.csv"
 WEIGHTS = "weights.safetensors"
 MODEL = "model.onnx"
 BOUNDS = "bounds.json"
@@ -130,6 +133,11 @@ class Artifacts:
     @property
     def bits(self) -> BitConfig:
         return BitConfig.from_json(self.run.json(BITS), self.run.reader(BITS).name)
+
+    @property
+    def front(self) -> Front:
+        """The front that was asked for last."""
+        return Front.from_json(self.run.json(FRONT), self.run.reader(FRONT).name)
 
     @property
     def weights(self) -> dict[str, LayerWeights]:

@@ -11,6 +11,7 @@ from typing import Any
 from hawq_tvm.core.specs import LAYER_TIMES
 from hawq_tvm.measure.fidelity import RATIOS
 from hawq_tvm.runs.artifacts import REPORT
+from hawq_tvm.runs.front import render_front
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.runs.summary import LayerSummary, RunSummary, summarize
 from hawq_tvm.sources.names import shown
@@ -51,6 +52,7 @@ def render_report(summary: RunSummary) -> str:
         _costs(summary),
         "<h2>Layers</h2>",
         _layers(summary),
+        render_front(summary.front),
         _fidelity(summary),
         _benchmarks(summary),
         "<h2>Where the numbers come from</h2>",
@@ -58,7 +60,10 @@ def render_report(summary: RunSummary) -> str:
         "<h2>Versions</h2>",
         _table(("package", "version"), ((escape(k), escape(v)) for k, v in summary.versions.items())),
     ]
-    head = f"<meta charset='utf-8'><title>hawq_tvm: {escape(summary.model)}</title><style>{_STYLE}</style>"
+    head = (
+        "<meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>hawq_tvm: {escape(summary.model)}</title><style>{_STYLE}</style>"
+    )
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 

@@ -15,6 +15,7 @@ from hawq_tvm.backends.tvm.records import TunedLayer
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import CostTable, summed_error
 from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.ilp.front import Front
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.fidelity import Fidelity, ValueFidelity
@@ -154,6 +155,7 @@ class RunSummary:
             rounded as asked for, estimates that did not converge, layers in integers that keep little of their signal.
         sources: where each cost comes from.
         versions: of the packages that made the run.
+        front: of the profile that the network is made from; None where none was asked for.
     """
 
     path: str
@@ -174,6 +176,7 @@ class RunSummary:
     remarks: tuple[str, ...]
     sources: Mapping[str, str]
     versions: Mapping[str, str]
+    front: Front | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -192,6 +195,7 @@ class RunSummary:
             "remarks": list(self.remarks),
             "sources": dict(self.sources),
             "versions": dict(self.versions),
+            "front": None if self.front is None else self.front.to_json(),
         }
 
 
@@ -224,7 +228,7 @@ def summarize(run: Run) -> RunSummary:
         weights=identity["weights"],
         data=shown(identity["data"]),
         layers=layers,
-        totals=_totals(layers, _limits(run)),
+        totals=_totals(layers, _limits(run), _borders_us(costs, facts)),
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
         storages={name: stored_values(info) for name, info in libraries.items()},
         launches={name: launches(info.gpu, info.calls) for name, info in libraries.items() if info.gpu is not None},
@@ -246,6 +250,7 @@ def summarize(run: Run) -> RunSummary:
         ),
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
+        front=found.front if run.is_fresh(files.FRONT) else None,
     )
 
 
@@ -385,7 +390,14 @@ def _limits(run: Run) -> Mapping[str, float]:
     return Artifacts(run).limits
 
 
-def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> Totals:
+def _borders_us(costs: CostTable, facts: Sequence[LayerFacts]) -> float:
+    """What lies between the layers takes, by the cost table, under their bits."""
+    bits = {layer.name: layer.bits for layer in facts}
+    known = (border.at(bits) for border in costs.borders if border.first in bits and border.second in bits)
+    return sum((cost.latency_us for cost in known if cost is not None), 0.0)
+
+
+def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float], borders_us: float) -> Totals:
     latencies = [layer.latency_us for layer in layers]
     omegas = [layer.sensitivity for layer in layers]
     omega = None if None in omegas else sum(value for value in omegas if value is not None)
@@ -396,7 +408,7 @@ def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float]) -> To
         size_bytes=sum(layer.size_bytes for layer in layers),
         stored_bytes=sum(layer.stored_bytes for layer in layers),
         bops=sum(layer.bops for layer in layers),
-        latency_us=None if None in latencies else sum(value for value in latencies if value is not None),
+        latency_us=None if None in latencies else sum((us for us in latencies if us is not None), borders_us),
         sensitivity=omega,
         sensitivity_error=None if omega is None else summed_error(errors),
         limits=limits,

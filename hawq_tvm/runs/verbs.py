@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 _MAKES = {
     "profile": ("float.safetensors", "ranges.json", "sensitivity.*", "costs.json"),
     "allocate": ("bits.json", "allocation.json"),
+    "allocate --pareto size,sensitivity": ("front.json", "front.csv"),
     "compile": (
         "model.*",
         "weights.safetensors",

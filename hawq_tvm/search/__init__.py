@@ -1,6 +1,6 @@
 """Every allocator in one table: the integer linear program, and what searches instead.
 
-    cbc highs         the program of `hawq_tvm.ilp`, proved optimal for the table's sensitivities
+    ilp cbc highs     the program of `hawq_tvm.ilp`, proved optimal for the table's sensitivities
     hawq              bits that descend with HAWQ's S_i
     greedy            least sensitivity for what is saved
     greedy-accuracy   the same by accuracy, measured

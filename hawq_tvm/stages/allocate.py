@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
-from hawq_tvm.ilp import Allocation, formulate
+from hawq_tvm.ilp import ALLOCATORS as PROGRAMS
+from hawq_tvm.ilp import Allocation, Problem, formulate
+from hawq_tvm.ilp import find_allocator as find_program
 from hawq_tvm.measure.costing import cost_table, rated
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
 from hawq_tvm.runs.provenance import stored_settings
@@ -39,6 +42,8 @@ def allocate(work: Work) -> Stage:
         "budget": settings.budget.to_json(),
         "pins": {name: repr(bits) for name, bits in settings.all_pins(work.layers).items()},
         "solver": settings.solver,
+        "gap": settings.gap,
+        "time_limit": settings.time_limit,
         **({"evaluations": settings.evaluations, "seed": settings.seed} if searches else {}),
         "metric": settings.metric,
         "caution": settings.caution,
@@ -74,11 +79,20 @@ def solve(costs: CostTable, settings: Settings, resources: Resources | None = No
         InfeasibleBudget: none meets them; the message names the budget that binds and the nearest value.
         AllocationError: bits, pins or ties that make no sense for this table.
     """
-    pins = settings.all_pins(costs.names, costs.ties)
-    problem = formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
-    used = resources or Resources(evaluations=settings.evaluations, seed=settings.seed)
-    result = find_allocator(settings.solver, used)(problem)
+    if settings.solver in PROGRAMS:
+        seconds = inf if settings.time_limit is None else settings.time_limit
+        allocator = find_program(settings.solver, gap=settings.gap, seconds=seconds)
+    else:
+        used = resources or Resources(evaluations=settings.evaluations, seed=settings.seed)
+        allocator = find_allocator(settings.solver, used)
+    result = allocator(problem_of(costs, settings))
     return replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
+
+
+def problem_of(costs: CostTable, settings: Settings) -> Problem:
+    """What is to be decided: candidates, pins and budgets of `settings` on a cost table."""
+    pins = settings.all_pins(costs.names, costs.ties)
+    return formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
 
 
 def within_reach(work: Work) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from hawq_tvm.backends.tvm.borders import predict_borders
 from hawq_tvm.backends.tvm.devices.kernel_times import time_on_device
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.latency import LatencyTable, measure_latency, predict_latency
@@ -36,7 +38,9 @@ def cost(work: Work) -> Stage:
         graph, ranges = work.artifacts.float_graph, work.artifacts.ranges
         configurations = {pair: work.as_stored(BitConfig.uniform(work.layers, pair)) for pair in pairs}
         if predicted:
-            return predict_latency(graph, ranges, configurations, work.target, batch=settings.batch)
+            table_of_model = predict_latency(graph, ranges, configurations, work.target, batch=settings.batch)
+            borders = predict_borders(graph, ranges, pairs, work.as_stored, work.target, batch=settings.batch)
+            return replace(table_of_model, borders=borders)
         if device is not None:
             return time_on_device(
                 graph,

@@ -26,7 +26,7 @@ from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.quantizer import RangeTable
-from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.core.specs import BitConfig, Bits, Border
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels import BuiltKernel, Offer, Request
@@ -55,11 +55,13 @@ class LatencyTable:
         latency_us: medians, or what was predicted or given.
         source: machine, target, threads and method, for the cost table.
         spread_us: tenth and ninetieth percentile of what was measured.
+        borders: what layers cost together, in microseconds too.
     """
 
     latency_us: Mapping[str, Mapping[Bits, float]]
     source: str
     spread_us: Mapping[str, Mapping[Bits, tuple[float, float]]] = field(default_factory=dict)
+    borders: tuple[Border, ...] = ()
 
     @classmethod
     def of_times(cls, times: Mapping[tuple[str, Bits], KernelTime], source: str) -> LatencyTable:

@@ -1,0 +1,161 @@
+"""How long the integer program takes at scale, and whether its answer is the optimum.
+
+    python -m benchmarks.ilp_scale [--problems 3] [--layers 200] [--no-proof]
+
+A network of 200 layers, each with the 49 pairs of 2 to 8 bits; budgets on size, BOPS and latency, all of which bind;
+and a border wherever one layer reads another, which costs time where one side has values of up to 4 bits and the other
+of more. Layers follow one another, and every fourth begins a residual block that three layers later is read again.
+
+*proof* is an independent one: the same problem written down plainly, without bounds or branching of ours, and given to
+HiGHS by itself with the answer's objective as a limit: it must find nothing lower. Prints a table and writes
+``benchmarks/results/ilp_scale.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+from typing import Any
+
+import pulp
+
+from benchmarks.runs import markdown, write_results
+from hawq_tvm.backends.tvm.host import cpu_name
+from hawq_tvm.core.budget import Budget
+from hawq_tvm.core.specs import Bits, Border, BorderCost, Cost, CostTable, LayerCosts
+from hawq_tvm.ilp import SOLVERS, Problem, formulate, solve_ilp
+
+PAIRS = tuple(Bits(weight, activation) for weight in range(2, 9) for activation in range(2, 9))
+BUDGET = Budget(size="40%", bops="30%", latency="35%")
+CLOSE = 1e-6
+"""Relative: what the plain program must not fall below the answer by, far above HiGHS's own tolerance."""
+
+
+def large(draw: random.Random, layers: int) -> CostTable:
+    """Layers of 1,000 to 2.5 million weights and 1 to 1,000 million MACs; the tensor cores' two carriers in latency."""
+    rows = []
+    for i in range(layers):
+        weights, macs = int(10 ** draw.uniform(3, 6.4)), int(10 ** draw.uniform(6, 9))
+        of_weights, of_inputs = 10 ** draw.uniform(-3, 0), 10 ** draw.uniform(-3, 0)
+        loss = {bits: of_weights * 4.0**-bits * draw.uniform(0.8, 1.2) for bits in range(2, 9)}
+        input_loss = {bits: of_inputs * 4.0**-bits * draw.uniform(0.8, 1.2) for bits in range(2, 9)}
+        latency = {
+            (w, a): macs * 1e-6 * (w * a) ** 0.7 * draw.uniform(0.8, 1.2) for w in (4, 8) for a in (4, 8)
+        }  # by carrier
+        choices = {
+            bits: Cost(
+                loss[bits.weight] + input_loss[bits.activation],
+                weights * bits.weight / 8,
+                macs * bits.weight * bits.activation,
+                latency[carrier(bits.weight), carrier(bits.activation)],
+            )
+            for bits in PAIRS
+        }
+        rows.append(LayerCosts(f"layer{i}", weights, macs, choices))
+    return CostTable(tuple(rows), borders=tuple(borders(rows, draw)))
+
+
+def carrier(bits: int) -> int:
+    """Bits that a value of so many is stored at."""
+    return 4 if bits <= 4 else 8
+
+
+def borders(rows: list[LayerCosts], draw: random.Random) -> list[Border]:
+    """Packing and unpacking take 2 to 20 % of what the layer before takes on average."""
+    ends = [(i, i + 1) for i in range(len(rows) - 1)] + [(i, i + 3) for i in range(1, len(rows) - 3, 4)]
+    found = []
+    for first, second in ends:
+        mean = sum(cost.latency_us or 0.0 for cost in rows[first].choices.values()) / len(PAIRS)
+        pack, unpack = (BorderCost(latency_us=mean * draw.uniform(0.02, 0.2)) for _ in range(2))
+        costs = {
+            (one, other): pack if other.activation <= 4 else unpack
+            for one in PAIRS
+            for other in PAIRS
+            if carrier(one.activation) != carrier(other.activation)
+        }
+        found.append(Border(rows[first].name, rows[second].name, costs))
+    return found
+
+
+def is_optimal(problem: Problem, objective: float) -> bool:
+    """Whether HiGHS by itself finds nothing below an objective: x by choice, and y >= 0 by border and direction.
+
+    The latency's border terms are written as y_cd >= x_c + x_d - 1 over sums of choices, which is another linearisation
+    than the solver's.
+    """
+    program = pulp.LpProblem("plain", pulp.LpMinimize)
+    x = [
+        [pulp.LpVariable(f"x_{g}_{k}", cat="Binary") for k in range(len(group.choices))]
+        for g, group in enumerate(problem.groups)
+    ]
+    program += pulp.lpSum(
+        1e3 * choice.sensitivity / abs(objective) * v for group, row in zip(problem.groups, x, strict=True)
+        for choice, v in zip(group.choices, row, strict=True)
+    )  # fmt: skip
+    for row in x:
+        program += pulp.lpSum(row) == 1
+    low = [
+        pulp.lpSum(v for choice, v in zip(group.choices, row, strict=True) if choice.bits.activation <= 4)
+        for group, row in zip(problem.groups, x, strict=True)
+    ]
+    for cost, limit in problem.limits.items():
+        terms = [
+            choice.cost(cost) / limit * v for group, row in zip(problem.groups, x, strict=True)
+            for choice, v in zip(group.choices, row, strict=True)
+        ]  # fmt: skip
+        for e, edge in enumerate(problem.edges):
+            if cost in edge.costs:
+                matrix, ends = edge.costs[cost], (problem.groups[edge.first], problem.groups[edge.second])
+                four, eight = ([i for i, c in enumerate(group.choices) if (c.bits.activation <= 4) is is_four]
+                               for group, is_four in zip(ends, (True, False), strict=True))  # fmt: skip
+                unpack = float(matrix[four[0], eight[0]])
+                pack = float(matrix[len(matrix) - 1, 0])
+                for name, value, ahead in (("u", unpack, 1), ("p", pack, -1)):
+                    y = pulp.LpVariable(f"{name}_{e}", 0)
+                    program += y >= ahead * (low[edge.first] - low[edge.second])
+                    terms.append(value / limit * y)
+        program += pulp.lpSum(terms) <= 1
+    program.solve(pulp.HiGHS(msg=False, gapRel=CLOSE / 4, gapAbs=0))
+    bound = float(program.solverModel.getInfo().mip_dual_bound)
+    return bool(bound >= 1e3 * (1 - CLOSE))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=200)
+    parser.add_argument("--no-proof", action="store_true")
+    arguments = parser.parse_args()
+    rows: list[list[str]] = []
+    results: dict[str, Any] = {"machine": cpu_name(), "layers": arguments.layers, "choices": len(PAIRS)}
+    for seed in range(arguments.problems):
+        problem = formulate(large(random.Random(seed), arguments.layers), BUDGET)
+        found = {}
+        for solver in SOLVERS:
+            before = os.times()
+            start = time.perf_counter()
+            answer = solve_ilp(problem, solver=solver)
+            wall, after = time.perf_counter() - start, os.times()
+            used = {cost: answer.costs[cost] / limit for cost, limit in problem.limits.items()}
+            found[solver] = {
+                "seconds": wall,
+                "cpu_seconds": sum(after[:4]) - sum(before[:4]),
+                "sensitivity": answer.sensitivity,
+                "proved": answer.proved,
+                "used": used,
+            }
+        agree = len({entry["sensitivity"] for entry in found.values()}) == 1
+        proof = "not asked" if arguments.no_proof else "yes" if is_optimal(problem, answer.sensitivity) else "NO"
+        results[f"problem {seed}"] = {**found, "same": agree, "proof": proof}
+        times = (f"{found[s]['seconds']:.1f} ({found[s]['cpu_seconds']:.1f})" for s in SOLVERS)
+        shares = ", ".join(f"{share:.2%}" for share in used.values())
+        rows.append([str(seed), *times, f"{answer.sensitivity:.6g}", shares, "yes" if agree else "NO", proof])
+    names = ["problem", *(f"{s} s (CPU s)" for s in SOLVERS), "sensitivity", "budgets used", "same", "optimum"]
+    print(markdown(names, rows))
+    print(f"\nwrote {write_results('ilp_scale', results)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What `hawq-tvm allocate --pareto` does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.text import Text
+
+from hawq_tvm.api import QuantizedNetwork
+from hawq_tvm.cli import console
+from hawq_tvm.cli.options import Changes
+from hawq_tvm.core.errors import SettingsError
+from hawq_tvm.ilp.front import Front
+from hawq_tvm.runs import artifacts as files
+from hawq_tvm.runs.provenance import stored_data, stored_settings
+from hawq_tvm.runs.report import write_report
+from hawq_tvm.runs.rundir import edit_run, read_run
+
+_MOST_NAMED = 2  # layers in a cell
+
+
+def pareto(path: Path, axes: str, points: int | None, changes: Changes, trust_code: bool, as_json: bool) -> int:
+    """`hawq-tvm allocate RUN --pareto AXES`."""
+    if path.is_file():
+        raise SettingsError(f"a front is kept with its run; give the run directory, not {path}")
+    run_settings = read_run(path, stored_settings)
+    settings = replace(run_settings, **changes)
+    data = read_run(path, lambda run: stored_data(run, trust_code=trust_code)) if "accuracy" in axes else None
+    network = QuantizedNetwork(path, settings, data=data, progress=console.ConsoleReporter())
+    front = network.pareto(axes, points=points, budget=settings.budget)
+    options = {
+        "axes": axes,
+        "points": points,
+        "budget": settings.budget.to_json(),
+        "bits": [repr(bits) for bits in settings.bits],
+        "pins": {name: repr(bits) for name, bits in settings.all_pins(network.costs.names).items()},
+    }
+    with edit_run(path) as run:
+
+        def write() -> None:
+            run.write_json(files.FRONT, front.to_json())
+            run.write(files.FRONT_TABLE, lambda file: file.write_text(front.to_csv()))
+
+        writes = (files.FRONT, files.FRONT_TABLE)
+        run.stage("front", write, options=options, reads=(files.COSTS,), writes=writes, force=True)
+        if files.MODEL in run:
+            write_report(run, path)
+    if as_json:
+        console.print_json(front.to_json())
+    else:
+        _print_front(front)
+        console.out.print(f"wrote {path}/{files.FRONT} and {path}/{files.FRONT_TABLE}")
+    return 0
+
+
+def _print_front(front: Front) -> None:
+    """Points by the first quantity, with the layers that change from one to the next."""
+    names = list(front.points[0].totals)
+    measured = any(point.accuracy is not None for point in front.points)
+    rows = []
+    for number, point in enumerate(front.points):
+        step = front.steps[number - 1] if number else None
+        changed = "" if step is None else _some(tuple(step.changes))
+        accuracy = ["" if point.accuracy is None else f"{point.accuracy:.2%}"] if measured else []
+        price = "" if step is None else f"{step.price:.3g}"
+        rows.append((*(f"{point.totals[name]:,.4g}" for name in names), *accuracy, price, changed))
+    bought = f"{front.axes[1]} a unit bought"
+    console.print_table((*names, *(["top-1"] if measured else []), bought, "layers that change"), rows, texts=0)
+    console.out.print(Text(front.statement))
+
+
+def _some(layers: tuple[str, ...]) -> str:
+    """The first layers of many, so that a row stays a row; front.csv and --json have all."""
+    more = len(layers) - _MOST_NAMED
+    return ", ".join(layers[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
