@@ -334,6 +334,18 @@ def compare(
 
 
 @app.command()
+def explain(
+    path: RunPath,
+    layer: Annotated[str, typer.Argument(help="its name, as hawq-tvm inspect lists it")],
+    as_json: AsJson = False,
+) -> int:
+    """Say why a layer has its bits: what other bits would cost, which budget binds, what would change the answer."""
+    from hawq_tvm.cli import explain as command
+
+    return command.explain(path, layer, as_json)
+
+
+@app.command()
 def inspect(
     path: RunPath,
     graph: Annotated[bool, typer.Option("--graph", help="print the integer graph instead")] = False,

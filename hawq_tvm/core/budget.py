@@ -111,6 +111,11 @@ class Budget:
             if value is not None:
                 object.__setattr__(self, name, Limit.parse(value, cost))
 
+    @classmethod
+    def absolute(cls, limits: Mapping[CostName, float]) -> Budget:
+        """The budget of absolute limits by what they bound, in the costs' units."""
+        return cls(**{name: Limit(limits[cost]) for name, cost in _BUDGETS.items() if cost in limits})
+
     @property
     def limits(self) -> dict[CostName, Limit]:
         """The limits by what they bound."""
