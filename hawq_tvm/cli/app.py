@@ -192,6 +192,9 @@ def profile(
 def allocate(
     path: Annotated[Path, typer.Argument(help="run directory, or a costs.json")],
     changes: Annotated[Changes, Of(Settings, only=_DECIDES)],
+    name: Annotated[
+        str | None, typer.Option(help="keep the bits by this name beside the run's own, which stay as they are")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Choose bits from a cost table within budgets; writes bits.json into a run directory.
@@ -202,7 +205,7 @@ def allocate(
         open_run(path)
     from hawq_tvm.cli import commands
 
-    return commands.allocate(path, {"budget": Budget(), **changes}, as_json)
+    return commands.allocate(path, {"budget": Budget(), **changes}, name, as_json)
 
 
 @app.command()
@@ -294,6 +297,31 @@ def compare(
     from hawq_tvm.cli import commands
 
     return commands.compare(path, samples, trust_code, as_json)
+
+
+@app.command()
+def use(
+    path: RunPath,
+    name: Annotated[str, typer.Argument(help="as hawq-tvm allocate --name gave it")],
+) -> int:
+    """Make an allocation of that name the run's own, to be compiled."""
+    open_run(path)
+    from hawq_tvm.cli import commands
+
+    return commands.use(path, name)
+
+
+@app.command()
+def diff(
+    path: RunPath,
+    first: Annotated[str, typer.Argument(help="an allocation's name, or another run directory of this network")],
+    second: Annotated[str | None, typer.Argument(help="another; default: the run's own bits")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Compare two allocations: the layers whose bits differ, and what that costs and saves."""
+    from hawq_tvm.cli import diff as command
+
+    return command.diff(path, first, second, as_json)
 
 
 @app.command()
