@@ -204,6 +204,9 @@ def allocate(
     points: Annotated[
         int | None, typer.Option(help="of the front; default 20, 0 for all", min=0, rich_help_panel=CHOICE)
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="keep the bits by this name beside the run's own, which stay as they are")
+    ] = None,
     trust_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> int:
@@ -219,8 +222,10 @@ def allocate(
 
     given = {"budget": Budget(), **changes}
     if pareto is not None:
+        if name is not None:
+            raise SettingsError("--name keeps one allocation and --pareto finds many; give one of them")
         return fronts.pareto(path, pareto, 20 if points is None else points or None, given, trust_code, as_json)
-    return commands.allocate(path, given, as_json)
+    return commands.allocate(path, given, name, as_json)
 
 
 @app.command()
@@ -331,6 +336,31 @@ def compare(
     from hawq_tvm.cli import commands
 
     return commands.compare(path, samples, trust_code, as_json)
+
+
+@app.command()
+def use(
+    path: RunPath,
+    name: Annotated[str, typer.Argument(help="as hawq-tvm allocate --name gave it")],
+) -> int:
+    """Make an allocation of that name the run's own, to be compiled."""
+    open_run(path)
+    from hawq_tvm.cli import commands
+
+    return commands.use(path, name)
+
+
+@app.command()
+def diff(
+    path: RunPath,
+    first: Annotated[str, typer.Argument(help="an allocation's name, or another run directory of this network")],
+    second: Annotated[str | None, typer.Argument(help="another; default: the run's own bits")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Compare two allocations: the layers whose bits differ, and what that costs and saves."""
+    from hawq_tvm.cli import diff as command
+
+    return command.diff(path, first, second, as_json)
 
 
 @app.command()

@@ -44,6 +44,7 @@ from hawq_tvm.sources.models import LoadedModel, load_model
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
 from hawq_tvm.stages.allocate import solve
+from hawq_tvm.stages.named import allocate_as, take_up
 from hawq_tvm.stages.work import Work
 
 
@@ -140,10 +141,12 @@ def profile(path: Path, sources: Sources, settings: Settings, target: str, as_js
     return 0
 
 
-def allocate(path: Path, changes: Changes, as_json: bool) -> int:
+def allocate(path: Path, changes: Changes, name: str | None, as_json: bool) -> int:
     """`hawq-tvm allocate`; what is not in `changes` is as the run was profiled."""
     check_allocator(changes.get("solver", Settings.solver))
     if path.is_file():
+        if name is not None:
+            raise SettingsError(f"{path} is a cost table, beside which no allocation is kept; give the run directory")
         table = read_costs(path)
         bits = tuple(sorted({pair for layer in table.layers for pair in layer.choices}))
         settings = replace(Settings(bits=bits), **changes)
@@ -157,12 +160,25 @@ def allocate(path: Path, changes: Changes, as_json: bool) -> int:
             settings = replace(stored_settings(run), **changes)
             samples = stored_data(run) if settings.solver in MEASURING else None
             work = Work(run, settings, data=samples, reporter=console.ConsoleReporter())
-            pipeline.perform(work, pipeline.ALLOCATE, force=True)
-            result = Allocation(bits=work.artifacts.bits, **run.json(files.ALLOCATION))
+            pipeline.perform(work, pipeline.ALLOCATE if name is None else (allocate_as(name),), force=True)
+            if name is None:
+                config, chosen = work.artifacts.bits, run.json(files.ALLOCATION)
+            else:
+                config, chosen = work.artifacts.named_allocation(name)
+            result = Allocation(bits=config, **chosen)
     if as_json:
         console.print_json({**result.bits.to_json(), **result.to_json()})
     else:
         console.print_allocation(result)
+    return 0
+
+
+def use(path: Path, name: str) -> int:
+    """`hawq-tvm use`."""
+    with edit_run(path) as run:
+        work = Work(run, stored_settings(run), reporter=console.ConsoleReporter())
+        pipeline.perform(work, (take_up(name),), force=True)
+    console.out.print(f"{path}/{files.BITS} is the allocation '{name}' now; hawq-tvm compile {path} builds it")
     return 0
 
 

@@ -51,6 +51,8 @@ COMPARISON = "comparison.json"
 FIDELITY = "fidelity.json"
 REPORT = "report.html"
 
+_NAMED = "allocations"
+
 _WIDTHS = {str(bits): bits for bits in range(2, 9)}
 
 
@@ -67,6 +69,11 @@ def text_files(target: Target) -> tuple[str, ...]:
 def tuning_file(target: Target) -> str:
     """The name of what tuning found for a target."""
     return f"tuned.{target.name.replace('/', '-')}.json"
+
+
+def named_file(name: str) -> str:
+    """The file of an allocation that lies beside the run's own."""
+    return f"{_NAMED}/{name}.json"
 
 
 def sensitivity_file(metric: str) -> str:
@@ -138,6 +145,17 @@ class Artifacts:
     def front(self) -> Front:
         """The front that was asked for last."""
         return Front.from_json(self.run.json(FRONT), self.run.reader(FRONT).name)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The names of the allocations that lie beside the run's own, sorted."""
+        return tuple(sorted(path.stem for path in (self.run.path / _NAMED).glob("*.json")))
+
+    def named_allocation(self, name: str) -> tuple[BitConfig, Mapping[str, Any]]:
+        """An allocation by its name: its bits, and how they were chosen, as `ALLOCATION` holds it."""
+        file = named_file(name)
+        data: Any = self.run.reader(file).take(self.run.json(file), _NamedFile)
+        return BitConfig.from_json(data["bits"], self.run.reader(file).name), data["allocation"]
 
     @property
     def weights(self) -> dict[str, LayerWeights]:
@@ -244,6 +262,13 @@ class Artifacts:
         if not self.run.is_intact(name):
             return None
         return BenchReport.from_json(self.run.json(name), self.run.reader(name).name)
+
+
+class _NamedFile(TypedDict):
+    """The JSON of a named allocation."""
+
+    bits: Mapping[str, Any]
+    allocation: Mapping[str, Any]
 
 
 class _RangesFile(TypedDict):

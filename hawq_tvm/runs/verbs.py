@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 _MAKES = {
     "profile": ("float.safetensors", "ranges.json", "sensitivity.*", "costs.json"),
-    "allocate": ("bits.json", "allocation.json"),
+    "allocate": ("bits.json", "allocation.json", "allocations/*"),
     "allocate --pareto size,sensitivity": ("front.json", "front.csv"),
     "compile": (
         "model.*",

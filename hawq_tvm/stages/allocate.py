@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
@@ -22,21 +23,46 @@ from hawq_tvm.stages.work import Work
 
 def allocate(work: Work) -> Stage:
     """Bits from the allocator that is asked for, or as given."""
-    settings, given = work.settings, work.given
-    stored = work.as_stored(BitConfig({}))
-
-    searches = given is None and settings.solver in MEASURING
+    given = work.given
 
     def make(advance: Advance) -> None:
         if given is not None:
             work.run.write_json(BITS, work.as_stored(given).to_json())
             work.run.write_json(ALLOCATION, {"origin": given.origin})
             return
-        result = solve(_costs(work), settings, search_resources(work, advance))
+        result = choose(work, advance)
         work.run.write_json(BITS, work.as_stored(result.bits).to_json())
         work.run.write_json(ALLOCATION, result.to_json())
 
-    options = {
+    return Stage(
+        "allocate",
+        "allocating bits",
+        make,
+        allocation_options(work),
+        reads=allocation_reads(work),
+        writes=(BITS, ALLOCATION),
+    )
+
+
+def choose(work: Work, advance: Advance) -> Allocation:
+    """The bits that a run's settings ask for; see `solve`."""
+    return solve(_costs(work), work.settings, search_resources(work, advance))
+
+
+def _searches(work: Work) -> bool:
+    return work.given is None and work.settings.solver in MEASURING
+
+
+def allocation_reads(work: Work) -> tuple[str, ...]:
+    """The files that decide an allocation."""
+    return (COSTS, *(search_reads(work) if work.given is None else ()))
+
+
+def allocation_options(work: Work) -> dict[str, Any]:
+    """What else decides it."""
+    settings, given = work.settings, work.given
+    stored = work.as_stored(BitConfig({}))
+    return {
         "given": None if given is None else given.to_json(),
         "bits": [repr(bits) for bits in settings.bits],
         "budget": settings.budget.to_json(),
@@ -44,14 +70,12 @@ def allocate(work: Work) -> Stage:
         "solver": settings.solver,
         "gap": settings.gap,
         "time_limit": settings.time_limit,
-        **({"evaluations": settings.evaluations, "seed": settings.seed} if searches else {}),
+        **({"evaluations": settings.evaluations, "seed": settings.seed} if _searches(work) else {}),
         "metric": settings.metric,
         "caution": settings.caution,
         "residual": stored.residual,
         "stored": dict(stored.stored),
     }
-    reads = (COSTS, *(search_reads(work) if given is None else ()))
-    return Stage("allocate", "allocating bits", make, options, reads=reads, writes=(BITS, ALLOCATION))
 
 
 def _costs(work: Work) -> CostTable:
