@@ -38,7 +38,7 @@ from hawq_tvm.stages.profile import profiles
 from hawq_tvm.stages.round import round
 from hawq_tvm.stages.stage import Stage, Step
 from hawq_tvm.stages.tune import tune
-from hawq_tvm.stages.verify import verify
+from hawq_tvm.stages.verify import verify, verify_where_it_runs
 from hawq_tvm.stages.work import Work
 
 PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, *profiles, cost)
@@ -51,7 +51,7 @@ BENCHMARK: tuple[Step, ...] = (benchmark,)
 DEBUG: tuple[Step, ...] = (debug,)
 TUNE: tuple[Step, ...] = (tune,)
 COMPARE: tuple[Step, ...] = (comparison,)
-RUN: tuple[Step, ...] = (*QUANTIZE, *COMPILE, *VERIFY, benchmark_where_it_runs)
+RUN: tuple[Step, ...] = (*QUANTIZE, *COMPILE, verify_where_it_runs, benchmark_where_it_runs)
 """What each verb does, in order; a step that makes no stage checks something, or finds nothing to do."""
 
 

@@ -315,7 +315,7 @@ def test_declines_are_sentences() -> None:
     bytes_ = replace(request, inputs=(replace(x, shape=(15, 4, 4)),), alternatives=odd)
     assert decline_of(name, bytes_) == "reads 4 channels at once, not NHWC"
     signed = replace(request, inputs=(replace(x, dtype=IntType.parse("s8")),))
-    assert decline_of(name, signed) == ("reads and writes unsigned bytes, signed values at +128, not s8 in NHWC/16")
+    assert decline_of(name, signed) == "reads and writes unsigned bytes, signed values at +128, not s8 in NHWC/16"
     many = decline_of(name, replace(request, batch=10_000_000))
     assert many == "addresses bytes by 32 bits, 10000000 samples of u8[16,4,4] take more"
     clipped = replace(op, rescale=replace(op.rescale, lo=3))
@@ -399,4 +399,6 @@ def test_signed_inputs_leave_the_bias() -> None:
 @pytest.mark.parametrize("name", UNIT)
 def test_every_instruction_set_that_is_asked_for_is_one_of_llvms(name: str) -> None:
     assert machine_of(name).features >= UNIT[name].needs
-    assert unit_of(machine_of(name).features) is UNIT[name]
+    best = unit_of(machine_of(name).features)
+    assert best is not None
+    assert (best.name, name) == ("i8mm", "usdot") or best is UNIT[name], "all but what stands in for another are best"

@@ -79,6 +79,7 @@ def test_linear_layers(
     batch: int,
 ) -> None:
     factors = {"": 0, "one": 1, "each": outputs}[residual]
+    features = max(features, UNIT[name].step)
     request = linear_request(features, outputs, bits, types, shift, residual=factors, batch=batch, unit=UNIT[name])
     writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), request)
 

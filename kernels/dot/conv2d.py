@@ -22,6 +22,8 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.kernels.dot.excess import Excess
+from hawq_tvm.kernels.dot.images import Plane
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
 from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_channel, refuse, weights_of
@@ -212,9 +214,22 @@ def _taps(request: Request, shape: Shape) -> Array:
 def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
     cut = Cut.of(request, unit, packed=packed, tiling=tiling)
     source, weight = request.alternatives[request.node.inputs[0]], _taps(request, cut.shape)
-    dots = unit.product(weight, request.inputs[0], source, request.features)
-    constants = cut.panels.pack(weight), *per_channel(request, cut.panels, dots)
+    dots = unit.product(weight, request.inputs[0], source, request.features, may_exceed=True)
+    further: tuple[Array, ...] = ()
+    if dots.excess is not None:
+        weight, further = weight - dots.excess, _excess(request, cut, dots.excess).constants
+    constants = cut.panels.pack(weight), *further, *per_channel(request, cut.panels, dots)
     return build_function(request, constants, lambda buffers: _Loops(request, cut, dots, buffers).emit())
+
+
+def _excess(request: Request, cut: Cut, weight: Array) -> Excess:
+    """The further steps of a convolution."""
+    op, source = request.node.op, request.alternatives[request.node.inputs[0]]
+    assert isinstance(op, Conv2d)
+    panels, plane, (dy, dx) = cut.panels, Plane.of(request.inputs[0], source), op.window.dilations
+    rows, columns, steps = np.indices((*op.window.kernel, cut.shape.depth // panels.unit.step))
+    places = (rows * dy * plane.width + columns * dx) * plane.channels + steps * panels.unit.step
+    return Excess.of(panels.blocks_of(panels.pack(weight)), places.reshape(-1))
 
 
 class _Loops:
@@ -223,9 +238,10 @@ class _Loops:
     def __init__(self, request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...]) -> None:
         op = request.node.op
         assert isinstance(op, Conv2d)
-        self.op, self.cut, self.product, self.unit = op, cut, product, cut.panels.unit
+        self.op, self.cut, self.product, self.unit, self.batch = op, cut, product, cut.panels.unit, request.batch
         self.result = Result(request, self.unit, buffers, flat_pixels=cut.shape.width if cut.shape.flat else 0)
-        self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
+        self.x, (self.weight, *further) = flat(buffers[0]), buffers[len(request.inputs) :]
+        self.further = further[:3]  # where there is an excess
 
     def emit(self) -> None:
         """One task is a block of one stored row, or of one tile where all pixels are one row."""
@@ -272,14 +288,14 @@ class _Loops:
         tile = self.unit.tile(self.product, pixels, vectors)
         self.result.start(tile, block, vectors)
         self._accumulate(tile, block, vectors, at, position)
+        if self.product.excess is not None:
+            self._accumulate_excess(tile, block, at)
         self.result.finish(tile, block, vectors, pixels, at)
 
     def _accumulate(self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
         """All products of a tile."""
         window, cut, plane = self.op.window, self.cut, self.result.source
-        (n, h, start), (sy, sx), (dy, dx) = at, window.strides, window.dilations
-        (kh, kw), (top, left, _, _) = window.kernel, window.pads
-        corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
+        (kh, kw), (dy, dx), corner = window.kernel, window.dilations, self._corner(block, at)
         panel, steps = block * cut.panels.panel_bytes, cut.shape.depth // self.unit.step
         if dx == 1 and cut.shape.depth == plane.channels:  # the taps of a kernel's row lie together
             kw, steps = 1, kw * steps
@@ -290,8 +306,29 @@ class _Loops:
                 channel = (part * unroll + offset) * self.unit.step
                 x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + channel
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
-                self._step(tile, x, sx, weights)
+                self._step(tile, x, self.weight, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
+
+    def _accumulate_excess(self, tile: Tile, block: Expr, at: tuple[Expr, Expr, Expr]) -> None:
+        """What pairs of weights have too much for one product."""
+        stream, places, starts = self.further
+        corner, room = self._corner(block, at), self.cut.panels.step_bytes(2 if self.cut.panels.pairs else 1)
+        most = int(stream.shape[0]) // room - 1
+        with T.serial(starts[block], starts[block + 1]) as index:
+            number = _within(index, most)
+            self._step(tile, corner + _within(places[number], self._farthest), stream, number * room)
+
+    @property
+    def _farthest(self) -> int:
+        """Where the activations of a tile's last step lie, counted from its first."""
+        (kh, kw), (dy, dx), plane = self.op.window.kernel, self.op.window.dilations, self.result.source
+        return ((kh - 1) * dy * plane.width + (kw - 1) * dx) * plane.channels + self.cut.shape.depth - self.unit.step
+
+    def _corner(self, block: Expr, at: tuple[Expr, Expr, Expr]) -> Expr:
+        """Where the first activations lie that a tile at (sample, row, first column) reads."""
+        plane, (n, h, start), (sy, sx) = self.result.source, at, self.op.window.strides
+        top, left, _, _ = self.op.window.pads
+        return plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
 
     def _first(self, block: Expr) -> Expr:
         """The first input channel that a block reads."""
@@ -301,12 +338,12 @@ class _Loops:
         first = block * self.unit.pair // out_per_group * self.op.weight.shape[1]
         return tirx.min(first, self.result.source.channels - self.cut.shape.depth)
 
-    def _step(self, tile: Tile, x: Expr, stride: int, weights: Expr) -> None:
-        """A few input channels of every pixel."""
-        channels, step = self.result.source.channels, self.unit.step
+    def _step(self, tile: Tile, x: Expr, stream: Any, weights: Expr) -> None:
+        """A few input channels of every pixel, by the weights that lie there in a stream."""
+        between, step = self.op.window.strides[1] * self.result.source.channels, self.unit.step
         tile.add(
-            lambda pixel: self.x[ramp(x + pixel * stride * channels, step)],
-            lambda vector: weights_of(self.cut.panels, self.product, self.weight, weights, vector),
+            lambda pixel: self.x[ramp(x + pixel * between, step)],
+            lambda vector: weights_of(self.cut.panels, self.product, stream, weights, vector),
         )
 
     def _prefetch(self, panel: Expr, position: Expr, iteration: Expr, iterations: int) -> None:
@@ -322,11 +359,18 @@ class _Loops:
             prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
 
 
+def _within(value: Expr, most: int) -> Expr:
+    """A value from 0 to `most`, as it is: from this form it can be proved that no access leaves its buffer."""
+    return tirx.max(tirx.min(value, most), 0)
+
+
 def _cost(request: Request, cut: Cut) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
     op, unit = request.node.op, cut.panels.unit
     assert isinstance(op, Conv2d)
-    pixels = cut.rows * cut.tile if cut.shape.flat else request.batch * request.node.type.shape[1] * cut.shape.width
+    rows = cut.rows if cut.shape.flat else request.batch * request.node.type.shape[1]
+    runs = ((1, cut.tile),) if cut.shape.flat else cut.runs
+    pixels = rows * sum(count * unit.whole(pixels) for count, pixels in runs)
     macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
     if cut.panels.packed:
         macs = round(macs * unit.packed_cost(request.features))

@@ -238,8 +238,8 @@ class _Loops:
             own = channels[vector * unit.lanes : (vector + 1) * unit.lanes]
             order = [channel + half * lanes for channel in own for half in range(2)]
             count = DOT_STEP * unit.lanes
-            quadruple = tir.reinterpret(f"int8x{count}", shuffle(pairs, order))
-            quadruples.append(self.product.operand(quadruple, count))
+            quadruple = self.product.operand(tir.reinterpret(f"uint8x{count}", shuffle(pairs, order)), count)
+            quadruples.append(tir.reinterpret(f"int8x{count}", quadruple))
         return quadruples
 
 

@@ -245,7 +245,8 @@ def linear_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
         if reason is not None:
             return reason
         cut = Cut.of(request, unit, packed=packed)
-        work = Work(request.batch * cut.blocks * cut.block * cut.steps * unit.step, request.batch * cut.outputs)
+        samples = -(-request.batch // cut.samples) * unit.whole(cut.samples)
+        work = Work(samples * cut.blocks * cut.block * cut.steps * unit.step, request.batch * cut.outputs)
         plain = Offer.of_candidates(
             request.canonical(),
             unit.cost("linear vnni w4" if packed else "linear vnni", work),

@@ -163,7 +163,8 @@ class LibraryInfo:
     Attributes:
         target: the target's name.
         cpu: LLVM's name of the CPU it was compiled for; empty for a portable one.
-        instruction_sets: what that CPU had; a machine without them must not run the library.
+        architecture: of that CPU: ``x86_64`` or ``aarch64``.
+        instruction_sets: what its code may use, by Linux's names; a machine without them must not run the library.
         batch: samples a call.
         input_name: the input value.
         output_name: the output value.
@@ -188,6 +189,7 @@ class LibraryInfo:
 
     target: str
     cpu: str
+    architecture: str
     instruction_sets: tuple[str, ...]
     batch: int
     input_name: str

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from hawq_tvm.backends.tvm.host import cpu_name
+from hawq_tvm.backends.tvm.host import cpu_name, why_not_run
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.backends.tvm.timing import ROUNDS, KernelTime, TimedKernel, time_kernels
+from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.gpu_model import typical_clock
@@ -108,6 +109,12 @@ def measure_latency(
             "--latency-from model predicts them, and --latency-table takes those that you have"
         )
     machine = Machine.resolve(target)
+    why_not = why_not_run(target.name, machine.architecture, linux_names(machine.features))
+    if why_not is not None:
+        raise CompileError(
+            f"{why_not}, so that its kernels cannot be timed here; --latency-from model predicts them, and "
+            "--latency-table takes those that you have"
+        )
     keys, kernels = distinct_kernels(graph, ranges, configurations, machine, batch=batch)
     size_bytes = sum(layer.weight.size for layer in graph.layers if layer.weight is not None)
     built = [build_kernel(it.layer, it.kernel, it.offer.build, target) for it in kernels.values()]
