@@ -86,7 +86,7 @@ def library_of(graph: Graph, path: Path) -> LibraryInfo:
         calls=tuple(names), conversions={}, joins={}, views={}, kernels=dict.fromkeys(names, "a_kernel"),
         exact_storages=True,
         declines=dict.fromkeys(names, ()), constants=dict.fromkeys(names, 0),
-        weight_bits={}, tuned={}, joins={}, planned_bytes=4096,
+        weight_bits={}, tuned={}, planned_bytes=4096,
         fingerprint=graph.fingerprint(), tvm="0", sha256=file_sha256(path),
     )  # fmt: skip
 
