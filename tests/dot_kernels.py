@@ -17,6 +17,7 @@ from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request, Variant
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.registry import UNITS
+from hawq_tvm.kernels.x86.units import X86_UNITS
 
 from .accesses import accesses_outside, shared_between_threads
 from .builders import random_integers
@@ -26,6 +27,8 @@ from .emulated_cpu import EmulatedKernel, why_not
 Frame = tuple[int, int, int, int]
 UNIT = {unit.name: unit for unit in UNITS}
 VNNI = UNIT["avx512vnni"]
+X86 = [unit.name for unit in X86_UNITS]
+"""Those that have kernels for layers without weights, too."""
 GUARD = 128
 
 

@@ -13,6 +13,7 @@ from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.float32_rescale import float32_is_exact, odd_multipliers
 from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer, Request, collect_offers, unit_of
 from hawq_tvm.kernels.dot.conv2d import Cut, Shape, Tiling, tile_of
@@ -402,3 +403,37 @@ def test_every_instruction_set_that_is_asked_for_is_one_of_llvms(name: str) -> N
     best = unit_of(machine_of(name).features)
     assert best is not None
     assert (best.name, name) == ("i8mm", "usdot") or best is UNIT[name], "all but what stands in for another are best"
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    groups=st.sampled_from([8, 16, 32]), per_group=st.sampled_from([4, 8]),
+    size=st.tuples(st.integers(3, 6), st.integers(3, 18)),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 2)), kernel=st.integers(0, 1), bits=st.sampled_from([4, 8]),
+    dtype=st.sampled_from(["u8", "s8"]), residual=st.booleans(), batch=st.integers(1, 2),
+)  # fmt: skip
+def test_groups_in_planes(
+    groups: int, per_group: int, size: tuple[int, int], strides: tuple[int, int], kernel: int, bits: int, dtype: str,
+    residual: bool, batch: int,
+) -> None:  # fmt: skip
+    """As on AMX, where 64 channels lie together, and a row's end is the next one's left padding."""
+    channels, x_type = groups * per_group, IntType.parse(dtype)
+    window = Window((1 + 2 * kernel,) * 2, strides, (kernel,) * 4)
+    op = conv(channels, channels, window, bits=bits, groups=groups, output=dtype, residual=int(residual))
+    x = TensorType(x_type, (channels, *size), 1.0)
+    request = request_for(op, x, dtype, residual=dtype, batch=batch)
+    offset = 128 if x_type.signed else 0
+    planes = {
+        name: Storage(block=64, multiple=64, frame=(2 - number, 0, 2, 1 + number), offset=offset)
+        for number, name in enumerate(request.alternatives)
+    }
+    writes_what_the_interpreter_says(KERNEL[bits], replace(request, alternatives=planes))
+
+
+def test_a_block_that_reads_two_planes_is_declined_and_so_is_a_layer_of_one_group() -> None:
+    for groups, channels in ((1, 64), (2, 128)):
+        x = TensorType(IntType.parse("u8"), (channels, 3, 5), 1.0)
+        request = request_for(conv(channels, 48 * groups, Window((1, 1)), groups=groups), x, "u8")
+        planes = dict.fromkeys(request.alternatives, Storage(block=64, multiple=64))
+        reason = decline_of(KERNEL[8], replace(request, alternatives=planes))
+        assert reason == "computes on channels last, not on NCHW64c/64"

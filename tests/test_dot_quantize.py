@@ -51,7 +51,7 @@ def request_of(
     unit: Unit = VNNI,
 ) -> ConvertRequest:
     type, machine = TensorType(IntType.parse(dtype), (channels, height, width), scale), machine_of(unit.name)
-    storage = storage_of(type, (1, 2, 0, 3), unit)
+    storage = replace(storage_of(type, (1, 2, 0, 3), unit), multiple=4)
     return ConvertRequest(type, Storage(), storage, batch, machine.target, machine.vector_bits, machine.features)
 
 

@@ -109,13 +109,20 @@ def twice(net: Network) -> None:
 
 
 def too_wide_when_filled_up(net: Network) -> None:
-    """24 channels, stored as 32, would reach over the 16 behind them."""
+    """24 channels, stored as 32, would reach over the 8 behind them."""
     net.conv("a", "x", 24)
-    net.conv("b", "x", 16)
+    net.conv("b", "x", 8)
     net.concat("y", "a", "b")
 
 
-@pytest.mark.parametrize("make", [reads_elsewhere, rescaled, twice, too_wide_when_filled_up])
+def filled_up_further(net: Network) -> None:
+    """The last branch fills up 3 channels to 4; the 19 of the result are 32."""
+    net.conv("b", "x", 16)
+    net.conv("a", "x", 3)
+    net.concat("y", "b", "a")
+
+
+@pytest.mark.parametrize("make", [filled_up_further, reads_elsewhere, rescaled, twice, too_wide_when_filled_up])
 def test_a_branch_that_is_no_part_lies_apart(make: object) -> None:
     net = Network()
     make(net)  # type: ignore[operator]

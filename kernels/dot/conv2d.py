@@ -3,7 +3,8 @@
 A tile is a few pixels of a row by one block of output channels, two vectors: its accumulators start as the bias and
 stay in registers; a step takes a few input channels of each pixel, and weights for each vector of output channels.
 Padding is read from the input's frame. Groups are blocks of the weight's diagonal: a block of output channels reads the
-input channels of all groups that it touches, those of other groups weighing nothing.
+input channels of all groups that it touches, those of other groups weighing nothing. Where those lie in one plane, it
+computes on planes of channels, too.
 
 Where nothing is padded and the kernel is 1x1, the pixels of all rows and samples are one long row.
 """
@@ -78,7 +79,7 @@ class Shape:
             request.alternatives[name] for name in (*request.node.inputs, request.node.name)
         ]
         pointwise = op.window.kernel == op.window.strides == (1, 1) and not any(op.window.pads)
-        is_flat = pointwise and not any(any(storage.frame) for storage in storages)
+        is_flat = pointwise and not any(any(storage.frame) or storage.block > 1 for storage in storages)
         _, height, width = type.shape
         top, _, bottom, _ = target.frame
         depth = _depth(op, unit, source.channels(request.inputs[0]))
@@ -197,6 +198,20 @@ def _depth(op: Conv2d, unit: Unit, stored: int) -> int:
     return min(-(-max(end - start for start, end in ranges) // unit.step) * unit.step, stored)
 
 
+def _within_planes(request: Request, unit: Unit) -> bool:
+    """Whether a layer has groups, and no block of output channels reads input channels of two planes."""
+    op, name = request.node.op, request.node.inputs[0]
+    assert isinstance(op, Conv2d)
+    if op.groups == 1 or name not in request.alternatives:
+        return False
+    storage = request.alternatives[name]
+    stored = storage.channels(request.inputs[0])
+    depth = _depth(op, unit, stored)
+    blocks = range(-(-op.out_channels // unit.pair))
+    firsts = [min(_block_inputs(op, block, unit.pair)[0], stored - depth) for block in blocks]
+    return all(first // storage.block == (first + depth - 1) // storage.block for first in firsts)
+
+
 def _taps(request: Request, shape: Shape) -> Array:
     """The weights in the order in which activations are read: int8 [out, kernel's rows and columns, depth]."""
     op = request.node.op
@@ -228,7 +243,7 @@ def _excess(request: Request, cut: Cut, weight: Array) -> Excess:
     assert isinstance(op, Conv2d)
     panels, plane, (dy, dx) = cut.panels, Plane.of(request.inputs[0], source), op.window.dilations
     rows, columns, steps = np.indices((*op.window.kernel, cut.shape.depth // panels.unit.step))
-    places = (rows * dy * plane.width + columns * dx) * plane.channels + steps * panels.unit.step
+    places = (rows * dy * plane.width + columns * dx) * plane.together + steps * panels.unit.step
     return Excess.of(panels.blocks_of(panels.pack(weight)), places.reshape(-1))
 
 
@@ -297,14 +312,14 @@ class _Loops:
         window, cut, plane = self.op.window, self.cut, self.result.source
         (kh, kw), (dy, dx), corner = window.kernel, window.dilations, self._corner(block, at)
         panel, steps = block * cut.panels.panel_bytes, cut.shape.depth // self.unit.step
-        if dx == 1 and cut.shape.depth == plane.channels:  # the taps of a kernel's row lie together
+        if dx == 1 and cut.shape.depth == plane.together:  # the taps of a kernel's row lie together
             kw, steps = 1, kw * steps
         unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
         with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
             iteration = (ry * kw + rx) * (steps // unroll) + part
             for offset in range(unroll):
                 channel = (part * unroll + offset) * self.unit.step
-                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + channel
+                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.together + channel
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
                 self._step(tile, x, self.weight, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
@@ -322,7 +337,7 @@ class _Loops:
     def _farthest(self) -> int:
         """Where the activations of a tile's last step lie, counted from its first."""
         (kh, kw), (dy, dx), plane = self.op.window.kernel, self.op.window.dilations, self.result.source
-        return ((kh - 1) * dy * plane.width + (kw - 1) * dx) * plane.channels + self.cut.shape.depth - self.unit.step
+        return ((kh - 1) * dy * plane.width + (kw - 1) * dx) * plane.together + self.cut.shape.depth - self.unit.step
 
     def _corner(self, block: Expr, at: tuple[Expr, Expr, Expr]) -> Expr:
         """Where the first activations lie that a tile at (sample, row, first column) reads."""
@@ -340,7 +355,7 @@ class _Loops:
 
     def _step(self, tile: Tile, x: Expr, stream: Any, weights: Expr) -> None:
         """A few input channels of every pixel, by the weights that lie there in a stream."""
-        between, step = self.op.window.strides[1] * self.result.source.channels, self.unit.step
+        between, step = self.op.window.strides[1] * self.result.source.together, self.unit.step
         tile.add(
             lambda pixel: self.x[ramp(x + pixel * between, step)],
             lambda vector: weights_of(self.cut.panels, self.product, stream, weights, vector),
@@ -388,7 +403,7 @@ def conv2d_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
         storages = decline(request, Conv2d, weight_bits) or request.channels_last()
         if isinstance(storages, str):
             return storages
-        reason = refuse(request, unit)
+        reason = refuse(request, unit, in_planes=_within_planes(request, unit))
         if reason is not None:
             return reason
         cut = Cut.of(request, unit, packed=packed)

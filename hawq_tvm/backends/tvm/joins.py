@@ -54,9 +54,10 @@ def _copies(op: Concat, branch: int, x: TensorType, y: TensorType) -> bool:
 
 
 def _part(whole: Storage, type: TensorType, start: int, of: TensorType, alone: Storage) -> Storage | None:
-    """Where a branch lies in the result; None where channels that fill it up would lie on another branch's."""
+    """Where a branch lies in the result; None where channels that fill up either would be nobody's, or another's.
+
+    Only the last branch may be filled up, and it must be filled up as far as the result is.
+    """
     last = start + of.shape[0] == type.shape[0]
-    filled = alone.channels(of)
-    if (filled > of.shape[0] and not last) or start + filled > whole.channels(type):
-        return None
-    return whole.part(type, start, of, alone.multiple)
+    end = whole.channels(type) if last else start + of.shape[0]
+    return whole.part(type, start, of, alone.multiple) if start + alone.channels(of) == end else None
