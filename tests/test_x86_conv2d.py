@@ -9,13 +9,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm.core.dyadic import to_dyadic
 from hawq_tvm.core.float32_rescale import odd_multipliers
+from hawq_tvm.core.float32_residual import residual_multipliers
 from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Request
 from hawq_tvm.kernels.x86.panels import Panels
-from hawq_tvm.kernels.x86.result import in_float32
+from hawq_tvm.kernels.x86.result import floors_of, in_float32
 from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD
 from hawq_tvm.kernels.x86.vectors import PACKED_LANES
 from hawq_tvm.kernels.x86.vnni_conv2d import MAX_TILE, Cut, tile_of
@@ -44,7 +46,7 @@ def conv(
     odd: bool = False,
     seed: int = 0,
 ) -> Conv2d:
-    """Random weights; multipliers as large as the proofs allow with that shift, `odd` with 24 digits."""
+    """Random weights; multipliers as large as the proofs allow with that shift, `odd` as float32 wants them."""
     rng, limit, dtype = np.random.default_rng(seed), 1 << (bits - 1), IntType.parse(output)
     weight = rng.integers(-limit, limit, (out, channels // groups, *window.kernel))
     weight.flat[0] = -limit
@@ -52,7 +54,10 @@ def conv(
     most = min(2**31 - 1, max(1, (1 << min(60, 29 + shift)) // bound))
     factors = rng.integers(0, min(2**31, 1 << min(30, 21 + shift)), residual) if residual else None
     multipliers = rng.integers(0, most, out, endpoint=True)
-    multipliers = odd_multipliers(multipliers, shift) if odd else multipliers
+    if odd and factors is not None:
+        multipliers, factors = residual_multipliers(multipliers, factors, shift)
+    elif odd:
+        multipliers = odd_multipliers(multipliers, shift)
     rescale = Rescale(multipliers, shift, dtype.lo, dtype.hi, factors)
     return Conv2d(weight, bits, rng.integers(-3000, 3000, out), rescale, window, groups)
 
@@ -102,6 +107,35 @@ def test_convolutions(
     request = request_for(op, x, types[1], residual=types[2], extra=extra, batch=batch)
     features = ALL if fused else ALL - MULTIPLY_ADD
     writes_what_the_interpreter_says(name_of(op), replace(request, features=features))
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    out=st.sampled_from([16, 24, 48, 64]),
+    width=st.integers(3, 17),
+    ratio=st.floats(0.001, 1.9) | st.sampled_from([1.0, 1.9999]),
+    acc_ratio=st.floats(2.0**-14, 0.01),
+    types=st.tuples(*[st.sampled_from(["u8", "s8", "u4", "s5"])] * 3),
+    kernel=st.sampled_from([1, 3]),
+    seed=st.integers(0, 99),
+)
+def test_residuals_in_float32(
+    out: int, width: int, ratio: float, acc_ratio: float, types: tuple[str, str, str], kernel: int, seed: int
+) -> None:
+    """With the ratios that networks have."""
+    (*multiplier, factor), shift = to_dyadic([*np.linspace(acc_ratio, acc_ratio / 9, out), ratio])
+    multipliers, factors = residual_multipliers(multiplier, [factor], shift)
+    dtype, rng = IntType.parse(types[1]), np.random.default_rng(seed)
+    rescale = Rescale(multipliers, shift, dtype.lo, dtype.hi, factors)
+    weight = rng.integers(-128, 128, (out, 20, kernel, kernel))
+    op = Conv2d(
+        weight, 8, rng.integers(-3000, 3000, out), rescale, Window((kernel, kernel), (1, 1), (kernel // 2,) * 4)
+    )
+    x = TensorType(IntType.parse(types[0]), (20, 5, width), 1.0)
+    request = request_for(op, x, types[1], residual=types[2])
+    assert floors_of(request) is not None or types[2] in ("u4", "s5")
+    expected = writes_what_the_interpreter_says(name_of(op), request)
+    assert len(np.unique(expected)) > 5, "not all of it is clipped"
 
 
 @sweep

@@ -8,7 +8,8 @@ odd lanes. With a shift of 33 and more the law needs only the high halves of the
 which is 32-bit arithmetic again. Smaller shifts are done in 64 bits. `Bounds` proves that no sum overflows and that
 every rounded one fits 32 bits.
 
-Where there is one product and `hawq_tvm.core.float32_rescale` proves it exact, one fused multiply-add does it all.
+Where `hawq_tvm.core.float32_rescale` proves it exact for one product, or `float32_residual` beside a residual, one
+fused multiply-add does it all.
 """
 
 from __future__ import annotations
@@ -16,12 +17,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from tvm import tirx
 from tvm.tirx import op
 
-from hawq_tvm.core.float32_rescale import MAGIC
+from hawq_tvm.core.float32_rescale import DIGITS, MAGIC
+from hawq_tvm.core.float32_residual import FloorForm
 from hawq_tvm.core.ir import Rescale
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, multiply_add_52, pack_signed, pack_unsigned
+from hawq_tvm.kernels.x86.vectors import (
+    LANES,
+    clipped,
+    constant,
+    dot_pairs,
+    multiply_add_52,
+    multiply_add_down,
+    pack_signed,
+    pack_unsigned,
+)
 
 Product = tuple[Expr, Expr]
 """Two int32x16 whose lanes are multiplied to 64 bits."""
@@ -69,6 +81,34 @@ def rounded_in_float32(accumulator: Expr, ratio: Expr) -> Expr:
     total = op.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.fma", value, ratio, constant(MAGIC, "float32"))
     bits = int(np.float32(MAGIC).view(np.int32))
     return op.reinterpret(f"int32x{LANES}", total) - constant(bits, "int32")
+
+
+def floored_in_float32(accumulator: Expr, ratio: Expr, pairs: Expr, form: FloorForm) -> Expr:
+    """The rounding law over a residual by its `floor_form`: int32x16, the stored result and `form.base`.
+
+    Args:
+        accumulator: int32x16.
+        ratio: float32x16, the multipliers over 2^shift.
+        pairs: int16x32, every stored residual twice.
+        form: the layer's.
+    """
+    half, rest = form.factor // 2, form.factor - form.factor // 2
+    factors = op.reinterpret("int16x32", constant(half << 16 | rest, "int32"))
+    start = op.reinterpret("float32x16", dot_pairs(constant(form.start, "int32"), pairs, factors))
+    total = multiply_add_down(accumulator.astype(f"float32x{LANES}"), ratio, start)
+    return op.shift_right(op.reinterpret("int32x16", total), constant(form.digits, "int32"))
+
+
+def stored_floors(values: Sequence[Expr], rescale: Rescale, offset: int, form: FloorForm) -> Expr:
+    """As `stored_bytes`, of what `floored_in_float32` gives."""
+    lanes, lo, hi = LANES * len(values), rescale.lo + offset, rescale.hi + offset
+    if len(values) == 2 and form.base + (1 << DIGITS - 1 - form.digits) <= 1 << 16:
+        base = constant(form.base, "uint16", lanes)
+        words = tirx.max(pack_unsigned(*values), base) - base  # ``vpsubusw``
+        return clipped(words, lo, hi, "uint16", lanes).astype(f"uint8x{lanes}")
+    results = [value - constant(form.base, "int32") for value in values]
+    words, carrier = (results[0], "int32") if len(values) == 1 else (pack_unsigned(*results), "uint16")
+    return clipped(words, lo, hi, carrier, lanes).astype(f"uint8x{lanes}")
 
 
 def stored_bytes(values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:

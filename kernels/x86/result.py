@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.float32_rescale import float32_is_exact
+from hawq_tvm.core.float32_residual import FloorForm, floor_form
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.storage import Storage
@@ -18,7 +19,7 @@ from hawq_tvm.kernels.generic.acceptance import PACKED_WEIGHT
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
-from hawq_tvm.kernels.x86.epilogue import rounded, rounded_in_float32, stored_bytes
+from hawq_tvm.kernels.x86.epilogue import floored_in_float32, rounded, rounded_in_float32, stored_bytes, stored_floors
 from hawq_tvm.kernels.x86.panels import PAIR, STEP, Panels
 from hawq_tvm.kernels.x86.storages import AVX512_VNNI, MULTIPLY_ADD, NIBBLES, UNSIGNED_OFFSET, first_sums, missing
 from hawq_tvm.kernels.x86.vectors import (
@@ -74,16 +75,17 @@ def refuse(request: Request, *, in_planes: bool = False) -> str | None:
 def per_channel(request: Request, panels: Panels) -> tuple[Array, ...]:
     """Bias, multiplier and the residual's multiplier, in the order of the lanes: int32.
 
-    The multiplier is its ratio in float32 where that is exact. Of a signed input the offset is taken off the bias,
-    modulo 2^32, as the accumulators count.
+    The multiplier is its ratio in float32 where that is exact; that of a residual is left out where `floors_of` has it.
+    Of a signed input the offset is taken off the bias, modulo 2^32, as the accumulators count.
     """
     op = request.node.op
     assert isinstance(op, Conv2d)
     offset = request.alternatives[request.node.inputs[0]].offset
     bias, multiplier, *rest = (panels.pack_lanes(array) for array in (first_sums(op, offset), *op.multipliers))
-    if in_float32(request):
+    floors = floors_of(request) is not None
+    if floors or in_float32(request):
         multiplier = np.ldexp(multiplier.astype(np.float64), -op.rescale.shift).astype(np.float32)
-    return bias, multiplier, *rest
+    return (bias, multiplier) if floors else (bias, multiplier, *rest)
 
 
 def in_float32(request: Request) -> bool:
@@ -91,6 +93,17 @@ def in_float32(request: Request) -> bool:
     op = request.node.op
     assert isinstance(op, WeightedOperator)
     return float32_is_exact(op.rescale, op.bounds(request.inputs))
+
+
+def floors_of(request: Request) -> FloorForm | None:
+    """How a layer over a residual is rounded in float32, where that is proved."""
+    node, op = request.node, request.node.op
+    assert isinstance(op, WeightedOperator)
+    if op.rescale.residual is None:
+        return None
+    *_, residual, result = (request.alternatives[name].offset for name in (*node.inputs, node.name))
+    bound = op.bounds(request.inputs).accumulator
+    return floor_form(op.rescale, bound, request.inputs[1].dtype, residual_offset=residual, offset=result)
 
 
 def build_function(
@@ -159,7 +172,7 @@ class Result:
         count = len(request.inputs)
         self._buffer = flat(buffers[-1])
         self._residual_buffer = flat(buffers[1]) if count == 2 else None
-        self._in_float32 = in_float32(request)
+        self._in_float32, self._floors = in_float32(request), floors_of(request)
         self._fused_bytes = request.features >= MULTIPLY_ADD and self.storages[-2].offset == 0
         self.bias, self._multiplier, *self._residual_multiplier = buffers[count + 1 : -1]
 
@@ -201,6 +214,9 @@ class Result:
             values, residual = [], self._residual(block, vectors, (n, h, start + pixel))
             for vector in range(vectors):
                 product = accumulators[pixel * vectors + vector], self._multiplier[lanes[vector]]
+                if self._floors is not None:
+                    values.append(floored_in_float32(*product, _pairs(residual, vectors, vector), self._floors))
+                    continue
                 if self._in_float32:
                     values.append(rounded_in_float32(*product))
                     continue
@@ -213,7 +229,11 @@ class Result:
                         products.append((self._signed(residual, vectors, vector), factor))
                 values.append(rounded(products, self.rescale, added))
             index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * PAIR)
-            stored = stored_bytes(values, self.rescale, self.storages[-1].offset)
+            offset = self.storages[-1].offset
+            if self._floors is not None:
+                stored = stored_floors(values, self.rescale, offset, self._floors)
+            else:
+                stored = stored_bytes(values, self.rescale, offset)
             T.buffer_store(self._buffer, stored, [ramp(index, vectors * LANES)])
 
     def _residual(self, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> Expr | None:
@@ -229,6 +249,13 @@ class Result:
         if vectors == 2:
             stored = shuffle([stored], PACKED_LANES[vector * LANES : (vector + 1) * LANES])
         return stored.astype(f"int32x{LANES}") - constant(self.storages[1].offset, "int32")
+
+
+def _pairs(stored: Expr, vectors: int, vector: int) -> Expr:
+    """A vector of the stored residual in the order of the lanes, each byte in both halves of its lane: int16x32."""
+    lanes = PACKED_LANES[vector * LANES : (vector + 1) * LANES] if vectors == 2 else range(LANES)
+    words = stored.astype(f"int16x{vectors * LANES}")
+    return shuffle([words, words], [lane for lane in lanes for _ in range(2)])
 
 
 def _quads(stored: Expr, vector: int) -> tuple[Expr, Expr]:
