@@ -39,6 +39,11 @@ L1_BYTES = 32 * 1024
 L2_BYTES = 400 * 1024
 """What the activations of a group of rows may take to stay in the second cache while panels pass."""
 
+MAX_WEIGHTS_OF_HALVES = 2
+"""Bytes of weights beside one of activations up to which rows are cut in halves: so each of two threads reads what it
+wrote itself, and both read all weights. With more of them, and where all pixels are one row and little is computed with
+each weight, each thread takes half of the channels of all rows."""
+
 LINE_BYTES = 64
 """Of a cache line."""
 
@@ -95,7 +100,8 @@ class Cut:
         panels = Panels(target.channels(type), prod(op.window.kernel) * depth // STEP, packed)
         inner_blocks = panels.size_bytes <= L1_BYTES
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
-        groups = 1 if inner_blocks else min(rows, -(-activations // L2_BYTES))
+        halves = 2 if not is_flat and panels.size_bytes <= MAX_WEIGHTS_OF_HALVES * activations else 1
+        groups = 1 if inner_blocks else min(rows, max(halves, -(-activations // L2_BYTES)))
         return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
 
 
