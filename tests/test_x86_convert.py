@@ -20,9 +20,13 @@ from .cpus import HOST
 from .x86_kernels import ALL, run_guarded, storage_of
 
 
-def request_of(channels: int, width: int, dtype: str, *, batch: int = 1, height: int = 3) -> ConvertRequest:
+def request_of(
+    channels: int, width: int, dtype: str, *, batch: int = 1, height: int = 3, multiple: int = 4
+) -> ConvertRequest:
     type = TensorType(IntType.parse(dtype), (channels, height, width), 1.0)
-    return ConvertRequest(type, Storage(), storage_of(type, (1, 2, 0, 3)), batch, HOST.target, 512, ALL)
+    return ConvertRequest(
+        type, Storage(), replace(storage_of(type, (1, 2, 0, 3)), multiple=multiple), batch, HOST.target, 512, ALL
+    )
 
 
 @settings(max_examples=12, deadline=None)
@@ -32,9 +36,12 @@ def request_of(channels: int, width: int, dtype: str, *, batch: int = 1, height:
     dtype=st.sampled_from(["u8", "s8", "u4", "s3"]),
     batch=st.integers(1, 2),
     height=st.sampled_from([3, 500]),
+    multiple=st.sampled_from([1, 4]),
 )
-def test_every_byte_is_as_the_storage_has_it(channels: int, width: int, dtype: str, batch: int, height: int) -> None:
-    request = request_of(channels, width, dtype, batch=batch, height=height)
+def test_every_byte_is_as_the_storage_has_it(
+    channels: int, width: int, dtype: str, batch: int, height: int, multiple: int
+) -> None:
+    request = request_of(channels, width, dtype, batch=batch, height=height, multiple=multiple)
     offer = CONVERT_PIXELS.offer(request)
     assert isinstance(offer, Offer)
     if not request.features <= HOST.features:
@@ -53,6 +60,6 @@ def test_declines_are_sentences() -> None:
         == "needs avx512bw and avx512dq and avx512vl, which the CPU compiled for does not have"
     )
     assert CONVERT_PIXELS.offer(request_of(3, 15, "u8")) == "copies 16 pixels at once, a row has 15"
-    many = "copies up to 4 channels of bytes to pixels of 4, not "
+    many = "copies up to 4 channels of bytes to pixels of 4 or as many, not "
     for other in (request_of(5, 20, "u8"), replace(request, source=request.to, to=request.source)):
         assert str(CONVERT_PIXELS.offer(other)).startswith(many)

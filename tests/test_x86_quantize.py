@@ -38,10 +38,12 @@ def reals_of(type: TensorType, batch: int, seed: int) -> NDArray[np.float32]:
 
 
 def request_of(
-    channels: int, width: int, dtype: str, *, scale: float = 0.0186, batch: int = 1, height: int = 3
+    channels: int, width: int, dtype: str, *, scale: float = 0.0186, batch: int = 1, height: int = 3, multiple: int = 4
 ) -> ConvertRequest:
     type = TensorType(IntType.parse(dtype), (channels, height, width), scale)
-    return ConvertRequest(type, Storage(), storage_of(type, (1, 2, 0, 3)), batch, HOST.target, 512, ALL)
+    return ConvertRequest(
+        type, Storage(), replace(storage_of(type, (1, 2, 0, 3)), multiple=multiple), batch, HOST.target, 512, ALL
+    )
 
 
 def built(converter: Converter, request: ConvertRequest) -> BuiltKernel:
@@ -62,12 +64,13 @@ def built(converter: Converter, request: ConvertRequest) -> BuiltKernel:
     scale=st.floats(1e-6, 1e6) | st.sampled_from([49.0, 0.5]),
     batch=st.integers(1, 2),
     height=st.sampled_from([3, 500]),
+    multiple=st.sampled_from([1, 4]),
     seed=st.integers(0, 99),
 )
 def test_pixels_are_quantised_and_stored(
-    channels: int, width: int, dtype: str, scale: float, batch: int, height: int, seed: int
+    channels: int, width: int, dtype: str, scale: float, batch: int, height: int, multiple: int, seed: int
 ) -> None:
-    request = request_of(channels, width, dtype, scale=scale, batch=batch, height=height)
+    request = request_of(channels, width, dtype, scale=scale, batch=batch, height=height, multiple=multiple)
     assume(multiplication_is_exact(request.type))
     x = reals_of(request.type, batch, seed)
     found = run_guarded(built(QUANTIZE_PIXELS, request), [x], request.type, request.to, batch)

@@ -1,6 +1,6 @@
 """Pixels of up to four channels from NCHW to channels last: sixteen at once, a 32-bit lane each.
 
-This is how images enter a network: three planes become four bytes a pixel, the fourth a zero, offsets added.
+This is how images enter a network: three planes become four bytes a pixel, the fourth a zero, or three; offsets added.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Offer
 from hawq_tvm.kernels.x86.panels import STEP
 from hawq_tvm.kernels.x86.storages import AVX512, missing
-from hawq_tvm.kernels.x86.vectors import LANES, constant, flat, ramp
+from hawq_tvm.kernels.x86.vectors import LANES, constant, flat, ramp, shuffle
 
 
 def offer_pixels(request: ConvertRequest, build: Callable[[ConvertRequest], BuiltKernel]) -> Offer | str:
@@ -33,10 +33,12 @@ def offer_pixels(request: ConvertRequest, build: Callable[[ConvertRequest], Buil
     if lacking:
         return lacking
     type, to = request.type, request.to
-    wanted = Storage("NHWC", multiple=STEP, frame=to.frame, offset=to.offset if type.dtype.signed else 0)
+    multiple = to.multiple if to.multiple in (1, STEP) else STEP
+    wanted = Storage("NHWC", multiple=multiple, frame=to.frame, offset=to.offset if type.dtype.signed else 0)
     canonical = Storage.canonical(type)
     if (request.source, to) != (canonical, wanted) or len(type.shape) != 3 or type.shape[0] > STEP:
-        return f"copies up to {STEP} channels of bytes to pixels of {STEP}, not {type} in {request.source} to {to}"
+        how = f"pixels of {STEP} or as many"
+        return f"copies up to {STEP} channels of bytes to {how}, not {type} in {request.source} to {to}"
     if type.shape[2] < LANES:
         return f"copies {LANES} pixels at once, a row has {type.shape[2]}"
     work = Work(0, to.size_bytes(type, request.batch))
@@ -62,12 +64,27 @@ def _build(request: ConvertRequest) -> BuiltKernel:
                     index = ((n * channels + channel) * height + h) * width + start
                     plane = tir.reinterpret(f"uint8x{LANES}", planes[ramp(index, LANES)])
                     words = words ^ tir.shift_left(plane.astype(f"int32x{LANES}"), constant(8 * channel, "int32"))
-                place = ((n * y.shape[1] + h + top) * (left + width + right) + left + start) * STEP
-                T.buffer_store(pixels, tir.reinterpret(f"uint8x{STEP * LANES}", words), [ramp(place, STEP * LANES)])
+                place = (n * y.shape[1] + h + top) * (left + width + right) + left + start
+                store_pixels(pixels, words, place, image.channels)
 
         framed_rows(image, row, batch=request.batch, threads=request.batch * height * width * STEP >= MIN_ELEMENTS)
 
     return BuiltKernel(function(parameters, body), ())
+
+
+def store_pixels(pixels: Any, words: Expr, place: Expr, channels: int) -> None:
+    """Write the first bytes of sixteen words, int32x16, side by side as pixels of so many channels.
+
+    Args:
+        pixels: a flat buffer of bytes.
+        words: a pixel each.
+        place: the first one's number in the buffer.
+        channels: that are stored of each.
+    """
+    stored = tir.reinterpret(f"uint8x{STEP * LANES}", words)
+    if channels < STEP:
+        stored = shuffle([stored], [STEP * pixel + channel for pixel in range(LANES) for channel in range(channels)])
+    T.buffer_store(pixels, stored, [ramp(place * channels, channels * LANES)])
 
 
 CONVERT_PIXELS = Converter("convert_pixels_avx512", lambda request: offer_pixels(request, _build))

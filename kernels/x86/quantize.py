@@ -21,7 +21,7 @@ from hawq_tvm.kernels.generic.nhwc import Image, framed_rows
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.generic.quantize import REALS, reals_parameter, refuse_unless_finite
 from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Offer
-from hawq_tvm.kernels.x86.convert import offer_pixels
+from hawq_tvm.kernels.x86.convert import offer_pixels, store_pixels
 from hawq_tvm.kernels.x86.panels import STEP
 from hawq_tvm.kernels.x86.vectors import LANES, constant, flat, ramp
 
@@ -53,8 +53,8 @@ def _build(request: ConvertRequest) -> BuiltKernel:
                     T.buffer_store(largest, tirx.max(largest[lanes], magnitude), [lanes])
                     integers = _quantized(real, type) & constant(0xFF, "int32")
                     words = words ^ tir.shift_left(integers, constant(8 * channel, "int32"))
-                place = ((n * y.shape[1] + h + top) * (left + width + right) + left + start) * STEP
-                T.buffer_store(pixels, tir.reinterpret(f"uint8x{STEP * LANES}", words), [ramp(place, STEP * LANES)])
+                place = (n * y.shape[1] + h + top) * (left + width + right) + left + start
+                store_pixels(pixels, words, place, image.channels)
             most = tir.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", largest[lanes])
             T.buffer_store(flags, (most >= _INFINITE).astype("uint32"), [n * height + h])
 

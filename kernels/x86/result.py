@@ -65,8 +65,6 @@ def refuse(request: Request, *, in_planes: bool = False) -> str | None:
     storage = storages[-1]
     if storage.channels(type) % LANES or (len(storages) == 3 and storages[1].channels(type) != storage.channels(type)):
         return f"writes whole vectors of {LANES} channels, not {storage}"
-    if storages[0].channels(request.inputs[0]) % STEP:
-        return f"reads {STEP} channels at once, not {storages[0]}"
     if storage.channels(type) > type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
         return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
     return None

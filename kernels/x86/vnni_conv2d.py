@@ -44,6 +44,9 @@ MAX_WEIGHTS_OF_HALVES = 2
 wrote itself, and both read all weights. With more of them, and where all pixels are one row and little is computed with
 each weight, each thread takes half of the channels of all rows."""
 
+MAX_UNROLL = 8
+"""Steps of a run that are written out."""
+
 LINE_BYTES = 64
 """Of a cache line."""
 
@@ -58,7 +61,8 @@ class Cut:
         width: output pixels of a row.
         tile: of those, computed together; the last tile of a row moves left until it fits.
         panels: the weights.
-        depth: input channels that a block reads, a multiple of 4.
+        depth: input channels that a block reads.
+        run: bytes that lie together: of all taps of a kernel's row where those do, else of one tap.
         inner_blocks: whether blocks are the inner loop, rows the outer.
         groups: groups of rows; all blocks pass over one before the next begins.
     """
@@ -69,6 +73,7 @@ class Cut:
     tile: int
     panels: Panels
     depth: int
+    run: int
     inner_blocks: bool
     groups: int
 
@@ -76,6 +81,10 @@ class Cut:
     def tiles(self) -> int:
         """Of a row."""
         return 1 if self.flat else -(-self.width // self.tile)
+
+    @property
+    def run_steps(self) -> int:
+        return -(-self.run // STEP)
 
     @property
     def group_rows(self) -> int:
@@ -97,12 +106,14 @@ class Cut:
         rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
         depth = _depth(op, source.channels(request.inputs[0]))
         packed = op.weight_bits in PACKED_WEIGHT
-        panels = Panels(target.channels(type), prod(op.window.kernel) * depth // STEP, packed)
+        run = _run(op, source.channels(request.inputs[0]))
+        runs = prod(op.window.kernel) * depth // run
+        panels = Panels(target.channels(type), runs * -(-run // STEP), packed)
         inner_blocks = panels.size_bytes <= L1_BYTES
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
         halves = 2 if not is_flat and panels.size_bytes <= MAX_WEIGHTS_OF_HALVES * activations else 1
         groups = 1 if inner_blocks else min(rows, max(halves, -(-activations // L2_BYTES)))
-        return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
+        return cls(is_flat, rows, width, tile, panels, depth, run, inner_blocks, groups)
 
 
 def tile_of(width: int) -> int:
@@ -126,6 +137,13 @@ def _depth(op: Conv2d, stored: int) -> int:
     return min(-(-max(end - start for start, end in ranges) // STEP) * STEP, stored)
 
 
+def _run(op: Conv2d, stored: int) -> int:
+    """Bytes that lie together in an image of so many channels."""
+    depth = _depth(op, stored)
+    together = op.window.dilations[1] == 1 and depth == stored
+    return op.window.kernel[1] * depth if together else depth
+
+
 def _stream(request: Request, cut: Cut) -> Array:
     """The weights, in the order in which activations are read."""
     op = request.node.op
@@ -137,7 +155,12 @@ def _stream(request: Request, cut: Cut) -> Array:
         start = min(_block_inputs(op, channel // PAIR)[0], stored - cut.depth)
         first = channel // out_per_group * per_group - start
         weight[channel, ..., first : first + per_group] = op.weight[channel].transpose(1, 2, 0)
-    return cut.panels.pack(weight.reshape(op.out_channels, -1))
+    runs = weight.reshape(op.out_channels, -1, cut.run)
+    rest = cut.run % STEP
+    if rest:  # the last step moves left until it fits: what it reads again weighs nothing
+        again = np.zeros((*runs.shape[:2], STEP - rest), np.int8)
+        runs = np.concatenate([runs[..., :-rest], again, runs[..., -rest:]], axis=-1)
+    return cut.panels.pack(runs.reshape(op.out_channels, -1))
 
 
 def _build(request: Request) -> BuiltKernel:
@@ -208,14 +231,16 @@ class _Loops:
         (n, h, start), (sy, sx), (dy, dx) = at, window.strides, window.dilations
         (kh, kw), (top, left, _, _) = window.kernel, window.pads
         corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
-        panel, steps = block * cut.panels.panel_bytes, cut.depth // STEP
-        if dx == 1 and cut.depth == plane.channels:  # the taps of a kernel's row lie together
-            kw, steps = 1, kw * steps
-        unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
+        panel, steps = block * cut.panels.panel_bytes, cut.run_steps
+        kw = kw * cut.depth // cut.run
+        unroll = steps if steps <= MAX_UNROLL else next(u for u in (2, 1) if steps % u == 0)
         with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
             iteration = (ry * kw + rx) * (steps // unroll) + part
             for offset in range(unroll):
-                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + (part * unroll + offset) * STEP
+                step = (part * unroll + offset) * STEP
+                if cut.run % STEP and offset == unroll - 1:
+                    step = cut.run - STEP
+                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + step
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
                 self._step(accumulators, vectors, x, sx, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
@@ -250,6 +275,20 @@ class _Loops:
             prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
 
 
+def _refuse(request: Request) -> str | None:
+    op, type = request.node.op, request.inputs[0]
+    assert isinstance(op, Conv2d)
+    reason = refuse(request)
+    if reason is not None:
+        return reason
+    source = request.alternatives[request.node.inputs[0]]
+    run = _run(op, source.channels(type))
+    if run % STEP and (op.groups > 1 or not STEP < run <= MAX_UNROLL * STEP):
+        most = MAX_UNROLL * STEP
+        return f"reads {STEP} channels at once, or a row of taps of {STEP + 1} to {most} bytes, not {source}"
+    return None
+
+
 def _cost(request: Request) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
     cut, op = Cut.of(request), request.node.op
@@ -264,8 +303,8 @@ def _cost(request: Request) -> float:
 
 
 CONV2D_W4_VNNI = Kernel(
-    "conv2d_u8s4s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=PACKED_WEIGHT, refuse=refuse)
+    "conv2d_u8s4s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=PACKED_WEIGHT, refuse=_refuse)
 )
 CONV2D_W8_VNNI = Kernel(
-    "conv2d_u8s8s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=BYTE_WEIGHT, refuse=refuse)
+    "conv2d_u8s8s32_avx512vnni", channels_last(Conv2d, _cost, _build, weight_bits=BYTE_WEIGHT, refuse=_refuse)
 )

@@ -15,7 +15,7 @@ of a DenseNet) only the `MAX_STATES` cheapest states go on, and the plan says th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hawq_tvm.core.errors import CompileError
@@ -27,7 +27,9 @@ from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_of
 from hawq_tvm.kernels.cuda.storages import channels_last as gpu_channels_last
 from hawq_tvm.kernels.x86.amx_storages import blocked
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
-from hawq_tvm.kernels.x86.storages import signed_offset
+from hawq_tvm.kernels.x86.panels import STEP
+from hawq_tvm.kernels.x86.storages import AVX512_VNNI, signed_offset
+from hawq_tvm.kernels.x86.vnni_conv2d import MAX_UNROLL
 
 MAX_STATES = 500
 """States that go on from a node."""
@@ -377,7 +379,10 @@ def alternatives_of(
         return {name: storage for name, storage in found.items() if storage is not None}
     if features >= AMX_INT8:
         return blocked(graph)
-    return channels_last(graph, vector_bits, signed_offset=signed_offset(features))
+    last = channels_last(graph, vector_bits, signed_offset=signed_offset(features))
+    if features >= AVX512_VNNI:
+        last.update({name: replace(last[name], multiple=1) for name in last if _reads_less_densely(graph, name)})
+    return last
 
 
 def channels_last(graph: Graph, vector_bits: int, *, signed_offset: int = 0) -> dict[str, Storage]:
@@ -401,6 +406,22 @@ def channels_last(graph: Graph, vector_bits: int, *, signed_offset: int = 0) -> 
             offset = signed_offset if type.dtype.signed else 0
             found[name] = Storage("NHWC", multiple=multiple, frame=frames[name], offset=offset)
     return found
+
+
+def _reads_less_densely(graph: Graph, name: str) -> bool:
+    """Whether all readers are convolutions whose rows of taps take fewer steps of VNNI where pixels are not filled up.
+
+    A row of 7 taps of 3 channels is 21 bytes, 6 steps of 4, and 7 steps where each pixel has 4 bytes.
+    """
+    channels, readers = graph.types[name].shape[0], [node for node in graph if name in node.inputs]
+    return channels < STEP and all(
+        isinstance(node.op, Conv2d)
+        and node.inputs == (name,)
+        and node.op.groups == node.op.window.dilations[1] == 1
+        and STEP < node.op.window.kernel[1] * channels <= MAX_UNROLL * STEP
+        and -(-node.op.window.kernel[1] * channels // STEP) < node.op.window.kernel[1]
+        for node in readers
+    )
 
 
 def _padding(node: Node, types: Mapping[str, TensorType]) -> tuple[int, int, int, int]:
