@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runs import hawq_tvm, markdown, write_results
-from hawq_tvm.core.specs import Bits, Budget, CostTable
+from hawq_tvm.core.budget import Budget
+from hawq_tvm.core.specs import Bits, CostTable
 from hawq_tvm.ilp import ALLOCATORS, formulate
 
 ROUNDS = 9

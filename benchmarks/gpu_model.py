@@ -30,6 +30,7 @@ from benchmarks.nvidias_network import NVIDIAS_RESIDUAL_BITS, NVIDIAS_STORED_BIT
 from benchmarks.random_networks import captured, integers
 from benchmarks.runs import markdown, read_results, write_results
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
+from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.gpu import SM_75, T4, GpuFacts, HeldLoad
 from hawq_tvm.core.gpu_model import (
     GRAPH_LAUNCH_US,
@@ -41,7 +42,7 @@ from hawq_tvm.core.gpu_model import (
 )
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Graph
-from hawq_tvm.core.specs import RESIDUAL_BITS, Bits, Budget, Cost, CostTable, LayerCosts
+from hawq_tvm.core.specs import RESIDUAL_BITS, Bits, Cost, CostTable, LayerCosts
 from hawq_tvm.core.targets import Target, find_target
 from hawq_tvm.ilp import formulate, solve_ilp
 from hawq_tvm.kernels.cuda.gemm import Tile

@@ -33,7 +33,7 @@ NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 ROWS: dict[str, tuple[str, ...]] = {
     "INT8": ("--bits", "8"),
-    "mixed 4/8": ("--bits", "w4a4,w4a8,w8a8", "--budget-size", "50%", "--metric", "loss"),
+    "mixed 4/8": ("--bits", "w4a4,w4a8,w8a8", "--budget-size", "50%", "--metric", "kl"),
     "W4/A8": ("--bits", "w4a8"),
     "W4/A4": ("--bits", "w4a4"),
 }

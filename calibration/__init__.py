@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hawq_tvm.calibration.eigenvalue import Eigenvalue, Progress, top_eigenvalues
 from hawq_tvm.calibration.hessian import TraceEstimate, hutchinson_traces
 from hawq_tvm.calibration.histogram import Histogram
 from hawq_tvm.calibration.observers import (
@@ -12,17 +13,22 @@ from hawq_tvm.calibration.observers import (
     make_observers,
     observe_ranges,
 )
-from hawq_tvm.calibration.sensitivity import sensitivities
+from hawq_tvm.calibration.sensitivity import Estimate, mean_trace, top_eigenvalue
 
 __all__ = [
     "AUTO",
+    "Eigenvalue",
+    "Estimate",
     "Histogram",
     "NetworkHistograms",
     "Observer",
+    "Progress",
     "TraceEstimate",
     "hutchinson_traces",
     "make_observer",
     "make_observers",
+    "mean_trace",
     "observe_ranges",
-    "sensitivities",
+    "top_eigenvalue",
+    "top_eigenvalues",
 ]

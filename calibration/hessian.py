@@ -1,6 +1,6 @@
-"""Hutchinson's estimate of the Hessian's trace, layer by layer, all layers in one double backward.
+"""Hutchinson's estimate of the Hessian's trace, layer by layer, many layers in one double backward.
 
-For ``z`` of independent signs, ``E[z^T H z] = tr(H)``. Drawing one ``z`` for all layers at once and keeping each
+For ``z`` of independent signs, ``E[z^T H z] = tr(H)``. Drawing one ``z`` for several layers at once and keeping each
 layer's part ``z_i . (H z)_i`` estimates the trace of that layer's diagonal block: the cross terms ``z_i^T H_ij z_j``
 have mean zero, since z_i and z_j are independent. They do add variance, so the estimate is iterated until its
 standard error is small enough, and that error is reported.
@@ -15,23 +15,30 @@ The trace is unbiased because every m_b is. The error holds the noise of the sig
 do not add to it, as each of them is in every probe. Own signs for each batch cost what common ones do, and their
 noise averages out over the batches.
 
+Probes go on for the layers alone that are still open. The others leave the double backward, which takes less time then,
+and leave less noise to those that stay. A layer is settled where its error is a small enough share of its trace, or
+where no other layer's place in the order of sensitivity could be its own.
+
 Source: HAWQ-V2 (arXiv 1911.03852), section 3.2; Hutchinson 1990; Avron and Toledo 2011.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hawq_tvm.calibration.derivatives import gradients, products
 from hawq_tvm.core.errors import SensitivityError
+from hawq_tvm.core.hashing import own_seed
 
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
 """The scalar loss of one batch as a function of the layers' weights."""
+
+_APART = 2.0  # standard errors between an estimate and each end of the interval that it is taken to lie in
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,10 @@ def hutchinson_traces(
     target_error: float = 0.1,
     min_probes: int = 8,
     max_probes: int = 100,
+    order: Mapping[str, float] | None = None,
     seed: int = 0,
+    done: Tensor | None = None,
+    keep: Callable[[Tensor], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, TraceEstimate]:
     """Estimate the trace of every layer's Hessian block of the mean loss over all samples.
@@ -81,11 +91,16 @@ def hutchinson_traces(
             visited in rounds, and a batch's graph is kept only while its own probes run.
         weights: float32 leaf tensors by layer name.
         samples: how many samples each batch has; equally many if not given.
-        target_error: stop when every layer's standard error is under this share of its trace.
+        target_error: a layer is settled when its standard error is under this share of its trace.
         min_probes: of one batch, never stop before so many; of more, never before the error has as many degrees of
             freedom, which is sooner. Stopping on an error this young makes it a little too small.
         max_probes: always stop after so many probes, each of one vector for every batch; 2 or more.
-        seed: of the signs.
+        order: what a unit of each layer's trace weighs in the order that decides, so that a layer whose place in it is
+            sure is settled too. None settles layers by their errors alone.
+        seed: of the signs, which are those of the probe, the batch and the layer whatever else is probed.
+        done: what an earlier call with the same arguments kept, to go on from there to the same result.
+        keep: is given all values so far after every round, float64 [probes, batches, layers]: ``z_i . (H_b z)_i``, and
+            NaN where a layer was not probed any more.
         progress: called with the number of probes done.
 
     Returns:
@@ -100,33 +115,44 @@ def hutchinson_traces(
     >>> hutchinson_traces([loss], {"layer": torch.ones(2)})["layer"].trace
     8.0
     """
-    shares = _shares(len(losses), samples)
+    shares = shares_of(len(losses), samples)
     if max_probes < 2:
         raise SensitivityError(f"max_probes is {max_probes}; give 2 or more, as one probe shows no standard error")
-    generator = torch.Generator().manual_seed(seed)
     names = list(weights)
     leaves = [weights[name].detach().clone().requires_grad_() for name in names]
+    scale = None if order is None else torch.tensor([order[name] for name in names], dtype=torch.float64)
     per_visit = max(2, 1 + math.ceil((min_probes - 1) / len(losses)))
-    probed = torch.zeros(0, len(losses), len(names), dtype=torch.float64)
+    probed = torch.zeros(0, len(losses), len(names), dtype=torch.float64) if done is None else done
     while len(probed) < max_probes:
-        visit = torch.zeros(min(per_visit, max_probes - len(probed)), len(losses), len(names), dtype=torch.float64)
+        layers = range(len(names)) if not len(probed) else _open(*_estimate(probed, shares), target_error, scale)
+        if not layers:
+            break
+        visit = torch.full((min(per_visit, max_probes - len(probed)), len(losses), len(names)), torch.nan).double()
         for batch, loss in enumerate(losses):
-            for index, parts in enumerate(_probes(loss, names, leaves, len(visit), generator)):
-                visit[index, batch] = parts
+            found = gradients(loss(dict(zip(names, leaves, strict=True))), [leaves[layer] for layer in layers])
+            for index in range(len(visit)):
+                key = (seed, len(probed) + index, batch)
+                visit[index, batch, list(layers)] = _probe(key, layers, names, leaves, found)
                 if progress is not None:
                     progress(len(probed) + (batch * len(visit) + index + 1) // len(losses))
+            del found  # this batch's graph goes before the next one's is made
         probed = torch.cat([probed, visit])
-        trace, error = _estimate(probed, shares)
-        if bool((error <= target_error * trace.abs()).all()):
-            break
+        if keep is not None:
+            keep(probed)
+    trace, error = _estimate(probed, shares)
+    probes = (~probed[:, 0].isnan()).sum(0)
     return {
-        name: TraceEstimate(float(trace[i]), float(error[i]), len(probed), leaves[i].numel())
+        name: TraceEstimate(float(trace[i]), float(error[i]), int(probes[i]), leaves[i].numel())
         for i, name in enumerate(names)
     }
 
 
-def _shares(batches: int, samples: Sequence[int] | None) -> Tensor:
-    """Each batch's share of all samples, float64 [batches]."""
+def shares_of(batches: int, samples: Sequence[int] | None) -> Tensor:
+    """Each batch's share of all samples, float64 [batches].
+
+    Raises:
+        SensitivityError: there is no batch, or an empty one.
+    """
     counts = [1] * batches if samples is None else list(samples)
     if not counts or len(counts) != batches or min(counts) < 1:
         raise SensitivityError(
@@ -137,73 +163,39 @@ def _shares(batches: int, samples: Sequence[int] | None) -> Tensor:
 
 def _estimate(probed: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Traces and their standard errors, [layers] each, from ``z^T H_b z`` as float64 [probes, batches, layers]."""
-    trace = shares @ probed.mean(0)
-    error = torch.sqrt(shares.square() @ probed.var(0, correction=1) / len(probed))
-    return trace, error
+    there = ~probed.isnan()
+    values, count = probed.nan_to_num(0.0), there.sum(0)
+    mean = values.sum(0) / count
+    variance = ((values - mean).square() * there).sum(0) / (count - 1)
+    return shares @ mean, torch.sqrt(shares.square() @ (variance / count))
 
 
-def _probes(
-    loss: Loss, names: Sequence[str], leaves: Sequence[Tensor], count: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Probe one batch; its graph goes with this generator, before the next batch's is made."""
-    gradients = _gradients(loss, names, leaves)
-    for _ in range(count):
-        yield _probe(names, leaves, gradients, generator)
+def _open(trace: Tensor, error: Tensor, target: float, scale: Tensor | None) -> list[int]:
+    """The layers that are worth another probe.
 
-
-def _gradients(loss: Loss, names: Sequence[str], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    value = loss(dict(zip(names, leaves, strict=True)))
-    try:
-        gradients = torch.autograd.grad(value, leaves, create_graph=True)
-    except RuntimeError as error:
-        raise _no_derivative(error) from error
-    # A backward marked @once_differentiable ends in an error node, which autograd would walk around and call zero.
-    if any("Error" in node.name() for gradient in gradients for node in _nodes(gradient)):
-        custom = [node.name() for node in _nodes(value) if isinstance(node, torch.autograd.function.BackwardCFunction)]
-        raise _lacking(", ".join(sorted({name.removesuffix("Backward") for name in custom})) or "a custom operator")
-    return gradients
-
-
-def _nodes(value: Tensor) -> Iterator[torch.autograd.graph.Node]:
-    """Every node of the autograd graph that ends in `value`."""
-    seen: set[torch.autograd.graph.Node] = set()
-    waiting = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting.extend(following for following, _ in node.next_functions)
-            yield node
+    Args:
+        trace: float64 [layers].
+        error: of them, float64 [layers].
+        target: share of its trace that an error may be.
+        scale: what a unit of each trace weighs in the order of layers, float64 [layers]; None where that is not known.
+    """
+    unsure = error > target * trace.abs()
+    if scale is not None:
+        low, high = (trace - _APART * error) * scale, (trace + _APART * error) * scale
+        meets = (low[:, None] <= high[None, :]) & (low[None, :] <= high[:, None])
+        unsure &= meets.sum(1) > 1  # each meets itself
+    return [int(layer) for layer in unsure.nonzero()]
 
 
 def _probe(
-    names: Sequence[str], leaves: Sequence[Tensor], gradients: Sequence[Tensor], generator: torch.Generator
+    key: tuple[int, ...], layers: Sequence[int], names: Sequence[str], leaves: Sequence[Tensor], found: Sequence[Tensor]
 ) -> Tensor:
-    """One joint probe: ``z_i . (H z)_i`` for every layer i, float64 [layers]."""
-    signs = [torch.randint(0, 2, leaf.shape, generator=generator).to(leaf.dtype) * 2 - 1 for leaf in leaves]
-    try:
-        products = torch.autograd.grad(
-            gradients, leaves, grad_outputs=signs, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-    except RuntimeError as error:
-        raise _no_derivative(error) from error
-    parts = torch.stack([(z.double() * hz.double()).sum() for z, hz in zip(signs, products, strict=True)])
-    if not torch.isfinite(parts).all():
-        broken = names[int((~torch.isfinite(parts)).nonzero()[0])]
-        raise SensitivityError(f"the Hessian of layer '{broken}' is not finite; check weights, labels and samples")
-    return parts
+    """One joint probe: ``z_i . (H z)_i`` for every layer i of `layers`, float64 [len(layers)]."""
+    signs = [_signs(leaves[layer], own_seed(*key, layer)) for layer in layers]
+    result = products([names[layer] for layer in layers], [leaves[layer] for layer in layers], found, signs)
+    return torch.stack([(z.double() * hz.double()).sum() for z, hz in zip(signs, result, strict=True)])
 
 
-def _no_derivative(error: RuntimeError) -> SensitivityError:
-    """Name the operator that autograd cannot differentiate twice."""
-    match = re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", str(error))
-    if match is None:
-        return SensitivityError(f"the Hessian cannot be computed: {str(error).splitlines()[0]}")
-    return _lacking(match[1])
-
-
-def _lacking(operator: str) -> SensitivityError:
-    return SensitivityError(
-        f"the Hessian needs second derivatives, and operator '{operator}' has none; "
-        "replace it by operators of PyTorch that have"
-    )
+def _signs(leaf: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, leaf.shape, generator=generator).to(leaf.dtype) * 2 - 1

@@ -17,11 +17,15 @@ the quadratic form; Hubara and others, AdaQuant (arXiv 2006.10518) for a target 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hawq_tvm.calibration.moments import Moments
+from hawq_tvm.core.codebook import WeightFormat, midpoints
+from hawq_tvm.core.ir import Array
 
 _NARROWER = torch.linspace(0.3, 1.0, 36, dtype=torch.float64)
 _GRID_TOLERANCE = 1e-3  # of a step: float32 weights that were folded with a batch norm are off by far less
@@ -36,6 +40,32 @@ _FLOOR = 1e-5  # of an input's mean square: what keeps a singular H invertible w
 _DEAD = 1e-12  # of all inputs' mean square: the same for an input that is always 0
 
 
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """The integers that a weight may become: all from -limit to limit, or those of a codebook.
+
+    Attributes:
+        format: of the weights.
+        codebook: int8 [2^bits], ascending; where the format has one.
+    """
+
+    format: WeightFormat
+    codebook: Array | None = None
+
+    @cached_property
+    def _codes(self) -> tuple[Tensor, Tensor]:
+        """The codebook's values and where one's share ends and the next one's begins, float64."""
+        assert self.codebook is not None
+        return torch.from_numpy(self.codebook.astype(np.float64)), torch.from_numpy(midpoints(self.codebook))
+
+    def nearest(self, ratio: Tensor) -> Tensor:
+        """The level nearest to each weight over its scale, ties up; float64."""
+        if self.codebook is None:
+            return torch.floor(ratio + 0.5).clamp_(-self.format.limit, self.format.limit)
+        codes, ends = self._codes
+        return codes[torch.bucketize(ratio, ends, right=True)]
+
+
 @dataclass(frozen=True)
 class Rounded:
     """Integers and their scales.
@@ -43,20 +73,17 @@ class Rounded:
     Attributes:
         integers: float64 [g, o, K], whole numbers.
         scales: float64 [g, o, 1].
+        levels: which integers there were to choose from.
     """
 
     integers: Tensor
     scales: Tensor
+    levels: Levels
 
     @property
     def restored(self) -> Tensor:
         """The reals that they stand for."""
         return self.integers * self.scales
-
-
-def nearest(weight: Tensor, scales: Tensor | float, limit: int) -> Tensor:
-    """The integers nearest to ``weight / scales``, ties up, within -limit..limit."""
-    return torch.floor(weight / scales + 0.5).clamp_(-limit, limit)
 
 
 def max_abs_scales(weight: Tensor, limit: int, live: Tensor | None = None) -> Tensor:
@@ -154,21 +181,21 @@ def squared_error(weight: Tensor, restored: Tensor, inputs: Tensor) -> Tensor:
     return ((error @ inputs) * error).sum(2)
 
 
-def nearest_errors(weight: Tensor, inputs: Tensor, scales: Tensor, limit: int) -> Tensor:
+def nearest_errors(weight: Tensor, inputs: Tensor, scales: Tensor, levels: Levels) -> Tensor:
     """Error of nearest integers at every candidate scale, weighted by H's diagonal: float64 [candidates, g, o]."""
     importance = inputs.diagonal(dim1=1, dim2=2)[:, None, :]
     errors = []
-    for ratio in candidate_ratios(limit):
+    for ratio in candidate_ratios(levels.format.limit):
         candidate = scales * ratio
-        error = weight - nearest(weight, candidate, limit) * candidate
+        error = weight - levels.nearest(weight / candidate) * candidate
         errors.append((error.square() * importance).sum(2))
     return torch.stack(errors)
 
 
-def search_nearest(weight: Tensor, inputs: Tensor, scales: Tensor, limit: int) -> Tensor:
+def search_nearest(weight: Tensor, inputs: Tensor, scales: Tensor, levels: Levels) -> Tensor:
     """For each row, the candidate scale at which nearest integers have the least error, weighted by H's diagonal."""
-    best = nearest_errors(weight, inputs, scales, limit).argmin(0)
-    return scales * candidate_ratios(limit)[best][:, :, None]
+    best = nearest_errors(weight, inputs, scales, levels).argmin(0)
+    return scales * candidate_ratios(levels.format.limit)[best][:, :, None]
 
 
 class Elimination:
@@ -191,7 +218,7 @@ class Elimination:
         result[:, :, self._order] = (right[:, :, self._order] @ self._factor.transpose(1, 2)) @ self._factor
         return result
 
-    def round(self, weight: Tensor, scales: Tensor, limit: int) -> Tensor:
+    def round(self, weight: Tensor, scales: Tensor, levels: Levels) -> Tensor:
         """Integers of rows [g, o, K] at scales [g, o, 1]."""
         rest, columns = weight[:, :, self._order].clone(), weight.shape[2]
         integers = torch.empty_like(rest)
@@ -201,7 +228,7 @@ class Elimination:
             errors = torch.empty_like(rest[:, :, start:stop])
             for k in range(start, stop):
                 column = rest[:, :, k]
-                integers[:, :, k] = nearest(column, step, limit)
+                integers[:, :, k] = levels.nearest(column / step)
                 error = (column - integers[:, :, k] * step) / self._factor[:, k, k][:, None]
                 errors[:, :, k - start] = error
                 rest[:, :, k + 1 : stop] -= error[:, :, None] * self._factor[:, k, k + 1 : stop][:, None, :]
@@ -210,52 +237,52 @@ class Elimination:
         result[:, :, self._order] = integers
         return result
 
-    def search(self, weight: Tensor, scales: Tensor, limit: int) -> Rounded:
+    def search(self, weight: Tensor, scales: Tensor, levels: Levels) -> Rounded:
         """Integers and scale of each row that end with the least error, over the candidate scales that are worth it.
 
         They are those at which nearest integers come nearest, `_CANDIDATES` of them for each row; of rows of few
         weights all, since there it takes no time.
         """
         groups, rows, columns = weight.shape
-        ratios, errors = candidate_ratios(limit), nearest_errors(weight, self.inputs, scales, limit)
+        ratios, errors = candidate_ratios(levels.format.limit), nearest_errors(weight, self.inputs, scales, levels)
         count = len(ratios) if columns <= _FEW_INPUTS else min(_CANDIDATES, len(ratios))
         promising = errors.topk(count, dim=0, largest=False).indices
         candidates = (scales * ratios[promising.permute(1, 2, 0)]).permute(0, 2, 1)  # [g, candidates, o]
         several, steps = weight.repeat(1, count, 1), candidates.reshape(groups, count * rows, 1)
-        integers = self.round(several, steps, limit)
+        integers = self.round(several, steps, levels)
         ends = squared_error(several, integers * steps, self.inputs).view(groups, count, rows)
         pick = ends.argmin(1)[:, None, :, None]
         return Rounded(
             integers.view(groups, count, rows, columns).gather(1, pick.expand(-1, 1, -1, columns))[:, 0],
             steps.view(groups, count, rows, 1).gather(1, pick)[:, 0],
+            levels,
         )
 
 
-def fit(target: Tensor, elimination: Elimination, scales: Tensor, limit: int, *, search: bool) -> Rounded:
+def fit(target: Tensor, elimination: Elimination, scales: Tensor, levels: Levels, *, search: bool) -> Rounded:
     """The integers that come nearest to a target by H's measure, and their scales.
 
     Args:
         target: float64 [g, o, K], the best real weights.
         elimination: of the layer's H.
         scales: float64 [g, o, 1], at which a row's largest weight is `limit`, or given ones.
-        limit: the largest integer.
+        levels: the integers to choose from.
         search: whether scales are searched; else they stay as they are.
     """
     if search:
-        start = elimination.search(target, scales, limit)
+        start = elimination.search(target, scales, levels)
     else:
-        start = Rounded(elimination.round(target, scales, limit), scales)
-    return descend(target, elimination.inputs, start, limit, rescale=search)
+        start = Rounded(elimination.round(target, scales, levels), scales, levels)
+    return descend(target, elimination.inputs, start, rescale=search)
 
 
-def descend(weight: Tensor, inputs: Tensor, start: Rounded, limit: int, *, rescale: bool) -> Rounded:
+def descend(weight: Tensor, inputs: Tensor, start: Rounded, *, rescale: bool) -> Rounded:
     """Coordinate descent on the integers and, in closed form, on the scales; the error never rises.
 
     Args:
         weight: float64 [g, o, K], the target.
         inputs: float64 [g, K, K], H, damped.
-        start: where from.
-        limit: the largest integer.
+        start: where from, and the levels to choose from.
         rescale: whether scales may move.
     """
     integers, scales = start.integers.clone(), start.scales
@@ -273,7 +300,7 @@ def descend(weight: Tensor, inputs: Tensor, start: Rounded, limit: int, *, resca
                 curvature[:, :, block],
                 inputs,
                 block,
-                limit,
+                start.levels,
             )
             moved += int(torch.count_nonzero(moves))
             gradient -= moves @ inputs[:, block]
@@ -284,11 +311,11 @@ def descend(weight: Tensor, inputs: Tensor, start: Rounded, limit: int, *, resca
             scales = torch.where((numerator > 0) & (denominator > 0), numerator / denominator, scales)
         if moved <= _SETTLED * integers.numel():
             break
-    return Rounded(integers, scales)
+    return Rounded(integers, scales, start.levels)
 
 
 def _descend_block(
-    integers: Tensor, gradient: Tensor, scales: Tensor, curvature: Tensor, inputs: Tensor, block: slice, limit: int
+    integers: Tensor, gradient: Tensor, scales: Tensor, curvature: Tensor, inputs: Tensor, block: slice, levels: Levels
 ) -> Tensor:
     """Move the integers of a block of columns in place, one after the other; how far each moved, in reals."""
     inverse = 1 / (curvature * scales)
@@ -296,7 +323,7 @@ def _descend_block(
     own = inputs[:, block, block]
     for k in range(gradient.shape[2]):
         old = integers[:, :, k]
-        best = torch.addcmul(old, gradient[:, :, k], inverse[:, :, k]).add_(0.5).floor_().clamp_(-limit, limit)
+        best = levels.nearest(torch.addcmul(old, gradient[:, :, k], inverse[:, :, k]))
         move = (best - old).mul_(scales[:, :, 0])
         integers[:, :, k], moves[:, :, k] = best, move
         gradient[:, :, k + 1 :].sub_(move[:, :, None] * own[:, k, None, k + 1 :])

@@ -18,8 +18,9 @@ from hawq_tvm.core.version import VERSION
 
 if TYPE_CHECKING:
     from hawq_tvm.api import QuantizedNetwork, load, quantize
+    from hawq_tvm.core.budget import Budget
     from hawq_tvm.core.errors import HawqError
-    from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
+    from hawq_tvm.core.specs import BitConfig, Bits, CostTable
     from hawq_tvm.settings import HessianSettings, RoundingSettings
     from hawq_tvm.sources.options import DataOptions, Preprocessing
     from hawq_tvm.sources.samples import Data
@@ -45,7 +46,7 @@ __all__ = [
 _HOMES = {
     "BitConfig": "core.specs",
     "Bits": "core.specs",
-    "Budget": "core.specs",
+    "Budget": "core.budget",
     "CostTable": "core.specs",
     "Data": "sources.samples",
     "DataOptions": "sources.options",

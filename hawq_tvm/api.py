@@ -17,13 +17,14 @@ from torch import nn
 from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.devices.session import check_kind
 from hawq_tvm.backends.tvm.runtime import CompiledModule
+from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DataError, ModelError, RunError, SettingsError
 from hawq_tvm.core.given import parse_ranges, parse_scales, read_ranges, read_scales
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.core.reporter import Reporter, as_reporter
-from hawq_tvm.core.specs import BitConfig, Bits, Budget, CostTable
+from hawq_tvm.core.specs import BitConfig, Bits, CostTable
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
@@ -43,7 +44,14 @@ from hawq_tvm.runs.provenance import (
 from hawq_tvm.runs.report import render_card, write_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run, read_run, refuse_full_disk
 from hawq_tvm.runs.summary import describe, summarize
-from hawq_tvm.settings import DEFAULT_BITS, DEFAULT_OBSERVER, HessianSettings, RoundingSettings, Settings
+from hawq_tvm.settings import (
+    DEFAULT_BITS,
+    DEFAULT_METRIC,
+    DEFAULT_OBSERVER,
+    HessianSettings,
+    RoundingSettings,
+    Settings,
+)
 from hawq_tvm.sources.data import as_data, limited, load_data
 from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, versions_of
 from hawq_tvm.sources.options import DataOptions
@@ -64,7 +72,8 @@ def quantize(
     weights: str | None = None,
     observer: str = DEFAULT_OBSERVER,
     hessian: HessianSettings | None = None,
-    metric: str = "omega",
+    metric: str | Sequence[str] = DEFAULT_METRIC,
+    choose_by: str | None = None,
     rounding: RoundingSettings | None = None,
     latency_table: str | Path | None = None,
     ranges: str | Path | Mapping[str, Any] | None = None,
@@ -91,7 +100,8 @@ def quantize(
         weights: path of a checkpoint for a named model, or ``random``.
         observer: ``max``, ``percentile:99.9``, ``mse``, ``kl``, or ``auto``, which compares them on the output.
         hessian: how long to probe.
-        metric: what bits are chosen by: ``omega``, from the Hessian, or ``loss``, measured layer by layer.
+        metric: how much a layer is said to lose, one of `hawq_tvm.settings.METRICS` or several, side by side.
+        choose_by: which of them bits are chosen by; None for the first.
         rounding: how weights become integers; None for least error with every correction.
         latency_table: JSON of microseconds by layer and pair, instead of timing kernels for a latency budget.
         ranges: of activations, in place of calibrated ones: ``{"layer": 3.0}``, ``{"layer": (-1.0, 3.0)}``,
@@ -118,7 +128,8 @@ def quantize(
         pin_ends=pin_ends,
         observer=observer,
         hessian=hessian or HessianSettings(),
-        metric=metric,
+        metrics=(metric,) if isinstance(metric, str) else tuple(metric),
+        choose_by=choose_by,
         rounding=rounding or RoundingSettings(),
         latency_table=None if latency_table is None else Path(latency_table),
         ranges=_brought(ranges, read_ranges, parse_ranges),

@@ -2,7 +2,7 @@
 
     1 capture     PyTorch network -> float graph
     2 calibrate   float graph + samples -> ranges
-    3 profile     float graph + ranges + samples -> sensitivities
+    3 profile     float graph + ranges + samples -> sensitivities, a stage for each metric
     4 cost        -> cost table: sensitivity, bytes, BOPS, microseconds
     5 allocate    cost table + budgets -> bits
     6 round       float graph + ranges + bits + samples -> integers, scales and biases of every layer
@@ -13,6 +13,7 @@
     11 verify     every tensor of every layer, four executors
     12 benchmark  latency beside peers
     - debug       which layers cause the loss: asked for alone
+    - compare     which sensitivities order layers as the loss does: asked for alone
 
 A stage is a value (`hawq_tvm.stages.stage.Stage`) that a step makes from the work at hand; `perform` makes those that
 are not done. Every stage leaves files in the run directory and is skipped while they are up to date. A new stage is a
@@ -25,19 +26,20 @@ from hawq_tvm.stages.allocate import allocate, within_reach
 from hawq_tvm.stages.benchmark import benchmark, benchmark_where_it_runs
 from hawq_tvm.stages.calibrate import calibrate, known_ranges
 from hawq_tvm.stages.capture import capture, known_names
+from hawq_tvm.stages.compare import comparison
 from hawq_tvm.stages.compile import compile
 from hawq_tvm.stages.cost import cost
 from hawq_tvm.stages.debug import debug
 from hawq_tvm.stages.evaluate import evaluate
 from hawq_tvm.stages.fidelity import fidelity
 from hawq_tvm.stages.integerize import integerize
-from hawq_tvm.stages.profile import profile
+from hawq_tvm.stages.profile import profiles
 from hawq_tvm.stages.round import round
 from hawq_tvm.stages.stage import Stage, Step
 from hawq_tvm.stages.verify import verify
 from hawq_tvm.stages.work import Work
 
-PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, profile, cost)
+PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, *profiles, cost)
 ALLOCATE: tuple[Step, ...] = (allocate,)
 INTEGERIZE: tuple[Step, ...] = (known_ranges, round, integerize, evaluate, fidelity)
 QUANTIZE: tuple[Step, ...] = (*PROFILE, *ALLOCATE, *INTEGERIZE)
@@ -45,6 +47,7 @@ COMPILE: tuple[Step, ...] = (compile,)
 VERIFY: tuple[Step, ...] = (verify,)
 BENCHMARK: tuple[Step, ...] = (benchmark,)
 DEBUG: tuple[Step, ...] = (debug,)
+COMPARE: tuple[Step, ...] = (comparison,)
 RUN: tuple[Step, ...] = (*QUANTIZE, *COMPILE, *VERIFY, benchmark_where_it_runs)
 """What each verb does, in order; a step that makes no stage checks something, or finds nothing to do."""
 

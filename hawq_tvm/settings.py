@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from hawq_tvm.core.budget import CHOICE, Budget
 from hawq_tvm.core.devices import FORMS, Device
 from hawq_tvm.core.errors import AllocationError, RunError, SettingsError
 from hawq_tvm.core.given import (
@@ -19,7 +20,7 @@ from hawq_tvm.core.given import (
     read_scales,
 )
 from hawq_tvm.core.option import option
-from hawq_tvm.core.specs import CHOICE, RESIDUAL_BITS, Bits, Budget, is_number, parsed_bits
+from hawq_tvm.core.specs import RESIDUAL_BITS, Bits, is_number, parsed_bits
 from hawq_tvm.core.strict_json import JsonReader
 
 DEFAULT_BITS = (Bits(4, 4), Bits(4, 8), Bits(8, 8))
@@ -34,10 +35,17 @@ ROUNDING_METHODS = ("least-error", "nearest")
 MOST_DAMPING = 1_000_000
 """Where nothing is left but the trained weights; far beyond, sums of such numbers are no longer finite."""
 
-METRICS = ("omega", "loss")
+METRICS = ("omega", "eigenvalue", "fisher", "fisher-form", "kl", "loss", "sqnr")
+"""How much a layer is said to lose; `hawq_tvm.measure.sensitivity` has what each is."""
 
-LATENCY_SOURCES = ("timing", "model")
-"""Where a layer's latency comes from where no table gives it: kernels run here, or the target's cost model."""
+DEFAULT_METRIC = "omega"
+
+SIMULATED = ("bismo-edge", "bismo-cloud", "bitfusion")
+"""Accelerators that are simulated, by the names that `hawq_tvm.ilp.simulators.ACCELERATORS` has."""
+
+LATENCY_SOURCES = ("timing", "model", *SIMULATED)
+"""Where a layer's latency comes from where no table gives it: kernels run here, the target's cost model, or an
+accelerator that is simulated, which has energies too."""
 
 _WIDTHS = {str(bits): bits for bits in range(2, 9)}
 
@@ -88,16 +96,29 @@ def parse_stored_bits(given: Sequence[str]) -> dict[str, int]:
     return table
 
 
+def parse_metrics(given: Sequence[str]) -> tuple[str, ...]:
+    """Metrics as ``omega`` or ``omega,kl``, said once or several times.
+
+    Raises:
+        SettingsError: none at all.
+    """
+    metrics = tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    if not metrics:
+        raise SettingsError(f"--metric names no metric; the metrics are {', '.join(METRICS)}")
+    return metrics
+
+
 @dataclass(frozen=True)
 class HessianSettings:
-    """How sensitivities are estimated.
+    """How sensitivities are estimated that need derivatives of the loss.
 
     Attributes:
         samples: calibration samples that the loss is taken over.
         batch: samples differentiated at once; None chooses by the size of a sample.
         target_error: relative standard error at which probing stops.
         max_probes: double backwards at which it stops anyway, shared evenly among the batches, at least 2 for each.
-            None for as many as are cheap (`hawq_tvm.measure.sensitivity.probe_limit`).
+            None for as many as are cheap (`hawq_tvm.measure.curvature.probe_limit`).
+        max_iterations: of the power iteration for top eigenvalues, a double backward for each layer and batch.
     """
 
     samples: int = option(
@@ -114,8 +135,12 @@ class HessianSettings:
         panel=CHOICE,
         least=2,
     )
+    max_iterations: int = option(
+        50, "rounds of power iteration at which eigenvalue stops", flag="--power-iterations", panel=CHOICE, least=1
+    )
 
     def __post_init__(self) -> None:
+        _at_least("rounds of power iteration", self.max_iterations, 1)
         _at_least("samples of the Hessian", self.samples, 1)
         _at_least("batch of the Hessian", self.batch, 1)
         _at_least("probes of the Hessian", self.max_probes, 2)
@@ -173,12 +198,15 @@ class Settings:
         pin_ends: whether the first and the last layer are held at 8 bits unless `pins` says otherwise.
         rounding: see `RoundingSettings`.
         observer: of activation ranges, as `hawq_tvm.calibration.make_observers` reads it.
-        metric: how much a layer is said to lose: ``omega`` predicts it from the Hessian, ``loss`` measures it.
-        loss_samples: calibration samples that ``loss`` measures on.
+        metrics: how much a layer is said to lose, in one way or several, side by side: some of `METRICS`.
+        choose_by: the metric that bits are chosen by; None for the first of `metrics`.
+        caution: standard errors that are added to each sensitivity before bits are chosen.
+        loss_samples: calibration samples that ``kl``, ``loss`` and ``sqnr`` measure on.
         hessian: see `HessianSettings`.
         latency: whether kernels are timed even without a latency budget.
         latency_table: a JSON file of microseconds by layer and pair, instead of timing.
-        latency_from: ``timing`` runs kernels on this machine, ``model`` predicts them for the target.
+        latency_from: ``timing`` runs kernels on this machine, ``model`` predicts them for the target, the name of an
+            accelerator simulates it, with energies.
         device: where kernels are timed; None for this machine's CPU, and only where a latency is asked for.
         ranges: activation ranges to take in place of calibrated ones; see `hawq_tvm.core.given`.
         clip_to_ranges: whether these are clips that the network was trained with, so that the float network has them.
@@ -186,7 +214,8 @@ class Settings:
         residual_bits: bits that a value which a sum reads is stored at, at least; None for those of a given
             configuration, or `RESIDUAL_BITS`.
         stored_bits: bits of stored values, by name or pattern, in place of those that their readers ask for.
-        solver: ``cbc`` or ``highs``.
+        solver: an allocator of `hawq_tvm.search.ALLOCATORS`.
+        evaluations: configurations that an allocator measures which searches by accuracy.
         batch: samples a call of the compiled library.
         threads: of the compiled library and its peers; None for all cores.
         verify_samples: evaluation samples that `verify` compares.
@@ -195,24 +224,44 @@ class Settings:
     """
 
     bits: tuple[Bits, ...] = option(
-        DEFAULT_BITS, "candidate pairs, as 4,8 or w4a4,w4a8,w8a8", panel=CHOICE, parse=parse_bits
+        DEFAULT_BITS, "candidate pairs, as 4,8 or w4a4,w4a8,k4a8,w8a8", panel=CHOICE, parse=parse_bits
     )
     budget: Budget = field(default_factory=Budget)
     pins: Mapping[str, Bits] = option(
         {}, "hold a layer: NAME=w8a8; repeat for more", flag="--pin", panel=CHOICE, parse=parse_pins, many=True
     )
     pin_ends: bool = option(True, "hold the first and the last layer at 8 bits", panel=CHOICE, negated=True)
-    solver: str = option("cbc", "cbc or highs", panel=CHOICE)
+    solver: str = option(
+        "cbc",
+        "cbc or highs, the integer program; hawq or greedy, from the same sensitivities; greedy-accuracy, random, ddpg "
+        "or optuna, which measure accuracy",
+        panel=CHOICE,
+    )
+    evaluations: int = option(200, "configurations that a solver measures which searches", panel=CHOICE, least=1)
     latency: bool = option(False, "time kernels even without a latency budget", panel=CHOICE)
     latency_table: Path | None = option(None, "JSON of microseconds by layer and pair, instead of timing", panel=CHOICE)
     latency_from: str = option(
-        "timing", "timing, of kernels on this machine, or model, which predicts them for --target", panel=CHOICE
+        "timing",
+        "timing, of kernels on this machine; model, which predicts them for --target; or an accelerator that is "
+        f"simulated: {', '.join(SIMULATED)}",
+        panel=CHOICE,
     )
     device: Device | None = option(None, f"time kernels there: {FORMS}", panel=CHOICE, parse=Device.parse)
-    metric: str = option(
-        "omega", "what bits are chosen by: omega, from the Hessian, or loss, measured layer by layer", panel=CHOICE
+    metrics: tuple[str, ...] = option(
+        (DEFAULT_METRIC,),
+        f"how much layers lose: {', '.join(METRICS)}; repeat for several",
+        flag="--metric",
+        panel=CHOICE,
+        parse=parse_metrics,
+        many=True,
     )
-    loss_samples: int = option(16, "calibration samples that --metric loss measures on", panel=CHOICE, least=1)
+    choose_by: str | None = option(None, "the metric that bits are chosen by; default: the first", panel=CHOICE)
+    caution: float = option(
+        1.0, "standard errors added to each sensitivity before bits are chosen", panel=CHOICE, least=0
+    )
+    loss_samples: int = option(
+        16, "calibration samples that the metrics kl, loss and sqnr are measured on", panel=CHOICE, least=1
+    )
     hessian: HessianSettings = field(default_factory=HessianSettings)
     rounding: RoundingSettings = field(default_factory=RoundingSettings)
     observer: str = option(
@@ -254,17 +303,19 @@ class Settings:
             raise SettingsError("there are no bits to choose from; name some, such as 4,8")
         if not isinstance(self.budget, Budget):
             raise SettingsError(f"a budget is a hawq_tvm.Budget, such as Budget(size='60%'), got {self.budget!r}")
-        if self.metric not in METRICS:
-            raise SettingsError(f"the metric is one of {', '.join(METRICS)}, got {self.metric!r}")
+        self._check_metrics()
         if self.latency_from not in LATENCY_SOURCES:
-            raise SettingsError(f"latencies are from {' or '.join(LATENCY_SOURCES)}, got {self.latency_from!r}")
-        if self.latency_from == "model" and self.latency_table is not None:
-            raise SettingsError("--latency-table gives times and --latency-from model predicts them; say one of them")
+            *names, last = LATENCY_SOURCES
+            raise SettingsError(f"latencies are from {', '.join(names)} or {last}, got {self.latency_from!r}")
+        predicts = f"--latency-from {self.latency_from} predicts"
+        if self.latency_from != "timing" and self.latency_table is not None:
+            raise SettingsError(f"--latency-table gives times and {predicts} them; say one of them")
         if self.latency_table is not None and self.device is not None:
             raise SettingsError("--latency-table gives times and --device measures them; say one of them")
-        if self.latency_from == "model" and self.device is not None:
-            raise SettingsError("--latency-from model predicts times and --device measures them; say one of them")
+        if self.latency_from != "timing" and self.device is not None:
+            raise SettingsError(f"{predicts} times and --device measures them; say one of them")
         _at_least("samples of the loss", self.loss_samples, 1)
+        _at_least("measured configurations", self.evaluations, 1)
         if self.clip_to_ranges and not self.ranges:
             raise SettingsError("there are no ranges to clip to; give them with --ranges")
         for what, bits in (("residuals", self.residual_bits), *self.stored_bits.items()):
@@ -278,6 +329,25 @@ class Settings:
             raise SettingsError(f"the benchmark takes more than 0 seconds, got {self.bench_seconds!r}")
         check_seed(self.seed)
 
+    def _check_metrics(self) -> None:
+        for metric in (*self.metrics, *([] if self.choose_by is None else [self.choose_by])):
+            if metric not in METRICS:
+                raise SettingsError(f"a metric is one of {', '.join(METRICS)}, got {metric!r}")
+        if not self.metrics:
+            raise SettingsError(f"there is no metric to choose bits by; name some of {', '.join(METRICS)}")
+        if not is_number(self.caution) or self.caution < 0:
+            raise SettingsError(f"caution is a number of standard errors of at least 0, got {self.caution!r}")
+
+    @property
+    def metric(self) -> str:
+        """What bits are chosen by."""
+        return self.metrics[0] if self.choose_by is None else self.choose_by
+
+    @property
+    def profiled(self) -> tuple[str, ...]:
+        """The metrics that are looked at, that which bits are chosen by among them."""
+        return tuple(dict.fromkeys((*self.metrics, self.metric)))
+
     @property
     def chooses_activations(self) -> bool:
         """Whether candidates differ in the bits of activations, so that what those lose decides anything."""
@@ -286,7 +356,7 @@ class Settings:
     @property
     def wants_latency(self) -> bool:
         """Whether layers need a latency: for its own sake, or for a budget on it."""
-        given = self.latency_table is not None or self.latency_from == "model" or self.device is not None
+        given = self.latency_table is not None or self.latency_from != "timing" or self.device is not None
         return self.latency or given or self.budget.latency is not None
 
     def all_pins(self, layers: tuple[str, ...], ties: tuple[tuple[str, ...], ...] = ()) -> dict[str, Bits]:
@@ -306,7 +376,9 @@ class Settings:
             "pins": {name: repr(bits) for name, bits in self.pins.items()},
             "pin_ends": self.pin_ends,
             "observer": self.observer,
-            "metric": self.metric,
+            "metrics": list(self.metrics),
+            "choose_by": self.choose_by,
+            "caution": self.caution,
             "loss_samples": self.loss_samples,
             "hessian": vars(self.hessian),
             "rounding": vars(self.rounding),
@@ -320,6 +392,7 @@ class Settings:
             "residual_bits": self.residual_bits,
             "stored_bits": dict(self.stored_bits),
             "solver": self.solver,
+            "evaluations": self.evaluations,
             "batch": self.batch,
             "threads": self.threads,
             "verify_samples": self.verify_samples,
@@ -364,7 +437,9 @@ class _SettingsFile(TypedDict):
     pins: Mapping[str, str]
     pin_ends: bool
     observer: str
-    metric: str
+    metrics: tuple[str, ...]
+    choose_by: str | None
+    caution: float
     loss_samples: int
     hessian: HessianSettings
     rounding: RoundingSettings
@@ -378,6 +453,7 @@ class _SettingsFile(TypedDict):
     residual_bits: int | None
     stored_bits: Mapping[str, int]
     solver: str
+    evaluations: NotRequired[int]
     batch: int
     threads: int | None
     verify_samples: int

@@ -1,31 +1,35 @@
 """The allocation problem: for each group of tied layers one bit pair, least sensitivity within every budget.
 
     minimise   sum_g Omega_g(b_g)
-    subject to sum_g cost_g(b_g) <= limit        for each of bytes, BOPS, microseconds that is bounded
+    subject to sum_g cost_g(b_g) + sum_(g,h) border_gh(b_g, b_h) <= limit
+               for each of bytes, BOPS, microseconds, microjoules that is bounded
 
 Source: HAWQ-V3 (arXiv 2011.10680), section 3.4, equations 11 to 15; ties and pins as upstream's `ILP.ipynb` has them.
+Borders are ours: what repacking and rescaling between neighbours of different bits costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import fsum
 from typing import Any
 
+from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Budget, CostName, CostTable, LayerCosts
+from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Border, BorderCost, CostName, CostTable, LayerCosts
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One bit pair for a group, with the group's summed costs; latency None where not all are known."""
+    """One bit pair for a group, with the group's summed costs, borders within it too; None where not all are known."""
 
     bits: Bits
     sensitivity: float
     size_bytes: float
     bops: float
     latency_us: float | None
+    energy_uj: float | None = None
 
     def cost(self, name: CostName) -> float:
         value = getattr(self, name)
@@ -42,6 +46,21 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Edge:
+    """What the choices of two groups cost together, beside what each costs alone.
+
+    Attributes:
+        first: number of a group.
+        second: number of another, larger.
+        costs: for each cost that it has, a row for each choice of the first, a column for each of the second.
+    """
+
+    first: int
+    second: int
+    costs: Mapping[CostName, tuple[tuple[float, ...], ...]]
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a solver is given.
 
@@ -49,11 +68,13 @@ class Problem:
         names: all layers, in the network's order.
         groups: a partition of them.
         limits: absolute limits by cost, shares already resolved.
+        edges: what pairs of groups cost together; no pair stands twice.
     """
 
     names: tuple[str, ...]
     groups: tuple[Group, ...]
     limits: Mapping[CostName, float]
+    edges: tuple[Edge, ...] = ()
 
     def uniform(self, cost: CostName) -> tuple[float, float]:
         """The least and the greatest cost of a uniform configuration.
@@ -61,12 +82,14 @@ class Problem:
         Uniform is one pair for all; a group that may not have it, as a pinned one, takes its own next lower.
         """
         pairs = {choice.bits for group in self.groups for choice in group.choices}
-        totals = [fsum(_at_most(group, pair).cost(cost) for group in self.groups) for pair in pairs]
+        totals = [self.total([_at_most(group, pair) for group in self.groups], cost) for pair in pairs]
         return min(totals), max(totals)
 
     def total(self, picks: Sequence[int], cost: CostName) -> float:
-        """The cost of picking choice ``picks[g]`` for group g, summed without rounding error."""
-        return fsum(group.choices[pick].cost(cost) for group, pick in zip(self.groups, picks, strict=True))
+        """The cost of picking choice ``picks[g]`` for group g, borders included, summed without rounding error."""
+        alone = (group.choices[pick].cost(cost) for group, pick in zip(self.groups, picks, strict=True))
+        together = (e.costs[cost][picks[e.first]][picks[e.second]] for e in self.edges if cost in e.costs)
+        return fsum((*alone, *together))
 
     def sensitivity(self, picks: Sequence[int]) -> float:
         """The objective of a pick."""
@@ -92,16 +115,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class Allocation:
-    """An optimal configuration.
+    """A configuration within the limits, and how good it is known to be.
 
     Attributes:
         bits: the bits of every layer.
         sensitivity: its objective, the sum of Omega.
         costs: what it costs, for each cost that every layer has a number for.
         limits: what it was held to.
-        solver: which solver proved it optimal.
+        solver: what found it.
         seconds: how long that took.
         sensitivity_error: relative standard error of the objective; None where it is not known.
+        proved: whether nothing within the limits has a lower sensitivity.
+        lower_bound: no configuration within the limits has a lower sensitivity; None where no bound is known.
+        gap: how far `sensitivity` is above that at most, relative to its magnitude; None where no bound is known.
     """
 
     bits: BitConfig
@@ -111,6 +137,9 @@ class Allocation:
     solver: str
     seconds: float
     sensitivity_error: float | None = None
+    proved: bool = False
+    lower_bound: float | None = None
+    gap: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the bits, which are a file of their own."""
@@ -121,6 +150,9 @@ class Allocation:
             "limits": dict(self.limits),
             "solver": self.solver,
             "seconds": self.seconds,
+            "proved": self.proved,
+            "lower_bound": self.lower_bound,
+            "gap": self.gap,
         }
 
 
@@ -149,11 +181,11 @@ def formulate(
         unknown = [name for name in given if name not in rows]
         if unknown:
             raise AllocationError(f"{what} for unknown layer '{unknown[0]}'; the layers are {', '.join(rows)}")
-    groups = tuple(_group(members, rows, candidates, pins) for members in _partition(table))
+    groups = tuple(_group(members, rows, table.borders, candidates, pins) for members in _partition(table))
     for cost in COST_NAMES:
         if cost in budget.limits:
             _require_cost(groups, cost)
-    problem = Problem(table.names, groups, {})
+    problem = Problem(table.names, groups, {}, _edges(table, groups))
     limits: dict[CostName, float] = {}
     for cost, limit in budget.limits.items():
         if limit.is_share:
@@ -161,12 +193,12 @@ def formulate(
             limits[cost] = (1 - limit.value) * lowest + limit.value * highest  # the ends come out exactly
         else:
             limits[cost] = limit.value
-    return Problem(table.names, groups, limits)
+    return replace(problem, limits=limits)
 
 
-def _at_most(group: Group, bits: Bits) -> Choice:
+def _at_most(group: Group, bits: Bits) -> int:
     """The group's highest choice that does not exceed a pair; its lowest where all do."""
-    return next((choice for choice in reversed(group.choices) if choice.bits <= bits), group.choices[0])
+    return max((k for k, choice in enumerate(group.choices) if choice.bits <= bits), default=0)
 
 
 def _partition(table: CostTable) -> list[tuple[str, ...]]:
@@ -193,6 +225,7 @@ def _partition(table: CostTable) -> list[tuple[str, ...]]:
 def _group(
     members: tuple[str, ...],
     rows: Mapping[str, LayerCosts],
+    borders: Sequence[Border],
     candidates: Sequence[Bits] | Mapping[str, Sequence[Bits]] | None,
     pins: Mapping[str, Bits],
 ) -> Group:
@@ -215,20 +248,58 @@ def _group(
         allowed = own if allowed is None else allowed & own
     if not allowed:
         raise AllocationError(f"the tied layers {', '.join(members)} have no bits in common to choose from")
-    return Group(members, tuple(_choice(bits, [rows[name] for name in members]) for bits in sorted(allowed)))
+    layers = [rows[name] for name in members]
+    within = [border for border in borders if border.first in members and border.second in members]
+    return Group(members, tuple(_choice(bits, layers, within) for bits in sorted(allowed)))
 
 
-def _choice(bits: Bits, layers: Sequence[LayerCosts]) -> Choice:
+def _choice(bits: Bits, layers: Sequence[LayerCosts], within: Sequence[Border]) -> Choice:
+    """What layers cost with these bits, the borders among them included."""
     costs = [layer.choices[bits] for layer in layers]
-    latencies = [cost.latency_us for cost in costs]
-    known = [value for value in latencies if value is not None]
-    return Choice(
-        bits,
-        sensitivity=fsum(cost.sensitivity for cost in costs),
-        size_bytes=fsum(cost.size_bytes for cost in costs),
-        bops=fsum(cost.bops for cost in costs),
-        latency_us=fsum(known) if len(known) == len(latencies) else None,
-    )
+    between = [border.costs[bits, bits] for border in within if (bits, bits) in border.costs]
+
+    def known(name: CostName) -> float | None:
+        values = [getattr(cost, name) for cost in costs]
+        return None if None in values else fsum([*values, *(getattr(cost, name) for cost in between)])
+
+    size_bytes, bops = known("size_bytes"), known("bops")
+    assert size_bytes is not None and bops is not None, "they are counted, not measured"
+    sensitivity = fsum(cost.sensitivity for cost in costs)
+    return Choice(bits, sensitivity, size_bytes, bops, known("latency_us"), known("energy_uj"))
+
+
+def _edges(table: CostTable, groups: Sequence[Group]) -> tuple[Edge, ...]:
+    """The borders between groups, those of the same two groups summed; costs that are 0 throughout are left out."""
+    number = {name: g for g, group in enumerate(groups) for name in group.layers}
+    between: dict[tuple[int, int], list[Border]] = {}
+    for border in table.borders:
+        first, second = number[border.first], number[border.second]
+        if first != second:
+            between.setdefault((min(first, second), max(first, second)), []).append(border)
+    edges = []
+    for (g, h), borders in sorted(between.items()):
+        rows = [[_together(borders, groups[g], one, two) for two in groups[h].choices] for one in groups[g].choices]
+        costs: dict[CostName, tuple[tuple[float, ...], ...]] = {}
+        for cost in COST_NAMES:
+            matrix = tuple(tuple(getattr(entry, cost) for entry in row) for row in rows)
+            if any(map(any, matrix)):
+                costs[cost] = matrix
+        if costs:
+            edges.append(Edge(g, h, costs))
+    return tuple(edges)
+
+
+def _together(borders: Sequence[Border], group: Group, one: Choice, two: Choice) -> BorderCost:
+    """What all borders between two groups cost at a choice of the lower and one of the higher."""
+    pairs = ((one.bits, two.bits) if border.first in group.layers else (two.bits, one.bits) for border in borders)
+    found = [border.costs[pair] for border, pair in zip(borders, pairs, strict=True) if pair in border.costs]
+    return BorderCost(**{item.name: fsum(getattr(cost, item.name) for cost in found) for item in fields(BorderCost)})
+
+
+_OBTAINED: Mapping[CostName, str] = {
+    "latency_us": "measure it (hawq-tvm profile --latency) or give a table (--latency-table)",
+    "energy_uj": "profile with a source of energies (--latency-from, docs/allocation.md)",
+}
 
 
 def _require_cost(groups: Sequence[Group], cost: CostName) -> None:
@@ -237,5 +308,5 @@ def _require_cost(groups: Sequence[Group], cost: CostName) -> None:
             if getattr(choice, cost) is None:
                 raise AllocationError(
                     f"a budget on {cost} needs it for every layer, and {group.layers[0]} has none at {choice.bits}; "
-                    "measure it (hawq-tvm profile --latency) or give a table (--latency-table)"
+                    f"{_OBTAINED[cost]}"
                 )

@@ -23,7 +23,7 @@ from math import fsum, ulp
 import pulp
 
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
-from hawq_tvm.core.specs import COST_NAMES, CostName
+from hawq_tvm.core.specs import COST_NAMES, COST_UNITS, CostName
 from hawq_tvm.ilp.problem import Allocation, Problem
 
 SOLVERS = ("cbc", "highs")
@@ -33,7 +33,6 @@ _OBJECTIVE_SCALE = 1e6  # far above the solvers' absolute tolerances of 1e-7 to 
 _ROOM = 1e-6  # of rows, relative and absolute: HiGHS was seen to lose optimal answers with none, and with 1e-7
 _MOST_CUTS = 1000
 _RESCALED = 2.0  # solved again where striking out choices shrinks the objective's scale at least so much
-_UNITS: Mapping[CostName, str] = {"size_bytes": "bytes", "bops": "BOPS", "latency_us": "us"}
 
 Objective = Sequence[Sequence[float]]
 
@@ -50,6 +49,8 @@ def solve_ilp(problem: Problem, *, solver: str = "cbc") -> Allocation:
         AllocationError: the solver is not installed or failed.
     """
     start = time.perf_counter()
+    if problem.edges:
+        raise AllocationError(f"the solver '{solver}' knows no costs of borders yet; leave them out of the cost table")
     sensitivities = [[choice.sensitivity for choice in group.choices] for group in problem.groups]
     picks = _minimise(problem, sensitivities, solver)
     if picks is None:
@@ -66,6 +67,9 @@ def solve_ilp(problem: Problem, *, solver: str = "cbc") -> Allocation:
         limits=dict(problem.limits),
         solver=solver,
         seconds=time.perf_counter() - start,
+        proved=True,
+        lower_bound=problem.sensitivity(picks),
+        gap=0.0,
     )
 
 
@@ -265,7 +269,7 @@ def _explain(problem: Problem, solver: str) -> InfeasibleBudget:
         if not least:
             limits.pop(max(limits, key=lambda name: COST_NAMES.index(name)))
     cost = min(least, key=lambda name: least[name] / max(limits[name], 1e-12))
-    unit, limit, nearest = _UNITS[cost], limits[cost], least[cost]
+    unit, limit, nearest = COST_UNITS[cost], limits[cost], least[cost]
     if nearest <= limit:
         raise AllocationError(f"{solver} found no configuration where there is one; try the other solver")
     rest = " with the other budgets as they are" if len(limits) > 1 else ""
@@ -281,6 +285,7 @@ _LARGER: dict[CostName, dict[str, float]] = {
     "size_bytes": {"kB": 1e3, "MB": 1e6, "GB": 1e9},
     "bops": {"M": 1e6, "G": 1e9, "T": 1e12},
     "latency_us": {"ms": 1e3, "s": 1e6},
+    "energy_uj": {"mJ": 1e3, "J": 1e6},
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Decline, Kernel, Offer, Request
-from hawq_tvm.kernels.registry import CONVERTERS, KERNELS, QUANTIZERS, collect_offers, offer_conversion
+from hawq_tvm.kernels.registry import CONVERTERS, KERNELS, QUANTIZERS, collect_offers, offer_conversion, unit_of
 
 __all__ = [
     "CONVERTERS",
@@ -18,4 +18,5 @@ __all__ = [
     "Request",
     "collect_offers",
     "offer_conversion",
+    "unit_of",
 ]

@@ -79,7 +79,8 @@ class BuiltKernel:
     """A kernel made for one request.
 
     Attributes:
-        function: a scheduled TIR PrimFunc; its parameters are the node's inputs, `constants`, and the output last.
+        function: a scheduled TIR PrimFunc; its parameters are the node's inputs, but for those that lie in the output's
+            array, `constants`, and the output last.
         constants: weights, biases and multipliers as the function wants them packed.
     """
 
@@ -93,7 +94,8 @@ class Offer:
 
     Attributes:
         reads: the storage of each input, in order.
-        writes: the storage of the result, every element of it: frame and channels that fill up too, in every call.
+        writes: the storage of the result, every element of it: frame and channels that fill up too, in every call. Of
+            an array that other values lie in, too, no other element.
         cost: estimated microseconds, of one thread on a CPU.
         build: makes the function.
         prediction: what the cost is made of, where a model of a GPU says it.

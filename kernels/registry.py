@@ -12,12 +12,22 @@ from hawq_tvm.kernels.cuda import elementwise as cuda_elementwise
 from hawq_tvm.kernels.cuda import gemm_layers
 from hawq_tvm.kernels.cuda import linear as cuda_linear
 from hawq_tvm.kernels.cuda import pooling as cuda_pooling
+from hawq_tvm.kernels.dot.concat import concat_kernel
+from hawq_tvm.kernels.dot.conv2d import conv2d_kernels
+from hawq_tvm.kernels.dot.convert import pixel_converter
+from hawq_tvm.kernels.dot.depthwise import depthwise_kernels
+from hawq_tvm.kernels.dot.elementwise import elementwise_kernels
+from hawq_tvm.kernels.dot.linear import linear_kernels
+from hawq_tvm.kernels.dot.pooling import pooling_kernels
+from hawq_tvm.kernels.dot.quantize import pixel_quantizer
+from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.generic import (
     concat,
     conv2d,
     convert,
     elementwise,
     linear,
+    nhwc_concat,
     nhwc_conv2d,
     nhwc_elementwise,
     nhwc_pooling,
@@ -31,9 +41,22 @@ from hawq_tvm.kernels.interface import (
     Offer,
     Request,
 )
-from hawq_tvm.kernels.x86 import amx_layers, vnni_conv2d, vnni_depthwise, vnni_linear
-from hawq_tvm.kernels.x86 import convert as x86_convert
-from hawq_tvm.kernels.x86 import quantize as x86_quantize
+from hawq_tvm.kernels.x86 import amx_layers
+from hawq_tvm.kernels.x86.units import X86_UNITS
+
+UNITS: tuple[Unit, ...] = X86_UNITS
+"""The instructions by which CPUs add dot products, best first; of a CPU's own, values are stored for the first."""
+
+
+def unit_of(features: frozenset[str]) -> Unit | None:
+    """The best unit of a CPU with these instruction sets, by LLVM's names; None where it has none."""
+    return next((unit for unit in UNITS if unit.needs <= features), None)
+
+
+def _dot_kernels(unit: Unit) -> tuple[Kernel, ...]:
+    layers = *depthwise_kernels(unit), *conv2d_kernels(unit), *linear_kernels(unit)
+    return *layers, *pooling_kernels(unit), *elementwise_kernels(unit), concat_kernel(unit)
+
 
 KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W4_AMX,
@@ -42,12 +65,8 @@ KERNELS: tuple[Kernel, ...] = (
     amx_layers.CONV2D_W8_AMX_FEW,
     amx_layers.LINEAR_W4_AMX,
     amx_layers.LINEAR_W8_AMX,
-    vnni_depthwise.DEPTHWISE_W4_VNNI,
-    vnni_depthwise.DEPTHWISE_W8_VNNI,
-    vnni_conv2d.CONV2D_W4_VNNI,
-    vnni_conv2d.CONV2D_W8_VNNI,
-    vnni_linear.LINEAR_W4_VNNI,
-    vnni_linear.LINEAR_W8_VNNI,
+    nhwc_concat.CONCAT_IN_PLACE,
+    *(kernel for unit in UNITS for kernel in _dot_kernels(unit)),
     conv2d.CONV2D_W4_GENERIC,
     nhwc_conv2d.CONV2D_W4_NHWC,
     conv2d.CONV2D_W8_GENERIC,
@@ -59,7 +78,7 @@ KERNELS: tuple[Kernel, ...] = (
     elementwise.REQUANTIZE_GENERIC,
     nhwc_elementwise.REQUANTIZE_NHWC,
     concat.CONCAT_GENERIC,
-    nhwc_elementwise.CONCAT_NHWC,
+    nhwc_concat.CONCAT_NHWC,
     concat.PAD_CHANNELS_GENERIC,
     nhwc_elementwise.PAD_CHANNELS_NHWC,
     pooling.MAX_POOL2D_GENERIC,
@@ -96,10 +115,14 @@ KERNELS: tuple[Kernel, ...] = (
 )
 """Every kernel; of offers that cost the same, the earlier row's is taken. To add one, see `docs/adding.md`."""
 
-CONVERTERS: tuple[Converter, ...] = (x86_convert.CONVERT_PIXELS, convert.CONVERT_GENERIC, cuda_convert.CONVERT_CUDA)
+CONVERTERS: tuple[Converter, ...] = (
+    *map(pixel_converter, UNITS),
+    convert.CONVERT_GENERIC,
+    cuda_convert.CONVERT_CUDA,
+)
 """Every way to copy a value into another storage, best first."""
 
-QUANTIZERS: tuple[Converter, ...] = (x86_quantize.QUANTIZE_PIXELS, quantize.QUANTIZE_GENERIC)
+QUANTIZERS: tuple[Converter, ...] = (*map(pixel_quantizer, UNITS), quantize.QUANTIZE_GENERIC)
 """Every way to store real inputs, float32 in canonical order, as a network's integers, best first."""
 
 

@@ -13,6 +13,7 @@ import torch
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.calibration import make_observer, observe_ranges
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.interpreter import quantize_input
@@ -49,9 +50,9 @@ def ranges_of(name: str) -> Mapping[str, Range]:
 
 
 @cache
-def rounded(name: str) -> Mapping[str, Mapping[int, LayerWeights]]:
+def rounded(name: str) -> Mapping[str, Mapping[WeightFormat, LayerWeights]]:
     """That network's weights at 4 and at 8 bits, each layer rounded by itself."""
-    return round_alone(captured(name), [samples(16)], (4, 8), RoundingSettings())
+    return round_alone(captured(name), [samples(16)], (WeightFormat(4), WeightFormat(8)), RoundingSettings())
 
 
 def uniform(name: str, bits: Bits) -> BitConfig:
@@ -131,7 +132,9 @@ def stored_wrongly(expected: Mapping[str, Array], module: CompiledModule, x: Arr
         value, storage = (
             (call, info.values[call].storage) if conversion is None else (conversion.value, conversion.storage)
         )
-        packed = pack(expected[value], info.values[value].type, storage)
-        if stored.dtype != packed.dtype or not np.array_equal(stored, packed):
+        type = info.values[value].type
+        packed = pack(expected[value], type, storage)
+        same_shape = stored.dtype == packed.dtype and stored.shape == packed.shape
+        if not same_shape or not np.array_equal(storage.own(stored, type), storage.own(packed, type)):
             wrong.append(call)
     return wrong

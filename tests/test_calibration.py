@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
-from hawq_tvm.calibration import TraceEstimate, hutchinson_traces, make_observer, observe_ranges, sensitivities
+from hawq_tvm.calibration import Estimate, TraceEstimate, hutchinson_traces, make_observer, mean_trace, observe_ranges
 from hawq_tvm.core.errors import CalibrationError, SensitivityError
-from hawq_tvm.measure import sensitivity
-from hawq_tvm.measure.sensitivity import profile_omega
+from hawq_tvm.measure import curvature as curvature_file
+from hawq_tvm.measure.curvature import Curved, profile_omega
 from hawq_tvm.settings import HessianSettings
 from hawq_tvm.sources.samples import Batch
 
@@ -227,7 +227,7 @@ def test_a_loss_without_samples_or_probes_is_refused() -> None:
         with pytest.raises(SensitivityError, match="2 or more"):
             hutchinson_traces([loss], weights, max_probes=few)
     with pytest.raises(SensitivityError, match="0 batches"):
-        profile_omega(FloatModule(captured("Residual")), [], {}, {}, HessianSettings())
+        profile_omega(Curved.over(FloatModule(captured("Residual")), []), {}, {}, HessianSettings())
 
 
 def test_a_short_last_batch_counts_as_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,9 +240,11 @@ def test_a_short_last_batch_counts_as_short(monkeypatch: pytest.MonkeyPatch) -> 
         given.append(options["samples"])
         return hutchinson_traces(losses, weights, **options)
 
-    monkeypatch.setattr(sensitivity, "hutchinson_traces", traces)
+    monkeypatch.setattr(curvature_file, "hutchinson_traces", traces)
     cut = [Batch(x[:4], labels[:4]), Batch(x[4:], labels[4:])]
-    found = profile_omega(network, cut, rounded("Residual"), {}, HessianSettings(target_error=0.0, max_probes=2))
+    found = profile_omega(
+        Curved.over(network, cut), rounded("Residual"), {}, HessianSettings(target_error=0.0, max_probes=2)
+    )
     assert given == [[4, 2]]
     assert "6 samples" in found["method"]
 
@@ -252,9 +254,11 @@ def test_the_cap_counts_double_backwards_whatever_the_number_of_batches() -> Non
     batches = [Batch(samples(2), torch.tensor([0, 1])) for _ in range(3)]
     seen: list[int] = []
     capped = HessianSettings(target_error=0.0, max_probes=12)
-    found = profile_omega(network, batches, rounded("Residual"), {}, capped, progress=seen.append)
+    found = profile_omega(Curved.over(network, batches), rounded("Residual"), {}, capped, progress=seen.append)
     assert (found["batches"], found["probes_per_batch"], seen[-1]) == (3, 4, 12)
-    found = profile_omega(network, batches, rounded("Residual"), {}, HessianSettings(target_error=0.0, max_probes=2))
+    found = profile_omega(
+        Curved.over(network, batches), rounded("Residual"), {}, HessianSettings(target_error=0.0, max_probes=2)
+    )
     assert found["probes_per_batch"] == 2, "fewer show no error"
 
 
@@ -295,11 +299,83 @@ def test_a_hessian_that_is_not_finite_is_named() -> None:
         )
 
 
-def test_omega_is_mean_trace_times_squared_error() -> None:
-    traces = {"a": TraceEstimate(24.0, 1.0, 50, 12), "b": TraceEstimate(-0.1, 0.2, 50, 12)}
-    omega = sensitivities({"a": {4: 0.5, 8: 0.25}, "b": {4: 0.5, 8: 0.25}}, traces)
-    assert omega["a"] == {4: 1.0, 8: 0.5}
-    assert omega["b"] == {4: 0.0, 8: 0.0}, "a negative trace is noise around 0"
+def test_omega_is_mean_trace_times_squared_error_and_so_is_its_error() -> None:
+    omega = mean_trace(TraceEstimate(24.0, 1.2, 50, 12)) * 0.5
+    assert (omega.value, omega.error) == pytest.approx((1.0, 0.05))
+    below = mean_trace(TraceEstimate(-0.1, 0.24, 50, 12)) * 0.5
+    assert below.value < 0 < below.error == pytest.approx(0.01), "an estimate is kept as it is, and its error with it"
+
+
+def test_a_mean_and_a_ratio_over_samples_have_honest_errors() -> None:
+    """Over many draws the spread of the estimate is what one draw says."""
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.rand(2, 40, generator=generator, dtype=torch.float64) for _ in range(300)]
+    for found, exact in (
+        ([Estimate.mean_of(above) for above, _ in draws], 0.5),
+        ([Estimate.ratio_of(above * below, below) for above, below in draws], 0.5),
+    ):
+        values = np.array([estimate.value for estimate in found])
+        assert abs(values.mean() - exact) < 4 * values.std() / 300**0.5
+        assert np.mean([estimate.error for estimate in found]) == pytest.approx(values.std(), rel=0.15)
+    assert Estimate.ratio_of(torch.zeros(3).double(), torch.zeros(3).double()) == Estimate(0.0, 0.0)
+    with pytest.raises(SensitivityError, match="over 1 samples shows no error; give at least 2"):
+        Estimate.mean_of(torch.ones(1).double())
+
+
+# where probes go
+
+
+def coupled(traces: list[float], noise: list[float]) -> tuple[list[Any], dict[str, Tensor]]:
+    """One batch of a quadratic loss over layers of four weights, each of a given trace and own noise."""
+    generator, blocks = torch.Generator().manual_seed(2), []
+    for trace, size in zip(traces, noise, strict=True):
+        block = torch.randn(4, 4, generator=generator) * size
+        block = (block + block.T) / 2
+        block.fill_diagonal_(trace / 4)
+        blocks.append(block)
+
+    def loss(w: Mapping[str, Tensor]) -> Tensor:
+        parts = [weight @ block @ weight for weight, block in zip(w.values(), blocks, strict=True)]
+        return torch.stack(parts).sum() / 2
+
+    return [loss], {str(layer): torch.ones(4) for layer in range(len(traces))}
+
+
+def test_probes_go_on_for_the_layers_alone_that_are_open() -> None:
+    losses, weights = coupled([1.0, 1.0, 1.0], [0.0, 0.2, 0.8])
+    found = hutchinson_traces(losses, weights, target_error=0.05, max_probes=10_000)
+    assert found["0"].probes == 8 < found["1"].probes < found["2"].probes
+    for estimate in found.values():
+        assert abs(estimate.trace - 1.0) < 4 * estimate.standard_error + 1e-6
+        assert estimate.relative_error <= 0.05
+
+
+def test_a_layer_whose_place_is_sure_is_settled_however_uncertain_it_is() -> None:
+    """Traces of 1000, 1.1 and 1 with noise: the first is the first whatever it is; the others are not told apart."""
+    losses, weights = coupled([1000.0, 1.1, 1.0], [300.0, 1.0, 1.0])
+    order = dict.fromkeys(weights, 1.0)
+    found = hutchinson_traces(losses, weights, target_error=0.001, max_probes=200, order=order)
+    assert found["0"].probes < 20 and found["0"].relative_error > 0.01
+    assert found["1"].probes == found["2"].probes == 200
+    every = hutchinson_traces(losses, weights, target_error=0.001, max_probes=200)
+    assert every["0"].probes == 200, "by errors alone it is open"
+    moved = hutchinson_traces(losses, weights, target_error=0.001, max_probes=200, order={**order, "0": 0.001})
+    assert moved["0"].probes == 200, "where a unit of it weighs less, its place is open too"
+
+
+def test_probes_that_were_kept_are_gone_on_from_to_the_same_result() -> None:
+    losses, weights = coupled([1.0, 2.0, 3.0], [0.5, 1.0, 0.0])
+    settings: dict[str, Any] = {"target_error": 0.05, "max_probes": 400, "seed": 3}
+    kept: list[Tensor] = []
+    whole = hutchinson_traces(losses, weights, **settings, keep=kept.append)
+    assert len(kept) > 3 and kept[1].isnan().any(), "layers left"
+    for done in (kept[0], kept[2], kept[-1]):
+        assert hutchinson_traces(losses, weights, **settings, done=done) == whole
+
+    def cut_off(w: Mapping[str, Tensor]) -> Tensor:
+        pytest.fail("a probe was made once more")
+
+    assert hutchinson_traces([cut_off], weights, **settings, done=kept[-1]) == whole
 
 
 def test_the_captured_network_is_differentiated_through() -> None:

@@ -128,7 +128,7 @@ def test_a_second_start_repeats_nothing(scratch: Path, cli: Run) -> None:
     cli("run", "resnet20", "--data", "digits", "--budget-size", "20%", "--latency", "-o", scratch, *QUICK)
     after = json.loads((scratch / MANIFEST).read_text())["stages"]
     kept = {name for name in before if before[name] == after[name]}
-    assert kept == {"capture", "calibrate", "profile", "cost"}
+    assert kept == {"capture", "calibrate", "profile omega", "cost"}
 
 
 def test_options_of_a_second_start_count(tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.calibration import TraceEstimate
 from hawq_tvm.core.errors import AllocationError, DataError
 from hawq_tvm.core.specs import Bits
-from hawq_tvm.measure import sensitivity
-from hawq_tvm.measure.costing import cost_table, read_latency_table
-from hawq_tvm.measure.sensitivity import probe_limit, profile_omega
+from hawq_tvm.measure import curvature
+from hawq_tvm.measure.costing import cost_table, rated, read_latency_table
+from hawq_tvm.measure.curvature import Curved, probe_limit, profile_omega
 from hawq_tvm.settings import HessianSettings
 from hawq_tvm.sources.samples import Batch
 
@@ -22,10 +22,12 @@ from .builders import captured, rounded, samples
 
 @pytest.mark.parametrize("label", [-1, 5, 13])
 def test_labels_outside_the_classes_are_refused_before_the_hessian(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivity, "hutchinson_traces", lambda *_, **__: pytest.fail("the Hessian was begun"))
+    monkeypatch.setattr(curvature, "hutchinson_traces", lambda *_, **__: pytest.fail("the Hessian was begun"))
     batches = [Batch(samples(2), torch.tensor([0, 4])), Batch(samples(2), torch.tensor([1, label]))]
     with pytest.raises(DataError, match=f"sample 3: a label is {label}, and the network has 5 classes, 0 to 4"):
-        profile_omega(FloatModule(captured("Residual")), batches, rounded("Residual"), {}, HessianSettings())
+        profile_omega(
+            Curved.over(FloatModule(captured("Residual")), batches), rounded("Residual"), {}, HessianSettings()
+        )
 
 
 def test_a_latency_table_is_read_bare_or_under_its_key(tmp_path: Path) -> None:
@@ -72,9 +74,8 @@ AS_CHEAP: dict[str, Any] = {"max_probes": None}
 
 def profiled(**settings: Any) -> dict[str, Any]:
     batch = Batch(samples(6), torch.tensor([0, 1, 2, 3, 4, 0]))
-    return profile_omega(
-        FloatModule(captured("Residual")), [batch], rounded("Residual"), {}, HessianSettings(**settings)
-    )
+    loss = Curved.over(FloatModule(captured("Residual")), [batch])
+    return profile_omega(loss, rounded("Residual"), {}, HessianSettings(**settings))
 
 
 def test_errors_come_into_the_cost_table_and_a_sentence_says_what_to_raise() -> None:
@@ -84,7 +85,9 @@ def test_errors_come_into_the_cost_table_and_a_sentence_says_what_to_raise() -> 
     for layer in table.layers:
         trace = found["layers"][layer.name]
         errors[layer.name] = trace["standard_error"] / abs(trace["trace"])
-        assert layer.sensitivity_error == errors[layer.name] > 0.01
+        assert errors[layer.name] > 0.01
+        if trace["trace"] > 0:
+            assert layer.sensitivity_error == pytest.approx(errors[layer.name])
     worst = max(errors, key=lambda name: errors[name])
     assert found["note"] == (
         f"the sensitivities of 5 of 5 layers are uncertain by more than 1%, that of '{worst}' by {errors[worst]:.0%}; "
@@ -110,11 +113,35 @@ def test_a_table_without_sensitivities_has_no_errors() -> None:
 def test_a_trace_of_zero_with_noise_has_an_error_that_json_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     estimate = TraceEstimate(0.0, 1.0, 4, 12)
     names = [layer.name for layer in captured("Residual").layers]
-    monkeypatch.setattr(sensitivity, "hutchinson_traces", lambda *_, **__: dict.fromkeys(names, estimate))
+    monkeypatch.setattr(curvature, "hutchinson_traces", lambda *_, **__: dict.fromkeys(names, estimate))
     found = profiled()
     assert {layer["relative_error"] for layer in found["layers"].values()} == {None}
     json.dumps(found, allow_nan=False)
     assert "are uncertain by more than 10%" in found["note"]
+    costs = cost_table(captured("Residual"), PAIRS, sensitivity=found, latency=None, caution=1.0)
+    assert {layer.sensitivity_error for layer in costs.layers} == {1.0}, "all of it is error"
+
+
+def test_what_is_not_known_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace that came out negative, of a layer whose true one may be as far above 0 as its error."""
+    names = [layer.name for layer in captured("Residual").layers]
+    traces = {name: TraceEstimate(1.0, 0.1, 4, 12) for name in names}
+    traces[names[1]] = TraceEstimate(-0.05, 0.2, 4, 12)
+    monkeypatch.setattr(curvature, "hutchinson_traces", lambda *_, **__: traces)
+    found = profiled()
+
+    def costs(caution: float) -> list[float]:
+        table = cost_table(captured("Residual"), PAIRS, sensitivity=found, latency=None, caution=caution)
+        return [layer.choices[PAIRS[0]].sensitivity for layer in table.layers]
+
+    bare, careful = costs(0.0), costs(2.0)
+    assert bare[1] == 0.0 < careful[1]
+    error = found["layers"][names[1]]["weights_error"]["4"]
+    assert careful[1] == pytest.approx(2.0 * error), "the bound starts at 0, not below it"
+    assert careful[0] == pytest.approx(bare[0] * 1.2)
+    table = cost_table(captured("Residual"), PAIRS, sensitivity=found, latency=None, caution=2.0)
+    assert "taken 2 standard errors higher" in table.sources["sensitivity"]
+    assert rated(table, found, 0.0) == cost_table(captured("Residual"), PAIRS, sensitivity=found, latency=None)
 
 
 def test_small_networks_are_probed_more_and_great_ones_as_before() -> None:
@@ -128,8 +155,8 @@ def test_small_networks_are_probed_more_and_great_ones_as_before() -> None:
 
 def test_probing_stops_at_what_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     work = sum(layer.macs for layer in captured("Residual").layers) * 6
-    monkeypatch.setattr(sensitivity, "_FEWEST_PROBES", 2)
-    monkeypatch.setattr(sensitivity, "_CHEAP_MACS", 11 * work)
+    monkeypatch.setattr(curvature, "_FEWEST_PROBES", 2)
+    monkeypatch.setattr(curvature, "_CHEAP_MACS", 11 * work)
     first, second = (profiled(target_error=0.0, **AS_CHEAP) for _ in range(2))
     assert first["probes_per_batch"] == 11
     assert first == second

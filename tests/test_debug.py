@@ -20,7 +20,8 @@ from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.measure import debug
 from hawq_tvm.measure.debug import Quantised, find_causes
 from hawq_tvm.measure.debug_report import DebugReport
-from hawq_tvm.posttraining.layer_losses import RealNetwork, network_loss
+from hawq_tvm.posttraining.changes import RealNetwork
+from hawq_tvm.posttraining.layer_losses import network_loss
 
 from . import networks
 from .builders import captured, ranges_of, samples
@@ -36,7 +37,7 @@ def quantised(bits: dict[str, str] | None = None, ranges: RangeTable | None = No
     config = BitConfig({layer.name: Bits.parse((bits or {}).get(layer.name, rest)) for layer in net.layers})
     types = ActivationTypes(net, ranges or ranges_of(NET), config)
     weights = {
-        layer.name: round_to_nearest(layer, config.layers[layer.name].weight, types.reads(layer).scale)
+        layer.name: round_to_nearest(layer, config.layers[layer.name].format, types.reads(layer).scale)
         for layer in net.layers
     }
     return Quantised(net, types, weights, corrects_means=False)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.quantizer import Range
 from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.posttraining.changes import RealNetwork
 from hawq_tvm.posttraining.divergence import output_divergence
-from hawq_tvm.posttraining.layer_losses import RealNetwork, network_loss
+from hawq_tvm.posttraining.layer_losses import network_loss
 from hawq_tvm.posttraining.range_choice import Comparison
 from hawq_tvm.posttraining.simulate import SimulatedNetwork
 

@@ -251,7 +251,7 @@ def test_sensitivities_are_of_given_scales() -> None:
     """A scale far too wide costs much; the other layers lose what they lost. Omega looks at the same weights."""
 
     def lost(**options: Any) -> dict[str, float | None]:
-        costs = quantized(bits=[4, 8], metric="loss", **options).costs
+        costs = quantized(bits=[4, 8], metric="kl", **options).costs
         return {layer.name: layer.choices[Bits(4, 4)].sensitivity for layer in costs.layers}
 
     free, given = lost(), lost(scales={"project": 1.0})

@@ -256,7 +256,7 @@ def test_settings_say_where_latencies_come_from() -> None:
     assert not Settings().wants_latency
     assert Settings(latency_from="model").wants_latency
     assert Settings.from_json(Settings(latency_from="model").to_json()).latency_from == "model"
-    with pytest.raises(SettingsError, match="^latencies are from timing or model, got 'guess'"):
+    with pytest.raises(SettingsError, match="^latencies are from timing, model, .* or bitfusion, got 'guess'"):
         Settings(latency_from="guess")
     with pytest.raises(SettingsError, match="--latency-table gives times and --latency-from model predicts them"):
         Settings(latency_from="model", latency_table=Path("table.json"))

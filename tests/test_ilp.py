@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.optimality import best, judge, realistic, wild
+from hawq_tvm.core.budget import Budget, Limit
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
-from hawq_tvm.core.specs import Bits, Budget, Cost, CostTable, LayerCosts, Limit
+from hawq_tvm.core.specs import Bits, Cost, CostTable, LayerCosts
 from hawq_tvm.ilp import SOLVERS, Problem, find_allocator, formulate, pulp_solver, solve_ilp
 
 W4, W8 = Bits(4, 4), Bits(8, 8)

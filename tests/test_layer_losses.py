@@ -11,20 +11,14 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule, clipped, weighted
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.quantizer import Range
 from hawq_tvm.core.specs import BitConfig, Bits
+from hawq_tvm.posttraining.changes import Change, Network, RealNetwork
 from hawq_tvm.posttraining.divergence import output_divergence
-from hawq_tvm.posttraining.layer_losses import (
-    Change,
-    Network,
-    RealNetwork,
-    layer_losses,
-    mean_results,
-    network_loss,
-    with_means_of,
-)
+from hawq_tvm.posttraining.layer_losses import layer_losses, mean_results, network_loss, with_means_of
 from hawq_tvm.posttraining.simulate import Grid, SimulatedNetwork
 
 from . import networks
@@ -44,7 +38,7 @@ def simulated(name: str, bits: str = "w4a4") -> SimulatedNetwork:
 
 
 def four_bits(name: str, layer: str) -> Tensor:
-    return torch.from_numpy(rounded(name)[layer][4].restored.astype(np.float32))
+    return torch.from_numpy(rounded(name)[layer][WeightFormat(4)].restored.astype(np.float32))
 
 
 class _Reads(RealNetwork):

@@ -129,9 +129,9 @@ def test_a_float_stands_only_where_it_is_proved_exact(name: str, storages: str) 
     for call, function in lowered.functions.items():
         if float_dtypes(lowered.module[function]):
             request = lowered.plan.requests[call]
-            op = request.node.op
-            assert isinstance(op, WeightedOperator)
-            assert float32_is_exact(op.rescale, op.bounds(request.inputs)), call
+            rescale, bounds = request.node.op.rescale_or_none, request.node.op.bounds(request.inputs)
+            assert rescale is not None and bounds is not None
+            assert float32_is_exact(rescale, bounds), call
 
 
 def test_the_search_for_floats_finds_one() -> None:

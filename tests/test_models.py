@@ -25,11 +25,52 @@ def test_zoo_networks_have_torchvisions_names() -> None:
     assert {"conv1.weight", "layer1.0.downsample.0.weight", "layer4.2.bn3.running_var", "fc.bias"} <= keys
     counts = {
         name: sum(p.numel() for p in load_model(name, "random").module.parameters())
-        for name in ("resnet18", "resnet50")
+        for name in ("resnet18", "resnet50", "resnet50_v1")
     }
-    assert counts == {"resnet18": 11_689_512, "resnet50": 25_557_032}, "as torchvision's"
+    assert counts == {"resnet18": 11_689_512, "resnet50": 25_557_032, "resnet50_v1": 25_557_032}, "as torchvision's"
     with torch.no_grad():
         assert load_model("resnet18").module(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+
+
+def test_the_two_resnet50s_differ_in_where_the_stride_is() -> None:
+    def strided(name: str) -> list[str]:
+        module = load_model(name, "random").module.layer2
+        return [f"{n} {m.stride[0]}" for n, m in module.named_modules() if isinstance(m, nn.Conv2d) and m.stride[0] > 1]
+
+    assert strided("resnet50") == ["0.conv2 2", "0.downsample.0 2"]
+    assert strided("resnet50_v1") == ["0.conv1 2", "0.downsample.0 2"]
+    ours, papers = (load_model(name, "random").module for name in ("resnet50", "resnet50_v1"))
+    papers.load_state_dict(ours.state_dict())
+
+
+def test_mobilenet_v1_is_the_papers() -> None:
+    """Layers, output sizes and parameters of table 1 and 4 of the paper; names of mit-han-lab/haq."""
+    network = load_model("mobilenet_v1", "random").module
+    assert sum(p.numel() for p in network.parameters()) == 4_231_976
+    keys = set(network.state_dict())
+    assert {"conv1.0.weight", "features.0.0.weight", "features.12.4.running_var", "classifier.0.bias"} <= keys
+    macs = 0
+
+    def count(module: nn.Module, _: Any, y: Tensor) -> None:
+        nonlocal macs
+        macs += module.weight[0].numel() * y[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+        assert macs == 568_740_352, "569 M in the paper's table 4"
+        assert network.features(network.conv1(torch.zeros(1, 3, 64, 64))).shape == (1, 1024, 2, 2)
+
+
+def test_mobilenet_v1_can_be_narrow() -> None:
+    from hawq_tvm.sources.zoo.mobilenet import mobilenet_v1
+
+    network = mobilenet_v1(num_classes=10, width=0.25).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert network.features[-1][3].out_channels == 256
 
 
 class _Lambda(nn.Module):
@@ -100,7 +141,7 @@ def test_a_users_file_is_taken_unchanged() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("mobilenet", "unknown network 'mobilenet'; known: resnet20"),
+        ("mobilenet", "unknown network 'mobilenet'; did you mean mobilenet_v1?"),
         ("nothing.py:make", "the network's file nothing.py does not exist"),
         (f"{HERE / 'networks.py'}:nothing", "has no function 'nothing'"),
         (f"{HERE / 'networks.py'}:broken", r"broken failed at line \d+: ValueError: no such configuration"),

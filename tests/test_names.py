@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 NETWORKS = [
     (
         "resnet19",
-        "unknown network 'resnet19'; did you mean resnet18? known: resnet20, resnet18, resnet50, resnet20_cifar",
+        "unknown network 'resnet19'; did you mean resnet18? known: resnet20, resnet18, resnet50, resnet50_v1",
     ),
     ("ResNet20", "did you mean resnet20?"),
     ("torchvison:resnet18", "did you mean torchvision:resnet18?"),

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from hawq_tvm.cli.app import app as real
 from hawq_tvm.cli.options import Changes, Of, flat
+from hawq_tvm.core.budget import CHOICE, Budget
 from hawq_tvm.core.errors import SettingsError
 from hawq_tvm.core.option import Option, option
-from hawq_tvm.core.specs import CHOICE, Budget
 from hawq_tvm.settings import Settings
 from hawq_tvm.sources.options import DataOptions
 
@@ -118,7 +118,8 @@ def test_run_and_profile_agree_on_every_option_they_share() -> None:
     commands = typer.main.get_command(real).commands  # type: ignore[attr-defined]
     run, profile = ({p.name: p for p in commands[verb].params} for verb in ("run", "profile"))
     only_run = {
-        "budget_size", "budget_bops", "budget_latency", "solver", "verify_samples", "bench_seconds", "bits_file"
+        "budget_size", "budget_bops", "budget_latency", "budget_energy", "solver", "evaluations",
+        "verify_samples", "bench_seconds", "bits_file",
     }  # fmt: skip
     assert run.keys() - profile.keys() == only_run
     for name in profile:
@@ -128,7 +129,7 @@ def test_run_and_profile_agree_on_every_option_they_share() -> None:
 def test_budgets_are_options_of_the_allocation() -> None:
     words = {item.name: item.metadata["option"] for item in fields(Budget)}
     assert {name: option.flag for name, option in words.items()} == {
-        "size": "--budget-size", "bops": "--budget-bops", "latency": "--budget-latency"
+        "size": "--budget-size", "bops": "--budget-bops", "latency": "--budget-latency", "energy": "--budget-energy"
     }  # fmt: skip
     assert {(option.panel, option.parse) for option in words.values()} == {(CHOICE, str)}
     assert repr(Budget(size="60%")) == "Budget(size=60%)"

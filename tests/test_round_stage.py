@@ -16,6 +16,8 @@ import torch
 
 import hawq_tvm
 from hawq_tvm import HessianSettings, RoundingSettings
+from hawq_tvm.calibration.rounding import Levels
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import RunError, SettingsError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.quantizer import LayerWeights, quantize_weight
@@ -161,19 +163,32 @@ def test_without_samples_given_scales_stand(tmp_path: Path) -> None:
     assert found.bits.layers["conv1"].weight == 3, "the layer whose bits were edited"
 
 
-def test_a_checkpoint_answers_its_own_question_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+LEVELS = (
+    Levels(WeightFormat(4)),
+    Levels(WeightFormat(2, codebook=True), np.array([-3, 0, 1, 9], np.int8)),
+)
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=["integers", "a codebook"])
+def test_a_checkpoint_answers_its_own_question_alone(
+    levels: Levels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "run").mkdir()
     run = Run(tmp_path / "run", {"stages": {}})
     found = Found(
         torch.ones(2, 3, dtype=torch.int8),
         *(torch.full((2,), value, dtype=torch.float64) for value in (0.5, 1.1, -2.0)),
+        levels,
     )
     checkpoint = Checkpoint(run, {"seed": 0})
     checkpoint.keep("a.b/c", found)
     shapes = {"a.b/c": (2, 3)}
     (again,) = Checkpoint(run, {"seed": 0}).found(shapes).items()
     assert again[0] == "a.b/c"
-    assert all(torch.equal(getattr(again[1], part), getattr(found, part)) for part in vars(found))
+    parts = [part for part in vars(found) if part != "levels"]
+    assert all(torch.equal(getattr(again[1], part), getattr(found, part)) for part in parts)
+    assert again[1].levels.format == levels.format
+    assert np.array_equal(np.asarray(again[1].levels.codebook), np.asarray(levels.codebook))
     assert Checkpoint(run, {"seed": 1}).found(shapes) == {}
     for others in ({"a.b/c": (2, 4)}, {"a.b/c": (3, 3)}, {"another": (2, 3)}):
         assert checkpoint.found(others) == {}, "of no layer of this network"

@@ -17,6 +17,7 @@ from hawq_tvm.calibration.moments import Moments, MomentSums, by_group, has_own_
 from hawq_tvm.calibration.rounding import (
     _CANDIDATES,
     Elimination,
+    Levels,
     Rounded,
     candidate_ratios,
     damped,
@@ -25,15 +26,24 @@ from hawq_tvm.calibration.rounding import (
     find_grid,
     fit,
     max_abs_scales,
-    nearest,
     nearest_errors,
     search_nearest,
     squared_error,
 )
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import Clip, FloatNode
 from hawq_tvm.core.ir import Window
 
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def integers(limit: int) -> Levels:
+    """All from -limit to limit."""
+    return Levels(WeightFormat(limit.bit_length() + 1))
+
+
+def nearest(weight: Tensor, scales: Tensor, limit: int) -> Tensor:
+    return integers(limit).nearest(weight / scales)
 
 
 def correlated(generator: torch.Generator, groups: int, columns: int) -> Tensor:
@@ -94,7 +104,7 @@ def test_candidates_are_narrower_and_wider_than_max_abs() -> None:
 def test_scale_search_beats_max_abs_by_its_own_measure(seed: int) -> None:
     weight, inputs = problem(seed)
     start = max_abs_scales(weight, 7)
-    found = search_nearest(weight, inputs, start, 7)
+    found = search_nearest(weight, inputs, start, integers(7))
     importance = torch.diag_embed(inputs.diagonal(dim1=1, dim2=2))
     errors = [squared_error(weight, nearest(weight, s, 7) * s, importance) for s in (found, start)]
     assert (errors[0] <= errors[1]).all()
@@ -117,9 +127,9 @@ def test_descent_never_raises_the_error_and_stays_on_the_grid(seed: int, bits: i
     limit = (1 << bits) - 1
     weight, inputs = problem(seed)
     scales = max_abs_scales(weight, limit)
-    start = Rounded(nearest(weight, scales, limit), scales)
+    start = Rounded(nearest(weight, scales, limit), scales, integers(limit))
     for rescale in (False, True):
-        found = descend(weight, inputs, start, limit, rescale=rescale)
+        found = descend(weight, inputs, start, rescale=rescale)
         error, before = (squared_error(weight, r.restored, inputs) for r in (found, start))
         assert (error <= before * (1 + 1e-9)).all()
         assert torch.equal(found.integers, found.integers.round().clamp(-limit, limit))
@@ -132,7 +142,7 @@ def test_descent_never_raises_the_error_and_stays_on_the_grid(seed: int, bits: i
 def test_descent_ends_where_no_single_integer_does_better(seed: int) -> None:
     weight, inputs = problem(seed, groups=1, rows=2, columns=4)
     scales = max_abs_scales(weight, 3)  # so few integers that each move counts as more than settled
-    found = descend(weight, inputs, Rounded(nearest(weight, scales, 3), scales), 3, rescale=False)
+    found = descend(weight, inputs, Rounded(nearest(weight, scales, 3), scales, integers(3)), rescale=False)
     error = squared_error(weight, found.restored, inputs)
     for column, level in product(range(4), range(-3, 4)):
         other = found.integers.clone()
@@ -147,8 +157,8 @@ def test_elimination_and_descent_come_near_the_best_of_all_integers() -> None:
     every = torch.tensor(list(product(range(-3, 4), repeat=4)), dtype=torch.float64)
     errors = weight[:, :, None] - every * scales[:, :, None]  # [g, o, 7^4, 4]
     best = ((errors @ inputs[:, None]) * errors).sum(3).amin(2)
-    start = Rounded(Elimination(inputs).round(weight, scales, 3), scales)
-    found = squared_error(weight, descend(weight, inputs, start, 3, rescale=False).restored, inputs)
+    start = Rounded(Elimination(inputs).round(weight, scales, integers(3)), scales, integers(3))
+    found = squared_error(weight, descend(weight, inputs, start, rescale=False).restored, inputs)
     near = squared_error(weight, nearest(weight, scales, 3) * scales, inputs)
     assert (found >= best * (1 - 1e-9)).all()
     assert (found - best).sum() <= 0.4 * (near - best).sum()
@@ -160,17 +170,17 @@ def test_elimination_is_nearest_rounding_where_inputs_do_not_correlate(seed: int
     weight, inputs = problem(seed)
     diagonal = torch.diag_embed(inputs.diagonal(dim1=1, dim2=2))
     scales = max_abs_scales(weight, 7)
-    assert torch.equal(Elimination(diagonal).round(weight, scales, 7), nearest(weight, scales, 7))
+    assert torch.equal(Elimination(diagonal).round(weight, scales, integers(7)), nearest(weight, scales, 7))
 
 
 def test_elimination_is_the_same_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, inputs = problem(1, columns=13)
     scales = max_abs_scales(weight, 7)
-    whole = Elimination(inputs).round(weight, scales, 7)
-    descended = descend(weight, inputs, Rounded(whole, scales), 7, rescale=True)
+    whole = Elimination(inputs).round(weight, scales, integers(7))
+    descended = descend(weight, inputs, Rounded(whole, scales, integers(7)), rescale=True)
     monkeypatch.setattr("hawq_tvm.calibration.rounding._BLOCK", 3)
-    assert torch.equal(Elimination(inputs).round(weight, scales, 7), whole)
-    again = descend(weight, inputs, Rounded(whole, scales), 7, rescale=True)
+    assert torch.equal(Elimination(inputs).round(weight, scales, integers(7)), whole)
+    again = descend(weight, inputs, Rounded(whole, scales, integers(7)), rescale=True)
     assert torch.equal(again.integers, descended.integers)
 
 
@@ -180,7 +190,7 @@ def test_elimination_makes_up_for_what_it_rounded() -> None:
     weight = torch.tensor([[[0.5, 0.5]]], dtype=torch.float64)
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     assert nearest(weight, one, 7).tolist() == [[[1.0, 1.0]]]
-    assert sorted(Elimination(inputs).round(weight, one, 7).flatten().tolist()) == [0.0, 1.0]
+    assert sorted(Elimination(inputs).round(weight, one, integers(7)).flatten().tolist()) == [0.0, 1.0]
 
 
 @given(SEEDS)
@@ -189,10 +199,12 @@ def test_search_ends_with_the_least_error_over_the_promising_candidates(seed: in
     weight, inputs = problem(seed, groups=1, rows=3, columns=66)
     scales = max_abs_scales(weight, 7)
     elimination = Elimination(inputs)
-    found = elimination.search(weight, scales, 7)
+    found = elimination.search(weight, scales, integers(7))
     candidates = [scales * ratio for ratio in candidate_ratios(7)]
-    ends = torch.stack([squared_error(weight, elimination.round(weight, s, 7) * s, inputs) for s in candidates])
-    promising = nearest_errors(weight, inputs, scales, 7).argsort(0)[:_CANDIDATES]
+    ends = torch.stack(
+        [squared_error(weight, elimination.round(weight, s, integers(7)) * s, inputs) for s in candidates]
+    )
+    promising = nearest_errors(weight, inputs, scales, integers(7)).argsort(0)[:_CANDIDATES]
     error = squared_error(weight, found.restored, inputs)
     assert torch.allclose(error, ends.gather(0, promising).amin(0))
 
@@ -201,9 +213,11 @@ def test_promising_candidates_are_hardly_worse_than_all() -> None:
     weight, inputs = problem(0, groups=2, rows=16, columns=70)
     scales = max_abs_scales(weight, 7)
     elimination = Elimination(inputs)
-    found = squared_error(weight, elimination.search(weight, scales, 7).restored, inputs)
+    found = squared_error(weight, elimination.search(weight, scales, integers(7)).restored, inputs)
     candidates = [scales * ratio for ratio in candidate_ratios(7)]
-    ends = torch.stack([squared_error(weight, elimination.round(weight, s, 7) * s, inputs) for s in candidates])
+    ends = torch.stack(
+        [squared_error(weight, elimination.round(weight, s, integers(7)) * s, inputs) for s in candidates]
+    )
     assert found.sum() < 1.1 * ends.amin(0).sum()
     assert found.sum() < ends[35].sum()  # max-abs
 
@@ -233,7 +247,9 @@ def test_singular_and_dead_inputs_still_have_an_answer(damping: float) -> None:
         elimination = Elimination(with_ridge)
         target = elimination.solve(weight @ second_moment + ridge * weight)
         assert torch.allclose(target, weight, atol=1e-6)  # the outputs are theirs
-        assert torch.isfinite(fit(target, elimination, max_abs_scales(weight, 7), 7, search=True).restored).all()
+        assert torch.isfinite(
+            fit(target, elimination, max_abs_scales(weight, 7), integers(7), search=True).restored
+        ).all()
     assert torch.equal(damped(dead, damping)[0], torch.eye(6, dtype=torch.float64).expand_as(dead))
 
 

@@ -30,7 +30,7 @@ def both(net: FloatGraph, ranges: RangeTable, bits: BitConfig) -> tuple[Simulate
     """A network in reals with the weights and biases of the integer graph beside it."""
     types = ActivationTypes(net, ranges, bits)
     rounded = {
-        layer.name: round_to_nearest(layer, bits.layers[layer.name].weight, types.reads(layer).scale)
+        layer.name: round_to_nearest(layer, bits.layers[layer.name].format, types.reads(layer).scale)
         for layer in net.layers
     }
     weights = {name: torch.from_numpy(found.restored.astype(np.float32)) for name, found in rounded.items()}

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hawq_tvm.core.budget import Budget, Limit
 from hawq_tvm.core.errors import AllocationError, CompileError, RunError
-from hawq_tvm.core.specs import BitConfig, Bits, Budget, Cost, CostTable, LayerCosts, Limit
+from hawq_tvm.core.specs import BitConfig, Bits, Border, BorderCost, Cost, CostTable, LayerCosts
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, Target, find_target
 from hawq_tvm.settings import Settings
 
@@ -72,11 +73,11 @@ def test_bits_are_read_and_ordered() -> None:
 
 
 @pytest.mark.parametrize("value", [True, None, "1", float("nan"), float("inf"), -1.0, 1j])
-@pytest.mark.parametrize("name", ["size_bytes", "bops", "latency_us", "sensitivity"])
+@pytest.mark.parametrize("name", ["size_bytes", "bops", "latency_us", "energy_uj", "sensitivity"])
 def test_costs_are_finite_and_only_sensitivities_may_be_negative(name: str, value: object) -> None:
     fields = {"sensitivity": 0.0, "size_bytes": 0.0, "bops": 0, "latency_us": 0.0}
     changed = {**fields, name: value}
-    if (name, value) in (("latency_us", None), ("sensitivity", -1.0)):
+    if (name, value) in (("latency_us", None), ("energy_uj", None), ("sensitivity", -1.0)):
         assert getattr(Cost(**changed), name) == value  # type: ignore[arg-type]
         return
     least = "" if name == "sensitivity" else " of at least 0"
@@ -112,6 +113,7 @@ UNITS = {
     },
     "bops": {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12},
     "latency_us": {"": 1, "us": 1, "ms": 10**3, "s": 10**6},
+    "energy_uj": {"": 1, "nJ": 1e-3, "uJ": 1, "mJ": 10**3, "J": 10**6},
 }  # fmt: skip
 
 
@@ -132,13 +134,14 @@ def test_budgets_print_compare_and_survive_json() -> None:
     assert repr(budget) == "Budget(size=60%, bops=2e+09, latency=1500us)"
     assert Budget.from_json(json.loads(json.dumps(budget.to_json()))) == budget
     assert Budget.from_json({}) == Budget()
-    for name in ("size", "bops", "latency"):
+    for name in ("size", "bops", "latency", "energy"):
         one = Budget(**{name: "60%"})
         assert Budget.from_json(one.to_json()) == one != budget  # type: ignore[arg-type]
         assert bool(one)
     assert len({budget, Budget(size="60%", bops=2e9, latency="1.5ms"), Budget()}) == 2
     assert not Budget()
     assert budget != "60%"
+    assert repr(Budget(size=5, energy="2mJ")) == "Budget(size=5B, energy=2000uJ)"
 
 
 def test_bit_configurations_survive_json_and_hands() -> None:
@@ -180,6 +183,21 @@ def test_cost_tables_survive_json() -> None:
         table.total(BitConfig({"a": Bits(2, 2)}), "bops")
 
 
+def test_borders_cost_what_their_layers_bits_say_and_survive_json() -> None:
+    rows = {Bits(4, 4): Cost(0.5, 10.0, 160, 1.5, energy_uj=3.0), Bits(8, 8): Cost(0.1, 20.0, 640, 2.0, energy_uj=4.0)}
+    border = Border("a", "b", {(Bits(4, 4), Bits(8, 8)): BorderCost(latency_us=0.25), (Bits(8, 8), Bits(4, 4)):
+                               BorderCost(latency_us=0.5, energy_uj=1.0)})  # fmt: skip
+    table = CostTable((LayerCosts("a", 20, 10, rows), LayerCosts("b", 20, 10, rows)), borders=(border,))
+    assert CostTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+    mixed = BitConfig({"a": Bits(8, 8), "b": Bits(4, 4)})
+    assert (table.total(mixed, "latency_us"), table.total(mixed, "energy_uj")) == (4.0, 8.0)
+    assert table.total(BitConfig({"a": Bits(4, 4), "b": Bits(8, 8)}), "latency_us") == 3.75
+    assert table.total(BitConfig.uniform(("a", "b"), Bits(4, 4)), "latency_us") == 3.0, (
+        "what is not listed costs nothing"
+    )
+    assert table.total(mixed, "sensitivity") == 0.6
+
+
 COSTS = {
     "layers": [
         {"name": name, "parameters": 2, "macs": 3, "choices": {"w4a4": {"sensitivity": -1, "size_bytes": 2, "bops": 3}}}
@@ -187,6 +205,18 @@ COSTS = {
     ],
     "ties": [["a", "b"]],
 }
+
+
+def border(**changes: Any) -> dict[str, Any]:
+    """The JSON of a border."""
+    return {"first": "a", "second": "b", "costs": {"w4a4": {"w4a4": {"latency_us": 1.0}}}, **changes}
+
+
+@pytest.mark.parametrize("value", [-1.0, None, float("nan"), "1", True])
+def test_costs_of_borders_are_finite_and_not_negative(value: Any) -> None:
+    for name in ("size_bytes", "bops", "latency_us", "energy_uj"):
+        with pytest.raises(AllocationError, match=f"{name} of a border must be a finite number of at least 0, got"):
+            BorderCost(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -210,6 +240,25 @@ COSTS = {
         ),
         (lambda data: data.update(ties=[["a", "c"]]), "ties names 'c', which is no layer"),
         (lambda data: data.update(sources=[]), "sources is a list of 0, expected an object"),
+        (lambda data: data.update(borders=[border(second="c")]), "borders names 'c', which is no layer"),
+        (lambda data: data.update(borders=[border(second="a")]), "a border lies between two layers, and one names 'a'"),
+        (lambda data: data.update(borders=[border(first=3)]), "borders[0].first is 3, expected text"),
+        (
+            lambda data: data.update(borders=[border(costs={"w4a4": {"w8a8": {}}})]),
+            "a border of layer 'b' has a cost at w8a8, and the layer has none",
+        ),
+        (
+            lambda data: data.update(borders=[border(costs={"w4a4": {"w4a4": {}, "4": {}}})]),
+            "the border of 'a' and 'b' has two costs for w4a4 and w4a4",
+        ),
+        (
+            lambda data: data.update(borders=[border(costs={"4": {"4": {"latency_us": -1}}})]),
+            "borders[0].costs.4.4.latency_us is -1",
+        ),
+        (
+            lambda data: data.update(borders=[border(costs={"4": {"4": {"price": 1}}})]),
+            "borders[0].costs.4.4.price is not known",
+        ),
     ],
 )
 def test_cost_tables_that_are_none_are_refused(change: Callable[[Any], object], message: str) -> None:

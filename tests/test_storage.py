@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import inf
 from random import Random
@@ -41,13 +41,16 @@ def stored_types(draw: st.DrawFn) -> tuple[TensorType, Storage]:
     if bits < 32 and dtype.signed and draw(st.booleans()):
         offset = -dtype.lo + draw(st.integers(0, (1 << bits) - 1 - (dtype.hi - dtype.lo)))
     shape = draw(st.tuples(st.integers(1, 19), st.integers(1, 5), st.integers(1, 5)))
-    return TensorType(dtype, shape, 1.0), Storage(order, block, multiple, frame, bits, offset)
+    beside = st.integers(0, 3) if (order, bits) == ("NHWC", 8) else st.just(0)
+    return TensorType(dtype, shape, 1.0), Storage(
+        order, block, multiple, frame, bits, offset, draw(beside), draw(beside)
+    )
 
 
 def values_of_stored(stored: Array, type: TensorType, storage: Storage) -> Array:
     """Every element's value as [N, C, H, W], padding included, by other means than `unpack`: one loop."""
     top, left, bottom, right = storage.frame
-    channels = storage.channels(type)
+    channels = storage.before + storage.channels(type) + storage.after
     height, width = type.shape[1] + top + bottom, type.shape[2] + left + right
     found = np.empty((len(stored), channels, height, width), np.int64)
     signed = type.dtype.signed and not storage.offset
@@ -71,16 +74,36 @@ def test_unpack_is_the_inverse_and_padding_is_zero(case: tuple[TensorType, Stora
     x = random_integers(TensorType(type.dtype, (batch, *type.shape), 1.0), 1, seed)[0]
     stored = pack(x, type, storage)
     assert stored.shape == storage.shape(type, batch)
-    assert stored.nbytes == storage.size_bytes(type, batch)
+    own = storage.own(stored, type)
+    assert own.nbytes == storage.size_bytes(type, batch)
     back = unpack(stored, type, storage)
     assert back.dtype == x.dtype
     assert np.array_equal(back, x)
     every = values_of_stored(stored, type, storage)
     top, left, _, _ = storage.frame
     channels, height, width = type.shape
-    assert np.array_equal(every[:, :channels, top : top + height, left : left + width], x)
-    every[:, :channels, top : top + height, left : left + width] = 0
-    assert not every.any(), "the frame and the channels that fill up hold the value zero"
+    inside = every[:, storage.before : storage.before + channels, top : top + height, left : left + width]
+    assert np.array_equal(inside, x)
+    inside[...] = 0
+    assert not every.any(), "the frame, the channels that fill up and those of others hold the value zero"
+    own[...] = 1
+    assert (stored == 1).sum() == own.size, "a view of the array"
+
+
+@given(stored_types(), st.data())
+def test_a_part_lies_where_the_whole_has_its_channels(case: tuple[TensorType, Storage], data: st.DataObject) -> None:
+    type, storage = case
+    if (storage.order, storage.bits) != ("NHWC", 8):
+        type, storage = replace(type, dtype=U8), Storage("NHWC", frame=storage.frame, multiple=storage.multiple)
+    x = random_integers(TensorType(type.dtype, (2, *type.shape), 1.0), 1)[0]
+    start = data.draw(st.integers(0, type.shape[0] - 1))
+    count = data.draw(st.integers(1, type.shape[0] - start))
+    some = replace(type, shape=(count, *type.shape[1:]))
+    part = storage.part(type, start, some, 1)
+    assert part.shape(some, 2) == storage.shape(type, 2)
+    stored = pack(x, type, storage)
+    assert np.array_equal(unpack(stored, some, part), x[:, start : start + count])
+    assert part.part(some, 0, replace(some, shape=(1, *type.shape[1:])), 1).before == storage.before + start
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([4, 8]))
@@ -126,6 +149,9 @@ def test_signed_values_are_stored_with_an_offset() -> None:
         ({"frame": (0, 0, -1, 0)}, "four sizes of at least 0"),
         ({"frame": (1, 1)}, "four sizes of at least 0"),
         ({"bits": 32, "offset": 1}, "stored as they are"),
+        ({"before": 4}, "only bytes that lie channels last are a part"),
+        ({"order": "NHWC", "after": -1}, "only bytes that lie channels last are a part"),
+        ({"order": "NHWC", "after": 4, "bits": 4}, "only bytes that lie channels last are a part"),
     ],
 )
 def test_fields_that_contradict_one_another(fields: dict[str, object], message: str) -> None:

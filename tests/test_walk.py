@@ -13,8 +13,10 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule, weighted
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
 from hawq_tvm.calibration.moments import MomentSums
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.float_ir import FloatGraph, FloatNode
+from hawq_tvm.core.hashing import own_seed
 from hawq_tvm.core.integerize import integerize, round_to_nearest
 from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import Conv2d
@@ -22,11 +24,12 @@ from hawq_tvm.core.quantizer import LayerWeights, Range, weight_limit
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.posttraining.alone import round_alone
 from hawq_tvm.posttraining.layer import Found
-from hawq_tvm.posttraining.walk import Walk, own_seed, samples_that_fit
+from hawq_tvm.posttraining.walk import Walk, samples_that_fit
 from hawq_tvm.settings import RoundingSettings
 
 from .builders import captured, ranges_of, samples
 
+FOUR, EIGHT = WeightFormat(4), WeightFormat(8)
 NETWORKS = ("Residual", "Mobile", "Concat")
 NEAREST = RoundingSettings("nearest", scale_search=False, slope=False, bias=False)
 
@@ -246,8 +249,8 @@ def test_samples_are_as_many_as_memory_is_set_apart_for(monkeypatch: pytest.Monk
 def test_layers_alone_are_rounded_towards_themselves(name: str) -> None:
     """On float inputs the error of a layer's own outputs is less than that of nearest rounding, at each width."""
     graph = captured(name)
-    found = round_alone(graph, pieces(), (4, 8), RoundingSettings(), threads=2)
-    again = round_alone(graph, pieces(), (8, 4), RoundingSettings())
+    found = round_alone(graph, pieces(), (FOUR, EIGHT), RoundingSettings(), threads=2)
+    again = round_alone(graph, pieces(), (EIGHT, FOUR), RoundingSettings())
     assert [*found] == [layer.name for layer in graph.layers]
     inputs: dict[str, torch.Tensor] = {}
     with torch.no_grad():
@@ -262,12 +265,13 @@ def test_layers_alone_are_rounded_towards_themselves(name: str) -> None:
         return float((got - wanted).square().mean())
 
     for layer in graph.layers:
-        assert [*found[layer.name]] == [4, 8]
-        assert error(layer, found[layer.name][4]) < error(layer, round_to_nearest(layer, 4, 1.0)), layer.name
-        assert error(layer, found[layer.name][8]) <= 1.01 * error(layer, round_to_nearest(layer, 8, 1.0)), layer.name
-        for bits, weights in found[layer.name].items():
-            assert weights.bits == bits
-            assert np.array_equal(weights.integers, again[layer.name][bits].integers)
+        assert [*found[layer.name]] == [FOUR, EIGHT]
+        nearest = {format: round_to_nearest(layer, format, 1.0) for format in (FOUR, EIGHT)}
+        assert error(layer, found[layer.name][FOUR]) < error(layer, nearest[FOUR]), layer.name
+        assert error(layer, found[layer.name][EIGHT]) <= 1.01 * error(layer, nearest[EIGHT]), layer.name
+        for format, weights in found[layer.name].items():
+            assert weights.format == format
+            assert np.array_equal(weights.integers, again[layer.name][format].integers)
 
 
 def test_given_scales_are_those_of_layers_alone_too() -> None:
@@ -275,12 +279,14 @@ def test_given_scales_are_those_of_layers_alone_too() -> None:
     first, second = graph.layers[:2]
     assert first.weight is not None
     scales = np.full(len(first.weight), 0.0625)
-    found = round_alone(graph, pieces(), (4, 8), RoundingSettings(), scales={first.name: scales, second.name: None})
-    for bits in (4, 8):
-        assert np.array_equal(found[first.name][bits].scales, scales)
-    free = round_alone(graph, pieces(), (4,), RoundingSettings())
-    assert not np.array_equal(free[first.name][4].scales, scales)
-    assert np.array_equal(free[second.name][4].integers, found[second.name][4].integers)
+    found = round_alone(
+        graph, pieces(), (FOUR, EIGHT), RoundingSettings(), scales={first.name: scales, second.name: None}
+    )
+    for format in (FOUR, EIGHT):
+        assert np.array_equal(found[first.name][format].scales, scales)
+    free = round_alone(graph, pieces(), (FOUR,), RoundingSettings())
+    assert not np.array_equal(free[first.name][FOUR].scales, scales)
+    assert np.array_equal(free[second.name][FOUR].integers, found[second.name][FOUR].integers)
 
 
 def test_a_layer_of_too_many_inputs_is_rounded_to_nearest_and_corrected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ import typer
 
 from hawq_tvm.cli import console
 from hawq_tvm.cli.options import Changes, Of, flat
+from hawq_tvm.core.budget import CHOICE, Budget
 from hawq_tvm.core.devices import FORMS, Device
 from hawq_tvm.core.errors import HawqError, SettingsError
-from hawq_tvm.core.specs import CHOICE, Budget
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, architectures_of, find_target
 from hawq_tvm.core.version import VERSION
 from hawq_tvm.runs.rundir import open_run
@@ -34,7 +34,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_DECIDES = ("bits", "budget", "pins", "pin_ends", "solver", "residual_bits", "stored_bits")
+_DECIDES = (
+    *("bits", "budget", "pins", "pin_ends", "solver", "evaluations", "choose_by", "caution"),
+    *("residual_bits", "stored_bits"),
+)
 """The settings that `allocate` takes anew."""
 
 _INTERRUPTED, _INTERNAL = 130, 3
@@ -43,7 +46,7 @@ _TRACEBACK = "HAWQ_TVM_TRACEBACK"
 Model = Annotated[
     str,
     typer.Argument(
-        help="zoo name (resnet20, resnet18, resnet50, resnet20_cifar), torchvision:NAME, timm:NAME or file.py:factory"
+        help="zoo name (resnet18, resnet50, mobilenet_v1, ...), torchvision:NAME, timm:NAME or file.py:factory"
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(help="run directory")]
@@ -166,7 +169,9 @@ def run(
 @flat
 def profile(
     model: Model,
-    settings: Annotated[Settings, Of(Settings, without=("budget", "solver", "verify_samples", "bench_seconds"))],
+    settings: Annotated[
+        Settings, Of(Settings, without=("budget", "solver", "evaluations", "verify_samples", "bench_seconds"))
+    ],
     samples: DataOptions,
     data: DataName = "random",
     weights: Weights = None,
@@ -275,6 +280,20 @@ def debug(
     from hawq_tvm.cli import commands
 
     return commands.debug(path, samples, data, trust_code, as_json)
+
+
+@app.command()
+def compare(
+    path: RunPath,
+    samples: Annotated[int | None, typer.Option(help="evaluation samples measured on; default 64", min=4)] = None,
+    trust_code: TrustCode = False,
+    as_json: AsJson = False,
+) -> int:
+    """Say which metrics order layers as the loss does: rank correlations with what each layer alone really loses."""
+    open_run(path)
+    from hawq_tvm.cli import commands
+
+    return commands.compare(path, samples, trust_code, as_json)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from hawq_tvm.core.errors import AllocationError, CompileError, RunError, Settin
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS, Target, find_target
-from hawq_tvm.ilp import Allocation, find_allocator
+from hawq_tvm.ilp import Allocation
 from hawq_tvm.measure.roofline import measure_roofline
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
@@ -37,6 +37,7 @@ from hawq_tvm.runs.provenance import (
 from hawq_tvm.runs.report import write_report
 from hawq_tvm.runs.rundir import Run, borrow_run, edit_run, is_writable, read_run
 from hawq_tvm.runs.summary import summarize
+from hawq_tvm.search import MEASURING, check_allocator
 from hawq_tvm.settings import Settings
 from hawq_tvm.sources.data import load_data
 from hawq_tvm.sources.models import LoadedModel, load_model
@@ -105,7 +106,7 @@ def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file
 def _check_settings(settings: Settings, target: str) -> None:
     """Find what is wrong with the options before anything takes time."""
     _check_device(settings.device, find_target(target), settings.threads)
-    find_allocator(settings.solver)
+    check_allocator(settings.solver)
     make_observers(settings.observer)
     if settings.latency_table is not None:
         read_json(settings.latency_table, "latency table")
@@ -140,7 +141,7 @@ def profile(path: Path, sources: Sources, settings: Settings, target: str, as_js
 
 def allocate(path: Path, changes: Changes, as_json: bool) -> int:
     """`hawq-tvm allocate`; what is not in `changes` is as the run was profiled."""
-    find_allocator(changes.get("solver", Settings.solver))
+    check_allocator(changes.get("solver", Settings.solver))
     if path.is_file():
         table = read_costs(path)
         bits = tuple(sorted({pair for layer in table.layers for pair in layer.choices}))
@@ -152,7 +153,9 @@ def allocate(path: Path, changes: Changes, as_json: bool) -> int:
             result = replace(result, bits=replace(result.bits, residual=settings.residual_bits))
     else:
         with edit_run(path) as run:
-            work = Work(run, replace(stored_settings(run), **changes), reporter=console.ConsoleReporter())
+            settings = replace(stored_settings(run), **changes)
+            samples = stored_data(run) if settings.solver in MEASURING else None
+            work = Work(run, settings, data=samples, reporter=console.ConsoleReporter())
             pipeline.perform(work, pipeline.ALLOCATE, force=True)
             result = Allocation(bits=work.artifacts.bits, **run.json(files.ALLOCATION))
     if as_json:
@@ -316,6 +319,20 @@ def debug(path: Path, samples: int | None, data: str | None, trust_code: bool, a
         console.print_json(report.to_json())
     else:
         console.print_causes(report)
+    return 0
+
+
+def compare(path: Path, samples: int | None, trust_code: bool, as_json: bool) -> int:
+    """`hawq-tvm compare`."""
+    with _measuring(path) as run:
+        work = _resume(run, find_target(DEFAULT_TARGET), None, trust_code)
+        work.compare_samples = samples or work.compare_samples
+        pipeline.perform(work, pipeline.COMPARE)
+        report = work.artifacts.comparison
+    if as_json:
+        console.print_json(report.to_json())
+    else:
+        console.print_comparison(report)
     return 0
 
 

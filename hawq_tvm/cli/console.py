@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hawq_tvm.core.specs import CostTable
     from hawq_tvm.ilp import Allocation
     from hawq_tvm.measure.bench import BenchReport
+    from hawq_tvm.measure.comparison import Comparison
     from hawq_tvm.measure.debug_report import DebugReport
     from hawq_tvm.measure.fidelity import ValueFidelity
     from hawq_tvm.measure.roofline import Roofline
@@ -43,6 +44,9 @@ BOUNDS = (
     "bandwidth, whichever takes longer, which bounds it"
 )
 """What stands in the table of bounds, for the reader."""
+
+TRUTHS = {"loss": "beside the true rise of the loss", "kl": "beside the result's divergence"}
+"""What metrics are held to, for the reader."""
 
 _WIDE = 200  # columns where there is no terminal to fit
 
@@ -338,6 +342,32 @@ def print_causes(report: DebugReport) -> None:
         out.print(Text(sentence, style="yellow"))
 
 
+def print_comparison(report: Comparison) -> None:
+    """Metrics by how far they order layers as the loss does, and which to trust."""
+    for part, truth in dict.fromkeys((row.part, row.truth) for row in report.rows):
+        rows = [row for row in report.rows if (row.part, row.truth) == (part, truth)]
+        cells = [
+            (
+                row.metric,
+                *(
+                    f"{value:.2f} ({low:.2f} to {high:.2f})"
+                    for value, (low, high) in (
+                        (row.spearman, row.spearman_interval),
+                        (row.kendall, row.kendall_interval),
+                    )
+                ),
+                "*" if row.trusted else "",
+            )
+            for row in rows
+        ]
+        itself = report.itself[f"{part} {truth}"]
+        out.print(Text(f"{part} at {rows[0].bits} bits, {TRUTHS[truth]}; two halves agree {itself:.2f}", style="bold"))
+        print_table(("metric", "Spearman (95 %)", "Kendall (95 %)", "best"), cells)
+    out.print(Text(f"{report.layers} layers, each alone, on {report.samples} evaluation samples of {report.data}"))
+    for sentence in report.advice:
+        out.print(Text(sentence, style="yellow"))
+
+
 def print_costs(table: CostTable) -> None:
     """Every layer's costs at every candidate pair, and where the numbers come from."""
     pairs = sorted({bits for layer in table.layers for bits in layer.choices})
@@ -358,6 +388,7 @@ def print_allocation(result: Allocation) -> None:
     """The chosen bits, and what they cost within which limits."""
     for name, bits in result.bits.layers.items():
         out.print(Text(f"{bits}  {name}"))
+    out.print(Text(f"chosen by {result.bits.origin}"))
     error = "" if result.sensitivity_error is None else f" +- {result.sensitivity_error:.0%}"
     out.print(Text(f"sensitivity: {result.sensitivity:.3g}{error} ({result.solver}, {result.seconds:.3f} s)"))
     for cost, value in result.costs.items():

@@ -44,6 +44,7 @@ def examine() -> list[Check]:
         _c_compiler(),
         _probe("solver CBC", _cbc),
         _package("solver HiGHS", "highspy", "optional; pip install highspy"),
+        _package("solver Optuna", "optuna", "optional; pip install optuna"),
         _cuda_compiler(),
         _disassembler(),
         _cuda_driver(),

@@ -82,7 +82,7 @@ class InfeasibleBudget(AllocationError):
     """No bit configuration meets the budgets.
 
     Attributes:
-        budget: which budget binds: ``size_bytes``, ``bops`` or ``latency_us``.
+        budget: which budget binds: ``size_bytes``, ``bops``, ``latency_us`` or ``energy_uj``.
         limit: what was asked for, in the budget's unit.
         nearest: the smallest value that any configuration reaches while it meets the other budgets.
     """

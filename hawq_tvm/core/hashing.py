@@ -1,4 +1,4 @@
-"""Hashes of files and of what is stored in them."""
+"""Hashes of files and of what is stored in them, and seeds that no two uses share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def file_sha256(path: Path) -> str:
@@ -21,3 +23,12 @@ def json_sha256(data: Any) -> str:
     True
     """
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def own_seed(*key: int) -> int:
+    """A seed of its own for each part of a piece of work, which that of no other repeats.
+
+    Args:
+        key: the seed of the whole, then what tells the parts apart: a layer's number, a piece's, a probe's.
+    """
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.dyadic import round_half_up, to_dyadic
 from hawq_tvm.core.errors import AllocationError, CalibrationError, GraphError
 from hawq_tvm.core.float32_rescale import odd_multipliers
@@ -31,7 +32,14 @@ from hawq_tvm.core.ops import (
     PadChannels,
     Requantize,
 )
-from hawq_tvm.core.quantizer import FloatArray, LayerWeights, RangeTable, quantize_weight, weight_scales
+from hawq_tvm.core.quantizer import (
+    FloatArray,
+    LayerWeights,
+    RangeTable,
+    cluster_weight,
+    quantize_weight,
+    weight_scales,
+)
 from hawq_tvm.core.specs import BitConfig
 
 _BIAS_LIMIT = 2.0**30  # half of what the accumulator holds, the other half is the products'
@@ -183,20 +191,21 @@ class _Integerizer:
         if len(node.inputs) == 2:
             residual_ratio = self.types[node.inputs[1]].scale / type.scale
         rescale = self._rescale(node, type, accumulator_scales / type.scale, residual_ratio)
+        weight, bits, codebook = rounded.integers, rounded.format.carried_bits, rounded.codebook
         if node.kind == "linear":
-            return Linear(rounded.integers, rounded.bits, bias, rescale), inputs, type
+            return Linear(weight, bits, bias, rescale, codebook=codebook), inputs, type
         assert node.window is not None
-        return Conv2d(rounded.integers, rounded.bits, bias, rescale, node.window, node.groups), inputs, type
+        return Conv2d(weight, bits, bias, rescale, node.window, node.groups, codebook=codebook), inputs, type
 
     def _rounded(self, node: FloatNode, input_scale: float) -> LayerWeights:
         """A layer's integers, as they are given or the nearest ones."""
-        bits = self.activations.bits.layers[node.name].weight
+        format = self.activations.bits.layers[node.name].format
         given = self.weights.get(node.name)
         if given is None:
-            return round_to_nearest(node, bits, input_scale)
-        if given.bits != bits:
+            return round_to_nearest(node, format, input_scale)
+        if given.format != format:
             raise AllocationError(
-                f"layer '{node.name}' was rounded to {given.bits} bits and is to have {bits}; round it again"
+                f"layer '{node.name}' was rounded to {given.format} bits and is to have {format}; round it again"
             )
         return given.with_scales(np.maximum(given.scales, least_scales(given.bias, input_scale)))
 
@@ -215,8 +224,8 @@ def check_alive(node: FloatNode) -> None:
         raise CalibrationError(f"layer '{node.name}' is dead: all its weights are 0; prune it or check the checkpoint")
 
 
-def round_to_nearest(node: FloatNode, bits: int, input_scale: float) -> LayerWeights:
-    """Max-abs scales and the integers nearest to the weights.
+def round_to_nearest(node: FloatNode, format: WeightFormat, input_scale: float) -> LayerWeights:
+    """Max-abs scales and the integers, or the values of the best codebook, nearest to the weights.
 
     Scales are raised where a channel's bias would not fit the accumulator. A channel of zeros (a batch norm with factor
     0) has no scale of its own and takes the layer's largest.
@@ -226,9 +235,19 @@ def round_to_nearest(node: FloatNode, bits: int, input_scale: float) -> LayerWei
     """
     check_alive(node)
     assert node.weight is not None and node.bias is not None
-    scales = weight_scales(node.weight, bits)
+    scales = weight_scales(node.weight, format.carried_bits)
     scales = np.maximum(np.where(scales > 0, scales, scales.max()), least_scales(node.bias, input_scale))
-    return LayerWeights(quantize_weight(node.weight, scales, bits), scales, node.bias, bits)
+    return round_at_scales(node, format, scales)
+
+
+def round_at_scales(node: FloatNode, format: WeightFormat, scales: FloatArray) -> LayerWeights:
+    """The integers, or the values of the best codebook, nearest to the weights at given scales, float64 [out]."""
+    check_alive(node)
+    assert node.weight is not None and node.bias is not None
+    if format.codebook:
+        integers, codebook = cluster_weight(node.weight, scales, format.bits)
+        return LayerWeights(integers, scales, node.bias, format.bits, codebook)
+    return LayerWeights(quantize_weight(node.weight, scales, format.bits), scales, node.bias, format.bits)
 
 
 def integer_bounds(type: TensorType, clip: Clip | None) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,6 +74,9 @@ class IntType:
 
 
 OUTPUT_TYPE = IntType(32, signed=True)
+
+SILENT_WHERE_NONE = MappingProxyType({"silent": True})
+"""Metadata of a field that a fingerprint leaves out where it is None: networks from before it keep theirs."""
 
 
 @dataclass(frozen=True)
@@ -422,8 +426,11 @@ def _canonical(value: Any) -> Iterator[bytes]:
     elif is_dataclass(value):
         yield f"{type(value).__name__}(".encode()
         for field in fields(value):
+            part = getattr(value, field.name)
+            if part is None and field.metadata == SILENT_WHERE_NONE:
+                continue
             yield f"{field.name}=".encode()
-            yield from _canonical(getattr(value, field.name))
+            yield from _canonical(part)
         yield b")"
     elif isinstance(value, tuple | list):
         yield f"tuple {len(value)};".encode()

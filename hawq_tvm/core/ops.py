@@ -10,14 +10,25 @@ To add an operator, see `docs/adding.md`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 
+from hawq_tvm.core.codebook import WeightFormat, check_codebook, index_bits
 from hawq_tvm.core.dyadic import rescale
 from hawq_tvm.core.errors import GraphError
-from hawq_tvm.core.ir import Array, Bounds, Operator, Rescale, Shape, TensorType, Window, frozen_array
+from hawq_tvm.core.ir import (
+    SILENT_WHERE_NONE,
+    Array,
+    Bounds,
+    Operator,
+    Rescale,
+    Shape,
+    TensorType,
+    Window,
+    frozen_array,
+)
 
 
 def _one_input(inputs: Sequence[TensorType], rank: int | None = None) -> TensorType:
@@ -63,16 +74,28 @@ class WeightedOperator(Operator):
         weight_bits: 2 to 8; storage follows it, two 4-bit weights a byte.
         bias: int32 [out], at scale weight scale x input scale.
         rescale: one multiplier per output channel.
+        codebook: int8 [2^b], ascending: the values that the weights take, which are stored as indexes of b bits and
+            computed with as weights of 8 bits; None where weights are stored as they are.
     """
 
     weight: Array
     weight_bits: int
     bias: Array
     rescale: Rescale
+    codebook: Array | None = field(default=None, kw_only=True, metadata=SILENT_WHERE_NONE)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", frozen_array(self.weight, "int8"))
         object.__setattr__(self, "bias", frozen_array(self.bias, "int32"))
+        if self.codebook is not None:
+            object.__setattr__(self, "codebook", frozen_array(self.codebook, "int8"))
+
+    @property
+    def format(self) -> WeightFormat:
+        """What weights are stored as."""
+        if self.codebook is None:
+            return WeightFormat(self.weight_bits)
+        return WeightFormat(index_bits(self.codebook), codebook=True)
 
     @property
     def out_channels(self) -> int:
@@ -101,11 +124,22 @@ class WeightedOperator(Operator):
         limit = 1 << (self.weight_bits - 1)
         if self.weight.size == 0 or self.weight.min() < -limit or self.weight.max() >= limit:
             raise GraphError(f"weights leave the range of {self.weight_bits} bits, {-limit}..{limit - 1}")
+        self._check_codebook()
         channels = self.out_channels
         _check_shape("the bias", self.bias, (channels,))
         _check_shape("the multiplier", self.rescale.multiplier, (channels,))
         if self.rescale.residual is not None:
             _check_shape("the residual multiplier", self.rescale.residual, (1,), (channels,))
+
+    def _check_codebook(self) -> None:
+        if self.codebook is None:
+            return
+        try:
+            check_codebook(self.codebook)
+        except ValueError as error:
+            raise GraphError(str(error)) from error
+        if self.weight_bits != 8 or not np.isin(self.weight, self.codebook).all():
+            raise GraphError("weights in a codebook are computed with as 8 bits, and each is one of its values")
 
     def accumulator_bounds(self, inputs: Sequence[TensorType]) -> list[int]:
         """The largest magnitude of each output channel's accumulator: interval arithmetic over the actual weights.
@@ -141,7 +175,8 @@ class WeightedOperator(Operator):
     def describe(self) -> str:
         size = ",".join(map(str, self.weight.shape))
         groups = getattr(self, "groups", 1)
-        return f"s{self.weight_bits}[{size}]{f' groups {groups}' if groups > 1 else ''} {super().describe()}"
+        stored = f"s{self.weight_bits}" if self.codebook is None else str(self.format)
+        return f"{stored}[{size}]{f' groups {groups}' if groups > 1 else ''} {super().describe()}"
 
 
 @dataclass(frozen=True, eq=False)

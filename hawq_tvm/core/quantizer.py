@@ -7,12 +7,13 @@ they cannot be negative, signed elsewhere, zero-point 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hawq_tvm.core.codebook import WeightFormat, best_codebook, mass_of, nearest_codes
 from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.errors import CalibrationError
 from hawq_tvm.core.ir import Array, IntType
@@ -82,16 +83,22 @@ class LayerWeights:
     """What a layer is deployed with.
 
     Attributes:
-        integers: int8 [out, ...], within the narrow range of `bits`.
+        integers: int8 [out, ...], within the narrow range of `bits`, or values of the codebook.
         scales: float64 [out], above 0.
         bias: float32 [out], in reals.
-        bits: 2 to 8.
+        bits: 2 to 8, or 2 to 6 of an index.
+        codebook: int8 [2^bits], ascending; None where weights are integers of `bits` bits.
     """
 
     integers: Array
     scales: FloatArray
     bias: FloatArray
     bits: int
+    codebook: Array | None = None
+
+    @property
+    def format(self) -> WeightFormat:
+        return WeightFormat(self.bits, self.codebook is not None)
 
     @property
     def restored(self) -> FloatArray:
@@ -102,7 +109,11 @@ class LayerWeights:
         """The same reals on another grid, as near as it comes."""
         if np.array_equal(scales, self.scales):
             return self
-        return LayerWeights(quantize_weight(self.restored, scales, self.bits), scales, self.bias, self.bits)
+        if self.codebook is None:
+            integers = quantize_weight(self.restored, scales, self.bits)
+        else:
+            integers = nearest_codes(_ratios(self.restored, scales), self.codebook)
+        return replace(self, integers=integers, scales=scales)
 
 
 def _per_channel(scales: FloatArray, dimensions: int) -> FloatArray:
@@ -141,9 +152,32 @@ def quantize_weight(weight: FloatArray, scales: FloatArray, bits: int) -> Array:
         int8 of the shape of `weight`.
     """
     limit = weight_limit(bits)
+    return np.clip(round_half_up(_ratios(weight, scales)), -limit, limit).astype(np.int8)
+
+
+def _ratios(weight: FloatArray, scales: FloatArray) -> NDArray[np.float64]:
+    """``weight / scale``, 0 where the scale is."""
     shaped = _per_channel(scales, weight.ndim)
-    ratio = np.divide(weight.astype(np.float64), shaped, out=np.zeros(weight.shape), where=shaped > 0)
-    return np.clip(round_half_up(ratio), -limit, limit).astype(np.int8)
+    return np.divide(weight.astype(np.float64), shaped, out=np.zeros(weight.shape), where=shaped > 0)
+
+
+def cluster_weight(weight: FloatArray, scales: FloatArray, bits: int) -> tuple[Array, Array]:
+    """The codebook that loses least of a layer's weights, and its value nearest to each.
+
+    What a weight counts is its channel's scale squared, so that the error is that of the reals.
+
+    Args:
+        weight: float [out, ...].
+        scales: float64 [out], at which the largest weight of a channel is 127.
+        bits: of an index, 2 to 6.
+
+    Returns:
+        int8 of the shape of `weight`, and the codebook, int8 [2^bits].
+    """
+    eight = quantize_weight(weight, scales, 8)
+    counts = np.broadcast_to(_per_channel(np.square(scales), weight.ndim), weight.shape)
+    codebook = best_codebook(mass_of(eight, counts), bits)
+    return nearest_codes(_ratios(weight, scales), codebook), codebook
 
 
 def activation_type(bits: int, nonnegative: bool) -> IntType:

@@ -1,7 +1,7 @@
-"""The data that passes between the rooms: bit pairs, bit configurations, cost tables, budgets.
+"""The data that passes between the rooms: bit pairs, bit configurations, cost tables.
 
-`ilp` is given a `CostTable` and a `Budget` and answers with a `BitConfig`; it never sees a model. All of them are
-written to the run directory as JSON that a person can read and edit.
+`ilp` is given a `CostTable` and a `Budget` (`hawq_tvm/core/budget.py`) and answers with a `BitConfig`; it never sees a
+model. All of them are written to the run directory as JSON that a person can read and edit.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal, NotRequired, TypedDict
 
-from hawq_tvm.core.errors import AllocationError, RunError
-from hawq_tvm.core.option import option
+from hawq_tvm.core.codebook import WeightFormat
+from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.strict_json import JsonReader
 
-CostName = Literal["size_bytes", "bops", "latency_us"]
-COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us")
+CostName = Literal["size_bytes", "bops", "latency_us", "energy_uj"]
+COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us", "energy_uj")
+COST_UNITS: Mapping[CostName, str] = {"size_bytes": "bytes", "bops": "BOPS", "latency_us": "us", "energy_uj": "uJ"}
+"""How a number of each cost is written."""
 
 RESIDUAL_BITS = 8
 """The bits of a value that a sum reads, by default: coarser costs more accuracy than the memory is worth."""
-
-CHOICE = "Allocation"
-"""The heading of the options that decide on bits."""
 
 LAYER_TIMES = (
     "us alone: a layer's kernel by itself in warm caches, which is what bits are chosen by; "
@@ -31,7 +30,7 @@ LAYER_TIMES = (
 )
 """The two times of a layer, for the reader; they differ, since layers share caches and threads."""
 
-_BITS = re.compile(r"w([2-8])a([2-8])")
+_BITS = re.compile(r"([wk])([2-8])a([2-8])")
 
 
 def is_number(value: object) -> bool:
@@ -43,20 +42,34 @@ def is_number(value: object) -> bool:
 class Bits:
     """Weight bits and the bits of the input activation, written ``w4a8``; a lone number means both.
 
-    >>> Bits.parse("w4a8"), Bits.parse(4)
-    (w4a8, w4a4)
+    With a codebook, written ``k4a8``, the weight bits are those of an index; see `hawq_tvm.core.codebook`.
+
+    >>> Bits.parse("w4a8"), Bits.parse(4), Bits.parse("k4a8").format
+    (w4a8, w4a4, WeightFormat(bits=4, codebook=True))
     """
 
     weight: int
     activation: int
+    codebook: bool = False
 
     def __post_init__(self) -> None:
-        if not (2 <= self.weight <= 8 and 2 <= self.activation <= 8):
-            raise AllocationError(f"weights and activations have 2 to 8 bits, got w{self.weight}a{self.activation}")
+        if not (2 <= self.activation <= 8 and (self.codebook or 2 <= self.weight <= 8)):
+            raise AllocationError(f"weights and activations have 2 to 8 bits, got {self!r}")
+        WeightFormat(self.weight, self.codebook)  # which checks an index's bits
+
+    @property
+    def format(self) -> WeightFormat:
+        """What weights are stored as."""
+        return WeightFormat(self.weight, self.codebook)
+
+    @property
+    def operations(self) -> int:
+        """Bit operations of a multiply-accumulate (HAWQ-V3): a codebook's values are multiplied as 8 bits."""
+        return self.format.carried_bits * self.activation
 
     @classmethod
     def parse(cls, value: Bits | str | int) -> Bits:
-        """Read ``"w4a8"``, ``"4"`` or ``4``."""
+        """Read ``"w4a8"``, ``"k4a8"``, ``"4"`` or ``4``."""
         if isinstance(value, Bits):
             return value
         text = str(value).strip().lower()
@@ -64,11 +77,14 @@ class Bits:
             return cls(int(text), int(text))
         match = _BITS.fullmatch(text)
         if match is None:
-            raise AllocationError(f"bits are written like w4a8, or 4 for w4a4, from 2 to 8; got {value!r}")
-        return cls(int(match[1]), int(match[2]))
+            raise AllocationError(
+                "bits are written like w4a8, or 4 for w4a4, from 2 to 8, or k4a8 for weights in a codebook; "
+                f"got {value!r}"
+            )
+        return cls(int(match[2]), int(match[3]), codebook=match[1] == "k")
 
     def __repr__(self) -> str:
-        return f"w{self.weight}a{self.activation}"
+        return f"{'k' if self.codebook else 'w'}{self.weight}a{self.activation}"
 
 
 def parsed_bits(reader: JsonReader, layer: str, value: str | int) -> Bits:
@@ -147,10 +163,11 @@ class Cost:
 
     Attributes:
         sensitivity: how much the loss rises, predicted (Omega) or measured: of the weights plus of the input.
-        size_bytes: parameters x weight bits / 8.
-        bops: multiply-accumulates x weight bits x activation bits, a sample.
+        size_bytes: parameters x weight bits / 8, plus a codebook where there is one.
+        bops: multiply-accumulates x weight bits x activation bits, a sample; a codebook's values have 8 bits.
         latency_us: microseconds of its kernel; None where nothing was measured or given.
         latency_spread_us: tenth and ninetieth percentile of what was measured; None where that is not known.
+        energy_uj: microjoules a sample; None where nothing was simulated, measured or given.
     """
 
     sensitivity: float
@@ -158,10 +175,11 @@ class Cost:
     bops: int
     latency_us: float | None = None
     latency_spread_us: tuple[float, float] | None = None
+    energy_uj: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name == "latency_spread_us" or (value is None and name == "latency_us"):
+            if name == "latency_spread_us" or (value is None and name in ("latency_us", "energy_uj")):
                 continue
             signed = name == "sensitivity"  # an estimate, which may fall below 0
             if not is_number(value) or (value < 0 and not signed):
@@ -195,6 +213,46 @@ class LayerCosts:
             raise AllocationError(f"sensitivity_error must be a finite number of at least 0, got {error!r}")
 
 
+@dataclass(frozen=True)
+class BorderCost:
+    """What one border costs at one pair of bit pairs, beside what both layers cost alone; units as of `Cost`."""
+
+    size_bytes: float = 0.0
+    bops: float = 0.0
+    latency_us: float = 0.0
+    energy_uj: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not is_number(value) or value < 0:
+                raise AllocationError(f"{name} of a border must be a finite number of at least 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Border:
+    """Two layers whose bits cost something together: values repacked, rescaled or copied on the way between them.
+
+    Attributes:
+        first: a layer, as a rule the one that makes the value.
+        second: another, as a rule one that reads it.
+        costs: by the bits of the first and of the second; a combination that is not there costs nothing.
+    """
+
+    first: str
+    second: str
+    costs: Mapping[tuple[Bits, Bits], BorderCost]
+
+    def at(self, bits: Mapping[str, Bits]) -> BorderCost | None:
+        """What it costs under the bits of the layers; None for nothing."""
+        return self.costs.get((bits[self.first], bits[self.second]))
+
+    def to_json(self) -> dict[str, Any]:
+        table: dict[str, dict[str, Any]] = {}
+        for (first, second), cost in self.costs.items():
+            table.setdefault(repr(first), {})[repr(second)] = vars(cost)
+        return {"first": self.first, "second": self.second, "costs": table}
+
+
 def summed_error(estimates: Iterable[tuple[float, float | None]]) -> float | None:
     """The relative standard error of a sum of estimates, each with its own; None where one is not known.
 
@@ -215,22 +273,24 @@ class CostTable:
     Attributes:
         layers: one row a layer, in the network's order.
         ties: groups of layers whose bits must agree.
-        sources: for each of ``sensitivity size_bytes bops latency_us``, how its numbers were obtained.
+        sources: for each of ``sensitivity size_bytes bops latency_us energy_uj``, how its numbers were obtained.
+        borders: what pairs of layers cost together.
     """
 
     layers: tuple[LayerCosts, ...]
     ties: tuple[tuple[str, ...], ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    borders: tuple[Border, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers)
 
     def total(self, bits: BitConfig, cost: CostName | Literal["sensitivity"]) -> float:
-        """The network's cost under a configuration, in the cost's unit.
+        """The network's cost under a configuration, in the cost's unit: that of its layers and of their borders.
 
         Raises:
-            AllocationError: a layer is missing from `bits`, its pair from the table, or the latency was not measured.
+            AllocationError: a layer is missing from `bits`, its pair from the table, or the cost is not known.
         """
         total = 0.0
         for layer in self.layers:
@@ -241,6 +301,11 @@ class CostTable:
             if value is None:
                 raise AllocationError(f"the cost table has no {cost} for layer '{layer.name}' at {chosen}")
             total += value
+        if cost == "sensitivity":
+            return total
+        for border in self.borders:
+            found = border.at(bits.layers)
+            total += 0.0 if found is None else getattr(found, cost)
         return total
 
     def sensitivity_error(self, bits: BitConfig) -> float | None:
@@ -252,7 +317,12 @@ class CostTable:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "units": {"size_bytes": "byte", "bops": "bit operation a sample", "latency_us": "microsecond"},
+            "units": {
+                "size_bytes": "byte",
+                "bops": "bit operation a sample",
+                "latency_us": "microsecond",
+                "energy_uj": "microjoule a sample",
+            },
             "sources": dict(self.sources),
             "ties": [list(group) for group in self.ties],
             "layers": [
@@ -265,6 +335,7 @@ class CostTable:
                 }
                 for layer in self.layers
             ],
+            "borders": [border.to_json() for border in self.borders],
         }
 
     @classmethod
@@ -276,7 +347,8 @@ class CostTable:
             name: of the file, for messages.
 
         Raises:
-            AllocationError: anything else; two layers of one name, or one pair written in two ways.
+            AllocationError: anything else; two layers of one name, one pair written in two ways, a border of layers or
+                bits that are not there.
         """
         reader = JsonReader(name, AllocationError, "mend it, or write it anew with hawq-tvm profile")
         found = reader.take(data, _CostFile, signed=("sensitivity",))
@@ -294,7 +366,29 @@ class CostTable:
         unknown = [layer for tie in found.get("ties", ()) for layer in tie if layer not in rows]
         if unknown:
             raise reader.fault(f"ties names {unknown[0]!r}, which is no layer of layers")
-        return cls(tuple(rows.values()), found.get("ties", ()), found.get("sources", {}))
+        borders = tuple(_border(reader, row, rows) for row in found.get("borders", ()))
+        return cls(tuple(rows.values()), found.get("ties", ()), found.get("sources", {}), borders)
+
+
+def _border(reader: JsonReader, row: _BorderRow, layers: Mapping[str, LayerCosts]) -> Border:
+    """A border of the table, held to the layers and their pairs."""
+    first, second = row["first"], row["second"]
+    for name in (first, second):
+        if name not in layers:
+            raise reader.fault(f"borders names {name!r}, which is no layer of layers")
+    if first == second:
+        raise reader.fault(f"a border lies between two layers, and one names {first!r} twice")
+    costs: dict[tuple[Bits, Bits], BorderCost] = {}
+    for one, by_second in row["costs"].items():
+        for other, cost in by_second.items():
+            pair = parsed_bits(reader, first, one), parsed_bits(reader, second, other)
+            for name, bits in zip((first, second), pair, strict=True):
+                if bits not in layers[name].choices:
+                    raise reader.fault(f"a border of layer {name!r} has a cost at {bits}, and the layer has none")
+            if pair in costs:
+                raise reader.fault(f"the border of {first!r} and {second!r} has two costs for {pair[0]} and {pair[1]}")
+            costs[pair] = cost
+    return Border(first, second, costs)
 
 
 class _CostRow(TypedDict):
@@ -307,129 +401,18 @@ class _CostRow(TypedDict):
     sensitivity_error: NotRequired[float | None]
 
 
+class _BorderRow(TypedDict):
+    """The JSON of a `Border`."""
+
+    first: str
+    second: str
+    costs: Mapping[str, Mapping[str, BorderCost]]
+
+
 class _CostFile(TypedDict):
     """The JSON of a `CostTable`; its units are for the reader."""
 
     layers: tuple[_CostRow, ...]
     ties: NotRequired[tuple[tuple[str, ...], ...]]
     sources: NotRequired[Mapping[str, str]]
-
-
-_UNITS: dict[CostName, dict[str, float]] = {
-    "size_bytes": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
-    "bops": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
-    "latency_us": {"": 1, "us": 1, "ms": 1e3, "s": 1e6},
-}
-_BUDGETS: dict[str, CostName] = {"size": "size_bytes", "bops": "bops", "latency": "latency_us"}
-_LIMIT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)")
-
-
-@dataclass(frozen=True)
-class Limit:
-    """One budget: an absolute value, or a share of the way from the lowest to the highest uniform configuration.
-
-    >>> Limit.parse("60%", "size_bytes")
-    Limit(value=0.6, is_share=True)
-    >>> Limit.parse("1.5ms", "latency_us")
-    Limit(value=1500.0, is_share=False)
-    """
-
-    value: float
-    is_share: bool = False
-
-    def __post_init__(self) -> None:
-        if not is_number(self.value) or self.value < 0:
-            raise AllocationError(f"a budget is a finite number of at least 0, got {self.value!r}")
-
-    @classmethod
-    def parse(cls, text: str | float | Limit, cost: CostName) -> Limit:
-        """Read a number in the cost's unit, a number with a unit, or a percentage.
-
-        Args:
-            text: such as ``60%``, ``6.5MB``, ``1.2G``, ``1500us`` or ``2000000``.
-            cost: which budget it is, and so which units it may have.
-
-        Raises:
-            AllocationError: anything else.
-        """
-        if isinstance(text, Limit):
-            return text
-        if isinstance(text, float) and 0 < text < 1 and cost != "latency_us":
-            raise AllocationError(f"a budget of {text} on {cost} is less than one; a share is written '{text:.0%}'")
-        match = _LIMIT.fullmatch(str(text).strip().lower())
-        units = _UNITS[cost]
-        if match is None or (match[2] != "%" and match[2] not in units):
-            known = ", ".join(unit for unit in units if unit)
-            raise AllocationError(
-                f"a budget on {cost} is a number, one with a unit ({known}) or a percentage; got {text!r}"
-            )
-        if match[2] == "%":
-            return cls(float(match[1]) / 100, is_share=True)
-        return cls(float(match[1]) * units[match[2]])
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Budget:
-    """What the compiled network may cost; what is left out is not bounded.
-
-    >>> Budget(size="60%", latency="1.5ms")
-    Budget(size=60%, latency=1500us)
-
-    Attributes:
-        size: bytes of weights, as ``"6.5MB"``, ``2000000`` or a share such as ``"60%"``.
-        bops: bit operations a sample, as ``"1.2G"`` or a share.
-        latency: microseconds summed over the layers' kernels, as ``"1.5ms"`` or a share.
-
-    Raises:
-        AllocationError: a limit that cannot be read.
-    """
-
-    size: str | float | Limit | None = option(
-        None, "bytes of weights: 60%, 6.5MB or 2000000", flag="--budget-size", panel=CHOICE, parse=str
-    )
-    bops: str | float | Limit | None = option(
-        None, "bit operations a sample: 50% or 1.2G", flag="--budget-bops", panel=CHOICE, parse=str
-    )
-    latency: str | float | Limit | None = option(
-        None, "time of all kernels: 80% or 1.5ms", flag="--budget-latency", panel=CHOICE, parse=str
-    )
-
-    def __post_init__(self) -> None:
-        for name, cost in _BUDGETS.items():
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, Limit.parse(value, cost))
-
-    @property
-    def limits(self) -> dict[CostName, Limit]:
-        """The limits by what they bound."""
-        given = {cost: getattr(self, name) for name, cost in _BUDGETS.items()}
-        return {cost: limit for cost, limit in given.items() if limit is not None}
-
-    def __bool__(self) -> bool:
-        return bool(self.limits)
-
-    def __repr__(self) -> str:
-        short = {"size_bytes": ("size", "B"), "bops": ("bops", ""), "latency_us": ("latency", "us")}
-        parts = []
-        for cost, limit in self.limits.items():
-            name, unit = short[cost]
-            parts.append(f"{name}={limit.value:.0%}" if limit.is_share else f"{name}={limit.value:g}{unit}")
-        return f"Budget({', '.join(parts)})"
-
-    def to_json(self) -> dict[str, Any]:
-        return {cost: {"value": limit.value, "is_share": limit.is_share} for cost, limit in self.limits.items()}
-
-    @classmethod
-    def from_json(cls, data: Any) -> Budget:
-        """Read what `to_json` wrote into a manifest's settings.
-
-        Raises:
-            RunError: anything else.
-        """
-        reader = JsonReader("the manifest's settings are damaged", RunError, "start the run again elsewhere")
-        table = reader.take(data, Mapping[str, Limit], where="budget")
-        unknown = [cost for cost in table if cost not in COST_NAMES]
-        if unknown:
-            raise reader.fault(f"budget bounds {unknown[0]!r}; the costs are {', '.join(COST_NAMES)}")
-        return cls(size=table.get("size_bytes"), bops=table.get("bops"), latency=table.get("latency_us"))
+    borders: NotRequired[tuple[_BorderRow, ...]]

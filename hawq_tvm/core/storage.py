@@ -17,7 +17,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -44,6 +44,8 @@ class Storage:
         frame: rows and columns of zeros around each image: (top, left, bottom, right).
         bits: a stored element's: 8, 32, or 4 with two neighbours of the last axis in a byte, the first in its low half.
         offset: added to each value.
+        before: stored channels of other values in the same array, which lie before this one's in each pixel.
+        after: those behind.
 
     Raises:
         GraphError: fields that contradict one another.
@@ -55,6 +57,8 @@ class Storage:
     frame: tuple[int, int, int, int] = (0, 0, 0, 0)
     bits: int = 8
     offset: int = 0
+    before: int = 0
+    after: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frame", tuple(map(int, self.frame)))
@@ -66,6 +70,8 @@ class Storage:
             raise GraphError(f"channels last lie together as they are; got blocks of {self.block}")
         if len(self.frame) != 4 or min(self.frame) < 0:
             raise GraphError(f"a frame is four sizes of at least 0: top, left, bottom, right; got {self.frame}")
+        if min(self.before, self.after) < 0 or (self.is_part and (self.order, self.bits) != ("NHWC", 8)):
+            raise GraphError(f"only bytes that lie channels last are a part of an array, got {self}")
         if self.offset and self.bits == 32:
             raise GraphError(f"32-bit values are stored as they are, got an offset of {self.offset}")
 
@@ -73,6 +79,28 @@ class Storage:
     def canonical(cls, type: TensorType) -> Storage:
         """As users, the interpreter and `verify` have it: NCHW, in the carrier dtype."""
         return cls(bits=32 if type.dtype.bits == 32 else 8)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether other values lie in the same array."""
+        return self.before + self.after > 0
+
+    def part(self, type: TensorType, start: int, of: TensorType, multiple: int) -> Storage:
+        """The storage of some channels of a value that is stored so.
+
+        Args:
+            type: the value's.
+            start: the first of its channels that they are.
+            of: their own type.
+            multiple: what their channels are filled up to.
+
+        >>> whole = TensorType(IntType(8, signed=False), (48, 4, 5), 1.0)
+        >>> str(Storage("NHWC", multiple=16).part(whole, 16, TensorType(whole.dtype, (16, 4, 5), 1.0), 16))
+        'NHWC/16 behind 16 channels before 16 channels'
+        """
+        behind = self.channels(type) - start + self.after
+        filled = -(-of.shape[0] // multiple) * multiple
+        return replace(self, multiple=multiple, before=self.before + start, after=behind - filled)
 
     def check(self, type: TensorType) -> None:
         """Raise `GraphError` unless values of `type` can be stored so."""
@@ -104,12 +132,21 @@ class Storage:
         return (*outer, -(-last // 2) if self.bits == 4 else last)
 
     def size_bytes(self, type: TensorType, batch: int) -> int:
-        """Memory that the stored array takes."""
-        return prod(self.shape(type, batch)) * np.dtype(self.dtype(type)).itemsize
+        """Memory that the stored array takes; of an array with other values in it, this one's share."""
+        whole = prod(self.shape(type, batch)) * np.dtype(self.dtype(type)).itemsize
+        return whole // self._all_channels(type) * self.channels(type) if self.is_part else whole
+
+    def own(self, stored: Array, type: TensorType) -> Array:
+        """What of a stored array is this value's: a view; all of it where no other value lies there."""
+        return stored[..., self.before : self.before + self.channels(type)] if self.is_part else stored
+
+    def _all_channels(self, type: TensorType) -> int:
+        """The stored channels of the array."""
+        return self.before + self.channels(type) + self.after
 
     def _elements(self, type: TensorType, batch: int) -> Shape:
         """The shape of the stored array, 4-bit elements counted one by one."""
-        channels = self.channels(type)
+        channels = self._all_channels(type)
         if len(type.shape) != 3:
             return (batch, channels, *type.shape[1:])
         top, left, bottom, right = self.frame
@@ -125,6 +162,8 @@ class Storage:
         text += f"/{self.multiple}" if self.multiple > 1 else ""
         text += f" frame {','.join(map(str, self.frame))}" if any(self.frame) else ""
         text += f" {self.bits} bits" if self.bits != 8 else ""
+        text += f" behind {self.before} channels" if self.before else ""
+        text += f" before {self.after} channels" if self.after else ""
         return text + (f" {self.offset:+}" if self.offset else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -138,7 +177,7 @@ class Storage:
 
 def _inside(type: TensorType, storage: Storage) -> tuple[slice, ...]:
     """Where the values lie in an array of all stored channels, rows and columns, [N, C, H, W]."""
-    channels = slice(0, type.shape[0])
+    channels = slice(storage.before, storage.before + type.shape[0])
     if len(type.shape) != 3:
         return (slice(None), channels)
     top, left, _, _ = storage.frame
@@ -146,7 +185,7 @@ def _inside(type: TensorType, storage: Storage) -> tuple[slice, ...]:
 
 
 def pack(x: Array, type: TensorType, storage: Storage) -> Array:
-    """Store a batch: the reference for kernels that write `storage`.
+    """Store a batch: the reference for kernels that write `storage`; of other values in the array zeros.
 
     Args:
         x: integers [N, ...] of `type`.
@@ -160,7 +199,7 @@ def pack(x: Array, type: TensorType, storage: Storage) -> Array:
         GraphError: values of that type cannot be stored so.
     """
     storage.check(type)
-    channels = storage.channels(type)
+    channels = storage._all_channels(type)
     rest = type.shape[1:]
     if len(type.shape) == 3:
         top, left, bottom, right = storage.frame

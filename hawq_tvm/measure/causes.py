@@ -162,7 +162,7 @@ class _Search:
     def _of_weights(self, node: Node) -> Iterator[str]:
         op, meter = node.op, self.meters[node.name]
         ratio = meter.db("weights")
-        if not isinstance(op, WeightedOperator) or not self._is_low(ratio, op.weight_bits):
+        if not isinstance(op, WeightedOperator) or not self._is_low(ratio, op.format.bits):
             return
         if _ordered(meter.db("accumulated")) > _ordered(ratio) + _REFITTED_DB:
             return
@@ -170,7 +170,7 @@ class _Search:
         assert made.weight is not None
         lost = float((op.weight[made.weight != 0] == 0).mean())
         yield (
-            f"the weights of '{node.name}' keep {ratio:.0f} dB of its result at {op.weight_bits} bits, and {lost:.0%} "
+            f"the weights of '{node.name}' keep {ratio:.0f} dB of its result at {op.format.bits} bits, and {lost:.0%} "
             f"of them are rounded to 0: {_why_weights(made, op)}"
         )
 
@@ -260,7 +260,7 @@ def _why_weights(made: FloatNode, op: WeightedOperator) -> str:
     reach = rows.max(axis=0)
     usual = float(np.median(reach[reach > 0]))
     column = int(reach.argmax())
-    advice = _more_bits(made.name, op.weight_bits, "weights")
+    advice = _more_bits(made.name, op.format.bits, "weights")
     if not (isinstance(op, Conv2d) and op.groups > 1) and reach[column] > _FAR_APART * usual:
         return (
             f"those of input channel {column} are {reach[column] / usual:,.0f} times the others and set their scales; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def cost_table(
     *,
     sensitivity: Mapping[str, Any] | None,
     latency: LatencyTable | None,
+    caution: float = 0.0,
 ) -> CostTable:
     """Put together what every layer costs at every pair.
 
@@ -27,6 +29,7 @@ def cost_table(
         pairs: bit pairs, pins included.
         sensitivity: from `hawq_tvm.measure.sensitivity`; None where there is nothing to choose.
         latency: measured or given; None where it is not asked for.
+        caution: standard errors that each sensitivity is taken to be higher by, so that what is not known is not free.
     """
     rows = []
     for node in graph.layers:
@@ -34,39 +37,88 @@ def cost_table(
         profiled = None if sensitivity is None else sensitivity["layers"].get(node.name, {})
         choices = {}
         for pair in pairs:
-            rise = 0.0 if profiled is None else _sensitivity(profiled, node.name, pair)
+            rise = 0.0 if profiled is None else _sensitivity(profiled, node.name, pair, caution)
             microseconds = None if latency is None else latency.latency_us[node.name].get(pair)
             spread = None if latency is None else latency.spread_us.get(node.name, {}).get(pair)
-            size_bytes = node.weight.size * pair.weight / 8
-            choices[pair] = Cost(rise, size_bytes, node.macs * pair.weight * pair.activation, microseconds, spread)
-        error = None if profiled is None else profiled.get("relative_error")
+            size_bytes = pair.format.size_bytes(int(node.weight.size))
+            choices[pair] = Cost(rise, size_bytes, node.macs * pair.operations, microseconds, spread)
+        error = None if profiled is None else _relative_error(profiled, node.name, caution)
         rows.append(LayerCosts(node.name, int(node.weight.size), node.macs, choices, error))
     one_pair = "not estimated: there is one bit pair to choose from"
     sources = {
-        "sensitivity": one_pair
-        if sensitivity is None
-        else ". ".join(filter(None, [sensitivity["method"], sensitivity.get("note")])),
-        "size_bytes": "weights x weight bits / 8; biases and multipliers are not counted",
-        "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3)",
+        "sensitivity": one_pair if sensitivity is None else _source(sensitivity, caution),
+        "size_bytes": "weights x weight bits / 8, and codebooks; biases and multipliers are not counted",
+        "bops": "multiply-accumulates x weight bits x activation bits, a sample (HAWQ-V3); a codebook's weights have 8",
         "latency_us": "not measured" if latency is None else latency.source,
     }
     return CostTable(tuple(rows), graph.tied_groups(), sources)
 
 
-def _sensitivity(profiled: Mapping[str, Any], layer: str, pair: Bits) -> float:
-    """What a layer's weights and its input cost at a pair, summed; inputs that were not profiled are alike at all."""
-    total = 0.0
-    for part, bits in (("weights", pair.weight), ("inputs", pair.activation)):
+def rated(costs: CostTable, sensitivity: Mapping[str, Any], caution: float) -> CostTable:
+    """The same costs with the sensitivities of another metric.
+
+    Args:
+        costs: of some pairs.
+        sensitivity: of that metric, from `hawq_tvm.measure.sensitivity`.
+        caution: as `cost_table` takes it.
+    """
+    rows = []
+    for row in costs.layers:
+        profiled = sensitivity["layers"].get(row.name, {})
+        choices = {
+            pair: replace(cost, sensitivity=_sensitivity(profiled, row.name, pair, caution))
+            for pair, cost in row.choices.items()
+        }
+        error = _relative_error(profiled, row.name, caution)
+        rows.append(replace(row, choices=choices, sensitivity_error=error))
+    return replace(costs, layers=tuple(rows), sources={**costs.sources, "sensitivity": _source(sensitivity, caution)})
+
+
+def _source(sensitivity: Mapping[str, Any], caution: float) -> str:
+    """How sensitivities were obtained, and what to know of them."""
+    above = f"taken {caution:g} standard errors higher" if caution else None
+    return ". ".join(filter(None, [sensitivity["method"], above, sensitivity.get("note")]))
+
+
+def _sensitivity(profiled: Mapping[str, Any], layer: str, pair: Bits, caution: float) -> float:
+    """What a layer's weights and its input cost at a pair, summed; inputs that were not profiled are alike at all.
+
+    An estimate below 0 is noise around a truth near it, and counts as 0 before its error is added.
+    """
+    parts = _parts(profiled, layer, str(pair.format), str(pair.activation))
+    return sum(max(value, 0.0) + caution * error for value, error in parts)
+
+
+def _relative_error(profiled: Mapping[str, Any], layer: str, caution: float) -> float | None:
+    """The standard error of a layer's sensitivity per what it is taken to be, at the fewest bits; None if not known."""
+    if "weights_error" not in profiled:
+        return None
+    weights, inputs = (min(profiled.get(part, {"8": 0.0}), key=_bits_of) for part in ("weights", "inputs"))
+    parts = _parts(profiled, layer, weights, inputs)
+    error = sum(error for _, error in parts)
+    value = sum(max(value, 0.0) + caution * error for value, error in parts)
+    return error / value if value else (None if error else 0.0)
+
+
+def _bits_of(width: str) -> int:
+    """The bits of a width as tables have it: ``4``, or ``k4`` for a codebook."""
+    return int(width.removeprefix("k"))
+
+
+def _parts(profiled: Mapping[str, Any], layer: str, weights: str, inputs: str) -> list[tuple[float, float]]:
+    """Value and standard error of a layer's weights and of its input at some widths."""
+    found = []
+    for part, bits in (("weights", weights), ("inputs", inputs)):
         if part == "inputs" and part not in profiled:
             continue
         try:
-            total += profiled[part][str(bits)]
+            found.append((profiled[part][bits], profiled.get(f"{part}_error", {}).get(bits, 0.0)))
         except KeyError:
             raise AllocationError(
                 f"the sensitivities have nothing for the {part} of layer {layer!r} at {bits} bits; profile the network "
                 "again"
             ) from None
-    return total
+    return found
 
 
 def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:

@@ -26,7 +26,8 @@ from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.float_ir import FloatGraph, FloatNode
 from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.measure.debug_report import DebugReport, LayerCause
-from hawq_tvm.posttraining.layer_losses import Change, Network, RealNetwork, layer_losses, network_loss, with_means_of
+from hawq_tvm.posttraining.changes import Change, Network, RealNetwork
+from hawq_tvm.posttraining.layer_losses import layer_losses, network_loss, with_means_of
 from hawq_tvm.posttraining.simulate import Grid, SimulatedNetwork
 
 NEGLIGIBLE = 0.01

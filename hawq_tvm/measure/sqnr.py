@@ -61,7 +61,7 @@ def _value(name: str, node: Node | None, meter: Meter) -> ValueFidelity:
         name=name,
         kind="input" if op is None else op.kind,
         bits=meter.type.dtype.bits,
-        weight_bits=op.weight_bits if isinstance(op, WeightedOperator) else None,
+        weight_bits=op.format.bits if isinstance(op, WeightedOperator) else None,
         accumulated_db=meter.db("accumulated"),
         alone_db=meter.db("alone"),
         inputs_db=meter.db("inputs"),

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule, weighted
 from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.hashing import own_seed
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.layer import LayerPiece, LayerSearch, weight_of
-from hawq_tvm.posttraining.walk import own_seed
 from hawq_tvm.settings import RoundingSettings
 
 
@@ -25,20 +26,20 @@ from hawq_tvm.settings import RoundingSettings
 def round_alone(
     graph: FloatGraph,
     samples: Iterable[Tensor],
-    widths: Iterable[int],
+    formats: Iterable[WeightFormat],
     settings: RoundingSettings,
     *,
     scales: Mapping[str, FloatArray | None] | None = None,
     seed: int = 0,
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, dict[int, LayerWeights]]:
+) -> dict[str, dict[WeightFormat, LayerWeights]]:
     """Round every layer on float inputs, towards its own float results.
 
     Args:
         graph: from capture.
         samples: float32 [N, ...] pieces, at least one.
-        widths: of weights.
+        formats: of weights.
         settings: how weights are rounded.
         scales: of weights, float64 [out] by layer, to be taken as they are; None where they are to be found.
         seed: of the choice of output positions.
@@ -46,17 +47,17 @@ def round_alone(
         progress: called with the number of layers done.
 
     Returns:
-        What each layer would be deployed with, by name and width.
+        What each layer would be deployed with, by name and format.
     """
     values: list[dict[str, Tensor]] = [{graph.input_name: x} for x in samples]
     network = FloatModule(graph)
-    found: dict[str, dict[int, LayerWeights]] = {}
+    found: dict[str, dict[WeightFormat, LayerWeights]] = {}
     for node, ends in zip(graph, graph.last_reads, strict=True):
         if node.kind in WEIGHTED:
             pieces = run_pieces(partial(_arrive, node), values, threads)
             search = LayerSearch(node, pieces, settings, seed=own_seed(seed, len(found)), threads=threads)
             given = (scales or {}).get(node.name)
-            found[node.name] = {bits: search.find(bits, given).deployed(node, bits) for bits in sorted(set(widths))}
+            found[node.name] = {format: search.find(format, given).deployed(node) for format in sorted(set(formats))}
             if progress is not None:
                 progress(len(found))
         run_pieces(partial(_pass, network, node), values, threads)

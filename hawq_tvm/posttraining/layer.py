@@ -19,7 +19,8 @@ from hawq_tvm.backends.pytorch.float_module import weighted
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.calibration.corrections import ResultSums, corrections
 from hawq_tvm.calibration.moments import ROWS, MomentSums, has_own_moments, outputs_at, patches, positions
-from hawq_tvm.calibration.rounding import Rounded
+from hawq_tvm.calibration.rounding import Levels, Rounded
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.integerize import check_alive
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
@@ -39,19 +40,21 @@ class Found:
         scales: float64 [out], before the slope.
         slope: float64 [out], by which the scales are multiplied.
         offset: float64 [out], which is added to the bias.
+        levels: which integers there are to choose from.
     """
 
     integers: Tensor
     scales: Tensor
     slope: Tensor
     offset: Tensor
+    levels: Levels
 
     @classmethod
     def of(cls, node: FloatNode, rounded: Rounded) -> Found:
         """A layer without corrections."""
         scales = rounded.scales.flatten()
         integers = rounded.integers.to(torch.int8).reshape(weight_of(node).shape)
-        return cls(integers, scales, torch.ones_like(scales), torch.zeros_like(scales))
+        return cls(integers, scales, torch.ones_like(scales), torch.zeros_like(scales), rounded.levels)
 
     @property
     def weight(self) -> Tensor:
@@ -62,14 +65,14 @@ class Found:
         """The bias with its correction, float32 [out]."""
         return (bias_of(node).double() + self.offset).float()
 
-    def deployed(self, node: FloatNode, bits: int) -> LayerWeights:
+    def deployed(self, node: FloatNode) -> LayerWeights:
         """The layer as it goes into the integer graph."""
-        scales = (self.scales * self.slope).numpy()
-        return LayerWeights(self.integers.numpy(), scales, self.bias(node).numpy(), bits)
+        levels, scales = self.levels, (self.scales * self.slope).numpy()
+        return LayerWeights(self.integers.numpy(), scales, self.bias(node).numpy(), levels.format.bits, levels.codebook)
 
-    def with_room(self, least: FloatArray, node: FloatNode, bits: int) -> Found:
+    def with_room(self, least: FloatArray, node: FloatNode) -> Found:
         """The same on a coarser grid where a channel's bias would not fit the accumulator; see `least_scales`."""
-        deployed = self.deployed(node, bits)
+        deployed = self.deployed(node)
         if (deployed.scales >= least).all():
             return self
         moved = deployed.with_scales(np.maximum(deployed.scales, least))
@@ -167,14 +170,14 @@ class LayerSearch:
         self._threads = threads
         self._seen: dict[bool, _Seen] = {}
 
-    def find(self, bits: int, scales: FloatArray | None = None) -> Found:
+    def find(self, format: WeightFormat, scales: FloatArray | None = None) -> Found:
         """Integers and corrections.
 
         Args:
-            bits: of the weights.
+            format: of the weights.
             scales: float64 [out], given ones, taken as they are; None where they are to be found.
         """
-        rounding = LayerRounding(self._node, bits, self._settings, scales=scales, threads=self._threads)
+        rounding = LayerRounding(self._node, format, self._settings, scales=scales, threads=self._threads)
         seen = self._look(closely=rounding.needs_moments)
         evidence = seen.evidence(centred=self._settings.bias)  # else the weights have to see to the means
         found = Found.of(self._node, rounding.solve(live_inputs(self._node, seen.live), evidence))

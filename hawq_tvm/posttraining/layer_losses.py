@@ -1,179 +1,99 @@
 """The loss that one changed layer causes in a network: measured, not predicted.
 
 The loss is how far the network's result moves from that of a reference, the float network, averaged over samples
-(`hawq_tvm.posttraining.divergence`). It needs no labels.
+(`hawq_tvm.posttraining.divergence`), which needs no labels; and beside it, where samples have labels, how much the
+cross-entropy against them rises.
 
-Samples pass in pieces, each once through the network in its order. At a layer with changes, only the rest of the
-network is run for each of them, from the values that are live there: on average half a network a change. Pieces run
+Samples pass in pieces, each once through the network in its order (`hawq_tvm.posttraining.changes`). Pieces run
 side by side (`hawq_tvm.backends.pytorch.threads`), each keeps its live values alone, and sums are taken in the pieces'
 order, so that the same samples give the same losses on any number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from math import isfinite
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hawq_tvm.backends.pytorch.float_module import clipped, evaluate
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.core.errors import SensitivityError
-from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.float_ir import FloatNode
+from hawq_tvm.posttraining.changes import Change, Live, Network, Runner
 from hawq_tvm.posttraining.divergence import output_divergence
-from hawq_tvm.posttraining.simulate import Grid
+from hawq_tvm.sources.samples import Batch
 
 Key = TypeVar("Key", bound=Hashable)
 
 PIECE = 4
 """Samples that pass at once: their values stay in memory together, and more were not seen to be faster."""
 
-_JOINING = (*PASS_THROUGH, "concat", "clip")
-"""The kinds whose result is made of their inputs' elements as they are."""
-
-
-class Network(Protocol):
-    """A float graph that computes in some way: `RealNetwork`, or `hawq_tvm.posttraining.simulate.SimulatedNetwork`.
-
-    Attributes:
-        graph: from capture.
-        weights: float32 by layer.
-        biases: float32 [out] by layer.
-    """
-
-    graph: FloatGraph
-    weights: dict[str, Tensor]
-    biases: dict[str, Tensor]
-
-    def start(self, x: Tensor) -> Tensor:
-        """The network's input as it is stored."""
-
-    def reads(self, node: FloatNode, x: Tensor) -> Tensor:
-        """What a layer with weights reads of its first input, as that is stored."""
-
-    def settle(self, node: FloatNode, result: Tensor) -> Tensor:
-        """A node's result, before its clip, as it is stored."""
-
-
-class RealNetwork:
-    """The float network: nothing is rounded."""
-
-    def __init__(self, graph: FloatGraph) -> None:
-        self.graph = graph
-        self.weights = {node.name: torch.from_numpy(node.weight) for node in graph.layers if node.weight is not None}
-        self.biases = {node.name: torch.from_numpy(node.bias) for node in graph.layers if node.bias is not None}
-
-    def start(self, x: Tensor) -> Tensor:
-        return x
-
-    def reads(self, node: FloatNode, x: Tensor) -> Tensor:
-        return x
-
-    def settle(self, node: FloatNode, result: Tensor) -> Tensor:
-        return clipped(result, node.clip)
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What is otherwise in one layer.
-
-    Attributes:
-        layer: its name.
-        weight: float32 [out, ...] instead of the network's; None leaves it.
-        bias: float32 [out] instead of the network's; None leaves it.
-        reads: the grid that its first input is brought to; None leaves what the network makes it read.
-        exact: whether it reads its first input as it was before it was rounded to be stored.
-    """
-
-    layer: str
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    reads: Grid | None = None
-    exact: bool = False
-
 
 @dataclass(frozen=True)
-class _Live:
-    """The values that are live at some node, float32 [N, ...] by name: as they are stored, and before that."""
+class SampleLosses:
+    """What each sample loses by one change, in the order of the samples.
 
-    stored: dict[str, Tensor]
-    exact: dict[str, Tensor]
+    Attributes:
+        divergence: float64 [samples], see `hawq_tvm.posttraining.divergence`.
+        rise: float64 [samples], of the cross-entropy against the sample's label; below 0 where the change helps. None
+            where samples have no labels.
+    """
 
-
-class _Runner:
-    """Runs a network, whole or from a node on, with one layer changed."""
-
-    def __init__(self, network: Network, *, keeps_exact: bool = False) -> None:
-        self.network = network
-        self.nodes = network.graph.nodes
-        self._keeps_exact = keeps_exact
-        self._ends = network.graph.last_reads
-
-    def _result(self, node: FloatNode, inputs: Sequence[Tensor], change: Change | None = None) -> Tensor:
-        """A node's result before clip and storing, its first input as it is read."""
-        weight, bias = self.network.weights.get(node.name), self.network.biases.get(node.name)
-        if change is not None:
-            weight = weight if change.weight is None else change.weight
-            bias = bias if change.bias is None else change.bias
-        counts = None if node.counts is None else torch.from_numpy(node.counts)
-        return evaluate(node, inputs, weight, bias, counts)
-
-    def _inputs(self, node: FloatNode, stored: Mapping[str, Tensor]) -> list[Tensor]:
-        first, *rest = (stored[name] for name in node.inputs)
-        return [self.network.reads(node, first) if node.kind in WEIGHTED else first, *rest]
-
-    def changed(self, node: FloatNode, change: Change, live: _Live) -> Tensor:
-        """The result of a changed layer, before clip and storing."""
-        first, *rest = self._inputs(node, live.stored)
-        first = live.exact[node.inputs[0]] if change.exact else first
-        return self._result(node, [first if change.reads is None else change.reads.nearest(first), *rest], change)
-
-    def walk(self, x: Tensor) -> Iterator[tuple[int, FloatNode, _Live]]:
-        """Run the network, and stop before each layer with weights: its index, itself, and what is live."""
-        start = self.network.graph.input_name
-        live = _Live({start: self.network.start(x)}, {start: x} if self._keeps_exact else {})
-        for index, node in enumerate(self.nodes):
-            if node.kind in WEIGHTED:
-                yield index, node, live
-            result = self._result(node, self._inputs(node, live.stored))
-            if self._keeps_exact:
-                joined = node.kind in _JOINING
-                exact = self._result(node, [live.exact[name] for name in node.inputs]) if joined else result
-                live.exact[node.name] = clipped(exact, node.clip)
-            live.stored[node.name] = self.network.settle(node, result)
-            for name in self._ends[index]:
-                live.stored.pop(name)
-                live.exact.pop(name, None)
-
-    def rest(self, index: int, result: Tensor, live: _Live) -> Tensor:
-        """The network's result, where the node at `index` has the result `result` before clip and storing."""
-        values = dict(live.stored)
-        values[self.nodes[index].name] = self.network.settle(self.nodes[index], result)
-        for name in self._ends[index]:
-            del values[name]
-        return self._onward(index + 1, values)
-
-    def run(self, x: Tensor) -> Tensor:
-        """The network's result."""
-        return self._onward(0, {self.network.graph.input_name: self.network.start(x)})
-
-    def _onward(self, index: int, values: dict[str, Tensor]) -> Tensor:
-        """The network's result from the values that are live before the node at `index`, which are given up."""
-        for node, ends in zip(self.nodes[index:], self._ends[index:], strict=True):
-            values[node.name] = self.network.settle(node, self._result(node, self._inputs(node, values)))
-            for name in ends:
-                del values[name]
-        return values[self.network.graph.output]
+    divergence: Tensor
+    rise: Tensor | None
 
 
-def _loss(wanted: Tensor, got: Tensor) -> float:
-    """The loss of one piece, summed over its samples."""
-    return float(output_divergence(wanted, got).sum())
+_Look = Callable[[int, FloatNode, Change, Live], Tensor]
+"""What is seen of a change at the node of that index, float64 [N, ...]."""
 
 
 @torch.no_grad()
+def sample_losses(
+    network: Network,
+    changes: Mapping[Key, Change],
+    batches: Iterable[Batch],
+    *,
+    reference: Network,
+    threads: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> dict[Key, SampleLosses]:
+    """What each sample loses with each change alone.
+
+    Args:
+        network: that is changed.
+        changes: by any key.
+        batches: pieces of the samples, all with labels or none.
+        reference: whose results are wanted.
+        threads: pieces that run side by side.
+        progress: called with the number of samples done.
+
+    Raises:
+        SensitivityError: no samples, or a result that is not finite.
+    """
+    runner, wanted = _runner(network, changes), Runner(reference)
+
+    def looker(batch: Batch) -> _Look:
+        expected = wanted.run(batch.images)
+
+        def look(index: int, node: FloatNode, change: Change, live: Live) -> Tensor:
+            got = runner.rest(index, runner.changed(node, change, live), live)
+            losses = [output_divergence(expected, got)]
+            if batch.labels is not None:
+                losses.append(_cross_entropy(got, batch.labels) - _cross_entropy(expected, batch.labels))
+            return torch.stack(losses, 1)
+
+        return look
+
+    found = _looks(runner, changes, batches, looker, threads, progress)
+    losses = {key: torch.cat(parts) for key, parts in found.items()}
+    _check({changes[key].layer: float(loss.sum()) for key, loss in losses.items()})
+    return {key: SampleLosses(loss[:, 0], loss[:, 1] if loss.shape[1] > 1 else None) for key, loss in losses.items()}
+
+
 def layer_losses(
     network: Network,
     changes: Mapping[Key, Change],
@@ -183,7 +103,7 @@ def layer_losses(
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> dict[Key, float]:
-    """What the network loses with each change alone, as a mean over samples.
+    """The divergence that each change alone causes, as a mean over samples; see `sample_losses`.
 
     Args:
         network: that is changed.
@@ -196,27 +116,86 @@ def layer_losses(
     Raises:
         SensitivityError: no samples, or a result that is not finite.
     """
-    runner = _Runner(network, keeps_exact=any(change.exact for change in changes.values()))
-    wanted = _Runner(reference)
+    batches = (Batch(x, None) for x in pieces)
+    found = sample_losses(network, changes, batches, reference=reference, threads=threads, progress=progress)
+    return {key: float(losses.divergence.mean()) for key, losses in found.items()}
+
+
+@torch.no_grad()
+def layer_noise(
+    network: Network,
+    changes: Mapping[Key, Change],
+    batches: Iterable[Batch],
+    *,
+    threads: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> dict[Key, tuple[Tensor, Tensor]]:
+    """How far each change alone moves its own layer's result, and how large that result is.
+
+    Args:
+        network: that is changed.
+        changes: by any key.
+        batches: pieces of the samples.
+        threads: pieces that run side by side.
+        progress: called with the number of samples done.
+
+    Returns:
+        Sums of squares of each sample by key, float64 [samples] both: of the error, and of the result, residual
+        included, before its clip.
+
+    Raises:
+        SensitivityError: no samples, or a result that is not finite.
+    """
+    runner = _runner(network, changes)
+
+    def look(index: int, node: FloatNode, change: Change, live: Live) -> Tensor:
+        exact = runner.changed(node, Change(node.name), live)
+        error = runner.changed(node, change, live) - exact
+        return torch.stack([part.flatten(1).double().square().sum(1) for part in (error, exact)], 1)
+
+    found = _looks(runner, changes, batches, lambda batch: look, threads, progress)
+    squares = {key: torch.cat(parts) for key, parts in found.items()}
+    _check({changes[key].layer: float(sums.sum()) for key, sums in squares.items()})
+    return {key: (sums[:, 0], sums[:, 1]) for key, sums in squares.items()}
+
+
+def _runner(network: Network, changes: Mapping[Key, Change]) -> Runner:
+    return Runner(network, keeps_exact=any(change.exact for change in changes.values()))
+
+
+def _looks(
+    runner: Runner,
+    changes: Mapping[Key, Change],
+    batches: Iterable[Batch],
+    looker: Callable[[Batch], _Look],
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> dict[Key, list[Tensor]]:
+    """What `looker` of a batch sees of each change, batch by batch."""
     by_layer = _by_layer(changes)
 
-    def losses(x: Tensor) -> tuple[int, dict[Key, float]]:
-        expected, found = wanted.run(x), dict[Key, float]()
-        for index, node, live in runner.walk(x):
+    def seen(batch: Batch) -> tuple[int, dict[Key, Tensor]]:
+        look, found = looker(batch), dict[Key, Tensor]()
+        for index, node, live in runner.walk(batch.images):
             for key, change in by_layer.get(node.name, ()):
-                got = runner.rest(index, runner.changed(node, change, live), live)
-                found[key] = _loss(expected, got)
-        return len(x), found
+                found[key] = look(index, node, change, live)
+        return len(batch.images), found
 
-    sums, total = dict.fromkeys(changes, 0.0), 0
-    for count, found in iterate_pieces(losses, pieces, threads):
+    total, parts = 0, {key: list[Tensor]() for key in changes}
+    for count, found in iterate_pieces(seen, batches, threads):
         total += count
-        for key, loss in found.items():
-            sums[key] += loss
+        for key, part in found.items():
+            parts[key].append(part)
         if progress is not None:
             progress(total)
-    _check(total, {changes[key].layer: loss for key, loss in sums.items()})
-    return {key: loss / total for key, loss in sums.items()}
+    if not total:
+        raise _no_samples()
+    return parts
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each sample, float64 [N]."""
+    return F.cross_entropy(logits.flatten(1).double(), labels, reduction="none")
 
 
 @torch.no_grad()
@@ -232,12 +211,13 @@ def network_loss(network: Network, pieces: Iterable[Tensor], *, reference: Netwo
     Raises:
         SensitivityError: no samples, or a result that is not finite.
     """
-    runner, wanted = _Runner(network), _Runner(reference)
-    total, loss = 0, 0.0
-    for count, found in iterate_pieces(lambda x: (len(x), _loss(wanted.run(x), runner.run(x))), pieces, threads):
-        total, loss = total + count, loss + found
-    _check(total, {network.graph.output: loss})
-    return loss / total
+    runner, wanted = Runner(network), Runner(reference)
+    losses = list(iterate_pieces(lambda x: output_divergence(wanted.run(x), runner.run(x)), pieces, threads))
+    if not losses:
+        raise _no_samples()
+    loss = float(torch.cat(losses).mean())
+    _check({network.graph.output: loss})
+    return loss
 
 
 @torch.no_grad()
@@ -258,7 +238,7 @@ def mean_results(
     Raises:
         SensitivityError: no samples.
     """
-    runner = _Runner(network, keeps_exact=any(change.exact for change in changes.values()))
+    runner = Runner(network, keeps_exact=any(change.exact for change in changes.values()))
     by_layer = _by_layer(changes)
 
     def means(x: Tensor) -> tuple[int, dict[Key, Tensor]]:
@@ -275,7 +255,8 @@ def mean_results(
         total += count
         for key, mean in found.items():
             sums[key] = sums[key] + mean if key in sums else mean
-    _check(total, {})
+    if not total:
+        raise _no_samples()
     return {key: mean / total for key, mean in sums.items()}
 
 
@@ -313,11 +294,13 @@ def _by_layer(changes: Mapping[Key, Change]) -> dict[str, list[tuple[Key, Change
     return table
 
 
-def _check(samples: int, losses: Mapping[str, float]) -> None:
-    if not samples:
-        raise SensitivityError("there are no samples to measure losses on; give at least one")
+def _no_samples() -> SensitivityError:
+    return SensitivityError("there are no samples to measure losses on; give at least one")
+
+
+def _check(losses: Mapping[str, float]) -> None:
     for name, loss in losses.items():
-        if not torch.isfinite(torch.tensor(loss)):
+        if not isfinite(loss):
             raise SensitivityError(
                 f"the network's result is not finite where '{name}' is quantised; check its weights and the samples"
             )

@@ -11,17 +11,18 @@ from hawq_tvm.backends.pytorch.threads import run_pieces
 from hawq_tvm.calibration.moments import Moments, by_group, has_own_moments
 from hawq_tvm.calibration.rounding import (
     Elimination,
+    Levels,
     Rounded,
     damped,
     find_damping,
     find_grid,
     fit,
     max_abs_scales,
-    nearest,
     search_nearest,
 )
+from hawq_tvm.core.codebook import WeightFormat, best_codebook, mass_of
 from hawq_tvm.core.float_ir import FloatNode
-from hawq_tvm.core.quantizer import FloatArray, weight_limit
+from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.settings import RoundingSettings
 
 FINE_BITS = 8
@@ -49,7 +50,7 @@ class LayerRounding:
     def __init__(
         self,
         node: FloatNode,
-        bits: int,
+        format: WeightFormat,
         settings: RoundingSettings,
         *,
         scales: FloatArray | None = None,
@@ -59,7 +60,7 @@ class LayerRounding:
 
         Args:
             node: with weights.
-            bits: of them.
+            format: of them.
             settings: how.
             scales: float64 [out], given ones, taken as they are; None where they are to be found.
             threads: blocks of outputs that are found at one time: outputs do not meet, and a block has as many of them
@@ -69,11 +70,12 @@ class LayerRounding:
         self._settings = settings
         self._threads = threads
         self._weight = by_group(node, torch.from_numpy(node.weight))
-        self._limit = weight_limit(bits)
-        self._fine = bits >= FINE_BITS
+        self._format = format
+        self._limit = format.limit
+        self._fine = not format.codebook and format.bits >= FINE_BITS
         self._wide = is_wide(node)
         self._given = None if scales is None else torch.from_numpy(scales).reshape(*self._weight.shape[:2], 1)
-        self._searches = settings.scale_search and scales is None
+        self._searches = settings.scale_search and scales is None and not format.codebook  # which finds its own levels
         self._grid, self._on_grid = self._known_grid()
 
     def _known_grid(self) -> tuple[Tensor, Tensor]:
@@ -97,27 +99,51 @@ class LayerRounding:
         """
         scales = max_abs_scales(self._weight, self._limit, live) if self._given is None else self._given
         found = self._nearest(scales) if evidence is None else self._fitted(scales, evidence)
-        grid = Rounded(nearest(self._weight, self._grid, self._limit), self._grid)
-        kept = self._on_grid[:, :, None]
-        return Rounded(torch.where(kept, grid.integers, found.integers), torch.where(kept, grid.scales, found.scales))
+        if not self._on_grid.any():
+            return found
+        kept, levels = self._on_grid[:, :, None], found.levels
+        grid = levels.nearest(self._weight / self._grid)
+        return Rounded(torch.where(kept, grid, found.integers), torch.where(kept, self._grid, found.scales), levels)
 
-    def _nearest(self, scales: Tensor) -> Rounded:
-        return Rounded(nearest(self._weight, scales, self._limit), scales)
+    def _levels(self, weight: Tensor, scales: Tensor, inputs: Tensor | None) -> Levels:
+        """All integers of the width, or the codebook that loses least of a target.
+
+        Args:
+            weight: float64 [g, o, K], the target.
+            scales: float64 [g, o, 1].
+            inputs: float64 [g, K, K], H, whose diagonal says what an input's weights count; None for all alike.
+        """
+        if not self._format.codebook:
+            return Levels(self._format)
+        counts = scales.square()
+        if inputs is not None:
+            counts = counts * inputs.diagonal(dim1=1, dim2=2)[:, None, :]
+        eight = Levels(WeightFormat(8)).nearest(weight / scales)
+        mass = mass_of(eight.numpy(), counts.expand_as(weight).numpy())
+        return Levels(self._format, best_codebook(mass, self._format.bits))
+
+    def _nearest(self, scales: Tensor, inputs: Tensor | None = None) -> Rounded:
+        levels = self._levels(self._weight, scales, inputs)
+        return Rounded(levels.nearest(self._weight / scales), scales, levels)
 
     def _fitted(self, scales: Tensor, evidence: Evidence) -> Rounded:
         moments = evidence.moments
         if self._settings.method == "nearest":
-            return self._nearest(search_nearest(self._weight, moments.inputs, scales, self._limit))
+            if self._searches:
+                scales = search_nearest(self._weight, moments.inputs, scales, Levels(self._format))
+            return self._nearest(scales, moments.inputs)
         inputs, ridge = damped(moments.inputs, self._damping(evidence))
         elimination = Elimination(inputs)
         target = elimination.solve(moments.outputs + ridge * self._weight)
+        levels = self._levels(target, scales, inputs)
 
         def fitted(rows: slice) -> Rounded:
-            return fit(target[:, rows], elimination, scales[:, rows], self._limit, search=self._searches)
+            return fit(target[:, rows], elimination, scales[:, rows], levels, search=self._searches)
 
         blocks = [slice(first, first + _ROWS) for first in range(0, target.shape[1], _ROWS)]
         parts = run_pieces(fitted, blocks, self._threads)
-        return Rounded(torch.cat([part.integers for part in parts], 1), torch.cat([part.scales for part in parts], 1))
+        integers, steps = (torch.cat(part, 1) for part in zip(*((p.integers, p.scales) for p in parts), strict=True))
+        return Rounded(integers, steps, levels)
 
     def _damping(self, evidence: Evidence) -> float:
         """As the settings say, or found on halves of the samples."""

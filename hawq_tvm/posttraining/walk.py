@@ -25,8 +25,10 @@ from torch import Tensor
 from hawq_tvm.backends.pytorch.float_module import FloatModule, clipped, weighted
 from hawq_tvm.backends.pytorch.threads import one_thread, run_pieces
 from hawq_tvm.core.activation_types import ActivationTypes
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.hashing import own_seed
 from hawq_tvm.core.integerize import least_scales
 from hawq_tvm.core.quantizer import FloatArray, LayerWeights
 from hawq_tvm.posttraining.layer import Found, LayerPiece, LayerSearch, beside, bias_of, weight_of
@@ -147,18 +149,18 @@ class Walk:
 
     def _find(self, node: FloatNode, pieces: Sequence[LayerPiece], index: int) -> Found:
         search = LayerSearch(node, pieces, self._settings, seed=own_seed(self._seed, index), threads=self._threads)
-        return search.find(self._bits(node), self._scales.get(node.name))
+        return search.find(self._format(node), self._scales.get(node.name))
 
-    def _bits(self, node: FloatNode) -> int:
-        return self._types.bits.layers[node.name].weight
+    def _format(self, node: FloatNode) -> WeightFormat:
+        return self._types.bits.layers[node.name].format
 
     def _pass_layer(
         self, node: FloatNode, pieces: Sequence[_Piece], at_layer: Sequence[LayerPiece], found: Found
     ) -> LayerWeights:
         """Take the values past a layer."""
         input_scale = self._types.reads(node).scale
-        found = found.with_room(least_scales(found.bias(node).numpy(), input_scale), node, self._bits(node))
-        deployed = found.deployed(node, self._bits(node))
+        found = found.with_room(least_scales(found.bias(node).numpy(), input_scale), node)
+        deployed = found.deployed(node)
         step = deployed.scales * input_scale
         bias = torch.from_numpy((round_half_up(deployed.bias / step) * step).astype(np.float32))
         slope = found.slope.float()
@@ -176,11 +178,6 @@ class Walk:
 
         run_pieces(work, zip(pieces, at_layer, strict=True), self._threads)
         return deployed
-
-
-def own_seed(seed: int, index: int) -> int:
-    """A seed of its own for each layer, or piece of the samples, which that of no other repeats."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
 
 
 def samples_that_fit(graph: FloatGraph) -> int:

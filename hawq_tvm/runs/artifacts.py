@@ -18,6 +18,7 @@ from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
+from hawq_tvm.measure.comparison import Comparison
 from hawq_tvm.measure.debug_report import DebugReport
 from hawq_tvm.measure.fidelity import Fidelity
 from hawq_tvm.measure.verify import VerifyReport
@@ -25,6 +26,7 @@ from hawq_tvm.runs.float_io import load_float_graph
 from hawq_tvm.runs.layers import LayerFacts, describe_layers, read_layers
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.runs.weights_io import load_weights
+from hawq_tvm.settings import METRICS
 
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.runtime import CompiledModule
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 FLOAT_GRAPH = "float.safetensors"
 RANGES = "ranges.json"
-SENSITIVITY = "sensitivity.json"
 COSTS = "costs.json"
 BITS = "bits.json"
 ALLOCATION = "allocation.json"
@@ -42,6 +43,7 @@ BOUNDS = "bounds.json"
 LAYERS = "layers.json"
 ACCURACY = "accuracy.json"
 DEBUG = "debug.json"
+COMPARISON = "comparison.json"
 FIDELITY = "fidelity.json"
 REPORT = "report.html"
 
@@ -56,6 +58,10 @@ def library_files(target: Target) -> tuple[str, str]:
 def text_files(target: Target) -> tuple[str, ...]:
     """The name of the file with the CUDA text of a GPU's kernels; none for a CPU."""
     return () if target.gpu is None else (target.library_name.removesuffix(".so") + ".cu",)
+
+
+def sensitivity_file(metric: str) -> str:
+    return f"sensitivity.{metric}.json"
 
 
 def verify_file(target: Target) -> str:
@@ -99,12 +105,17 @@ class Artifacts:
             for name, found in table.items()
         }
 
-    @property
-    def sensitivity(self) -> Mapping[str, Any]:
+    def sensitivity(self, metric: str) -> Mapping[str, Any]:
         """The table that `hawq_tvm.measure.sensitivity` makes; what the cost table takes of it is looked at here."""
-        table: Mapping[str, Any] = self.run.json(SENSITIVITY)
-        self.run.reader(SENSITIVITY).take(table, _SensitivityFile, signed=("weights", "inputs"))
+        name = sensitivity_file(metric)
+        table: Mapping[str, Any] = self.run.json(name)
+        self.run.reader(name).take(table, _SensitivityFile, signed=("weights", "inputs", "order"))
         return table
+
+    @property
+    def profiled(self) -> tuple[str, ...]:
+        """The metrics of which there is a table that was made from the files that are there now."""
+        return tuple(metric for metric in METRICS if self.run.is_fresh(sensitivity_file(metric)))
 
     @property
     def costs(self) -> CostTable:
@@ -150,6 +161,12 @@ class Artifacts:
         """Which layers cause the loss of the bits, ranges and weights that are there now."""
         self.run.fresh(DEBUG)
         return DebugReport.from_json(self.run.json(DEBUG), self.run.reader(DEBUG).name)
+
+    @property
+    def comparison(self) -> Comparison:
+        """Which metrics order layers as the loss does."""
+        self.run.fresh(COMPARISON)
+        return Comparison.from_json(self.run.json(COMPARISON), self.run.reader(COMPARISON).name)
 
     @property
     def fidelity(self) -> Fidelity:
@@ -212,11 +229,13 @@ class _RangesFile(TypedDict):
 
 
 class _LayerSensitivity(TypedDict):
-    """What the cost table takes of a layer: what its weights and its input lose, by bits, and how sure that is."""
+    """What is taken of a layer: what its weights and its input lose, by bits, with standard errors, and its order."""
 
     weights: Mapping[str, float]
+    weights_error: NotRequired[Mapping[str, float]]
     inputs: NotRequired[Mapping[str, float]]
-    relative_error: NotRequired[float | None]
+    inputs_error: NotRequired[Mapping[str, float]]
+    order: NotRequired[float | None]
 
 
 class _SensitivityFile(TypedDict):

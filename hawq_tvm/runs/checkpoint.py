@@ -12,6 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hawq_tvm.calibration.rounding import Levels
+from hawq_tvm.core.codebook import WeightFormat, check_codebook
+from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.hashing import json_sha256
 from hawq_tvm.posttraining.layer import Found
 from hawq_tvm.runs.manifest import versions
@@ -19,6 +22,7 @@ from hawq_tvm.runs.rundir import Run
 
 _FOLDER = "rounding"
 _PARTS = ("integers", "scales", "slope", "offset")
+_CODEBOOK = "codebook"
 
 
 class Checkpoint:
@@ -55,10 +59,12 @@ class Checkpoint:
                     metadata = file.metadata() or {}
                     if metadata.get("key") != self._key:
                         continue
-                    found = Found(**{part: file.get_tensor(part) for part in _PARTS})
+                    codebook = file.get_tensor(_CODEBOOK).numpy() if _CODEBOOK in file.keys() else None  # noqa: SIM118
+                    levels = Levels(WeightFormat(int(metadata["bits"]), codebook is not None), codebook)
+                    found = Found(**{part: file.get_tensor(part) for part in _PARTS}, levels=levels)
                     if _fits(found, shapes[metadata["layer"]]):
                         layers[metadata["layer"]] = found
-            except (SafetensorError, OSError, KeyError):
+            except (SafetensorError, OSError, KeyError, ValueError, AllocationError):
                 continue
         return layers
 
@@ -66,7 +72,10 @@ class Checkpoint:
         """Write one layer."""
         name = f"{_FOLDER}/{hashlib.sha256(layer.encode()).hexdigest()[:16]}"
         tensors = {part: getattr(found, part).contiguous() for part in _PARTS}
-        self._run.write(name, lambda path: save_file(tensors, path, metadata={"key": self._key, "layer": layer}))
+        if found.levels.codebook is not None:
+            tensors[_CODEBOOK] = torch.from_numpy(found.levels.codebook)
+        metadata = {"key": self._key, "layer": layer, "bits": str(found.levels.format.bits)}
+        self._run.write(name, lambda path: save_file(tensors, path, metadata=metadata))
 
     def clear(self) -> None:
         """Remove it: the result stands elsewhere."""
@@ -76,6 +85,8 @@ class Checkpoint:
 def _fits(found: Found, shape: tuple[int, ...]) -> bool:
     """Whether the tensors are those of a layer whose weights have that shape."""
     rows = (found.scales, found.slope, found.offset)
+    if found.levels.codebook is not None:
+        check_codebook(found.levels.codebook)
     return (found.integers.dtype, *found.integers.shape) == (torch.int8, *shape) and all(
         (row.dtype, *row.shape) == (torch.float64, shape[0]) for row in rows
     )

@@ -38,18 +38,19 @@ class LayerFacts:
 
     @property
     def size_bytes(self) -> float:
-        """Weights x bits / 8."""
-        return self.parameters * self.bits.weight / 8
+        """Weights x bits / 8, with a codebook where there is one."""
+        return self.bits.format.size_bytes(self.parameters)
 
     @property
     def stored_bytes(self) -> int:
-        """Of the weights as the file stores them: 4 bits for up to 4, else 8."""
-        return (self.parameters + 1) // 2 if self.bits.weight <= 4 else self.parameters
+        """Of the weights as the file stores them: 4 bits for up to 4, else 8; a codebook beside its indexes."""
+        codebook = 2**self.bits.weight if self.bits.codebook else 0
+        return codebook + ((self.parameters + 1) // 2 if self.bits.weight <= 4 else self.parameters)
 
     @property
     def bops(self) -> int:
         """Bit operations a sample."""
-        return self.macs * self.bits.weight * self.bits.activation
+        return self.macs * self.bits.operations
 
 
 def describe_layers(graph: Graph) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def describe_layers(graph: Graph) -> dict[str, Any]:
                 {
                     "name": node.name,
                     "kind": node.op.kind,
-                    "bits": repr(Bits(node.op.weight_bits, source.bits)),
+                    "bits": repr(Bits(node.op.format.bits, source.bits, node.op.format.codebook)),
                     "input": repr(source),
                     "output": repr(node.type),
                     "parameters": int(node.op.weight.size),

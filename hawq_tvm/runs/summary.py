@@ -6,7 +6,7 @@ read from JSON, so that a run is inspected in an instant: neither PyTorch, ONNX 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.layers import LayerFacts
 from hawq_tvm.runs.rundir import Run
-from hawq_tvm.settings import Settings
+from hawq_tvm.settings import METRICS, Settings
 from hawq_tvm.sources.names import shown
 
 
@@ -41,7 +41,7 @@ class LayerSummary:
         size_bytes: weights x bits / 8.
         stored_bytes: of the weights as the file stores them: 4 bits for up to 4, else 8.
         bops: bit operations a sample.
-        sensitivity: Omega at these bits; None where it was not profiled.
+        sensitivity: what it is taken to lose at these bits; None where it was not profiled.
         sensitivity_error: its relative standard error; None where it is not known.
         latency_us: of its kernel alone, from the cost table; see `LAYER_TIMES`.
         within_us: of its call inside the running network, from the benchmark, by target.
@@ -203,12 +203,12 @@ def summarize(run: Run) -> RunSummary:
         foreign = [layer.name for layer in facts if layer.name not in info.kernels or layer.name not in info.declines]
         if foreign:
             raise RunError(f"{run.name} holds a library without layer {foreign[0]!r}; start the run again")
-    profiled = files.SENSITIVITY in run
+    profiled = [metric for metric in METRICS if files.sensitivity_file(metric) in run]
     benchmark = {
         name: found.benchmark(target) for name, target in compiled.items() if run.is_fresh(files.bench_file(target))
     }
     fidelity = found.fidelity if run.is_fresh(files.FIDELITY) else None
-    layers = tuple(_layer(layer, costs, profiled, fidelity, libraries, benchmark) for layer in facts)
+    layers = tuple(_layer(layer, costs, bool(profiled), fidelity, libraries, benchmark) for layer in facts)
     identity = run.manifest["identity"]
     accuracy = found.accuracy if run.is_fresh(files.ACCURACY) else None
     return RunSummary(
@@ -234,7 +234,7 @@ def summarize(run: Run) -> RunSummary:
         remarks=(
             *_data_notes(run, accuracy),
             *_rounding_notes(run),
-            *(_sensitivity_notes(found, costs) if profiled else ()),
+            *_sensitivity_notes(found, profiled, costs),
             *(() if fidelity is None else fidelity.warnings),
         ),
         sources=dict(costs.sources),
@@ -351,10 +351,10 @@ def _rounding_notes(run: Run) -> tuple[str, ...]:
     )
 
 
-def _sensitivity_notes(found: Artifacts, costs: CostTable) -> tuple[str, ...]:
-    """Which estimates of the Hessian did not converge, and what to raise; none where the cost table is of others."""
-    note = found.sensitivity.get("note")
-    return (note,) if isinstance(note, str) and note in costs.sources.get("sensitivity", "") else ()
+def _sensitivity_notes(found: Artifacts, profiled: Iterable[str], costs: CostTable) -> tuple[str, ...]:
+    """Which estimates did not converge, and what to raise; none of a metric that the cost table is not of."""
+    notes = (found.sensitivity(metric).get("note") for metric in profiled)
+    return tuple(note for note in notes if isinstance(note, str) and note in costs.sources.get("sensitivity", ""))
 
 
 def _limits(run: Run) -> Mapping[str, float]:

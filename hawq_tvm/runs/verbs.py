@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 _MAKES = {
-    "profile": ("float.safetensors", "ranges.json", "sensitivity.json", "costs.json"),
+    "profile": ("float.safetensors", "ranges.json", "sensitivity.*", "costs.json"),
     "allocate": ("bits.json", "allocation.json"),
     "compile": (
         "model.*",
@@ -20,9 +20,10 @@ _MAKES = {
     "verify": ("verify.*",),
     "bench": ("bench.*",),
     "debug": ("debug.json",),
+    "compare": ("comparison.json",),
 }
 _CHAIN = ("profile", "allocate", "compile")
-"""Each needs what those before it make; `verify`, `bench` and `debug` need them all, and `run` does everything."""
+"""Each needs what those before it make; `compare` needs `profile`, `verify`, `bench` and `debug` them all."""
 
 
 def how_to_make(name: str, run: object, there: Collection[str]) -> str:
@@ -39,7 +40,7 @@ def how_to_make(name: str, run: object, there: Collection[str]) -> str:
     verb = next((verb for verb, patterns in _MAKES.items() if _matches(name, patterns)), None)
     if verb is None:
         return f"hawq-tvm run MODEL -o {run}"
-    before = _CHAIN[: _CHAIN.index(verb)] if verb in _CHAIN else _CHAIN
+    before = _CHAIN[:1] if verb == "compare" else _CHAIN[: _CHAIN.index(verb)] if verb in _CHAIN else _CHAIN
     missing = [earlier for earlier in before if not any(_matches(file, _MAKES[earlier]) for file in there)]
     return ", then ".join(_command(each, run) for each in (*missing, verb))
 

@@ -6,25 +6,30 @@ from dataclasses import replace
 
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
-from hawq_tvm.ilp import Allocation, find_allocator, formulate
-from hawq_tvm.measure.costing import cost_table
+from hawq_tvm.ilp import Allocation, formulate
+from hawq_tvm.measure.costing import cost_table, rated
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
+from hawq_tvm.runs.provenance import stored_settings
+from hawq_tvm.search import MEASURING, Resources, find_allocator
 from hawq_tvm.settings import Settings
+from hawq_tvm.stages.searching import search_reads, search_resources
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
 
 def allocate(work: Work) -> Stage:
-    """Bits from the integer linear program, or as given."""
+    """Bits from the allocator that is asked for, or as given."""
     settings, given = work.settings, work.given
     stored = work.as_stored(BitConfig({}))
 
-    def make(_: Advance) -> None:
+    searches = given is None and settings.solver in MEASURING
+
+    def make(advance: Advance) -> None:
         if given is not None:
             work.run.write_json(BITS, work.as_stored(given).to_json())
             work.run.write_json(ALLOCATION, {"origin": given.origin})
             return
-        result = solve(work.artifacts.costs, settings)
+        result = solve(_costs(work), settings, search_resources(work, advance))
         work.run.write_json(BITS, work.as_stored(result.bits).to_json())
         work.run.write_json(ALLOCATION, result.to_json())
 
@@ -34,14 +39,36 @@ def allocate(work: Work) -> Stage:
         "budget": settings.budget.to_json(),
         "pins": {name: repr(bits) for name, bits in settings.all_pins(work.layers).items()},
         "solver": settings.solver,
+        **({"evaluations": settings.evaluations, "seed": settings.seed} if searches else {}),
+        "metric": settings.metric,
+        "caution": settings.caution,
         "residual": stored.residual,
         "stored": dict(stored.stored),
     }
-    return Stage("allocate", "allocating bits", make, options, reads=(COSTS,), writes=(BITS, ALLOCATION))
+    reads = (COSTS, *(search_reads(work) if given is None else ()))
+    return Stage("allocate", "allocating bits", make, options, reads=reads, writes=(BITS, ALLOCATION))
 
 
-def solve(costs: CostTable, settings: Settings) -> Allocation:
-    """The best bits within the budgets of `settings`.
+def _costs(work: Work) -> CostTable:
+    """The cost table, with the sensitivities of another metric where bits are to be chosen by another one now.
+
+    Raises:
+        RunError: that metric was not profiled.
+    """
+    costs, asked = work.artifacts.costs, stored_settings(work.run)
+    settings = work.settings
+    if not work.has_choice or (settings.metric, settings.caution) == (asked.metric, asked.caution):
+        return costs  # as it is, edited by hand or not
+    return rated(costs, work.artifacts.sensitivity(settings.metric), settings.caution)
+
+
+def solve(costs: CostTable, settings: Settings, resources: Resources | None = None) -> Allocation:
+    """The best bits within the budgets of `settings`, as far as its allocator finds them.
+
+    Args:
+        costs: of every layer.
+        settings: name the allocator, budgets, candidates and pins.
+        resources: what it may use beside the table; None where there is only the table.
 
     Raises:
         InfeasibleBudget: none meets them; the message names the budget that binds and the nearest value.
@@ -49,7 +76,8 @@ def solve(costs: CostTable, settings: Settings) -> Allocation:
     """
     pins = settings.all_pins(costs.names, costs.ties)
     problem = formulate(costs, settings.budget, candidates=settings.bits, pins=pins)
-    result = find_allocator(settings.solver)(problem)
+    used = resources or Resources(evaluations=settings.evaluations, seed=settings.seed)
+    result = find_allocator(settings.solver, used)(problem)
     return replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
 
 
@@ -59,8 +87,8 @@ def within_reach(work: Work) -> None:
     Raises:
         InfeasibleBudget: as for `solve`, before any calibration.
     """
-    budget = replace(work.settings.budget, latency=None)
+    budget = replace(work.settings.budget, latency=None, energy=None)
     if work.given is None and budget:
         pairs = work.settings.pairs(work.layers)
         costs = cost_table(work.artifacts.float_graph, pairs, sensitivity=None, latency=None)
-        solve(costs, replace(work.settings, budget=budget))
+        solve(costs, replace(work.settings, budget=budget, solver=Settings.solver))

@@ -10,13 +10,15 @@ from hawq_tvm.backends.tvm.latency import LatencyTable, measure_latency, predict
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.measure.costing import cost_table, read_latency_table
-from hawq_tvm.runs.artifacts import COSTS, FLOAT_GRAPH, RANGES, SENSITIVITY
+from hawq_tvm.measure.simulated import on_accelerator
+from hawq_tvm.runs.artifacts import COSTS, FLOAT_GRAPH, RANGES, sensitivity_file
+from hawq_tvm.settings import SIMULATED
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
 
 def cost(work: Work) -> Stage:
-    """The cost table; kernels are timed, or predicted, where a latency is asked for and no table of them is given."""
+    """The cost table; kernels are timed, predicted or simulated where a latency is asked for and no table is given."""
     settings = work.settings
     pairs = settings.pairs(work.layers)
     path = settings.latency_table
@@ -24,7 +26,8 @@ def cost(work: Work) -> Stage:
     stored = work.as_stored(BitConfig({}))
     predicted = settings.latency_from == "model"
     device = settings.device if settings.device is not None and not settings.device.is_this_cpu else None
-    measured = settings.wants_latency and table is None and not predicted
+    simulated = settings.latency_from in SIMULATED
+    measured = settings.wants_latency and table is None and not predicted and not simulated
     ours = measured or predicted
 
     def latency(advance: Advance) -> LatencyTable | None:
@@ -60,16 +63,22 @@ def cost(work: Work) -> Stage:
         result = cost_table(
             work.artifacts.float_graph,
             pairs,
-            sensitivity=work.artifacts.sensitivity if work.has_choice else None,
+            sensitivity=work.artifacts.sensitivity(settings.metric) if work.has_choice else None,
             latency=latency(advance),
+            caution=settings.caution,
         )
+        if simulated:
+            result = on_accelerator(result, work.artifacts.float_graph, settings.latency_from)
         work.run.write_json(COSTS, result.to_json())
 
     column: Any = table and table.to_json()
     if ours:
         column = f"model of {work.target.name}" if predicted else work.target.name
+    if simulated:
+        column = settings.latency_from
     options: dict[str, Any] = {
         "pairs": [repr(pair) for pair in pairs],
+        "caution": settings.caution if work.has_choice else None,
         "latency": column,
         "batch": settings.batch if ours else None,
         "threads": (work.threads if device is None else settings.threads) if measured else None,
@@ -77,6 +86,6 @@ def cost(work: Work) -> Stage:
         "stored": dict(stored.stored) if ours else None,
         "machine": (cpu_name() if device is None else str(device)) if measured else None,
     }
-    reads = (FLOAT_GRAPH, RANGES, SENSITIVITY) if work.has_choice else (FLOAT_GRAPH, RANGES)
+    reads = (FLOAT_GRAPH, RANGES, *([sensitivity_file(settings.metric)] if work.has_choice else []))
     title = "timing every layer's kernels" if measured else "counting bytes and BOPS"
     return Stage("cost", title, make, options, reads, writes=(COSTS,), timing=measured)

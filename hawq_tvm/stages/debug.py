@@ -69,6 +69,6 @@ def debug(work: Work) -> Stage:
 
 def _nearest(graph: FloatGraph, types: ActivationTypes) -> Mapping[str, LayerWeights]:
     return {
-        node.name: round_to_nearest(node, types.bits.layers[node.name].weight, types.reads(node).scale)
+        node.name: round_to_nearest(node, types.bits.layers[node.name].format, types.reads(node).scale)
         for node in graph.layers
     }

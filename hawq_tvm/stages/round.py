@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.given import scales_of
 from hawq_tvm.core.hashing import file_sha256, json_sha256
-from hawq_tvm.core.integerize import check_alive
-from hawq_tvm.core.quantizer import LayerWeights, quantize_weight
+from hawq_tvm.core.integerize import round_at_scales
+from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.posttraining.solve import FINE_BITS, MOST_INPUTS, is_wide
 from hawq_tvm.posttraining.walk import Walk
@@ -95,10 +95,7 @@ def _at_given_scales(work: Work) -> Mapping[str, LayerWeights]:
         scales = scales_of(work.settings.scales, node)
         if scales is None:
             continue
-        check_alive(node)
-        assert node.weight is not None and node.bias is not None
-        width = bits[node.name].weight
-        weights[node.name] = LayerWeights(quantize_weight(node.weight, scales, width), scales, node.bias, width)
+        weights[node.name] = round_at_scales(node, bits[node.name].format, scales)
     return weights
 
 

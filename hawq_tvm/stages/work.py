@@ -15,10 +15,12 @@ from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm.cuda.emulated import why_not_here
 from hawq_tvm.backends.tvm.host import default_threads
 from hawq_tvm.core import interpreter
+from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.core.given import stored_bits_of
 from hawq_tvm.core.ir import Array, Graph
+from hawq_tvm.core.quantizer import LayerWeights
 from hawq_tvm.core.reporter import Reporter
 from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
@@ -33,6 +35,9 @@ from hawq_tvm.sources.samples import Data
 
 _BATCH_ELEMENTS = 8 * 3 * 224 * 224  # input elements run at once, so that memory does not grow with the image
 
+COMPARE_SAMPLES = 64
+"""Evaluation samples that `compare` measures losses on, unless it is told how many."""
+
 
 class Work:
     """A run in the making.
@@ -40,6 +45,8 @@ class Work:
     Attributes:
         also: further GPUs that the library is to hold machine code for.
         device: where `benchmark` times the library; None for this machine.
+        rounded_alone: each layer's weights rounded by itself, by format, once a metric has asked for them.
+        compare_samples: evaluation samples at most that `compare` holds metrics to.
         asked_samples: whether `verify` was told how many samples to compare: an emulated GPU then gets them all,
             however long that takes.
     """
@@ -76,6 +83,8 @@ class Work:
         self.also: tuple[Target, ...] = ()
         self.device: Device | None = None
         self.asked_samples = False
+        self.compare_samples = COMPARE_SAMPLES
+        self.rounded_alone: Mapping[str, Mapping[WeightFormat, LayerWeights]] | None = None
         self._data = data
 
     @property

@@ -79,7 +79,7 @@ class Image:
 
     def _place(self, n: Expr, c: Expr, row: Expr, column: Expr) -> tuple[Expr, ...]:
         """The indices of a stored element; a column of -1 is the last of the row before."""
-        block = self.storage.block
+        block, c = self.storage.block, c + self.storage.before
         return (n, row, column, c) if block == 1 else (n, c // block, row, column, c % block)
 
     @property

@@ -1,4 +1,4 @@
-"""Requantize, the free-standing sum, concatenation and channels of zeros, channels last."""
+"""Requantize, the free-standing sum and channels of zeros, channels last."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ops import Add, Concat, PadChannels, Requantize
+from hawq_tvm.core.ops import Add, PadChannels, Requantize
 from hawq_tvm.kernels.generic.costs import Work, cost, elementwise_work
-from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale, weighted_sum
+from hawq_tvm.kernels.generic.expressions import Expr, rescale, weighted_sum
 from hawq_tvm.kernels.generic.functions import function, stored_parameter
 from hawq_tvm.kernels.generic.nhwc import Image, channels_last, framed_rows, over_channels
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
@@ -65,19 +65,6 @@ def _build_sum(request: Request) -> BuiltKernel:
     return _by_channels(request, pieces)
 
 
-def _build_concat(request: Request) -> BuiltKernel:
-    op = request.node.op
-    assert isinstance(op, Concat)
-
-    def pieces(inputs: Sequence[Image]) -> list[tuple[int, Callable[..., Expr]]]:
-        return [(x.type.shape[0], _branch(x, int(m))) for x, m in zip(inputs, op.rescale.multiplier, strict=True)]
-
-    def _branch(x: Image, multiplier: int) -> Callable[..., Expr]:
-        return lambda *index: rescale(int64(x[index]) * int64(multiplier), op.rescale, request.node.type.dtype)
-
-    return _by_channels(request, pieces)
-
-
 def _build_pad(request: Request) -> BuiltKernel:
     op = request.node.op
     assert isinstance(op, PadChannels)
@@ -105,5 +92,4 @@ def _cost(rates: str) -> Callable[[Request], float]:
 
 ADD_NHWC = Kernel("add_generic_nhwc", channels_last(Add, _cost("elementwise nhwc"), _build_sum))
 REQUANTIZE_NHWC = Kernel("requantize_generic_nhwc", channels_last(Requantize, _cost("elementwise nhwc"), _build_sum))
-CONCAT_NHWC = Kernel("concat_generic_nhwc", channels_last(Concat, _cost("concat nhwc"), _build_concat))
 PAD_CHANNELS_NHWC = Kernel("pad_channels_generic_nhwc", channels_last(PadChannels, _pad_cost, _build_pad))

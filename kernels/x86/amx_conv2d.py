@@ -20,6 +20,8 @@ from tvm.tirx import op as tir
 from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.dot.product import first_sums
+from hawq_tvm.kernels.dot.vectors import flat, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
@@ -39,8 +41,7 @@ from hawq_tvm.kernels.x86.amx_product import (
 )
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.amx_weights import Stream, Weights, pack_weight, unpacked_panel
-from hawq_tvm.kernels.x86.storages import first_sums
-from hawq_tvm.kernels.x86.vectors import LANES, flat, ramp
+from hawq_tvm.kernels.x86.vectors import LANES
 
 BLOCK_SUMS = BLOCK_PIXELS * BLOCK_CHANNELS
 HALF = BLOCK_CHANNELS  # bytes of a panel's channels in a pixel of a plane

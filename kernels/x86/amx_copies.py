@@ -10,11 +10,11 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import TensorType
+from hawq_tvm.kernels.dot.vectors import constant, flat, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86.amx_operands import Interleaved, Operand, Phases
 from hawq_tvm.kernels.x86.amx_storages import PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
-from hawq_tvm.kernels.x86.vectors import constant, flat, ramp
 
 PIXEL = PLANE_CHANNELS  # bytes of a pixel of a plane
 

@@ -7,34 +7,24 @@ channels lie in vectors, and how 64 results become two times 32 bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm.tirx import op as tir
 
-from hawq_tvm.core.float32_rescale import float32_is_exact
-from hawq_tvm.core.ir import Array, Bounds, Rescale, TensorType
+from hawq_tvm.core.ir import Array, Rescale, TensorType
 from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.kernels.dot.float32 import float_is_exact, rounded_in_float32
+from hawq_tvm.kernels.dot.vectors import clipped, constant, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
-from hawq_tvm.kernels.x86.epilogue import rounded, rounded_in_float32
+from hawq_tvm.kernels.x86.epilogue import rounded
 from hawq_tvm.kernels.x86.storages import UNSIGNED_OFFSET
-from hawq_tvm.kernels.x86.vectors import LANES, clipped, constant, pack_signed, ramp
+from hawq_tvm.kernels.x86.vectors import LANES, pack_signed
 
 NATURAL = np.arange(LANES)
 EVEN_ODD = NATURAL.reshape(2, 8).T.reshape(-1)  # 0, 8, 1, 9, ...
-
-
-def float_is_exact(op: WeightedOperator, inputs: Sequence[TensorType]) -> bool:
-    """Whether the float32 form is proved: for the layer's largest accumulator, or channel by channel for its own."""
-    rescale = op.rescale
-    if float32_is_exact(rescale, op.bounds(inputs)):
-        return True
-    return all(
-        float32_is_exact(replace(rescale, multiplier=np.array([m])), Bounds.of(bound, bound * int(m), rescale.shift))
-        for bound, m in zip(op.accumulator_bounds(inputs), rescale.multiplier, strict=True)
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +95,15 @@ class Rescaling:
         """
         multiplier, *factors = (parameters[group, row, ramp(0, LANES)] for row in range(self.parameters.shape[1]))
         if self.in_float32:
-            return rounded_in_float32(accumulator, tir.reinterpret(f"float32x{LANES}", multiplier))
+            return rounded_in_float32(accumulator, tir.reinterpret(f"float32x{LANES}", multiplier), LANES)
         product = accumulator, multiplier
         if residual is None:
-            return rounded([product], self.rescale)
+            return rounded([product], self.rescale, LANES)
         if self.residual_offset:
-            value = residual[ramp(at, LANES)].astype(f"int32x{LANES}") - constant(self.residual_offset, "int32")
-            return rounded([product, (value, factors[0])], self.rescale)
+            value = residual[ramp(at, LANES)].astype(f"int32x{LANES}") - constant(self.residual_offset, "int32", LANES)
+            return rounded([product, (value, factors[0])], self.rescale, LANES)
         first, last = (residual[ramp(at + half, 8)].astype("int64x8") for half in (0, 8))
-        return rounded([product], self.rescale, ((first, last), factors[0]))
+        return rounded([product], self.rescale, LANES, ((first, last), factors[0]))
 
     def pack(self, values: Sequence[Sequence[Expr]], order: Expr) -> Expr:
         """The stored bytes of two pixels and 32 channels.

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from hawq_tvm.core.ir import Operator
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.dot.images import LARGEST
+from hawq_tvm.kernels.dot.unit import missing
 from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, decline
 from hawq_tvm.kernels.generic.costs import CALL_US
 from hawq_tvm.kernels.interface import Kernel, Offer, Request
@@ -16,8 +18,7 @@ from hawq_tvm.kernels.x86.amx_linear import build_linear
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
-from hawq_tvm.kernels.x86.result import LARGEST
-from hawq_tvm.kernels.x86.storages import NIBBLES, missing
+from hawq_tvm.kernels.x86.storages import NIBBLES
 
 STEP_NS = 30.0
 FLOAT_NS, INTEGER_NS = 60.0, 90.0

@@ -14,6 +14,8 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ops import Linear
 from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.dot.product import first_sums
+from hawq_tvm.kernels.dot.vectors import flat
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
@@ -31,8 +33,6 @@ from hawq_tvm.kernels.x86.amx_product import (
 )
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS
 from hawq_tvm.kernels.x86.amx_weights import Weights, pack_weight, unpacked_panel
-from hawq_tvm.kernels.x86.storages import first_sums
-from hawq_tvm.kernels.x86.vectors import flat
 
 
 def build_linear(request: Request, *, packed: bool) -> BuiltKernel:

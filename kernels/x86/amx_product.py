@@ -18,12 +18,13 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.kernels.dot.vectors import Registers, in_all_lanes, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86 import amx_tiles as tiles
 from hawq_tvm.kernels.x86.amx_operands import Operand
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS
 from hawq_tvm.kernels.x86.amx_weights import Stream, Weights
-from hawq_tvm.kernels.x86.vectors import LANES, Registers, dot, in_all_lanes, ramp
+from hawq_tvm.kernels.x86.vectors import LANES, dot
 
 STEP_MACS = BLOCK_PIXELS * BLOCK_CHANNELS * tiles.ROW_BYTES
 TASK_MACS = 16_000_000
@@ -225,7 +226,7 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
     """One block, without tiles."""
     with T.serial(2 * tiles.ROWS // _VECTOR_PIXELS) as part:
         first = part * _VECTOR_PIXELS
-        registers = Registers(2 * _VECTOR_PIXELS)
+        registers = Registers(2 * _VECTOR_PIXELS, LANES)
         for index, channels in np.ndindex(_VECTOR_PIXELS, 2):
             bias = product.bias[ramp(panel * BLOCK_CHANNELS + channels * tiles.ROWS, LANES)]
             registers[2 * index + channels] = bias
@@ -234,7 +235,7 @@ def multiply_by_vectors(product: Product, panel: Expr, pixel: Expr, sums: Sums) 
             vectors = [weights.buffer[ramp(weights.tile(panel, k, channels) + row, 64)] for channels in range(2)]
             for index in range(_VECTOR_PIXELS):
                 at = product.pixel(k, pixel + first + index) + quad * 4
-                four = in_all_lanes(product.x[ramp(at, 4)])
+                four = in_all_lanes(product.x[ramp(at, 4)], LANES)
                 for channels, vector in enumerate(vectors):
                     number = 2 * index + channels
                     registers[number] = dot(registers[number], four, vector)

@@ -16,12 +16,13 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import Array
+from hawq_tvm.kernels.dot.vectors import ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.packing import pack_nibbles
 from hawq_tvm.kernels.x86.amx_operands import Operand
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
 from hawq_tvm.kernels.x86.amx_tiles import ROW_BYTES, ROWS
-from hawq_tvm.kernels.x86.vectors import nibbles, ramp
+from hawq_tvm.kernels.x86.vectors import nibbles
 
 TILE_BYTES = ROWS * ROW_BYTES
 STEP_BYTES = 2 * TILE_BYTES

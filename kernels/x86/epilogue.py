@@ -1,4 +1,4 @@
-"""From accumulators to stored bytes: residual, the rounding law, clip and offset, sixteen lanes an instruction.
+"""The rounding law on x86, as many lanes an instruction as a vector has.
 
 x86 multiplies 32-bit lanes to 64 bits in even lanes alone (``vpmuldq``), so a vector goes through as its even and its
 odd lanes. With a shift of 33 and more the law needs only the high halves of the sums: 2^(s-1) is a multiple of 2^32, so
@@ -8,35 +8,23 @@ odd lanes. With a shift of 33 and more the law needs only the high halves of the
 which is 32-bit arithmetic again. Smaller shifts are done in 64 bits. `Bounds` proves that no sum overflows and that
 every rounded one fits 32 bits.
 
-Where `hawq_tvm.core.float32_rescale` proves it exact for one product, or `float32_residual` beside a residual, one
-fused multiply-add does it all.
+Where `hawq_tvm.core.float32_residual` proves it, a fused multiply-add of AVX-512, which can round down, does it all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from tvm import tirx
 from tvm.tirx import op
 
-from hawq_tvm.core.float32_rescale import DIGITS, MAGIC
+from hawq_tvm.core.float32_rescale import DIGITS
 from hawq_tvm.core.float32_residual import FloorForm
 from hawq_tvm.core.ir import Rescale
+from hawq_tvm.kernels.dot.unit import Factors
+from hawq_tvm.kernels.dot.vectors import clipped, constant
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.x86.vectors import (
-    LANES,
-    clipped,
-    constant,
-    dot_pairs,
-    multiply_add_52,
-    multiply_add_down,
-    pack_signed,
-    pack_unsigned,
-)
-
-Product = tuple[Expr, Expr]
-"""Two int32x16 whose lanes are multiplied to 64 bits."""
+from hawq_tvm.kernels.x86.vectors import LANES, dot_pairs, multiply_add_52, multiply_add_down, pack_unsigned
 
 BytesProduct = tuple[tuple[Expr, Expr], Expr]
 """Unsigned bytes as 64-bit lanes, those of the even and those of the odd 32-bit lanes, and an int32x16."""
@@ -45,46 +33,32 @@ HIGH_HALF_SHIFT = 33
 """From this shift on, the high halves decide."""
 
 
-def rounded(products: Sequence[Product], rescale: Rescale, added: BytesProduct | None = None) -> Expr:
-    """The rounding law on a sum of products, before its clip: int32x16.
+def rounded(products: Sequence[Factors], rescale: Rescale, lanes: int, added: BytesProduct | None = None) -> Expr:
+    """The rounding law on a sum of products, before its clip: int32 of so many lanes.
 
     Args:
         products: what is summed up.
         rescale: whose shift it is.
+        lanes: of the vectors: 16, or 8.
         added: a residual of unsigned bytes, which ``vpmadd52luq`` multiplies and adds at once: exact, since the product
             has 39 bits of the 52 that it keeps.
     """
-    even, odd = (_total([(half(x), half(m)) for x, m in products]) for half in (_even, _odd))
+    even, odd = (_total([(half(x, lanes), half(m, lanes)) for x, m in products]) for half in (_even, _odd))
     if added is not None:
         (first, second), multiplier = added
-        even = multiply_add_52(even, first, _lower(op.reinterpret("int64x8", multiplier)))
-        odd = multiply_add_52(odd, second, _odd(multiplier))
+        even = multiply_add_52(even, first, _lower(op.reinterpret("int64x8", multiplier), lanes))
+        odd = multiply_add_52(odd, second, _odd(multiplier, lanes))
     shift = rescale.shift
     if shift >= HIGH_HALF_SHIFT:
-        high = op.reinterpret("int32x16", _lower(_shifted_down(even, 32)) | _upper(odd))
-        return op.shift_right(high + constant(1 << (shift - 33), "int32"), constant(shift - 32, "int32"))
-    half_unit, places = constant(1 << (shift - 1), "int64", 8), constant(shift, "int64", 8)
+        high = op.reinterpret(f"int32x{lanes}", _lower(_shifted_down(even, 32, lanes), lanes) | _upper(odd, lanes))
+        return op.shift_right(high + constant(1 << (shift - 33), "int32", lanes), constant(shift - 32, "int32", lanes))
+    half_unit, places = constant(1 << (shift - 1), "int64", lanes // 2), constant(shift, "int64", lanes // 2)
     even, odd = (op.shift_right(total + half_unit, places) for total in (even, odd))
-    return op.reinterpret("int32x16", _lower(even) | op.shift_left(odd, constant(32, "int64", 8)))
+    return op.reinterpret(f"int32x{lanes}", _lower(even, lanes) | op.shift_left(odd, constant(32, "int64", lanes // 2)))
 
 
-def rounded_in_float32(accumulator: Expr, ratio: Expr) -> Expr:
-    """The rounding law on one product where `float32_is_exact`: int32x16.
-
-    ``vfmadd213ps`` rounds to the nearest integer between 2^23 and 2^24, whose last bits are that integer.
-
-    Args:
-        accumulator: int32x16.
-        ratio: float32x16, the multipliers over 2^shift.
-    """
-    value = accumulator.astype(f"float32x{LANES}")
-    total = op.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.fma", value, ratio, constant(MAGIC, "float32"))
-    bits = int(np.float32(MAGIC).view(np.int32))
-    return op.reinterpret(f"int32x{LANES}", total) - constant(bits, "int32")
-
-
-def floored_in_float32(accumulator: Expr, ratio: Expr, pairs: Expr, form: FloorForm) -> Expr:
-    """The rounding law over a residual by its `floor_form`: int32x16, the stored result and `form.base`.
+def floored(accumulator: Expr, ratio: Expr, pairs: Expr, form: FloorForm) -> Expr:
+    """The rounding law over a residual by its form: int32x16, the stored result and `form.base`.
 
     Args:
         accumulator: int32x16.
@@ -93,69 +67,48 @@ def floored_in_float32(accumulator: Expr, ratio: Expr, pairs: Expr, form: FloorF
         form: the layer's.
     """
     half, rest = form.factor // 2, form.factor - form.factor // 2
-    factors = op.reinterpret("int16x32", constant(half << 16 | rest, "int32"))
-    start = op.reinterpret("float32x16", dot_pairs(constant(form.start, "int32"), pairs, factors))
+    factors = op.reinterpret("int16x32", constant(half << 16 | rest, "int32", LANES))
+    start = op.reinterpret("float32x16", dot_pairs(constant(form.start, "int32", LANES), pairs, factors))
     total = multiply_add_down(accumulator.astype(f"float32x{LANES}"), ratio, start)
-    return op.shift_right(op.reinterpret("int32x16", total), constant(form.digits, "int32"))
+    return op.shift_right(op.reinterpret("int32x16", total), constant(form.digits, "int32", LANES))
 
 
 def stored_floors(values: Sequence[Expr], rescale: Rescale, offset: int, form: FloorForm) -> Expr:
-    """As `stored_bytes`, of what `floored_in_float32` gives."""
+    """What one or two vectors that `floored` gives are stored as, in the order of packing."""
     lanes, lo, hi = LANES * len(values), rescale.lo + offset, rescale.hi + offset
     if len(values) == 2 and form.base + (1 << DIGITS - 1 - form.digits) <= 1 << 16:
         base = constant(form.base, "uint16", lanes)
-        words = tirx.max(pack_unsigned(*values), base) - base  # ``vpsubusw``
+        words = tirx.max(pack_unsigned(values[0], values[1]), base) - base  # ``vpsubusw``
         return clipped(words, lo, hi, "uint16", lanes).astype(f"uint8x{lanes}")
-    results = [value - constant(form.base, "int32") for value in values]
+    results = [value - constant(form.base, "int32", LANES) for value in values]
     words, carrier = (results[0], "int32") if len(values) == 1 else (pack_unsigned(*results), "uint16")
     return clipped(words, lo, hi, carrier, lanes).astype(f"uint8x{lanes}")
 
 
-def stored_bytes(values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:
-    """Clipped values as they are stored.
-
-    Args:
-        values: one int32x16, or two, whose lanes then come out as `PACKED_LANES` says.
-        rescale: whose clip lies in the bytes' range.
-        offset: of the storage: 0 for unsigned values, 128 for signed ones.
-
-    Returns:
-        uint8x16 or uint8x32.
-    """
-    lanes = LANES * len(values)
-    if not offset:
-        if len(values) == 1:
-            return clipped(values[0], rescale.lo, rescale.hi, "int32").astype(f"uint8x{lanes}")
-        return clipped(pack_unsigned(*values), rescale.lo, rescale.hi, "uint16", lanes).astype(f"uint8x{lanes}")
-    packed, carrier = (values[0], "int32") if len(values) == 1 else (pack_signed(*values), "int16")
-    signed = clipped(packed, rescale.lo, rescale.hi, carrier, lanes).astype(f"int8x{lanes}")
-    return op.reinterpret(f"uint8x{lanes}", signed) ^ constant(offset, "uint8", lanes)
-
-
-def _total(products: Sequence[Product]) -> Expr:
+def _total(products: Sequence[Factors]) -> Expr:
     first, *rest = (x * m for x, m in products)
     for product in rest:
         first = first + product
     return first
 
 
-def _even(vector: Expr) -> Expr:
+def _even(vector: Expr, lanes: int) -> Expr:
     """Even 32-bit lanes, sign extended: with `_odd` what ``vpmuldq`` reads."""
-    places = constant(32, "int64", 8)
-    return op.shift_right(op.shift_left(op.reinterpret("int64x8", vector), places), places)
+    places = constant(32, "int64", lanes // 2)
+    return op.shift_right(op.shift_left(op.reinterpret(f"int64x{lanes // 2}", vector), places), places)
 
 
-def _odd(vector: Expr) -> Expr:
-    return op.shift_right(op.reinterpret("int64x8", vector), constant(32, "int64", 8))
+def _odd(vector: Expr, lanes: int) -> Expr:
+    return op.shift_right(op.reinterpret(f"int64x{lanes // 2}", vector), constant(32, "int64", lanes // 2))
 
 
-def _shifted_down(vector: Expr, places: int) -> Expr:
-    return op.shift_right(vector, constant(places, "int64", 8))
+def _shifted_down(vector: Expr, places: int, lanes: int) -> Expr:
+    return op.shift_right(vector, constant(places, "int64", lanes // 2))
 
 
-def _lower(vector: Expr) -> Expr:
-    return vector & constant((1 << 32) - 1, "int64", 8)
+def _lower(vector: Expr, lanes: int) -> Expr:
+    return vector & constant((1 << 32) - 1, "int64", lanes // 2)
 
 
-def _upper(vector: Expr) -> Expr:
-    return vector & constant(-(1 << 32), "int64", 8)
+def _upper(vector: Expr, lanes: int) -> Expr:
+    return vector & constant(-(1 << 32), "int64", lanes // 2)

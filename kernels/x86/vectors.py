@@ -1,4 +1,4 @@
-"""Vectors in TIR, and the few x86 instructions that LLVM is told to use by name.
+"""The few x86 instructions that LLVM is told to use by name.
 
 Everything else is plain vector arithmetic, which LLVM turns into the instructions that `kernels/x86/epilogue.py` names.
 Sources: Intel SDM volume 2 for the instructions; LLVM's ``IntrinsicsX86.td`` for the names and operand types.
@@ -7,56 +7,63 @@ Sources: Intel SDM volume 2 for the instructions; LLVM's ``IntrinsicsX86.td`` fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T
 from tvm.tirx import op
 
+from hawq_tvm.kernels.dot.vectors import constant, shuffle
 from hawq_tvm.kernels.generic.expressions import Expr
 
 LANES = 16
-"""32-bit lanes of a vector register; a vector of weights holds four channels for each."""
+"""32-bit lanes of AVX-512's vectors; AVX2's have half of them."""
 
 
-def ramp(start: Expr, lanes: int) -> Expr:
-    """Indices of `lanes` neighbours."""
-    return tirx.Ramp(tirx.const(start, "int32") if isinstance(start, int) else start, tirx.const(1, "int32"), lanes)
-
-
-def constant(value: float, dtype: str, lanes: int = LANES) -> Expr:
-    """A vector of one number."""
-    return tirx.Broadcast(tirx.const(value, dtype), lanes)
-
-
-def clipped(vector: Expr, lo: int, hi: int, dtype: str, lanes: int = LANES) -> Expr:
-    """Lanes between two numbers; in saturating conversions LLVM finds the limits of their type again."""
-    return tirx.max(tirx.min(vector, constant(hi, dtype, lanes)), constant(lo, dtype, lanes))
-
-
-def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
-    """The lanes of those numbers, in that order, counted through all vectors."""
-    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
-
-
-def in_all_lanes(four: Expr) -> Expr:
-    """Four bytes, uint8x4, in each 32-bit lane: int8x64."""
-    return op.reinterpret("int8x64", tirx.Broadcast(op.reinterpret("int32", four), LANES))
-
-
-def dot(accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
+def dot(accumulator: Expr, activations: Expr, weights: Expr, lanes: int = LANES) -> Expr:
     """``vpdpbusd``: to each 32-bit lane, four products of unsigned by signed bytes are added, modulo 2^32.
 
     Args:
-        accumulator: int32x16.
-        activations: int8x64, taken as unsigned.
-        weights: int8x64.
+        accumulator: int32 of so many `lanes`: 16, or 8.
+        activations: int8, taken as unsigned, of four times as many.
+        weights: int8.
+        lanes: of the vectors.
     """
-    return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, activations, weights)
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    return op.call_llvm_pure_intrin(f"int32x{lanes}", name, accumulator, activations, weights)
+
+
+def dot_of_pairs(accumulator: Expr, activations: Expr, weights: Expr, lanes: int) -> Expr:
+    """As `dot`, by ``vpmaddubsw``, which adds two products in 16 bits and saturates: only where none leaves them."""
+    sums = _multiply_add_bytes(activations, weights, lanes)
+    ones = constant(1, "int16", 2 * lanes)
+    return accumulator + _multiply_add_words(sums, ones, lanes)
+
+
+def dot_of_words(accumulator: Expr, activations: Expr, weights: Expr, lanes: int) -> Expr:
+    """As `dot`, by ``vpmaddwd`` on even and odd bytes apart, which are 16 bits each: exact whatever they are."""
+    words = f"int16x{2 * lanes}"
+    eight = constant(8, "int16", 2 * lanes)
+    x, w = op.reinterpret(words, activations), op.reinterpret(words, weights)
+    low, high = constant(255, "int16", 2 * lanes), constant(8, "uint16", 2 * lanes)
+    odd = op.reinterpret(words, op.shift_right(op.reinterpret(f"u{words}", activations), high))
+    even_weights, odd_weights = op.shift_right(op.shift_left(w, eight), eight), op.shift_right(w, eight)
+    even_sums = _multiply_add_words(x & low, even_weights, lanes)
+    return accumulator + (even_sums + _multiply_add_words(odd, odd_weights, lanes))
+
+
+def _multiply_add_bytes(unsigned: Expr, signed: Expr, lanes: int) -> Expr:
+    """``vpmaddubsw``: int16 of twice as many lanes."""
+    name = "llvm.x86.avx512.pmaddubs.w.512" if lanes == LANES else "llvm.x86.avx2.pmadd.ub.sw"
+    return op.call_llvm_pure_intrin(f"int16x{2 * lanes}", name, unsigned, signed)
+
+
+def _multiply_add_words(x: Expr, y: Expr, lanes: int) -> Expr:
+    """``vpmaddwd``: int32 of so many lanes."""
+    name = "llvm.x86.avx512.pmaddw.d.512" if lanes == LANES else "llvm.x86.avx2.pmadd.wd"
+    return op.call_llvm_pure_intrin(f"int32x{lanes}", name, x, y)
 
 
 def dot_pairs(accumulator: Expr, x: Expr, y: Expr) -> Expr:
-    """``vpdpwssd``: to each 32-bit lane, two products of signed 16-bit numbers, int16x32, are added, modulo 2^32."""
+    """``vpdpwssd``: to each of 16 lanes, two products of signed 16-bit numbers, int16x32, are added, modulo 2^32."""
     return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpwssd.512", accumulator, x, y)
 
 
@@ -67,16 +74,17 @@ def multiply_add_down(x: Expr, y: Expr, z: Expr) -> Expr:
     return op.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.vfmadd.ps.512", *operands)
 
 
-def nibbles(packed: Expr, half: int) -> Expr:
-    """``vgf2p8affineqb``: the low or high four bits of each byte, sign extended; int8x64 from uint8x64.
+def nibbles(packed: Expr, half: int, lanes: int = LANES) -> Expr:
+    """``vgf2p8affineqb``: the low or high four bits of each byte, sign extended; int8 from uint8, four a lane.
 
     Bit i of a result is the parity of the byte under row i of an 8x8 matrix of bits, whose rows lie from the highest
     byte of 64 bits down. Rows 0 to 3 pick the four bits, rows 4 to 7 the sign.
     """
     matrix = (0x0102040808080808, 0x1020408080808080)[half]
-    rows = op.reinterpret("int8x64", constant(matrix, "int64", 8))
-    bytes_ = op.reinterpret("int8x64", packed)
-    return op.call_llvm_pure_intrin("int8x64", "llvm.x86.vgf2p8affineqb.512", bytes_, rows, tirx.const(0, "int8"))
+    bytes_ = f"int8x{4 * lanes}"
+    rows = op.reinterpret(bytes_, constant(matrix, "int64", lanes // 2))
+    name = f"llvm.x86.vgf2p8affineqb.{32 * lanes}"
+    return op.call_llvm_pure_intrin(bytes_, name, op.reinterpret(bytes_, packed), rows, tirx.const(0, "int8"))
 
 
 def multiply_add_52(total: Expr, x: Expr, y: Expr) -> Expr:
@@ -100,49 +108,21 @@ def bytes_in_quads(bytes_: Expr, lanes: Sequence[int]) -> Expr:
     return op.reinterpret("int64x8", shuffle([spread, constant(0, "uint8", 64)], order))
 
 
-def pack_unsigned(low: Expr, high: Expr) -> Expr:
-    """``vpackusdw``: int32x16 twice as uint16x32, saturated, interleaved in fours."""
-    return op.call_llvm_pure_intrin("uint16x32", "llvm.x86.avx512.packusdw.512", low, high)
+def pack_unsigned(low: Expr, high: Expr, lanes: int = LANES) -> Expr:
+    """``vpackusdw``: int32 of so many lanes twice as uint16 of twice as many, saturated, interleaved in fours."""
+    name = "llvm.x86.avx512.packusdw.512" if lanes == LANES else "llvm.x86.avx2.packusdw"
+    return op.call_llvm_pure_intrin(f"uint16x{2 * lanes}", name, low, high)
 
 
-def pack_signed(low: Expr, high: Expr) -> Expr:
-    """``vpackssdw``: int32x16 twice as int16x32, saturated, interleaved in fours."""
-    return op.call_llvm_pure_intrin("int16x32", "llvm.x86.avx512.packssdw.512", low, high)
+def pack_signed(low: Expr, high: Expr, lanes: int = LANES) -> Expr:
+    """``vpackssdw``: int32 of so many lanes twice as int16 of twice as many, saturated, interleaved in fours."""
+    name = "llvm.x86.avx512.packssdw.512" if lanes == LANES else "llvm.x86.avx2.packssdw"
+    return op.call_llvm_pure_intrin(f"int16x{2 * lanes}", name, low, high)
 
 
-PACKED_LANES = tuple(8 * (lane // 4) + lane % 4 + half for half in (0, 4) for lane in range(LANES))
-"""Where `pack_unsigned` and `pack_signed` put each lane of the first vector, then of the second.
+def packed_lanes(lanes: int) -> tuple[int, ...]:
+    """Where `pack_unsigned` and `pack_signed` put each lane of the first vector, then of the second.
 
-They work in 128 bits: four of the first, four of the second, and so on.
-"""
-
-
-def prefetch(address: Any) -> None:
-    """Ask for the cache line of a buffer's element; no fault, wherever it lies."""
-    read, keep, data = tirx.const(0, "int32"), tirx.const(3, "int32"), tirx.const(1, "int32")
-    T.evaluate(op.call_llvm_intrin("void", "llvm.prefetch", op.address_of(address), read, keep, data))
-
-
-class Registers:
-    """Accumulators, int32x16 each, that LLVM keeps in registers; to be made inside the loop over tasks.
-
-    There is a buffer for each. TVM puts one of a kilobyte and more on the heap, and one of scope "local" there, too:
-    then every prefetch would have LLVM write all of them to memory first.
+    They work in 128 bits: four of the first, four of the second, and so on.
     """
-
-    def __init__(self, count: int) -> None:
-        self._buffers = [T.alloc_buffer((LANES,), "int32", align=64) for _ in range(count)]
-
-    def __getitem__(self, number: int) -> Expr:
-        return self._buffers[number][ramp(0, LANES)]
-
-    def __setitem__(self, number: int, value: Expr) -> None:
-        T.buffer_store(self._buffers[number], value, [ramp(0, LANES)])
-
-
-def flat(buffer: Any) -> Any:
-    """The same memory as one row of elements."""
-    size = 1
-    for extent in buffer.shape:
-        size *= int(extent)
-    return T.decl_buffer((size,), buffer.dtype, data=buffer.data)
+    return tuple(8 * (lane // 4) + lane % 4 + half for half in (0, 4) for lane in range(lanes))

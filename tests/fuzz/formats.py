@@ -19,12 +19,13 @@ import torch
 
 from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import HawqError
 from hawq_tvm.core.given import check_scales, clip_to, override, read_ranges, read_scales, unused_ranges
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import Range, ranges_to_json
-from hawq_tvm.core.specs import BitConfig, Bits, Budget
+from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.targets import find_target
 from hawq_tvm.ilp import formulate
 from hawq_tvm.measure.accuracy import Accuracy
@@ -103,7 +104,7 @@ def _costs(run: Run) -> Any:
 
 
 def _sensitivity(run: Run) -> Any:
-    table = Artifacts(run).sensitivity
+    table = Artifacts(run).sensitivity("omega")
     _quietly(lambda: cost_table(captured(NETWORK), PAIRS, sensitivity=table, latency=None))
     return table
 
@@ -265,7 +266,7 @@ def formats(other: Sequence[str] = OTHER_NETWORKS) -> dict[str, Format]:
         "bits": Format(files.BITS, mutate_json, _bits),
         "costs": Format(files.COSTS, mutate_json, _costs),
         "ranges": Format(files.RANGES, mutate_json, _ranges),
-        "sensitivity": Format(files.SENSITIVITY, mutate_json, _sensitivity),
+        "sensitivity": Format(files.sensitivity_file("omega"), mutate_json, _sensitivity),
         "allocation": Format(files.ALLOCATION, mutate_json, lambda run: Artifacts(run).limits),
         "latency": Format(LATENCIES, mutate_json, _latencies),
         "given-ranges": Format(GIVEN_RANGES, mutate_json, _given_ranges),
@@ -308,7 +309,7 @@ def make_run(path: Path) -> None:
         files.BITS: bits().to_json(),
         files.COSTS: costs.to_json(),
         files.RANGES: {"origin": "max", "ranges": ranges_to_json(ranges)},
-        files.SENSITIVITY: sensitivity,
+        files.sensitivity_file("omega"): sensitivity,
         files.LAYERS: describe_layers(integer_graph()),
         files.ALLOCATION: {"sensitivity": 1.5, "costs": {"bops": 3}, "limits": {"bops": 4.0}, "solver": "cbc"},
         files.FIDELITY: Fidelity(

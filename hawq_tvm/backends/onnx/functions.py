@@ -11,6 +11,7 @@ Two things in the bodies are less than obvious:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,22 @@ def _rounding() -> list[NodeProto]:
     ]
 
 
-def _unsigned_weight() -> list[NodeProto]:
-    """``weight`` (int8 or int4) to ``w`` (uint8, zero-point ``w_zero`` = 128), and a zero ``x_zero`` of x's type."""
+def _unsigned_weight(codebook: bool) -> list[NodeProto]:
+    """``weight`` to ``w`` (uint8, zero-point ``w_zero`` = 128), and a zero ``x_zero`` of x's type.
+
+    ``weight`` is int8 or int4; with a codebook, uint8 or uint4 indexes into ``codebook`` (int8).
+    """
+    integers = "weight"
+    lookup: list[NodeProto] = []
+    if codebook:
+        integers = "decoded"
+        lookup = [
+            _node("Cast", ["weight"], "indexes", to=TensorProto.INT32),
+            _node("Gather", ["codebook", "indexes"], integers, axis=0),
+        ]
     return [
-        _node("Cast", ["weight"], "weight_32", to=TensorProto.INT32),
+        *lookup,
+        _node("Cast", [integers], "weight_32", to=TensorProto.INT32),
         _constant("offset", TensorProto.INT32, 128),
         _node("Add", ["weight_32", "offset"], "weight_offset"),
         _node("Cast", ["weight_offset"], "w", to=TensorProto.UINT8),
@@ -104,21 +117,33 @@ def _function(
     return helper.make_function(DOMAIN, name, list(inputs), ["y"], list(nodes), opsets, list(attributes))
 
 
-def _conv(name: str, residual: bool) -> FunctionProto:
+def weighted_function(kind: str, *, codebook: bool, residual: bool) -> str:
+    """The function of a `kind` of layer, ``QConv2d`` or ``QLinear``, with the inputs that it has."""
+    return f"{kind}{'Codebook' if codebook else ''}{'Add' if residual else ''}"
+
+
+def _weighted_inputs(codebook: bool, residual: bool) -> list[str]:
+    further = [*(["codebook"] if codebook else []), *(["residual", "residual_multiplier"] if residual else [])]
+    return ["x", "weight", "bias", "multiplier", *further]
+
+
+def _conv(codebook: bool, residual: bool) -> FunctionProto:
     convolution = _node("ConvInteger", ["x", "w", "x_zero", "w_zero"], "accumulator")
     _with(convolution, _INTS, "strides", "pads", "dilations")
     _with(convolution, _INT, "group")
-    inputs = ["x", "weight", "bias", "multiplier", *(("residual", "residual_multiplier") if residual else ())]
-    return _function(name, inputs, [*_unsigned_weight(), convolution, *_finish(residual)], _RESCALE + _WINDOW)
+    name = weighted_function("QConv2d", codebook=codebook, residual=residual)
+    nodes = [*_unsigned_weight(codebook), convolution, *_finish(residual)]
+    return _function(name, _weighted_inputs(codebook, residual), nodes, _RESCALE + _WINDOW)
 
 
-def _linear(name: str, residual: bool) -> FunctionProto:
-    product = [
+def _linear(codebook: bool, residual: bool) -> FunctionProto:
+    multiply = [
         _node("Transpose", ["w"], "w_t", perm=[1, 0]),
         _node("MatMulInteger", ["x", "w_t", "x_zero", "w_zero"], "accumulator"),
     ]
-    inputs = ["x", "weight", "bias", "multiplier", *(("residual", "residual_multiplier") if residual else ())]
-    return _function(name, inputs, [*_unsigned_weight(), *product, *_finish(residual)])
+    name = weighted_function("QLinear", codebook=codebook, residual=residual)
+    nodes = [*_unsigned_weight(codebook), *multiply, *_finish(residual)]
+    return _function(name, _weighted_inputs(codebook, residual), nodes)
 
 
 def _requantize() -> FunctionProto:
@@ -173,10 +198,7 @@ def channel_pads(before: int, after: int) -> NDArray[np.int64]:
 FUNCTIONS: dict[str, FunctionProto] = {
     function.name: function
     for function in (
-        _conv("QConv2d", residual=False),
-        _conv("QConv2dAdd", residual=True),
-        _linear("QLinear", residual=False),
-        _linear("QLinearAdd", residual=True),
+        *(make(*given) for make in (_conv, _linear) for given in product((False, True), repeat=2)),
         _requantize(),
         _add(),
         _avg_pool(),

@@ -26,7 +26,9 @@ from hawq_tvm.backends.onnx.functions import (
     OPSET,
     channel_pads,
     concat_function,
+    weighted_function,
 )
+from hawq_tvm.core.codebook import indexes_of
 from hawq_tvm.core.errors import GraphError, ModelFileError, first_line
 from hawq_tvm.core.ir import Array, Graph, IntType, Node, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import (
@@ -150,18 +152,18 @@ class _Writer:
 
     def _weighted(self, node: Node, op: WeightedOperator) -> None:
         channel = (-1, 1, 1) if isinstance(op, Conv2d) else (-1,)
-        narrow = op.weight_bits <= 4
-        weight = op.weight.astype(ml_dtypes.int4) if narrow else op.weight
         inputs = [
             node.inputs[0],
-            self._constant(node, "weight", weight),
+            self._constant(node, "weight", _stored_weight(op)),
             self._constant(node, "bias", op.bias.reshape(channel)),
             self._constant(node, "multiplier", op.rescale.multiplier.reshape(channel)),
         ]
-        name = "QConv2d" if isinstance(op, Conv2d) else "QLinear"
+        if op.codebook is not None:
+            inputs.append(self._constant(node, "codebook", op.codebook))
         if op.rescale.residual is not None:
-            name += "Add"
             inputs += [node.inputs[1], self._constant(node, "residual", op.rescale.residual.reshape(channel))]
+        kind, residual = "QConv2d" if isinstance(op, Conv2d) else "QLinear", op.rescale.residual is not None
+        name = weighted_function(kind, codebook=op.codebook is not None, residual=residual)
         window = {**_window_attributes(op.window), "group": op.groups} if isinstance(op, Conv2d) else {}
         self._call(node, name, inputs, **window)
 
@@ -192,6 +194,15 @@ class _Writer:
 
     def _multipliers(self, node: Node, rescale: Rescale) -> list[str]:
         return [self._scalar(node, f"multiplier{i}", value) for i, value in enumerate(rescale.multiplier)]
+
+
+def _stored_weight(op: WeightedOperator) -> Array:
+    """Weights, or their places in the codebook, two of up to 4 bits in a byte."""
+    narrow = op.format.bits <= 4
+    if op.codebook is None:
+        return op.weight.astype(ml_dtypes.int4) if narrow else op.weight
+    indexes = indexes_of(op.weight, op.codebook)
+    return indexes.astype(ml_dtypes.uint4) if narrow else indexes
 
 
 def _window_attributes(window: Window) -> dict[str, Any]:
@@ -354,15 +365,17 @@ _Read = tuple[Operator, list[str]]
 
 def _read_weighted(reader: _Reader, node: NodeProto, attributes: Mapping[str, Any]) -> _Read:
     x, weight, bias, multiplier, *rest = node.input
+    codebook = reader.array(rest.pop(0)) if "Codebook" in node.op_type else None
     rescale = reader.rescale(attributes, multiplier, residual=rest[1] if rest else None)
-    weights = reader.array(weight).astype(np.int8)
+    weights = reader.array(weight)
+    weights = weights.astype(np.int8) if codebook is None else codebook[weights.astype(np.int64)]
     bits = int(reader.metadata["weight_bits"][node.output[0]])
     biases = reader.array(bias).reshape(-1)
     inputs = [x, *rest[:1]]
     if node.op_type.startswith("QLinear"):
-        return Linear(weights, bits, biases, rescale), inputs
+        return Linear(weights, bits, biases, rescale, codebook=codebook), inputs
     window = _read_window(attributes, weights.shape[2:])
-    return Conv2d(weights, bits, biases, rescale, window, attributes["group"]), inputs
+    return Conv2d(weights, bits, biases, rescale, window, attributes["group"], codebook=codebook), inputs
 
 
 def _read_window(attributes: Mapping[str, Any], kernel: tuple[int, ...]) -> Window:
@@ -412,7 +425,7 @@ def _read_pad_channels(reader: _Reader, node: NodeProto, attributes: Mapping[str
 
 
 _READERS: dict[str, Callable[[_Reader, NodeProto, Mapping[str, Any]], _Read]] = {
-    **dict.fromkeys(("QConv2d", "QConv2dAdd", "QLinear", "QLinearAdd"), _read_weighted),
+    **{name: _read_weighted for name in FUNCTIONS if name.startswith(("QConv2d", "QLinear"))},
     "QRequantize": _read_requantize,
     "QGlobalAvgPool2d": _read_global,
     "QAdd": _read_add,

@@ -290,6 +290,7 @@ def _library_info(lowered: Lowered, library: Path, gpu: GpuInfo | None) -> Libra
         calls=tuple(lowered.calls),
         conversions={name: conversion for name, conversion in lowered.calls.items() if conversion is not None},
         views=views,
+        joins=dict(lowered.joins),
         kernels=dict(lowered.plan.kernels),
         declines={
             name: tuple(f"{decline.kernel}: {decline.reason}" for decline in declines)

@@ -16,7 +16,7 @@ MAIN, REALS, TAPPED = "main", "reals", "tapped"
 """The functions of a library: integers to integers; of a CPU also float32 to float32, what stands before and behind
 included; of a GPU also the one that calls every kernel by itself."""
 
-FORMAT = 3
+FORMAT = 4
 """Of a library. It is raised when a field of the description or a function comes or goes, so that libraries from before
 are compiled again."""
 
@@ -170,6 +170,7 @@ class LibraryInfo:
         calls: every kernel call in order, by a name: the value that it makes, or a name of `conversions`.
         conversions: the calls that only copy a value into another storage.
         views: values that are views of another, by name.
+        joins: concatenations whose branches were written in place: by name, the last call that writes into one.
         kernels: the kernel that makes each value.
         declines: why kernels that stand earlier in the table were not taken, by node.
         constants: bytes of weights, biases and multipliers as the kernels pack them, by call.
@@ -192,6 +193,7 @@ class LibraryInfo:
     calls: tuple[str, ...]
     conversions: Mapping[str, ConversionInfo]
     views: Mapping[str, str]
+    joins: Mapping[str, str]
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
     constants: Mapping[str, int]
@@ -237,13 +239,16 @@ class LibraryInfo:
         found: LibraryInfo = reader.take(reader.read(path), cls, signed=("offset", "mean"))
         copied = {item.value for item in found.conversions.values()}
         made = [name for name in found.calls if name not in found.conversions]
-        named = {found.input_name, found.output_name, *made, *copied, *found.views, *found.views.values()}
+        named = {found.input_name, found.output_name, *made, *copied, *found.views, *found.views.values(), *found.joins}
         unknown = sorted(named - found.values.keys())
         if unknown:
             raise reader.fault(f"values holds no {unknown[0]!r}")
         bare = [name for name in made if name not in found.kernels or name not in found.declines]
         if bare:
             raise reader.fault(f"kernels and declines do not both name {bare[0]!r}")
+        unmade = sorted(set(found.joins.values()) - set(found.calls))
+        if unmade:
+            raise reader.fault(f"joins names {unmade[0]!r}, which is no call")
         unpacked = sorted(set(found.calls) - found.constants.keys())
         if unpacked:
             raise reader.fault(f"constants does not name {unpacked[0]!r}")

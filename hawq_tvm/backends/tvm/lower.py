@@ -62,11 +62,15 @@ class Machine:
         if cpu:
             attributes["mcpu"] = cpu
         resolved = tvm.target.Target(attributes)
-        vector_bits = int(tvm.target.codegen.llvm_get_vector_width(resolved))
         features = frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(resolved)))
         if target.host_cpu and not tiles_granted():
             features -= {"amx-int8", "amx-tile"}  # LLVM goes by the CPU's name, and a virtual machine may hide them
-        return cls(target, resolved, cpu, max(vector_bits, 128), features)
+        return cls(target, resolved, cpu, _vector_bits(features), features)
+
+
+def _vector_bits(features: frozenset[str]) -> int:
+    """Of a CPU's widest vectors; TVM's own answer is 512 for every x86 CPU."""
+    return 512 if "avx512f" in features else 256 if "avx2" in features else 128
 
 
 _GPU_ACCESS_BITS = 128
@@ -81,6 +85,7 @@ class Lowered:
         module: the Relax functions, `MAIN` among them, and one PrimFunc a distinct kernel.
         plan: how each value is stored, and which kernel makes it.
         calls: what the function calls, in order: a node by its name, or a conversion.
+        joins: the last call that writes into a concatenation which needs none of its own, by its name.
         functions: the PrimFunc of each call, by name.
         predictions: what the model of a GPU says of each call, by name; none for a CPU.
         planned_bytes: activation memory after planning.
@@ -93,6 +98,7 @@ class Lowered:
     batch: int
     plan: Plan
     calls: dict[str, ConversionInfo | None]
+    joins: dict[str, str]
     functions: dict[str, str]
     predictions: dict[str, Prediction]
     planned_bytes: int
@@ -146,6 +152,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         batch,
         plan,
         builder.calls,
+        builder.joins,
         builder.functions,
         builder.predictions,
         _planned_bytes(called[MAIN]),
@@ -217,10 +224,12 @@ class _RelaxBuilder:
         self.plan = plan
         self.types = graph.types
         self.calls: dict[str, ConversionInfo | None] = {}
+        self.joins: dict[str, str] = {}
         self.functions: dict[str, str] = {}
         self.predictions: dict[str, Prediction] = {}
         self.constants: dict[str, int] = {}
         self._values: dict[tuple[str, Storage], Any] = {}
+        self._arrays: dict[str, tuple[Any, str]] = {}  # of concatenations: as last written, and by which call
         self._builder = relax.BlockBuilder()
         self._functions: dict[int, list[tuple[Any, Any]]] = {}
         self._built: dict[str, tuple[Any, list[Any]]] = {}
@@ -240,6 +249,7 @@ class _RelaxBuilder:
 
     def _network(self) -> Any:
         """The output's integers, canonical; `_values` holds the input's."""
+        self._arrays = {}
         for node in self.graph:
             self._convert_for(node.name)
             self._compute(node)
@@ -294,17 +304,21 @@ class _RelaxBuilder:
             if item.reader == reader and (item.value, item.to) not in self._values:
                 call = f"{item.value} as {item.to}"
                 self.calls[call] = ConversionInfo(item.value, item.to, converter)
-                source = self._values[item.value, item.source]
                 layer = f"'{item.value}' as {item.to}"
                 self._values[item.value, item.to] = self._call(
-                    call, item.value, item.to, layer, converter, offer, [source]
+                    call, item.value, item.to, layer, converter, offer, [(item.value, item.source)]
                 )
 
     def _compute(self, node: Node) -> None:
         offer = self.plan.offers[node.name]
-        inputs = [self._values[name, storage] for name, storage in zip(node.inputs, offer.reads, strict=True)]
+        whole = self.plan.arrays.get((node.name, offer.writes))
+        inputs = list(zip(node.inputs, offer.reads, strict=True))
+        inputs = [value for value in inputs if whole is None or self.plan.arrays.get(value) != whole]
         if isinstance(node.op, Flatten):
-            result = self._builder.emit(relax.op.reshape(inputs[0], (self.batch, *node.type.shape)))
+            result = self._builder.emit(relax.op.reshape(self._values[inputs[0]], (self.batch, *node.type.shape)))
+        elif not inputs:
+            assert whole is not None, "every node reads something"
+            result, self.joins[node.name] = self._arrays[whole]
         else:
             self.calls[node.name] = None
             layer, kernel = f"layer '{node.name}' ({node.op.kind})", self.plan.kernels[node.name]
@@ -312,8 +326,16 @@ class _RelaxBuilder:
         self._values[node.name, offer.writes] = result
 
     def _call(
-        self, call: str, value: str, storage: Storage, layer: str, kernel: str, offer: Offer, inputs: list[Any]
+        self,
+        call: str,
+        value: str,
+        storage: Storage,
+        layer: str,
+        kernel: str,
+        offer: Offer,
+        inputs: list[tuple[str, Storage]],
     ) -> Any:
+        """One call; into an array that is there already, where the value is a part of one or parts of it were made."""
         if call not in self._built:
             built = build_kernel(layer, kernel, offer.build, self.machine.target)
             self._built[call] = self._added(built, kernel, value)
@@ -322,9 +344,17 @@ class _RelaxBuilder:
             if offer.prediction is not None:
                 self.predictions[call] = offer.prediction
         function, constants = self._built[call]
-        return self._builder.emit(
-            relax.call_tir(function, [*inputs, *constants], self._tensor_type(value, storage)), name_hint="value"
-        )
+        arguments, type = [*(self._values[name] for name in inputs), *constants], self._tensor_type(value, storage)
+        whole = self.plan.arrays.get((value, storage))
+        if whole in self._arrays:
+            there, _ = self._arrays[whole]
+            made = relax.op.call_tir_inplace(function, [*arguments, there], [len(arguments)], type)
+        else:
+            made = relax.call_tir(function, arguments, type)
+        result = self._builder.emit(made, name_hint="value")
+        if whole is not None:
+            self._arrays[whole] = result, call
+        return result
 
     def _added(self, built: BuiltKernel, kernel: str, value: str) -> tuple[Any, list[Any]]:
         """A kernel's function in the module, and its constants."""

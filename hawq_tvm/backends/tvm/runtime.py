@@ -272,9 +272,9 @@ class CompiledModule:
         """
         stored = self.stored(x)
         made = {self.info.input_name: x}
-        for name in self.info.calls:
-            if name not in self.info.conversions:
-                made[name] = unpack(stored[name], self.info.values[name].type, self.info.values[name].storage)
+        written = {name: name for name in self.info.calls if name not in self.info.conversions}
+        for name, call in {**written, **self.info.joins}.items():
+            made[name] = unpack(stored[call], self.info.values[name].type, self.info.values[name].storage)
         for view, source in self.info.views.items():
             made[view] = made[source].reshape(len(x), *self.info.values[view].shape)
         return {name: made[name] for name in self.info.values}

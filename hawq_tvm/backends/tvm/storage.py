@@ -15,21 +15,19 @@ of a DenseNet) only the `MAX_STATES` cheapest states go on, and the plan says th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from hawq_tvm.backends.tvm.joins import join_branches
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.ir import Graph, Node, TensorType
 from hawq_tvm.core.ops import AvgPool2d, Conv2d, Flatten, MaxPool2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
-from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_offers, offer_conversion
+from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_offers, offer_conversion, unit_of
 from hawq_tvm.kernels.cuda.storages import channels_last as gpu_channels_last
 from hawq_tvm.kernels.x86.amx_storages import blocked
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
-from hawq_tvm.kernels.x86.panels import STEP
-from hawq_tvm.kernels.x86.storages import AVX512_VNNI, signed_offset
-from hawq_tvm.kernels.x86.vnni_conv2d import MAX_UNROLL
 
 MAX_STATES = 500
 """States that go on from a node."""
@@ -243,6 +241,7 @@ class Plan:
         kernels: the chosen kernel, by node; a flatten has none.
         declines: why kernels that stand earlier in the table were not taken, by node.
         storages: how each value is made.
+        arrays: the concatenation in whose array a value in that storage lies, itself among them.
         conversions: in the order in which they are made.
         converters: the converter and its offer of each conversion.
         cost: estimated microseconds of one thread.
@@ -254,6 +253,7 @@ class Plan:
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[Decline, ...]]
     storages: Mapping[str, Storage]
+    arrays: Mapping[tuple[str, Storage], str]
     conversions: tuple[Conversion, ...]
     converters: tuple[tuple[str, Offer], ...]
     cost: float
@@ -286,6 +286,7 @@ def plan_storages(
         raise CompileError(f"unknown palette of storages '{palette}'; known: {', '.join(PALETTES)}")
     types = graph.types
     alternatives = {} if palette == "canonical" else alternatives_of(graph, target, vector_bits, features)
+    alternatives, arrays = join_branches(graph, alternatives)
     requests: dict[str, Request] = {}
     answers: dict[str, dict[str, Offer | str]] = {}
     steps: list[Step] = []
@@ -326,6 +327,7 @@ def plan_storages(
         kernels={name: choice.kernels[name] for name in requests},
         declines={name: _earlier(choice.kernels[name], given) for name, given in answers.items()},
         storages={**start, **{name: offer.writes for name, offer in chosen.items()}},
+        arrays={(name, alternatives[name]): whole for name, whole in arrays.items()},
         conversions=choice.conversions,
         converters=tuple(found for found in converters if found is not None),
         cost=choice.cost,
@@ -379,16 +381,16 @@ def alternatives_of(
         return {name: storage for name, storage in found.items() if storage is not None}
     if features >= AMX_INT8:
         return blocked(graph)
-    last = channels_last(graph, vector_bits, signed_offset=signed_offset(features))
-    if features >= AVX512_VNNI:
-        last.update({name: replace(last[name], multiple=1) for name in last if _reads_less_densely(graph, name)})
-    return last
+    unit = unit_of(features)
+    if unit is None:
+        return channels_last(graph, vector_bits // 32)
+    return channels_last(graph, unit.channels, signed_offset=unit.signed_offset)
 
 
-def channels_last(graph: Graph, vector_bits: int, *, signed_offset: int = 0) -> dict[str, Storage]:
+def channels_last(graph: Graph, multiple: int, *, signed_offset: int = 0) -> dict[str, Storage]:
     """The channels-last storage of each value that may have one: every narrow image of more than one pixel.
 
-    Channels are filled up to a vector of 32-bit lanes, or to the power of two that holds them all. The frame is as wide
+    Channels are filled up to a `multiple`, or to the power of two that holds them all. The frame is as wide
     as the widest padding that a reader asks for, so that all readers share it. Signed values are stored with
     `signed_offset` added.
     """
@@ -402,26 +404,10 @@ def channels_last(graph: Graph, vector_bits: int, *, signed_offset: int = 0) -> 
     found = {}
     for name, type in graph.types.items():
         if type.dtype.bits <= 8 and len(type.shape) == 3 and type.shape[1:] != (1, 1):
-            multiple = min(max(vector_bits // 32, 4), max(4, 1 << (type.shape[0] - 1).bit_length()))
+            filled = min(max(multiple, 4), max(4, 1 << (type.shape[0] - 1).bit_length()))
             offset = signed_offset if type.dtype.signed else 0
-            found[name] = Storage("NHWC", multiple=multiple, frame=frames[name], offset=offset)
+            found[name] = Storage("NHWC", multiple=filled, frame=frames[name], offset=offset)
     return found
-
-
-def _reads_less_densely(graph: Graph, name: str) -> bool:
-    """Whether all readers are convolutions whose rows of taps take fewer steps of VNNI where pixels are not filled up.
-
-    A row of 7 taps of 3 channels is 21 bytes, 6 steps of 4, and 7 steps where each pixel has 4 bytes.
-    """
-    channels, readers = graph.types[name].shape[0], [node for node in graph if name in node.inputs]
-    return channels < STEP and all(
-        isinstance(node.op, Conv2d)
-        and node.inputs == (name,)
-        and node.op.groups == node.op.window.dilations[1] == 1
-        and STEP < node.op.window.kernel[1] * channels <= MAX_UNROLL * STEP
-        and -(-node.op.window.kernel[1] * channels // STEP) < node.op.window.kernel[1]
-        for node in readers
-    )
 
 
 def _padding(node: Node, types: Mapping[str, TensorType]) -> tuple[int, int, int, int]:

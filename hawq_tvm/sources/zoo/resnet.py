@@ -1,6 +1,7 @@
 """Residual networks; parameters are named as those name them whose state dicts load.
 
-ResNet-18 and ResNet-50 are torchvision's (v1.5: the stride of a bottleneck is in its 3x3 convolution). ResNet-20 is the
+ResNet-18 and ResNet-50 are torchvision's (v1.5: the stride of a bottleneck is in its 3x3 convolution); `resnet50_v1` is
+the paper's own, with the stride in the first 1x1 convolution, under the same names. ResNet-20 is the
 CIFAR network of He et al. with projection shortcuts, under the same names. `resnet20_cifar` and the deeper ones have
 the paper's padded shortcuts, under the names of akamaster/pytorch_resnet_cifar10.
 
@@ -66,16 +67,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 to fewer channels, 3x3, 1x1 to four times as many, and the shortcut."""
+    """1x1 to fewer channels, 3x3, which has the stride, 1x1 to four times as many, and the shortcut."""
 
     expansion = 4
+    stride_in_3x3 = True
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: Shortcut = _projection) -> None:
         super().__init__()
         out_channels = channels * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        in_1x1, in_3x3 = (1, stride) if self.stride_in_3x3 else (stride, 1)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, in_1x1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, in_3x3, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
@@ -89,6 +92,12 @@ class Bottleneck(nn.Module):
         y = self.bn3(self.conv3(y))
         result: Tensor = self.relu(y + shortcut)
         return result
+
+
+class BottleneckV1(Bottleneck):
+    """The stride in the first 1x1 convolution, as He et al. have it: fewer operations, and pixels that nothing sees."""
+
+    stride_in_3x3 = False
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -210,3 +219,8 @@ def resnet18(num_classes: int = 1000) -> ResNet:
 def resnet50(num_classes: int = 1000) -> ResNet:
     """ResNet-50 v1.5; 25.6 M parameters."""
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes)
+
+
+def resnet50_v1(num_classes: int = 1000) -> ResNet:
+    """ResNet-50 as the paper has it; 25.6 M parameters, 6% fewer operations than v1.5."""
+    return ResNet(BottleneckV1, (3, 4, 6, 3), num_classes)

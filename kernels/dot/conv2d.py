@@ -1,0 +1,292 @@
+"""Direct convolution by dot products, channels last, with the rescale and the residual fused.
+
+A tile is a few pixels of a row by one block of output channels, two vectors: its accumulators start as the bias and
+stay in registers; a step takes a few input channels of each pixel, and weights for each vector of output channels.
+Padding is read from the input's frame. Groups are blocks of the weight's diagonal: a block of output channels reads the
+input channels of all groups that it touches, those of other groups weighing nothing.
+
+Where nothing is padded and the kernel is 1x1, the pixels of all rows and samples are one long row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from hawq_tvm.core.ir import Array
+from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.kernels.dot.panels import Panels
+from hawq_tvm.kernels.dot.product import Product
+from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_channel, refuse, weights_of
+from hawq_tvm.kernels.dot.tile import Tile
+from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.dot.vectors import flat, prefetch, ramp
+from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
+from hawq_tvm.kernels.generic.blocking import best_tile
+from hawq_tvm.kernels.generic.costs import Work
+from hawq_tvm.kernels.generic.expressions import Expr
+from hawq_tvm.kernels.generic.nhwc import channels_last
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+
+MIN_MACS = 3_000_000
+"""Multiply-accumulates from which threads pay: 6 us of one core, where workers are awake within a network."""
+
+L1_BYTES = 32 * 1024
+"""What a layer's weights may take to stay in the first cache beside activations: then blocks are the inner loop."""
+
+L2_BYTES = 400 * 1024
+"""What the activations of a group of rows may take to stay in the second cache while panels pass."""
+
+MAX_WEIGHTS_OF_HALVES = 2
+"""Bytes of weights beside one of activations up to which rows are cut in halves: so each of two threads reads what it
+wrote itself, and both read all weights. With more of them, and where all pixels are one row and little is computed with
+each weight, each thread takes half of the channels of all rows."""
+
+LINE_BYTES = 64
+"""Of a cache line."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the work is cut.
+
+    Attributes:
+        flat: whether all pixels are one row.
+        rows: stored rows of all samples; tiles where `flat`.
+        width: output pixels of a row.
+        tile: of those, computed together at most; where all pixels are one row the last tile moves left until it fits.
+        panels: the weights.
+        depth: input channels that a block reads, a multiple of the unit's step.
+        inner_blocks: whether blocks are the inner loop, rows the outer.
+        groups: groups of rows; all blocks pass over one before the next begins.
+    """
+
+    flat: bool
+    rows: int
+    width: int
+    tile: int
+    panels: Panels
+    depth: int
+    inner_blocks: bool
+    groups: int
+
+    @property
+    def tiles(self) -> int:
+        """Of a row."""
+        return 1 if self.flat else -(-self.width // self.tile)
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The tiles of a row: how many of how many pixels, which differ by one at most."""
+        widest = -(-self.width // self.tiles)
+        wide = self.width - self.tiles * (widest - 1)
+        return tuple(run for run in ((wide, widest), (self.tiles - wide, widest - 1)) if run[0])
+
+    @property
+    def group_rows(self) -> int:
+        return -(-self.rows // self.groups)
+
+    @classmethod
+    def of(cls, request: Request, unit: Unit) -> Cut:
+        op, type = request.node.op, request.node.type
+        assert isinstance(op, Conv2d)
+        source, *_, target = storages = [
+            request.alternatives[name] for name in (*request.node.inputs, request.node.name)
+        ]
+        pointwise = op.window.kernel == op.window.strides == (1, 1) and not any(op.window.pads)
+        is_flat = pointwise and not any(any(storage.frame) for storage in storages)
+        _, height, width = type.shape
+        width = request.batch * height * width if is_flat else width
+        spare = 0 if is_flat or op.rescale.residual is not None else unit.spare_tile
+        tile = tile_of(width, unit, spare)
+        top, _, bottom, _ = target.frame
+        rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
+        depth = _depth(op, unit, source.channels(request.inputs[0]))
+        packed = op.weight_bits in PACKED_WEIGHT
+        panels = Panels(unit, target.channels(type), prod(op.window.kernel) * depth // unit.step, packed)
+        inner_blocks = panels.size_bytes <= L1_BYTES
+        activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
+        halves = 2 if not is_flat and panels.size_bytes <= MAX_WEIGHTS_OF_HALVES * activations else 1
+        groups = 1 if inner_blocks else min(rows, max(halves, -(-activations // L2_BYTES)))
+        return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
+
+
+def tile_of(width: int, unit: Unit, spare: int = 0) -> int:
+    """Pixels of a tile of such a row, `spare` more than usual at most."""
+    return best_tile(width, range(min(unit.max_tile + spare, width), 0, -1))
+
+
+def _block_inputs(op: Conv2d, block: int, pair: int) -> tuple[int, int]:
+    """The input channels, first and behind the last, of the groups that a block of output channels touches."""
+    out_per_group = op.out_channels // op.groups
+    last = min(block * pair + pair, op.out_channels) - 1
+    per_group = op.weight.shape[1]
+    return block * pair // out_per_group * per_group, (last // out_per_group + 1) * per_group
+
+
+def _depth(op: Conv2d, unit: Unit, stored: int) -> int:
+    """Input channels that each block reads: enough for the one that touches most, in whole steps."""
+    if op.groups == 1:
+        return stored
+    ranges = [_block_inputs(op, block, unit.pair) for block in range(-(-op.out_channels // unit.pair))]
+    return min(-(-max(end - start for start, end in ranges) // unit.step) * unit.step, stored)
+
+
+def _taps(request: Request, cut: Cut) -> Array:
+    """The weights in the order in which activations are read: int8 [out, kernel's rows and columns, depth]."""
+    op = request.node.op
+    assert isinstance(op, Conv2d)
+    stored = request.alternatives[request.node.inputs[0]].channels(request.inputs[0])
+    out_per_group, per_group = op.out_channels // op.groups, op.weight.shape[1]
+    weight = np.zeros((op.out_channels, *op.window.kernel, cut.depth), np.int8)
+    for channel in range(op.out_channels):
+        start = min(_block_inputs(op, channel // cut.panels.pair, cut.panels.pair)[0], stored - cut.depth)
+        first = channel // out_per_group * per_group - start
+        weight[channel, ..., first : first + per_group] = op.weight[channel].transpose(1, 2, 0)
+    return weight.reshape(op.out_channels, -1)
+
+
+def _build(request: Request, unit: Unit) -> BuiltKernel:
+    cut, source = Cut.of(request, unit), request.alternatives[request.node.inputs[0]]
+    weight = _taps(request, cut)
+    product = unit.product(weight, request.inputs[0], source, request.features)
+    constants = cut.panels.pack(weight), *per_channel(request, cut.panels, product)
+    return build_function(request, constants, lambda buffers: _Loops(request, cut, product, buffers).emit())
+
+
+class _Loops:
+    """Emits the loops of one convolution."""
+
+    def __init__(self, request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...]) -> None:
+        op = request.node.op
+        assert isinstance(op, Conv2d)
+        self.op, self.cut, self.product, self.unit, self.batch = op, cut, product, cut.panels.unit, request.batch
+        self.result = Result(request, self.unit, buffers, flat_pixels=cut.width if cut.flat else 0)
+        self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
+        self.threads = op.macs(request.node.type) * request.batch >= MIN_MACS
+
+    def emit(self) -> None:
+        """One task is a block of one stored row, or of one tile where all pixels are one row."""
+        cut, blocks, loop = self.cut, self.cut.panels.blocks, T.parallel if self.threads else T.serial
+        if cut.inner_blocks:
+            with loop(cut.rows * blocks) as task:
+                self._task(task % blocks, task // blocks, task // blocks)
+            return
+        with loop(cut.groups * blocks * cut.group_rows) as task:
+            within = task % cut.group_rows
+            block, row = task // cut.group_rows % blocks, task // (blocks * cut.group_rows) * cut.group_rows + within
+            if cut.rows % cut.groups:
+                with T.If(row < cut.rows), T.Then():
+                    self._task(block, row, within)
+            else:
+                self._task(block, row, within)
+
+    def _task(self, block: Expr, row: Expr, within: Expr) -> None:
+        """All tiles of a stored row; `within` is the row's number in its group."""
+        cut, zero = self.cut, tirx.const(0, "int32")
+
+        def tiles(vectors: int, n: Expr, h: Expr) -> None:
+            before, column = 0, 0
+            for count, pixels in cut.runs:
+                with T.serial(count) as tile:
+                    at = n, h, column + tile * pixels
+                    self._tile(block, vectors, pixels, at, within * cut.tiles + (before + tile))
+                before, column = before + count, column + count * pixels
+
+        def body(vectors: int) -> None:
+            if cut.flat:
+                start = tirx.min(row * cut.tile, cut.width - cut.tile)
+                self._tile(block, vectors, cut.tile, (zero, zero, start), within)
+            else:
+                height = self.result.plane.height
+                n, stored = row // height, row % height
+                self.result.in_frame(block, vectors, n, stored, lambda h: tiles(vectors, n, h))
+
+        for_block(cut.panels, block, body)
+
+    def _tile(self, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
+        """A tile's outputs at (sample, row, first column); `position` counts the tiles of a block."""
+        tile = self.unit.tile(self.product, pixels, vectors)
+        self.result.start(tile, block, vectors)
+        self._accumulate(tile, block, vectors, at, position)
+        self.result.finish(tile, block, vectors, pixels, at)
+
+    def _accumulate(self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
+        """All products of a tile."""
+        window, cut, plane = self.op.window, self.cut, self.result.source
+        (n, h, start), (sy, sx), (dy, dx) = at, window.strides, window.dilations
+        (kh, kw), (top, left, _, _) = window.kernel, window.pads
+        corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
+        panel, steps = block * cut.panels.panel_bytes, cut.depth // self.unit.step
+        if dx == 1 and cut.depth == plane.channels:  # the taps of a kernel's row lie together
+            kw, steps = 1, kw * steps
+        unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
+        with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
+            iteration = (ry * kw + rx) * (steps // unroll) + part
+            for offset in range(unroll):
+                channel = (part * unroll + offset) * self.unit.step
+                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + channel
+                weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
+                self._step(tile, x, sx, weights)
+            self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
+
+    def _first(self, block: Expr) -> Expr:
+        """The first input channel that a block reads."""
+        if self.op.groups == 1:
+            return tirx.const(0, "int32")
+        out_per_group = self.op.out_channels // self.op.groups
+        first = block * self.unit.pair // out_per_group * self.op.weight.shape[1]
+        return tirx.min(first, self.result.source.channels - self.cut.depth)
+
+    def _step(self, tile: Tile, x: Expr, stride: int, weights: Expr) -> None:
+        """A few input channels of every pixel."""
+        channels, step = self.result.source.channels, self.unit.step
+        tile.add(
+            lambda pixel: self.x[ramp(x + pixel * stride * channels, step)],
+            lambda vector: weights_of(self.cut.panels, self.product, self.weight, weights, vector),
+        )
+
+    def _prefetch(self, panel: Expr, position: Expr, iteration: Expr, iterations: int) -> None:
+        """A share of the next panel, so that all tiles of this one together bring it closer."""
+        cut, panels = self.cut, self.cut.panels
+        if cut.inner_blocks or panels.blocks == 1:
+            return
+        lines = -(-panels.panel_bytes // LINE_BYTES // (cut.group_rows * cut.tiles))
+        each = -(-lines // iterations)
+        for part in range(each):
+            line = position * lines + tirx.min(iteration * each + part, lines - 1)
+            address = panel + panels.panel_bytes + line * LINE_BYTES
+            prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
+
+
+def _cost(request: Request, unit: Unit) -> float:
+    """Of all lanes, empty ones and pixels that are computed twice counted."""
+    cut, op = Cut.of(request, unit), request.node.op
+    assert isinstance(op, Conv2d)
+    pixels = cut.rows * cut.tile if cut.flat else request.batch * request.node.type.shape[1] * cut.width
+    macs = pixels * cut.panels.channels * cut.panels.steps * unit.step
+    rates = "conv2d vnni w4" if cut.panels.packed else "conv2d vnni"
+    if op.rescale.residual is not None:
+        rates += " residual"
+    return unit.cost(rates, Work(macs, pixels * cut.panels.channels))
+
+
+def conv2d_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
+    """Of four-bit weights, which stay packed, and of bytes."""
+
+    def kernel(name: str, weight_bits: range) -> Kernel:
+        offer = channels_last(
+            Conv2d,
+            lambda request: _cost(request, unit),
+            lambda request: _build(request, unit),
+            weight_bits=weight_bits,
+            refuse=lambda request: refuse(request, unit),
+        )
+        return Kernel(f"{name}_{unit.name}", offer)
+
+    return kernel("conv2d_u8s4s32", PACKED_WEIGHT), kernel("conv2d_u8s8s32", BYTE_WEIGHT)
