@@ -129,6 +129,35 @@ def test_convolutions(
     writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), replace(request, features=features))
 
 
+@every_unit
+@settings(max_examples=6, deadline=None)
+@given(
+    channels=st.integers(1, 3),
+    kernel=st.tuples(st.integers(1, 7), st.integers(2, 11)),
+    out=st.sampled_from([9, 32, 48]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 30)),
+    stride=st.integers(1, 3),
+    pads=st.tuples(*[st.integers(0, 3)] * 4),
+    bits=st.sampled_from([4, 8]),
+    dtype=st.sampled_from(["u8", "s8"]),
+    batch=st.integers(1, 2),
+)
+def test_pixels_that_are_not_filled_up(
+    name: str, channels: int, kernel: tuple[int, int], out: int, size: tuple[int, int], stride: int, pads: Frame,
+    bits: int, dtype: str, batch: int,
+) -> None:  # fmt: skip
+    """The last step of a row of taps moves left, and nothing behind the image is read."""
+    unit = UNIT[name]
+    run = channels * kernel[1]
+    assume(run % unit.step == 0 or unit.step < run <= 8 * unit.step)
+    window = Window(kernel, (stride, stride), pads)
+    size = (max(size[0], kernel[0] - pads[0] - pads[2], 1), max(size[1], kernel[1] - pads[1] - pads[3], 1))
+    x = TensorType(IntType.parse(dtype), (channels, *size), 1.0)
+    request = request_for(conv(channels, out, window, bits=bits), x, "u8", batch=batch, unit=unit)
+    dense = {**request.alternatives, "x0": replace(request.alternatives["x0"], multiple=1)}
+    writes_what_the_interpreter_says(kernel_of(request, unit), replace(request, alternatives=dense))
+
+
 @settings(max_examples=10, deadline=None)
 @given(
     out=st.sampled_from([16, 24, 48, 64]),
@@ -300,8 +329,8 @@ def test_declines_are_sentences() -> None:
     narrow = {**storages, "y": replace(storages["y"], multiple=4)}
     assert decline_of(name, replace(request, alternatives=narrow)) == "writes whole vectors of 16 channels, not NHWC/4"
     odd = {**storages, "x0": replace(storages["x0"], multiple=1)}
-    bytes_ = replace(request, inputs=(replace(x, shape=(15, 4, 4)),), alternatives=odd)
-    assert decline_of(name, bytes_) == "reads 4 channels at once, not NHWC"
+    bytes_ = replace(request, inputs=(replace(x, shape=(35, 4, 4)),), alternatives=odd)
+    assert decline_of(name, bytes_) == "reads 4 channels at once, or a row of taps of 5 to 32 bytes, not NHWC"
     signed = replace(request, inputs=(replace(x, dtype=IntType.parse("s8")),))
     assert decline_of(name, signed) == ("reads and writes unsigned bytes, signed values at +128, not s8 in NHWC/16")
     many = decline_of(name, replace(request, batch=10_000_000))

@@ -18,7 +18,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ir import Array
+from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
@@ -47,6 +47,9 @@ MAX_WEIGHTS_OF_HALVES = 2
 wrote itself, and both read all weights. With more of them, and where all pixels are one row and little is computed with
 each weight, each thread takes half of the channels of all rows."""
 
+MAX_UNROLL = 8
+"""Steps of a run that are written out."""
+
 LINE_BYTES = 64
 """Of a cache line."""
 
@@ -61,7 +64,8 @@ class Cut:
         width: output pixels of a row.
         tile: of those, computed together at most; where all pixels are one row the last tile moves left until it fits.
         panels: the weights.
-        depth: input channels that a block reads, a multiple of the unit's step.
+        depth: input channels that a block reads.
+        run: bytes that lie together: of all taps of a kernel's row where those do, else of one tap.
         inner_blocks: whether blocks are the inner loop, rows the outer.
         groups: groups of rows; all blocks pass over one before the next begins.
     """
@@ -72,6 +76,7 @@ class Cut:
     tile: int
     panels: Panels
     depth: int
+    run: int
     inner_blocks: bool
     groups: int
 
@@ -108,12 +113,14 @@ class Cut:
         rows = -(-width // tile) if is_flat else request.batch * (top + height + bottom)
         depth = _depth(op, unit, source.channels(request.inputs[0]))
         packed = op.weight_bits in PACKED_WEIGHT
-        panels = Panels(unit, target.channels(type), prod(op.window.kernel) * depth // unit.step, packed)
+        run = _run(op, unit, source.channels(request.inputs[0]))
+        count = prod(op.window.kernel) * depth // run
+        panels = Panels(unit, target.channels(type), count * -(-run // unit.step), packed)
         inner_blocks = panels.size_bytes <= L1_BYTES
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
         halves = 2 if not is_flat and panels.size_bytes <= MAX_WEIGHTS_OF_HALVES * activations else 1
         groups = 1 if inner_blocks else min(rows, max(halves, -(-activations // L2_BYTES)))
-        return cls(is_flat, rows, width, tile, panels, depth, inner_blocks, groups)
+        return cls(is_flat, rows, width, tile, panels, depth, run, inner_blocks, groups)
 
 
 def tile_of(width: int, unit: Unit, spare: int = 0) -> int:
@@ -137,8 +144,15 @@ def _depth(op: Conv2d, unit: Unit, stored: int) -> int:
     return min(-(-max(end - start for start, end in ranges) // unit.step) * unit.step, stored)
 
 
+def _run(op: Conv2d, unit: Unit, stored: int) -> int:
+    """Bytes that lie together in an image of so many channels."""
+    depth = _depth(op, unit, stored)
+    together = op.window.dilations[1] == 1 and depth == stored
+    return op.window.kernel[1] * depth if together else depth
+
+
 def _taps(request: Request, cut: Cut) -> Array:
-    """The weights in the order in which activations are read: int8 [out, kernel's rows and columns, depth]."""
+    """The weights in the order in which activations are read: int8 [out, all runs of whole steps]."""
     op = request.node.op
     assert isinstance(op, Conv2d)
     stored = request.alternatives[request.node.inputs[0]].channels(request.inputs[0])
@@ -148,7 +162,12 @@ def _taps(request: Request, cut: Cut) -> Array:
         start = min(_block_inputs(op, channel // cut.panels.pair, cut.panels.pair)[0], stored - cut.depth)
         first = channel // out_per_group * per_group - start
         weight[channel, ..., first : first + per_group] = op.weight[channel].transpose(1, 2, 0)
-    return weight.reshape(op.out_channels, -1)
+    runs, step = weight.reshape(op.out_channels, -1, cut.run), cut.panels.unit.step
+    rest = cut.run % step
+    if rest:  # the last step moves left until it fits: what it reads again weighs nothing
+        again = np.zeros((*runs.shape[:2], step - rest), np.int8)
+        runs = np.concatenate([runs[..., :-rest], again, runs[..., -rest:]], axis=-1)
+    return runs.reshape(op.out_channels, -1)
 
 
 def _build(request: Request, unit: Unit) -> BuiltKernel:
@@ -222,15 +241,16 @@ class _Loops:
         (n, h, start), (sy, sx), (dy, dx) = at, window.strides, window.dilations
         (kh, kw), (top, left, _, _) = window.kernel, window.pads
         corner = plane.index(n, h * sy + (plane.top - top), start * sx + (plane.left - left), self._first(block))
-        panel, steps = block * cut.panels.panel_bytes, cut.depth // self.unit.step
-        if dx == 1 and cut.depth == plane.channels:  # the taps of a kernel's row lie together
-            kw, steps = 1, kw * steps
-        unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
+        panel, steps = block * cut.panels.panel_bytes, -(-cut.run // self.unit.step)
+        kw = kw * cut.depth // cut.run
+        unroll = steps if steps <= MAX_UNROLL else next(u for u in (2, 1) if steps % u == 0)
         with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
             iteration = (ry * kw + rx) * (steps // unroll) + part
             for offset in range(unroll):
-                channel = (part * unroll + offset) * self.unit.step
-                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + channel
+                byte = (part * unroll + offset) * self.unit.step
+                if cut.run % self.unit.step and offset == unroll - 1:
+                    byte = cut.run - self.unit.step
+                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.channels + byte
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
                 self._step(tile, x, sx, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
@@ -264,6 +284,32 @@ class _Loops:
             prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
 
 
+def _refuse_run(request: Request, unit: Unit) -> str | None:
+    """A run that is no whole number of steps has its last one moved left, which is written out."""
+    op, source = request.node.op, request.alternatives[request.node.inputs[0]]
+    assert isinstance(op, Conv2d)
+    run, most = _run(op, unit, source.channels(request.inputs[0])), MAX_UNROLL * unit.step
+    if run % unit.step and (op.groups > 1 or not unit.step < run <= most):
+        return f"reads {unit.step} channels at once, or a row of taps of {unit.step + 1} to {most} bytes, not {source}"
+    return None
+
+
+def pixels_save_steps(graph: Graph, name: str, unit: Unit) -> bool:
+    """Whether all that reads a value takes fewer steps where its pixels are not filled up to whole ones.
+
+    A row of 7 taps of 3 channels is 21 bytes, 6 steps of 4, and 7 steps where each pixel has 4 bytes.
+    """
+    channels, readers = graph.types[name].shape[0], [node for node in graph if name in node.inputs]
+    return channels < unit.step and all(
+        isinstance(node.op, Conv2d)
+        and node.inputs == (name,)
+        and node.op.groups == node.op.window.dilations[1] == 1
+        and unit.step < node.op.window.kernel[1] * channels <= MAX_UNROLL * unit.step
+        and -(-node.op.window.kernel[1] * channels // unit.step) < node.op.window.kernel[1]
+        for node in readers
+    )
+
+
 def _cost(request: Request, unit: Unit) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
     cut, op = Cut.of(request, unit), request.node.op
@@ -285,7 +331,7 @@ def conv2d_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
             lambda request: _cost(request, unit),
             lambda request: _build(request, unit),
             weight_bits=weight_bits,
-            refuse=lambda request: refuse(request, unit),
+            refuse=lambda request: refuse(request, unit) or _refuse_run(request, unit),
         )
         return Kernel(f"{name}_{unit.name}", offer)
 

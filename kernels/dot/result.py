@@ -44,8 +44,6 @@ def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | No
     storage = storages[-1]
     if storage.channels(type) % unit.lanes or any(s.channels(type) != storage.channels(type) for s in storages[1:]):
         return f"writes whole vectors of {unit.lanes} channels, not {storage}"
-    if storages[0].channels(request.inputs[0]) % unit.step:
-        return f"reads {unit.step} channels at once, not {storages[0]}"
     if storage.channels(type) > type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
         return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
     return None
