@@ -15,7 +15,7 @@ from hawq_tvm.core.ops import Add, Requantize
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels import Request
 
-from .dot_kernels import UNIT, Frame, decline_of, dot_request, offer_of, writes_what_the_interpreter_says
+from .dot_kernels import UNIT, X86, Frame, decline_of, dot_request, offer_of, writes_what_the_interpreter_says
 
 NAMES = {2: "add", 1: "requantize"}
 TYPES = st.sampled_from(["u8", "s8", "u4", "s5"])
@@ -41,7 +41,7 @@ def pairs_of_extremes(types: list[TensorType], batch: int) -> list[Array]:
     return values
 
 
-@pytest.mark.parametrize("name", UNIT)
+@pytest.mark.parametrize("name", X86)
 @settings(max_examples=15, deadline=None)
 @given(
     inputs=st.integers(1, 2), channels=st.sampled_from([13, 16, 17, 32, 40, 64, 90]),

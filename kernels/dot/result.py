@@ -94,7 +94,7 @@ class Result:
     Args:
         request: the convolution.
         unit: the instructions.
-        buffers: of its function: inputs, constants from the bias on, and the result, last.
+        buffers: of its function: inputs, constants that end with those of `per_channel`, and the result, last.
         flat_pixels: their number, where the pixels of all rows and samples are one row; 0 elsewhere.
     """
 
@@ -113,7 +113,9 @@ class Result:
         self._buffer = flat(buffers[-1])
         self._residual_buffer = flat(buffers[1]) if count == 2 else None
         self._in_float32, self._floors = in_float32(request), floors_of(request, unit)
-        self.bias, self._multiplier, *self._residual_multiplier = buffers[count + 1 : -1]
+        self.bias, self._multiplier, *self._residual_multiplier = buffers[
+            -2 - (1 if self._floors else len(op.multipliers)) : -1
+        ]
 
     def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
         """A stored row of a block: its share of the frame, and what `row` makes of the inner row of its number."""
@@ -163,7 +165,7 @@ class Result:
             index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * self.unit.pair)
             offset = self.storages[-1].offset
             if self._floors is None:
-                stored = self.unit.packed(values, self.rescale, offset)
+                stored = self.unit.packed(values, self.rescale, offset, str(self._buffer.dtype))
             else:
                 stored = self.unit.packed_floors(values, self.rescale, offset, self._floors)
             T.buffer_store(self._buffer, stored, [ramp(index, vectors * self.unit.lanes)])
