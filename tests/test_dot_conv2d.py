@@ -10,7 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.core.dyadic import to_dyadic
 from hawq_tvm.core.float32_rescale import float32_is_exact, odd_multipliers
+from hawq_tvm.core.float32_residual import residual_multipliers
 from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
@@ -19,6 +21,7 @@ from hawq_tvm.kernels import Offer, Request, collect_offers, unit_of
 from hawq_tvm.kernels.dot.conv2d import Cut, Shape, Tiling, tile_of
 from hawq_tvm.kernels.dot.float32 import in_float32
 from hawq_tvm.kernels.dot.panels import Panels
+from hawq_tvm.kernels.dot.result import floors_of
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.x86.storages import MULTIPLY_ADD
 
@@ -65,7 +68,10 @@ def conv(
     most = min(2**31 - 1, max(1, (1 << min(60, 29 + shift)) // bound))
     factors = rng.integers(0, min(2**31, 1 << min(30, 21 + shift)), residual) if residual else None
     multipliers = rng.integers(0, most, out, endpoint=True)
-    multipliers = odd_multipliers(multipliers, shift) if odd else multipliers
+    if odd and factors is not None:
+        multipliers, factors = residual_multipliers(multipliers, factors, shift)
+    elif odd:
+        multipliers = odd_multipliers(multipliers, shift)
     rescale = Rescale(multipliers, shift, dtype.lo, dtype.hi, factors)
     return Conv2d(weight, bits, rng.integers(-3000, 3000, out), rescale, window, groups)
 
@@ -124,6 +130,62 @@ def test_convolutions(
     request = request_for(op, x, types[1], residual=types[2], extra=extra, batch=batch, unit=UNIT[name])
     features = request.features if fused else request.features - MULTIPLY_ADD
     writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), replace(request, features=features))
+
+
+@every_unit
+@settings(max_examples=6, deadline=None)
+@given(
+    channels=st.integers(1, 3),
+    kernel=st.tuples(st.integers(1, 7), st.integers(2, 11)),
+    out=st.sampled_from([9, 32, 48]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 30)),
+    stride=st.integers(1, 3),
+    pads=st.tuples(*[st.integers(0, 3)] * 4),
+    bits=st.sampled_from([4, 8]),
+    dtype=st.sampled_from(["u8", "s8"]),
+    batch=st.integers(1, 2),
+)
+def test_pixels_that_are_not_filled_up(
+    name: str, channels: int, kernel: tuple[int, int], out: int, size: tuple[int, int], stride: int, pads: Frame,
+    bits: int, dtype: str, batch: int,
+) -> None:  # fmt: skip
+    """The last step of a row of taps moves left, and nothing behind the image is read."""
+    unit = UNIT[name]
+    run = channels * kernel[1]
+    assume(run % unit.step == 0 or unit.step < run <= 8 * unit.step)
+    window = Window(kernel, (stride, stride), pads)
+    size = (max(size[0], kernel[0] - pads[0] - pads[2], 1), max(size[1], kernel[1] - pads[1] - pads[3], 1))
+    x = TensorType(IntType.parse(dtype), (channels, *size), 1.0)
+    request = request_for(conv(channels, out, window, bits=bits), x, "u8", batch=batch, unit=unit)
+    dense = {**request.alternatives, "x0": replace(request.alternatives["x0"], multiple=1)}
+    writes_what_the_interpreter_says(kernel_of(request, unit), replace(request, alternatives=dense))
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    out=st.sampled_from([16, 24, 48, 64]),
+    width=st.integers(3, 17),
+    ratio=st.floats(0.001, 1.9) | st.sampled_from([1.0, 1.9999]),
+    acc_ratio=st.floats(2.0**-14, 0.01),
+    types=st.tuples(*[st.sampled_from(["u8", "s8", "u4", "s5"])] * 3),
+    kernel=st.sampled_from([1, 3]),
+    seed=st.integers(0, 99),
+)
+def test_residuals_in_float32(
+    out: int, width: int, ratio: float, acc_ratio: float, types: tuple[str, str, str], kernel: int, seed: int
+) -> None:
+    """With the ratios that networks have."""
+    (*multiplier, factor), shift = to_dyadic([*np.linspace(acc_ratio, acc_ratio / 9, out), ratio])
+    multipliers, factors = residual_multipliers(multiplier, [factor], shift)
+    dtype, rng = IntType.parse(types[1]), np.random.default_rng(seed)
+    rescale = Rescale(multipliers, shift, dtype.lo, dtype.hi, factors)
+    weight, bias = rng.integers(-128, 128, (out, 20, kernel, kernel)), rng.integers(-3000, 3000, out)
+    op = Conv2d(weight, 8, bias, rescale, Window((kernel, kernel), (1, 1), (kernel // 2,) * 4))
+    x = TensorType(IntType.parse(types[0]), (20, 5, width), 1.0)
+    request = request_for(op, x, types[1], residual=types[2])
+    assert floors_of(request, VNNI) is not None or types[2] in ("u4", "s5")
+    expected = writes_what_the_interpreter_says(name_of(op), request)
+    assert len(np.unique(expected)) > 5, "not all of it is clipped"
 
 
 @every_unit
@@ -313,8 +375,8 @@ def test_declines_are_sentences() -> None:
     narrow = {**storages, "y": replace(storages["y"], multiple=4)}
     assert decline_of(name, replace(request, alternatives=narrow)) == "writes whole vectors of 16 channels, not NHWC/4"
     odd = {**storages, "x0": replace(storages["x0"], multiple=1)}
-    bytes_ = replace(request, inputs=(replace(x, shape=(15, 4, 4)),), alternatives=odd)
-    assert decline_of(name, bytes_) == "reads 4 channels at once, not NHWC"
+    bytes_ = replace(request, inputs=(replace(x, shape=(35, 4, 4)),), alternatives=odd)
+    assert decline_of(name, bytes_) == "reads 4 channels at once, or a row of taps of 5 to 32 bytes, not NHWC"
     signed = replace(request, inputs=(replace(x, dtype=IntType.parse("s8")),))
     assert decline_of(name, signed) == "reads and writes unsigned bytes, signed values at +128, not s8 in NHWC/16"
     many = decline_of(name, replace(request, batch=10_000_000))

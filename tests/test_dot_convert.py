@@ -60,6 +60,6 @@ def test_declines_are_sentences() -> None:
         == "needs avx512bw and avx512dq and avx512vl and avx512vnni, which the CPU compiled for does not have"
     )
     assert convert(request_of(3, 15, "u8")) == "copies 16 pixels at once, a row has 15"
-    many = "copies up to 4 channels of bytes to pixels of 4, not "
+    many = "copies up to 4 channels of bytes to pixels of 4 or as many, not "
     for other in (request_of(5, 20, "u8"), replace(request, source=request.to, to=request.source)):
         assert str(convert(other)).startswith(many)

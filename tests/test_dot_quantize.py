@@ -49,9 +49,10 @@ def request_of(
     batch: int = 1,
     height: int = 3,
     unit: Unit = VNNI,
+    multiple: int = 4,
 ) -> ConvertRequest:
     type, machine = TensorType(IntType.parse(dtype), (channels, height, width), scale), machine_of(unit.name)
-    storage = replace(storage_of(type, (1, 2, 0, 3), unit), multiple=4)
+    storage = replace(storage_of(type, (1, 2, 0, 3), unit), multiple=multiple)
     return ConvertRequest(type, Storage(), storage, batch, machine.target, machine.vector_bits, machine.features)
 
 
@@ -75,13 +76,14 @@ def built(converter: Converter, request: ConvertRequest) -> BuiltKernel:
     scale=st.floats(1e-6, 1e6) | st.sampled_from([49.0, 0.5]),
     batch=st.integers(1, 2),
     height=st.sampled_from([3, 500]),
+    multiple=st.sampled_from([1, 4]),
     seed=st.integers(0, 99),
 )
 def test_pixels_are_quantised_and_stored(
-    name: str, channels: int, width: int, dtype: str, scale: float, batch: int, height: int, seed: int
+    name: str, channels: int, width: int, dtype: str, scale: float, batch: int, height: int, multiple: int, seed: int
 ) -> None:
     unit, machine = UNIT[name], machine_of(name)
-    request = request_of(channels, width, dtype, scale=scale, batch=batch, height=height, unit=unit)
+    request = request_of(channels, width, dtype, scale=scale, batch=batch, height=height, unit=unit, multiple=multiple)
     assume(multiplication_is_exact(request.type))
     x = reals_of(request.type, batch, seed)
     offer = pixel_quantizer(unit).offer(request)

@@ -48,7 +48,7 @@ def odd_multipliers(multipliers: ArrayLike, shift: int) -> NDArray[np.int64]:
     array([1073741824])
     """
     values = np.asarray(multipliers, np.int64)
-    excess = _excess(values)
+    excess = excess_digits(values)
     return np.where(values % (1 << shift) == 0, values, (values >> excess | 1) << excess)
 
 
@@ -68,7 +68,7 @@ def float32_is_exact(rescale: Rescale, bounds: Bounds) -> bool:
     must not ask.
     """
     m, s = rescale.multiplier, rescale.shift
-    if rescale.residual is not None or bounds.rounded >= _RESULT_LIMIT or np.any(m % (1 << _excess(m))):
+    if rescale.residual is not None or bounds.rounded >= _RESULT_LIMIT or np.any(m % (1 << excess_digits(m))):
         return False
     largest = min(bounds.accumulator, 2**DIGITS - 1)
     divisor = m & -m
@@ -79,7 +79,7 @@ def float32_is_exact(rescale: Rescale, bounds: Bounds) -> bool:
     return largest == bounds.accumulator or bool(np.all((m == 0) | (most >= rescale.hi) & (least <= rescale.lo)))
 
 
-def _excess(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def excess_digits(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """By how many binary digits each value exceeds 24."""
     _, digits = np.frexp(values.astype(np.float64))
     return np.maximum(digits.astype(np.int64) - DIGITS, 0)

@@ -17,6 +17,7 @@ from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.dyadic import round_half_up, to_dyadic
 from hawq_tvm.core.errors import AllocationError, CalibrationError, GraphError
 from hawq_tvm.core.float32_rescale import odd_multipliers
+from hawq_tvm.core.float32_residual import residual_multipliers
 from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, Clip, FloatGraph, FloatNode
 from hawq_tvm.core.ir import OUTPUT_TYPE, Graph, Node, Operator, Rescale, TensorType
 from hawq_tvm.core.ops import (
@@ -159,13 +160,15 @@ class _Integerizer:
     ) -> Rescale:
         """The dyadic form of the ratios, with the node's clip as integer bounds.
 
-        Sums of two products and the network's 32-bit result keep all 31 bits of their multipliers: no float32 holds
-        what they round.
+        Free-standing sums and the network's 32-bit result keep all 31 bits of their multipliers: no float32 holds what
+        they round.
         """
         residual = None
         if residual_ratio is not None:
             joint, shift = to_dyadic([*ratios, residual_ratio])
             multiplier, residual = joint[:-1], joint[-1:]
+            if type.dtype != OUTPUT_TYPE:
+                multiplier, residual = residual_multipliers(multiplier, residual, shift)
         else:
             multiplier, shift = to_dyadic(ratios)
             if node.kind != "add" and type.dtype != OUTPUT_TYPE:

@@ -21,7 +21,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from hawq_tvm.core.ir import Array
+from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.dot.excess import Excess
 from hawq_tvm.kernels.dot.images import Plane
@@ -47,6 +47,15 @@ L2_BYTES = 400 * 1024
 """What the activations of a group of rows may take to stay in the second cache while panels pass."""
 
 
+MAX_WEIGHTS_OF_HALVES = 2
+"""Bytes of weights beside one of activations up to which rows are cut in halves: so each of two threads reads what it
+wrote itself, and both read all weights. With more of them, and where all pixels are one row and little is computed with
+each weight, each thread takes half of the channels of all rows."""
+
+MAX_UNROLL = 8
+"""Steps of a run that are written out."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What the work is.
@@ -56,7 +65,8 @@ class Shape:
         stored_rows: of all samples.
         width: output pixels of a row.
         panels: the weights.
-        depth: input channels that a block reads, a multiple of the unit's step.
+        depth: input channels that a block reads.
+        run: bytes that lie together: of all taps of a kernel's row where those do, else of one tap.
         activation_bytes: of input and result.
     """
 
@@ -65,6 +75,7 @@ class Shape:
     width: int
     panels: Panels
     depth: int
+    run: int
     activation_bytes: int
 
     def rows(self, tile: int) -> int:
@@ -83,10 +94,12 @@ class Shape:
         _, height, width = type.shape
         top, _, bottom, _ = target.frame
         depth = _depth(op, unit, source.channels(request.inputs[0]))
-        panels = Panels(unit, target.channels(type), prod(op.window.kernel) * depth // unit.step, packed)
+        run = _run(op, unit, source.channels(request.inputs[0]))
+        count = prod(op.window.kernel) * depth // run
+        panels = Panels(unit, target.channels(type), count * -(-run // unit.step), packed)
         activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
         width = request.batch * height * width if is_flat else width
-        return cls(is_flat, request.batch * (top + height + bottom), width, panels, depth, activations)
+        return cls(is_flat, request.batch * (top + height + bottom), width, panels, depth, run, activations)
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,8 @@ class Tiling:
         assert isinstance(op, Conv2d)
         spare = 0 if shape.flat or op.rescale.residual is not None else unit.spare_tile
         tile = tile_of(shape.width, unit, spare)
-        groups = min(shape.rows(tile), -(-shape.activation_bytes // L2_BYTES))
+        halved = not shape.flat and shape.panels.size_bytes <= MAX_WEIGHTS_OF_HALVES * shape.activation_bytes
+        groups = min(shape.rows(tile), max(1 + halved, -(-shape.activation_bytes // L2_BYTES)))
         if shape.panels.size_bytes <= L1_BYTES:
             groups = 0
         return cls(tile, groups, 1, op.macs(request.node.type) * request.batch >= MIN_MACS)
@@ -212,8 +226,15 @@ def _within_planes(request: Request, unit: Unit) -> bool:
     return all(first // storage.block == (first + depth - 1) // storage.block for first in firsts)
 
 
+def _run(op: Conv2d, unit: Unit, stored: int) -> int:
+    """Bytes that lie together in an image of so many channels."""
+    depth = _depth(op, unit, stored)
+    together = op.window.dilations[1] == 1 and depth == stored
+    return op.window.kernel[1] * depth if together else depth
+
+
 def _taps(request: Request, shape: Shape) -> Array:
-    """The weights in the order in which activations are read: int8 [out, kernel's rows and columns, depth]."""
+    """The weights in the order in which activations are read: int8 [out, all runs of whole steps]."""
     op = request.node.op
     assert isinstance(op, Conv2d)
     stored = request.alternatives[request.node.inputs[0]].channels(request.inputs[0])
@@ -223,13 +244,20 @@ def _taps(request: Request, shape: Shape) -> Array:
         start = min(_block_inputs(op, channel // shape.panels.pair, shape.panels.pair)[0], stored - shape.depth)
         first = channel // out_per_group * per_group - start
         weight[channel, ..., first : first + per_group] = op.weight[channel].transpose(1, 2, 0)
-    return weight.reshape(op.out_channels, -1)
+    runs, step = weight.reshape(op.out_channels, -1, shape.run), shape.panels.unit.step
+    rest = shape.run % step
+    if rest:  # the last step moves left until it fits: what it reads again weighs nothing
+        again = np.zeros((*runs.shape[:2], step - rest), np.int8)
+        runs = np.concatenate([runs[..., :-rest], again, runs[..., -rest:]], axis=-1)
+    return runs.reshape(op.out_channels, -1)
 
 
 def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
     cut = Cut.of(request, unit, packed=packed, tiling=tiling)
     source, weight = request.alternatives[request.node.inputs[0]], _taps(request, cut.shape)
-    dots = unit.product(weight, request.inputs[0], source, request.features, may_exceed=True)
+    dots = unit.product(
+        weight, request.inputs[0], source, request.features, may_exceed=cut.shape.depth % unit.step == 0
+    )
     further: tuple[Array, ...] = ()
     if dots.excess is not None:
         weight, further = weight - dots.excess, _excess(request, cut, dots.excess).constants
@@ -311,15 +339,16 @@ class _Loops:
         """All products of a tile."""
         window, cut, plane = self.op.window, self.cut, self.result.source
         (kh, kw), (dy, dx), corner = window.kernel, window.dilations, self._corner(block, at)
-        panel, steps = block * cut.panels.panel_bytes, cut.shape.depth // self.unit.step
-        if dx == 1 and cut.shape.depth == plane.together:  # the taps of a kernel's row lie together
-            kw, steps = 1, kw * steps
-        unroll = next(u for u in (8, 7, 4, 2, 1) if steps % u == 0 and (u < 4 or steps == u))
+        panel, run = block * cut.panels.panel_bytes, cut.shape.run
+        steps, kw = -(-run // self.unit.step), kw * cut.shape.depth // run
+        unroll = steps if steps <= MAX_UNROLL else next(u for u in (2, 1) if steps % u == 0)
         with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
             iteration = (ry * kw + rx) * (steps // unroll) + part
             for offset in range(unroll):
-                channel = (part * unroll + offset) * self.unit.step
-                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.together + channel
+                byte = (part * unroll + offset) * self.unit.step
+                if run % self.unit.step and offset == unroll - 1:
+                    byte = run - self.unit.step
+                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.together + byte
                 weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
                 self._step(tile, x, self.weight, weights)
             self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
@@ -379,6 +408,32 @@ def _within(value: Expr, most: int) -> Expr:
     return tirx.max(tirx.min(value, most), 0)
 
 
+def _refuse_run(request: Request, unit: Unit) -> str | None:
+    """A run that is no whole number of steps has its last one moved left, which is written out."""
+    op, source = request.node.op, request.alternatives[request.node.inputs[0]]
+    assert isinstance(op, Conv2d)
+    run, most = _run(op, unit, source.channels(request.inputs[0])), MAX_UNROLL * unit.step
+    if run % unit.step and (op.groups > 1 or not unit.step < run <= most):
+        return f"reads {unit.step} channels at once, or a row of taps of {unit.step + 1} to {most} bytes, not {source}"
+    return None
+
+
+def pixels_save_steps(graph: Graph, name: str, unit: Unit) -> bool:
+    """Whether all that reads a value takes fewer steps where its pixels are not filled up to whole ones.
+
+    A row of 7 taps of 3 channels is 21 bytes, 6 steps of 4, and 7 steps where each pixel has 4 bytes.
+    """
+    channels, readers = graph.types[name].shape[0], [node for node in graph if name in node.inputs]
+    return channels < unit.step and all(
+        isinstance(node.op, Conv2d)
+        and node.inputs == (name,)
+        and node.op.groups == node.op.window.dilations[1] == 1
+        and unit.step < node.op.window.kernel[1] * channels <= MAX_UNROLL * unit.step
+        and -(-node.op.window.kernel[1] * channels // unit.step) < node.op.window.kernel[1]
+        for node in readers
+    )
+
+
 def _cost(request: Request, cut: Cut) -> float:
     """Of all lanes, empty ones and pixels that are computed twice counted."""
     op, unit = request.node.op, cut.panels.unit
@@ -403,7 +458,7 @@ def conv2d_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
         storages = decline(request, Conv2d, weight_bits) or request.channels_last()
         if isinstance(storages, str):
             return storages
-        reason = refuse(request, unit, in_planes=_within_planes(request, unit))
+        reason = refuse(request, unit, in_planes=_within_planes(request, unit)) or _refuse_run(request, unit)
         if reason is not None:
             return reason
         cut = Cut.of(request, unit, packed=packed)

@@ -1,6 +1,6 @@
 """Pixels of up to four channels from NCHW to channels last: a vector of them at once, a 32-bit lane each.
 
-This is how images enter a network: three planes become four bytes a pixel, the fourth a zero, offsets added.
+This is how images enter a network: three planes become four bytes a pixel, the fourth a zero, or three; offsets added.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tvm.tirx import op as tir
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.product import DOT_STEP
 from hawq_tvm.kernels.dot.unit import Unit, missing
-from hawq_tvm.kernels.dot.vectors import constant, flat, ramp
+from hawq_tvm.kernels.dot.vectors import constant, flat, ramp, shuffle
 from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import function, stored_parameter
@@ -40,11 +40,12 @@ def offer_pixels(
     if lacking:
         return lacking
     type, to = request.type, request.to
-    wanted = Storage("NHWC", multiple=DOT_STEP, frame=to.frame, offset=to.offset if type.dtype.signed else 0)
+    multiple = to.multiple if to.multiple in (1, DOT_STEP) else DOT_STEP
+    wanted = Storage("NHWC", multiple=multiple, frame=to.frame, offset=to.offset if type.dtype.signed else 0)
     canonical = Storage.canonical(type)
     if (request.source, to) != (canonical, wanted) or len(type.shape) != 3 or type.shape[0] > DOT_STEP:
         lies = f"{type} in {request.source} to {to}"
-        return f"copies up to {DOT_STEP} channels of bytes to pixels of {DOT_STEP}, not {lies}"
+        return f"copies up to {DOT_STEP} channels of bytes to pixels of {DOT_STEP} or as many, not {lies}"
     if type.shape[2] < unit.lanes:
         return f"copies {unit.lanes} pixels at once, a row has {type.shape[2]}"
     microseconds = unit.cost("convert to pixels avx512", Work(0, to.size_bytes(type, request.batch)))
@@ -70,10 +71,27 @@ def _build(request: ConvertRequest, lanes: int) -> BuiltKernel:
                     plane = tir.reinterpret(f"uint8x{lanes}", planes[ramp(index, lanes)])
                     byte = tir.shift_left(plane.astype(f"int32x{lanes}"), constant(8 * channel, "int32", lanes))
                     words = words ^ byte
-                place = ((n * y.shape[1] + h + top) * (left + width + right) + left + start) * DOT_STEP
-                stored = tir.reinterpret(f"{y.dtype}x{DOT_STEP * lanes}", words)
-                T.buffer_store(pixels, stored, [ramp(place, DOT_STEP * lanes)])
+                place = (n * y.shape[1] + h + top) * (left + width + right) + left + start
+                store_pixels(pixels, words, lanes, place, image.channels)
 
         framed_rows(image, row, batch=request.batch, threads=request.batch * height * width * DOT_STEP >= MIN_ELEMENTS)
 
     return BuiltKernel(function(parameters, body), ())
+
+
+def store_pixels(pixels: Any, words: Expr, lanes: int, place: Expr, channels: int) -> None:
+    """Write the first bytes of a vector of words, int32, side by side as pixels of so many channels.
+
+    Args:
+        pixels: a flat buffer of bytes.
+        words: a pixel each.
+        lanes: of the vector.
+        place: the first one's number in the buffer.
+        channels: that are stored of each.
+    """
+    stored = tir.reinterpret(f"{pixels.dtype}x{DOT_STEP * lanes}", words)
+    if channels < DOT_STEP:
+        stored = shuffle(
+            [stored], [DOT_STEP * pixel + channel for pixel in range(lanes) for channel in range(channels)]
+        )
+    T.buffer_store(pixels, stored, [ramp(place * channels, channels * lanes)])

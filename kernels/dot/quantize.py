@@ -15,7 +15,7 @@ from tvm.tirx import op as tir
 
 from hawq_tvm.core.input_steps import HALF, LARGEST, input_steps, multiplication_is_exact
 from hawq_tvm.core.ir import TensorType
-from hawq_tvm.kernels.dot.convert import offer_pixels
+from hawq_tvm.kernels.dot.convert import offer_pixels, store_pixels
 from hawq_tvm.kernels.dot.product import DOT_STEP
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import constant, flat, ramp
@@ -54,9 +54,8 @@ def _build(request: ConvertRequest, lanes: int) -> BuiltKernel:
                     T.buffer_store(largest, tirx.max(largest[places], magnitude), [places])
                     integers = _quantized(real, type, lanes) & constant(0xFF, "int32", lanes)
                     words = words ^ tir.shift_left(integers, constant(8 * channel, "int32", lanes))
-                place = ((n * y.shape[1] + h + top) * (left + width + right) + left + start) * DOT_STEP
-                stored = tir.reinterpret(f"{y.dtype}x{DOT_STEP * lanes}", words)
-                T.buffer_store(pixels, stored, [ramp(place, DOT_STEP * lanes)])
+                place = (n * y.shape[1] + h + top) * (left + width + right) + left + start
+                store_pixels(pixels, words, lanes, place, image.channels)
             most = tir.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", largest[places])
             T.buffer_store(flags, (most >= _INFINITE).astype("uint32"), [n * height + h])
 

@@ -10,6 +10,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from hawq_tvm.core.float32_residual import FloorForm, floor_form
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.dot.float32 import in_float32, rounded_in_float32
@@ -43,8 +44,6 @@ def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | No
     storage = storages[-1]
     if storage.channels(type) % unit.lanes or any(s.channels(type) != storage.channels(type) for s in storages[1:]):
         return f"writes whole vectors of {unit.lanes} channels, not {storage}"
-    if storages[0].channels(request.inputs[0]) % unit.step:
-        return f"reads {unit.step} channels at once, not {storages[0]}"
     if storage.channels(type) > type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
         return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
     return None
@@ -53,15 +52,27 @@ def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | No
 def per_channel(request: Request, panels: Panels, product: Product) -> tuple[Array, ...]:
     """Bias, multiplier and the residual's multiplier, in the order of the lanes: int32.
 
-    The multiplier is its ratio in float32 where that is exact.
+    The multiplier is its ratio in float32 where that is exact; that of a residual is left out where `floors_of` has it.
     """
     op = request.node.op
     assert isinstance(op, Conv2d)
     values = (product.first_sums(op), *op.multipliers)
     bias, multiplier, *rest = (panels.pack_lanes(array) for array in values)
-    if in_float32(request):
+    floors = floors_of(request, panels.unit) is not None
+    if floors or in_float32(request):
         multiplier = np.ldexp(multiplier.astype(np.float64), -op.rescale.shift).astype(np.float32)
-    return bias, multiplier, *rest
+    return (bias, multiplier) if floors else (bias, multiplier, *rest)
+
+
+def floors_of(request: Request, unit: Unit) -> FloorForm | None:
+    """How a layer over a residual is rounded down in float32, where the unit can and that is proved."""
+    node, op = request.node, request.node.op
+    assert isinstance(op, Conv2d)
+    if op.rescale.residual is None or not unit.floors:
+        return None
+    residual, result = (request.alternatives[name].offset for name in (node.inputs[1], node.name))
+    bound = op.bounds(request.inputs).accumulator
+    return floor_form(op.rescale, bound, request.inputs[1].dtype, residual_offset=residual, offset=result)
 
 
 def build_function(
@@ -101,8 +112,10 @@ class Result:
         count = len(request.inputs)
         self._buffer = flat(buffers[-1])
         self._residual_buffer = flat(buffers[1]) if count == 2 else None
-        self._in_float32 = in_float32(request)
-        self.bias, self._multiplier, *self._residual_multiplier = buffers[-2 - len(op.multipliers) : -1]
+        self._in_float32, self._floors = in_float32(request), floors_of(request, unit)
+        self.bias, self._multiplier, *self._residual_multiplier = buffers[
+            -2 - (1 if self._floors else len(op.multipliers)) : -1
+        ]
 
     def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
         """A stored row of a block: its share of the frame, and what `row` makes of the inner row of its number."""
@@ -142,12 +155,19 @@ class Result:
                     values.append(rounded_in_float32(*product, self.unit.lanes))
                 elif residual is None:
                     values.append(self.unit.rounded([product], self.rescale))
+                elif self._floors is not None:
+                    share = Residual(residual, vectors, vector, None, self.storages[1].offset)
+                    values.append(self.unit.floored(product, share, self._floors))
                 else:
                     factor, offset = self._residual_multiplier[0][lanes], self.storages[1].offset
                     share = Residual(residual, vectors, vector, factor, offset)
                     values.append(self.unit.with_residual(product, share, self.rescale, self._features))
             index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * self.unit.pair)
-            stored = self.unit.packed(values, self.rescale, self.storages[-1].offset, str(self._buffer.dtype))
+            offset = self.storages[-1].offset
+            if self._floors is None:
+                stored = self.unit.packed(values, self.rescale, offset, str(self._buffer.dtype))
+            else:
+                stored = self.unit.packed_floors(values, self.rescale, offset, self._floors)
             T.buffer_store(self._buffer, stored, [ramp(index, vectors * self.unit.lanes)])
 
     def _lanes(self, block: Expr, vectors: int) -> list[Expr]:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hawq_tvm.core.float32_residual import FloorForm
 from hawq_tvm.core.ir import Array, Rescale, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.product import DOT_STEP, FLIP, Product
@@ -33,7 +34,7 @@ class Residual:
         stored: bytes of all vectors of the block, as they are stored.
         vectors: of the block.
         vector: which of them.
-        factor: the residual's multipliers, int32 a lane.
+        factor: the residual's multipliers, int32 a lane; None for `Unit.floored`, whose form has them.
         offset: of the storage.
     """
 
@@ -137,6 +138,23 @@ class Unit(ABC):
             stored = shuffle([stored], self.order[residual.vector * self.lanes :][: self.lanes])
         value = stored.astype(f"int32x{self.lanes}") - constant(residual.offset, "int32", self.lanes)
         return self.rounded([product, (value, residual.factor)], rescale)
+
+    @property
+    def floors(self) -> bool:
+        """Whether there are `floored` and `packed_floors`: a multiply-add that rounds down."""
+        return False
+
+    def floored(self, product: Factors, residual: Residual, form: FloorForm) -> Expr:
+        """As `with_residual`, by a form that is proved; the product's second factor is the ratio in float32.
+
+        Returns:
+            int32, the stored result before its clip, and `form.base`.
+        """
+        raise NotImplementedError(f"{self.name} does not round down")
+
+    def packed_floors(self, values: Sequence[Expr], rescale: Rescale, offset: int, form: FloorForm) -> Expr:
+        """As `packed`, of what `floored` gives."""
+        raise NotImplementedError(f"{self.name} does not round down")
 
     def whole(self, pixels: int) -> int:
         """Pixels that instructions compute where so many are wanted."""

@@ -7,19 +7,24 @@ odd lanes. With a shift of 33 and more the law needs only the high halves of the
 
 which is 32-bit arithmetic again. Smaller shifts are done in 64 bits. `Bounds` proves that no sum overflows and that
 every rounded one fits 32 bits.
+
+Where `hawq_tvm.core.float32_residual` proves it, a fused multiply-add of AVX-512, which can round down, does it all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tvm import tirx
 from tvm.tirx import op
 
+from hawq_tvm.core.float32_rescale import DIGITS
+from hawq_tvm.core.float32_residual import FloorForm
 from hawq_tvm.core.ir import Rescale
 from hawq_tvm.kernels.dot.unit import Factors
-from hawq_tvm.kernels.dot.vectors import constant
+from hawq_tvm.kernels.dot.vectors import clipped, constant
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.x86.vectors import multiply_add_52
+from hawq_tvm.kernels.x86.vectors import LANES, dot_pairs, multiply_add_52, multiply_add_down, pack_unsigned
 
 BytesProduct = tuple[tuple[Expr, Expr], Expr]
 """Unsigned bytes as 64-bit lanes, those of the even and those of the odd 32-bit lanes, and an int32x16."""
@@ -50,6 +55,34 @@ def rounded(products: Sequence[Factors], rescale: Rescale, lanes: int, added: By
     half_unit, places = constant(1 << (shift - 1), "int64", lanes // 2), constant(shift, "int64", lanes // 2)
     even, odd = (op.shift_right(total + half_unit, places) for total in (even, odd))
     return op.reinterpret(f"int32x{lanes}", _lower(even, lanes) | op.shift_left(odd, constant(32, "int64", lanes // 2)))
+
+
+def floored(accumulator: Expr, ratio: Expr, pairs: Expr, form: FloorForm) -> Expr:
+    """The rounding law over a residual by its form: int32x16, the stored result and `form.base`.
+
+    Args:
+        accumulator: int32x16.
+        ratio: float32x16, the multipliers over 2^shift.
+        pairs: int16x32, every stored residual twice.
+        form: the layer's.
+    """
+    half, rest = form.factor // 2, form.factor - form.factor // 2
+    factors = op.reinterpret("int16x32", constant(half << 16 | rest, "int32", LANES))
+    start = op.reinterpret("float32x16", dot_pairs(constant(form.start, "int32", LANES), pairs, factors))
+    total = multiply_add_down(accumulator.astype(f"float32x{LANES}"), ratio, start)
+    return op.shift_right(op.reinterpret("int32x16", total), constant(form.digits, "int32", LANES))
+
+
+def stored_floors(values: Sequence[Expr], rescale: Rescale, offset: int, form: FloorForm) -> Expr:
+    """What one or two vectors that `floored` gives are stored as, in the order of packing."""
+    lanes, lo, hi = LANES * len(values), rescale.lo + offset, rescale.hi + offset
+    if len(values) == 2 and form.base + (1 << DIGITS - 1 - form.digits) <= 1 << 16:
+        base = constant(form.base, "uint16", lanes)
+        words = tirx.max(pack_unsigned(values[0], values[1]), base) - base  # ``vpsubusw``
+        return clipped(words, lo, hi, "uint16", lanes).astype(f"uint8x{lanes}")
+    results = [value - constant(form.base, "int32", LANES) for value in values]
+    words, carrier = (results[0], "int32") if len(values) == 1 else (pack_unsigned(*results), "uint16")
+    return clipped(words, lo, hi, carrier, lanes).astype(f"uint8x{lanes}")
 
 
 def _total(products: Sequence[Factors]) -> Expr:

@@ -17,14 +17,15 @@ from functools import partial
 import numpy as np
 from tvm.tirx import op
 
+from hawq_tvm.core.float32_residual import FloorForm
 from hawq_tvm.core.ir import Array, Rescale, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.excess import excess_of_pairs
 from hawq_tvm.kernels.dot.product import Product
 from hawq_tvm.kernels.dot.unit import Factors, Residual, Unit
-from hawq_tvm.kernels.dot.vectors import LANE_BYTES, clipped, constant, halves_of_bytes
+from hawq_tvm.kernels.dot.vectors import LANE_BYTES, clipped, constant, halves_of_bytes, shuffle
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.x86.epilogue import rounded
+from hawq_tvm.kernels.x86.epilogue import floored, rounded, stored_floors
 from hawq_tvm.kernels.x86.storages import AVX512, AVX512_VNNI, MULTIPLY_ADD, NIBBLES, UNSIGNED_OFFSET
 from hawq_tvm.kernels.x86.vectors import (
     LANES,
@@ -98,6 +99,19 @@ class X86Unit(Unit):
         lanes = self.order[residual.vector * LANES :][:LANES]
         quads = bytes_in_quads(residual.stored, lanes[::2]), bytes_in_quads(residual.stored, lanes[1::2])
         return rounded([product], rescale, LANES, (quads, residual.factor))
+
+    @property
+    def floors(self) -> bool:
+        return self.vnni and self.lanes == LANES
+
+    def floored(self, product: Factors, residual: Residual, form: FloorForm) -> Expr:
+        words = residual.stored.astype(f"int16x{residual.vectors * LANES}")
+        lanes = self.order[residual.vector * LANES :][:LANES] if residual.vectors == 2 else range(LANES)
+        pairs = shuffle([words, words], [lane for lane in lanes for _ in range(2)])
+        return floored(*product, pairs, form)
+
+    def packed_floors(self, values: Sequence[Expr], rescale: Rescale, offset: int, form: FloorForm) -> Expr:
+        return stored_floors(values, rescale, offset, form)
 
     def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str = "uint8") -> Expr:
         lanes, pair = self.lanes * len(values), len(values) == 2

@@ -62,6 +62,18 @@ def _multiply_add_words(x: Expr, y: Expr, lanes: int) -> Expr:
     return op.call_llvm_pure_intrin(f"int32x{lanes}", name, x, y)
 
 
+def dot_pairs(accumulator: Expr, x: Expr, y: Expr) -> Expr:
+    """``vpdpwssd``: to each of 16 lanes, two products of signed 16-bit numbers, int16x32, are added, modulo 2^32."""
+    return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpwssd.512", accumulator, x, y)
+
+
+def multiply_add_down(x: Expr, y: Expr, z: Expr) -> Expr:
+    """``vfmadd213ps`` with ``{rd-sae}``: x * y + z, float32x16, rounded once, toward minus infinity."""
+    down_and_no_exceptions = tirx.const(1 | 8, "int32")
+    operands = x, y, z, down_and_no_exceptions
+    return op.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.vfmadd.ps.512", *operands)
+
+
 def nibbles(packed: Expr, half: int, lanes: int = LANES) -> Expr:
     """``vgf2p8affineqb``: the low or high four bits of each byte, sign extended; int8 from uint8, four a lane.
 

@@ -15,7 +15,7 @@ of a DenseNet) only the `MAX_STATES` cheapest states go on, and the plan says th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hawq_tvm.backends.tvm.joins import join_branches
@@ -26,6 +26,7 @@ from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels import ConvertRequest, Decline, Offer, Request, collect_offers, offer_conversion, unit_of
 from hawq_tvm.kernels.cuda.storages import channels_last as gpu_channels_last
+from hawq_tvm.kernels.dot.conv2d import pixels_save_steps
 from hawq_tvm.kernels.x86.amx_storages import blocked
 from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
 
@@ -387,7 +388,11 @@ def alternatives_of(
     unit = unit_of(features)
     if unit is None:
         return channels_last(graph, vector_bits // 32)
-    return channels_last(graph, unit.channels, signed_offset=unit.signed_offset)
+    last = channels_last(graph, unit.channels, signed_offset=unit.signed_offset)
+    return {
+        name: replace(storage, multiple=1) if pixels_save_steps(graph, name, unit) else storage
+        for name, storage in last.items()
+    }
 
 
 def channels_last(graph: Graph, multiple: int, *, signed_offset: int = 0) -> dict[str, Storage]:
