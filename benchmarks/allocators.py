@@ -1,15 +1,16 @@
 """All allocators on one network, one budget, one number of measurements: what their bits are worth.
 
-    python -m benchmarks.allocators DATA [--networks resnet20 mobilenet_v2 squeezenet1_1] [--evaluations 120]
+    python -m benchmarks.allocators DATA [--networks "resnet20 digits" resnet20 ...] [--evaluations 120]
 
-DATA is as for `benchmarks.cifar` and `benchmarks.imagenet`. Three sets of images that share none: ranges, roundings and
-sensitivities are found on the first; searches measure accuracy on the second, with the simulated network; what is
-reported is the accuracy of the integers on the third, their weights rounded as a run rounds them. Every allocator
-chooses weights and activations of 2 to 8 bits in each layer, first and last at 8, within the cost of a uniform network,
-which stands beside them as the row to beat. Those that draw at random run with several seeds.
+DATA is as for `benchmarks.cifar` and `benchmarks.imagenet`; the digits come with scikit-learn. Three sets of images
+that share none: ranges, roundings and sensitivities are found on the first; searches measure accuracy on the second,
+with the simulated network; what is reported is the accuracy of the integers on the third, their weights rounded as a
+run rounds them. Every allocator chooses weights and activations of 2 to 8 bits in each layer, first and last at 8,
+within the cost of a uniform network, which stands beside them as the row to beat. Those that draw at random run with
+several seeds.
 
 Rows that are there already are kept, so that a run that was cut off goes on. Writes
-``benchmarks/results/allocators.json`` and the tables of ``docs/allocators.md``.
+``benchmarks/results/allocators.json`` and prints the tables of ``docs/allocators.md``.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from hawq_tvm.search import ALLOCATORS, Resources
 from hawq_tvm.search.memory import remembered
 from hawq_tvm.search.simulated import SimulatedAccuracy
 from hawq_tvm.search.states import layer_states
-from hawq_tvm.settings import RoundingSettings, Settings
+from hawq_tvm.settings import METRICS, RoundingSettings, Settings
 from hawq_tvm.sources.data import batches, load_data
 from hawq_tvm.sources.models import load_model
 from hawq_tvm.sources.options import DataOptions, Preprocessing
@@ -64,7 +65,6 @@ from hawq_tvm.stages.work import Work
 WIDTHS = range(2, 9)
 PAIRS = tuple(Bits(weight, activation) for weight in WIDTHS for activation in WIDTHS)
 PIN = Bits(8, 8)
-METRICS = ("omega", "loss")
 DETERMINISTIC = ("highs", "hawq", "greedy")
 """What is chosen from the table of a sensitivity, and so runs once for each."""
 MEASURING = ("greedy-accuracy", "random", "ddpg", "optuna")
@@ -78,7 +78,7 @@ class Entry:
 
     Attributes:
         model: as it is named; a file lies in DATA.
-        weights: its checkpoint in DATA.
+        weights: its checkpoint in DATA; None for the one that comes with it.
         data: where in DATA its images are.
         images: how they are normalised.
         calibration: images that ranges, roundings and sensitivities are found on.
@@ -88,7 +88,7 @@ class Entry:
     """
 
     model: str
-    weights: str
+    weights: str | None
     data: str
     images: Preprocessing
     calibration: int
@@ -98,6 +98,7 @@ class Entry:
 
 
 NETWORKS = {
+    "resnet20 digits": Entry("resnet20", None, "digits", Preprocessing(), *(256, 250, 540, Bits(3, 4))),
     "resnet20": Entry(
         "resnet20_cifar",
         "resnet20_cifar10.safetensors",
@@ -157,7 +158,7 @@ class Subject:
         entry, path = self.entry, Path(self._scratch.name) / "run"
         settings = Settings(bits=PAIRS, metrics=(metric,))
         spec = entry.model.format(self._folder)
-        model = load_model(spec, str(self._folder / entry.weights), seed=0)
+        model = load_model(spec, None if entry.weights is None else str(self._folder / entry.weights), seed=0)
         with edit_run(path, identity=run_identity(spec, model, self._data.name)) as run:
             describe_run(run, settings, self._data.name, self._options, self._data)
             work = Work(run, settings, model=model, data=self._data, reporter=LineReporter())
@@ -176,6 +177,16 @@ class Subject:
     @property
     def ranges(self) -> RangeTable:
         return self._found[1]
+
+    def curvatures(self) -> dict[str, float]:
+        """The top eigenvalue of each layer's Hessian; none where they were not profiled."""
+        found = Artifacts(open_run(Path(self._scratch.name) / "run"))
+        if "eigenvalue" not in found.profiled:
+            return {}
+        orders = {name: row["order"] for name, row in found.sensitivity("eigenvalue")["layers"].items()}
+        return {
+            node.name: orders[node.name] * node.weight.size for node in self.graph.layers if node.weight is not None
+        }
 
     @cached_property
     def calibration(self) -> list[Tensor]:
@@ -258,12 +269,14 @@ def budgets(table: CostTable, uniform: Bits) -> dict[str, Budget]:
     }
 
 
-def contest(subject: Subject, evaluations: int, seeds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def contest(
+    subject: Subject, metrics: Iterable[str], evaluations: int, seeds: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row of one network that is not there yet: its key, and what was found."""
     known = read_results("allocators")
-    tables = {metric: subject.costs(metric) for metric in METRICS}
+    tables = {metric: subject.costs(metric) for metric in metrics}
     first = next(iter(tables.values()))
-    simulated = subject.simulated()
+    simulated, curvatures = subject.simulated(), subject.curvatures()
     for limit, budget in budgets(first, subject.entry.uniform).items():
         problems = {metric: pinned_problem(table, budget) for metric, table in tables.items()}
         any_problem = next(iter(problems.values()))
@@ -280,7 +293,9 @@ def contest(subject: Subject, evaluations: int, seeds: int) -> Iterator[tuple[st
                 continue
             measure = remembered(simulated, subject.question)
             states = layer_states(subject.graph)
-            resources = Resources(simulated, subject.question, evaluations=evaluations, seed=seed, states=states)
+            resources = Resources(
+                simulated, subject.question, evaluations=evaluations, seed=seed, states=states, curvatures=curvatures
+            )
             start = time.perf_counter()
             bits = same if problem is None else answered(name, problem, resources).bits
             seconds = time.perf_counter() - start
@@ -316,12 +331,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
     parser.add_argument("--evaluations", type=int, default=120)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     for name in arguments.networks:
         for key, found in contest(
-            Subject(name, NETWORKS[name], arguments.data), arguments.evaluations, arguments.seeds
+            Subject(name, NETWORKS[name], arguments.data), arguments.metrics, arguments.evaluations, arguments.seeds
         ):
             write_results("allocators", {**read_results("allocators"), key: found})
             print(key, {k: v for k, v in found.items() if k != "bits"}, flush=True)

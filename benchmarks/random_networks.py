@@ -20,13 +20,14 @@ from hawq_tvm.sources.models import load_model
 
 
 @cache
-def captured(name: str) -> tuple[FloatGraph, RangeTable]:
+def captured(name: str, weights: str | None = None) -> tuple[FloatGraph, RangeTable]:
     """A network that knows the shape of its samples, and its ranges on noise.
 
     Args:
         name: as ``hawq-tvm run`` takes it.
+        weights: as ``--weights`` of it, for what depends on how weights are spread.
     """
-    loaded = load_model(name)
+    loaded = load_model(name, weights=weights)
     assert loaded.input_shape is not None, name
     images = torch.randn(1, *loaded.input_shape, generator=torch.Generator().manual_seed(0))
     graph = capture(loaded.module, images, name=name)
@@ -35,7 +36,12 @@ def captured(name: str) -> tuple[FloatGraph, RangeTable]:
 
 
 def integers(
-    name: str, pairs: Sequence[str], *, residual: int = RESIDUAL_BITS, stored: Mapping[str, int] | None = None
+    name: str,
+    pairs: Sequence[str],
+    *,
+    residual: int = RESIDUAL_BITS,
+    stored: Mapping[str, int] | None = None,
+    weights: str | None = None,
 ) -> Graph:
     """That network in integers, its first and last layer at 8 bits.
 
@@ -44,8 +50,9 @@ def integers(
         pairs: bits of the other layers, which take them in turn.
         residual: bits of values that a sum reads.
         stored: bits of single values, by names or patterns, as ``--stored-bits`` takes them.
+        weights: as of `captured`.
     """
-    graph, ranges = captured(name)
+    graph, ranges = captured(name, weights)
     first, *inner, last = (layer.name for layer in graph.layers)
     bits = {layer: Bits.parse(pairs[index % len(pairs)]) for index, layer in enumerate(inner)}
     ends = Bits(8, 8)

@@ -126,9 +126,8 @@ def cases(machine: Machine) -> Iterator[Case]:
         node = Node("y", op, names, output)
         storages: dict[str, Storage] = {}
         for name, type in zip(names, inputs, strict=True):
-            storages |= channels_last(
-                Graph("one", name, type, (Node("y", op, (name,), output),), "y"), machine.vector_bits
-            )
+            graph = Graph("one", name, type, (Node("y", op, (name,), output),), "y")
+            storages |= channels_last(graph, machine.vector_bits // 32)
         request = Request(node, inputs, 1, machine.target, machine.vector_bits, storages, machine.features)
         for kernel, answer in collect_offers(request).items():
             if isinstance(answer, Offer):

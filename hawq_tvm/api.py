@@ -16,6 +16,7 @@ from torch import nn
 
 from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.devices.session import check_kind
+from hawq_tvm.backends.tvm.records import Tuning
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.devices import Device
@@ -242,6 +243,26 @@ class QuantizedNetwork:
             pipeline.perform(self._work(run, chosen, batch=batch), pipeline.COMPILE)
         self._modules[target] = self._look(lambda found: found.library(chosen))
         return self._modules[target]
+
+    def tune(self, target: str = DEFAULT_TARGET, *, batch: int | None = None, threads: int | None = None) -> Tuning:
+        """Time ways to compute each layer on this machine, seconds a layer; `compile` takes the fastest from then on.
+
+        Args:
+            target: this machine's CPU.
+            batch: samples a call; None keeps that of the library that is there, and is 1 where there is none.
+            threads: of a call; None takes all cores, or what the run was made with.
+
+        Raises:
+            CompileError: a target whose kernels cannot be timed here.
+        """
+        chosen = find_target(target)
+        with edit_run(self.path) as run:
+            batch = Artifacts(run).batch(chosen) if batch is None else batch
+            pipeline.perform(self._work(run, chosen, batch=batch, threads=threads), pipeline.TUNE)
+        found = self._look(lambda made: made.tuning(chosen))
+        assert found is not None
+        self._modules.pop(target, None)
+        return found
 
     def verify(self, target: str = DEFAULT_TARGET, *, samples: int | None = None) -> VerifyReport:
         """Compare every tensor of every layer between numpy, PyTorch, ONNX Runtime and the compiled library.

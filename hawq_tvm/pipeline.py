@@ -13,6 +13,7 @@
     11 verify     every tensor of every layer, four executors
     12 benchmark  latency beside peers
     - debug       which layers cause the loss: asked for alone
+    - tune        the fastest kernel of each layer on this machine: asked for alone, taken by compile
     - compare     which sensitivities order layers as the loss does: asked for alone
 
 A stage is a value (`hawq_tvm.stages.stage.Stage`) that a step makes from the work at hand; `perform` makes those that
@@ -36,7 +37,8 @@ from hawq_tvm.stages.integerize import integerize
 from hawq_tvm.stages.profile import profiles
 from hawq_tvm.stages.round import round
 from hawq_tvm.stages.stage import Stage, Step
-from hawq_tvm.stages.verify import verify
+from hawq_tvm.stages.tune import tune
+from hawq_tvm.stages.verify import verify, verify_where_it_runs
 from hawq_tvm.stages.work import Work
 
 PROFILE: tuple[Step, ...] = (capture, known_names, within_reach, calibrate, *profiles, cost)
@@ -47,8 +49,9 @@ COMPILE: tuple[Step, ...] = (compile,)
 VERIFY: tuple[Step, ...] = (verify,)
 BENCHMARK: tuple[Step, ...] = (benchmark,)
 DEBUG: tuple[Step, ...] = (debug,)
+TUNE: tuple[Step, ...] = (tune,)
 COMPARE: tuple[Step, ...] = (comparison,)
-RUN: tuple[Step, ...] = (*QUANTIZE, *COMPILE, *VERIFY, benchmark_where_it_runs)
+RUN: tuple[Step, ...] = (*QUANTIZE, *COMPILE, verify_where_it_runs, benchmark_where_it_runs)
 """What each verb does, in order; a step that makes no stage checks something, or finds nothing to do."""
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from hawq_tvm.kernels.interface import BuiltKernel, Converter, ConvertRequest, Decline, Kernel, Offer, Request
+from hawq_tvm.kernels.interface import (
+    BuiltKernel,
+    Converter,
+    ConvertRequest,
+    Decline,
+    Kernel,
+    Offer,
+    Parameters,
+    Request,
+    Variant,
+)
 from hawq_tvm.kernels.registry import CONVERTERS, KERNELS, QUANTIZERS, collect_offers, offer_conversion, unit_of
 
 __all__ = [
@@ -15,7 +25,9 @@ __all__ = [
     "Decline",
     "Kernel",
     "Offer",
+    "Parameters",
     "Request",
+    "Variant",
     "collect_offers",
     "offer_conversion",
     "unit_of",

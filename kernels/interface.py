@@ -10,14 +10,19 @@ between them, can be added up and compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Array, Node, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import Target
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    P = TypeVar("P", bound=DataclassInstance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +93,24 @@ class BuiltKernel:
     constants: tuple[Array, ...]
 
 
+Parameters = Mapping[str, int]
+"""What a kernel is free to choose without changing what it computes or where that lies, by name: a tile, an order of
+loops, how far ahead memory is fetched, whether threads share the work."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One legal choice of a kernel's parameters.
+
+    Attributes:
+        parameters: the choice.
+        build: makes the function so.
+    """
+
+    parameters: Parameters
+    build: Callable[[], BuiltKernel]
+
+
 @dataclass(frozen=True, eq=False)
 class Offer:
     """How a kernel would compute a request.
@@ -96,9 +119,13 @@ class Offer:
         reads: the storage of each input, in order.
         writes: the storage of the result, every element of it: frame and channels that fill up too, in every call. Of
             an array that other values lie in, too, no other element.
-        cost: estimated microseconds, of one thread on a CPU.
+        cost: estimated microseconds, of one thread on a CPU, times `price`.
         build: makes the function.
         prediction: what the cost is made of, where a model of a GPU says it.
+        price: what times are multiplied by where they are compared, for what an offer wastes beside them.
+        weight_bits: what a weight takes in memory; None where there are none, or a GPU's kernel does not tell.
+        parameters: those that `build` takes, which the kernel chose by itself.
+        variants: all legal choices, for tuning to time; none where nothing is free.
     """
 
     reads: tuple[Storage, ...]
@@ -106,6 +133,38 @@ class Offer:
     cost: float
     build: Callable[[], BuiltKernel]
     prediction: Prediction | None = None
+    price: float = 1.0
+    weight_bits: int | None = None
+    parameters: Parameters = field(default_factory=dict)
+    variants: Callable[[], tuple[Variant, ...]] = tuple
+
+    @classmethod
+    def of_candidates(
+        cls,
+        storages: tuple[tuple[Storage, ...], Storage],
+        cost: float,
+        own: P,
+        candidates: Callable[[], Sequence[P]],
+        build: Callable[[P], BuiltKernel],
+    ) -> Offer:
+        """The offer of a kernel with free parameters.
+
+        Args:
+            storages: what it reads and writes.
+            cost: as above, of its own choice.
+            own: what the kernel chooses by itself, as a dataclass of integers.
+            candidates: every legal choice, that one first.
+            build: makes the function of one.
+        """
+
+        def variant(choice: P) -> Variant:
+            return Variant({name: int(value) for name, value in asdict(choice).items()}, lambda: build(choice))
+
+        def variants() -> tuple[Variant, ...]:
+            return tuple(map(variant, candidates()))
+
+        chosen = variant(own)
+        return cls(*storages, cost, chosen.build, parameters=chosen.parameters, variants=variants)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hawq_tvm.core.errors import CompileError
+from hawq_tvm.kernels.arm.units import ARM_UNITS
 from hawq_tvm.kernels.cuda import conv2d as cuda_conv2d
 from hawq_tvm.kernels.cuda import convert as cuda_convert
 from hawq_tvm.kernels.cuda import depthwise as cuda_depthwise
@@ -19,6 +20,7 @@ from hawq_tvm.kernels.dot.depthwise import depthwise_kernels
 from hawq_tvm.kernels.dot.elementwise import elementwise_kernels
 from hawq_tvm.kernels.dot.linear import linear_kernels
 from hawq_tvm.kernels.dot.pooling import pooling_kernels
+from hawq_tvm.kernels.dot.product import DOT_STEP
 from hawq_tvm.kernels.dot.quantize import pixel_quantizer
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.generic import (
@@ -44,7 +46,7 @@ from hawq_tvm.kernels.interface import (
 from hawq_tvm.kernels.x86 import amx_layers
 from hawq_tvm.kernels.x86.units import X86_UNITS
 
-UNITS: tuple[Unit, ...] = X86_UNITS
+UNITS: tuple[Unit, ...] = (*X86_UNITS, *ARM_UNITS)
 """The instructions by which CPUs add dot products, best first; of a CPU's own, values are stored for the first."""
 
 
@@ -54,7 +56,10 @@ def unit_of(features: frozenset[str]) -> Unit | None:
 
 
 def _dot_kernels(unit: Unit) -> tuple[Kernel, ...]:
-    layers = *depthwise_kernels(unit), *conv2d_kernels(unit), *linear_kernels(unit)
+    single = depthwise_kernels(unit) if unit.step == DOT_STEP else ()  # channels of a pixel are not summed up
+    layers = *single, *conv2d_kernels(unit), *linear_kernels(unit)
+    if unit not in X86_UNITS:  # without weights the generic kernels, whose bytes may be signed
+        return layers
     return *layers, *pooling_kernels(unit), *elementwise_kernels(unit), concat_kernel(unit)
 
 

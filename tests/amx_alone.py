@@ -31,12 +31,13 @@ POISON = 0x5B
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A kernel to try: a node of a graph, what computes it, and on how many samples."""
+    """A kernel to try: a node of a graph, what computes it, on how many samples, and by which of its variants."""
 
     graph: Graph
     kernel: str
     batch: int = 1
     node: str = "layer"
+    variant: int | None = None
 
 
 def offer_of(case: Case, target: Target) -> Offer | str:
@@ -61,7 +62,7 @@ def differences(cases: Sequence[Case], target: Target) -> dict[str, str]:
     for index, case in enumerate(cases):
         offer = offer_of(case, target)
         assert isinstance(offer, Offer), f"case {index}: {offer}"
-        built = offer.build()
+        built = (offer if case.variant is None else offer.variants()[case.variant]).build()
         offers.append(offer)
         constants.append(built.constants)
         functions[f"case{index}"] = built.function.with_attr("global_symbol", f"case{index}")

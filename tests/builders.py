@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.records import Tuning
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.calibration import make_observer, observe_ranges
 from hawq_tvm.core.codebook import WeightFormat
@@ -103,7 +104,13 @@ def _identity(dtype: IntType) -> Any:
 
 
 def compiled(
-    graph: Graph, folder: Path, *, target: str | Target = "llvm", batch: int = 1, storages: str = "all"
+    graph: Graph,
+    folder: Path,
+    *,
+    target: str | Target = "llvm",
+    batch: int = 1,
+    storages: str = "all",
+    tuning: Tuning | None = None,
 ) -> CompiledModule:
     """The graph compiled and loaded; a target by its name, or one that has none in the table."""
     from hawq_tvm.backends.tvm.build import build_library
@@ -111,7 +118,7 @@ def compiled(
 
     found = TARGETS[target] if isinstance(target, str) else target
     path = folder / found.library_name
-    build_library(lower(graph, found, batch=batch, storages=storages), path)
+    build_library(lower(graph, found, batch=batch, storages=storages, tuning=tuning), path)
     return CompiledModule(path)
 
 

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import platform
-
 import pytest
 
+from hawq_tvm.backends.tvm.host import architecture
 from hawq_tvm.backends.tvm.lower import Machine
-from hawq_tvm.core.targets import TARGETS, Target
+from hawq_tvm.core.cpu import linux_names
+from hawq_tvm.core.targets import TARGETS
 
-NAMES = ("haswell", "skylake-avx512", "cascadelake", "icelake-server", "alderlake")
-"""AVX2; AVX-512; with VNNI; with GFNI and VBMI; AVX2 with VNNI. LLVM's names."""
+CPUS = {target.cpu.llvm: target for target in TARGETS.values() if target.cpu is not None}
+"""By LLVM's names."""
 
-CPUS = {cpu: Target(f"llvm/{cpu}", "llvm", "for tests", attributes={"mcpu": cpu}) for cpu in NAMES}
 HOST = Machine.resolve(TARGETS["llvm"])
 
-UNIT_CPUS = {"avx512vnni": "icelake-server", "avx512bw": "skylake-avx512", "avxvnni": "alderlake", "avx2": "haswell"}
-"""For each unit of the dot product kernels a CPU whose best it is."""
-
-_SETS = ("avx", "gfni", "fma", "bmi", "sse", "amx")
-
-
-def instruction_sets(machine: Machine) -> frozenset[str]:
-    """Without the features that only tune."""
-    return frozenset(name for name in machine.features if name.startswith(_SETS))
+UNIT_CPUS = {
+    "avx512vnni": "icelake-server",
+    "avx512bw": "skylake-avx512",
+    "avxvnni": "alderlake",
+    "avx2": "haswell",
+    "i8mm": "neoverse-v1",
+    "usdot": "neoverse-v1",
+    "sdot": "neoverse-n1",
+}
+"""For each unit of the dot product kernels a CPU that has it."""
 
 
 def lacking(machine: Machine) -> list[str]:
     """What keeps this machine from running code for another one; nothing where it can."""
-    if HOST.features and platform.machine() != "x86_64":
-        return [f"{machine.cpu}'s architecture"]
-    return sorted(instruction_sets(machine) - instruction_sets(HOST))
+    if machine.architecture != architecture():
+        return [machine.architecture]
+    return sorted(set(linux_names(machine.features)) - set(linux_names(HOST.features)))
 
 
 def resolved(cpu: str) -> Machine:
@@ -42,5 +42,5 @@ def resolved(cpu: str) -> Machine:
 
 
 def machine_of(unit: str) -> Machine:
-    """A CPU whose best unit of that name is, whether or not this machine can run its code."""
+    """A CPU that has a unit, whether or not this machine can run its code."""
     return Machine.resolve(CPUS[UNIT_CPUS[unit]])

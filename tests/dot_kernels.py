@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import tvm
 
 from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.ir import Array, IntType, Node, Operator, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.storage import Storage, pack
-from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request
+from hawq_tvm.kernels import KERNELS, BuiltKernel, Offer, Request, Variant
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.registry import UNITS
 
 from .accesses import accesses_outside, shared_between_threads
 from .builders import random_integers
 from .cpus import HOST, lacking, machine_of
+from .emulated_cpu import EmulatedKernel, why_not
 
 Frame = tuple[int, int, int, int]
 UNIT = {unit.name: unit for unit in UNITS}
@@ -28,7 +31,7 @@ GUARD = 128
 
 def storage_of(type: TensorType, frame: Frame, unit: Unit = VNNI) -> Storage:
     """Channels last as a CPU with that unit has it."""
-    multiple = 4 if type.shape[0] <= 4 else unit.channels
+    multiple = unit.step if type.shape[0] <= 4 else unit.channels
     return Storage("NHWC", multiple=multiple, frame=frame, offset=unit.signed_offset if type.dtype.signed else 0)
 
 
@@ -80,8 +83,16 @@ def decline_of(name: str, request: Request) -> str:
     return answer
 
 
-def writes_what_the_interpreter_says(name: str, request: Request, values: Sequence[Array] | None = None) -> Array:
-    """Compile an offer, run it between guard zones and poison, and compare every stored byte.
+def some_variants(name: str, request: Request, count: int) -> list[Variant]:
+    """So many choices of a kernel's parameters, spread over all of them."""
+    variants = offer_of(name, request).variants()
+    return [variants[number * len(variants) // count] for number in range(min(count, len(variants)))]
+
+
+def writes_what_the_interpreter_says(
+    name: str, request: Request, values: Sequence[Array] | None = None, *, variant: Variant | None = None
+) -> Array:
+    """Compile an offer, or a variant of it, run it between guard zones and poison, and compare every stored byte.
 
     A unit's kernel runs as on a CPU of that unit, a generic one as here.
 
@@ -90,22 +101,29 @@ def writes_what_the_interpreter_says(name: str, request: Request, values: Sequen
     """
     unit = name.rpartition("_")[2]
     machine = machine_of(unit) if unit in UNIT else HOST
-    if lacking(machine):
-        pytest.skip(f"this machine lacks {', '.join(lacking(machine))}")
+    skip_unless_runnable(machine)
     values = values or [random_integers(x, request.batch, seed) for seed, x in enumerate(request.inputs)]
     expected, type = request.node.op.evaluate(values), request.node.type
     offer = offer_of(name, request)
-    kernel = offer.build()
+    kernel = (variant or offer).build()
     assert accesses_outside(kernel.function) == []
     assert shared_between_threads(kernel.function) == []
-    if isinstance(request.node.op, WeightedOperator) and request.node.op.weight_bits <= 4:
-        assert kernel.constants[0].dtype == np.uint8, "four bits stay packed"
+    if isinstance(request.node.op, WeightedOperator):
+        assert (kernel.constants[0].dtype == np.uint8) == (offer.weight_bits == 4), "what is packed is told"
     given = [pack(v, x, storage) for v, x, storage in zip(values, request.inputs, offer.reads, strict=True)]
     found = run_guarded(kernel, given, type, offer.writes, request.batch, machine)
     wanted = pack(expected.astype(type.dtype.carrier), type, offer.writes)
     assert found.dtype == wanted.dtype
     assert np.array_equal(found, wanted)
     return expected
+
+
+def skip_unless_runnable(machine: Machine) -> None:
+    """Skip the test where neither this machine nor an emulator runs a CPU's code."""
+    if lacking(machine):
+        reason = why_not(machine, linux_names(machine.features))
+        if reason is not None:
+            pytest.skip(f"this machine lacks {', '.join(lacking(machine))}, and {reason}")
 
 
 def run_guarded(
@@ -116,19 +134,12 @@ def run_guarded(
     Twice, with other poison around the inputs: what lies there must not matter. Of an array with other values in it,
     those are left alone, too, and come back as `pack` has them.
     """
-    library = tvm.compile(
-        tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")}), target=machine.tvm_target
-    )
+    run = EmulatedKernel(kernel.function, machine) if lacking(machine) else _NativeKernel(kernel.function, machine)
     results = []
     for poison in (0x55, 0xAA):
-        memories = []
         output = np.full(writes.shape(type, batch), poison & 0x7F, writes.dtype(type))
-        arguments = []
-        for array in (*given, *kernel.constants, output):
-            memory, view = guarded(array, poison)
-            memories.append((memory, view))
-            arguments.append(tvm.runtime.from_dlpack(view))
-        library["kernel"](*arguments)
+        memories = [guarded(array, poison) for array in (*given, *kernel.constants, output)]
+        run(memories)
         for memory, view in memories:
             start = view.ctypes.data - memory.ctypes.data
             assert (memory[:start] == poison).all()
@@ -141,6 +152,17 @@ def run_guarded(
         results.append(clean)
     assert np.array_equal(*results)
     return np.asarray(results[0])
+
+
+class _NativeKernel:
+    """A kernel on this machine; call it as an `EmulatedKernel`."""
+
+    def __init__(self, function: Any, machine: Machine) -> None:
+        module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
+        self._call = tvm.compile(module, target=machine.tvm_target)["kernel"]
+
+    def __call__(self, memories: Sequence[tuple[Array, Array]]) -> None:
+        self._call(*[tvm.runtime.from_dlpack(view) for _, view in memories])
 
 
 def guarded(array: Array, poison: int) -> tuple[Array, Array]:

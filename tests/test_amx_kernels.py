@@ -19,6 +19,7 @@ from hawq_tvm.core.ir import Array, Graph, IntType, Node, Rescale, TensorType, W
 from hawq_tvm.core.ops import Conv2d, Linear
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer
+from hawq_tvm.kernels.generic.acceptance import UNPACKED_PRICE
 from hawq_tvm.kernels.x86.amx_epilogue import Rescaling
 from hawq_tvm.kernels.x86.amx_product import Split
 
@@ -295,7 +296,6 @@ def layer(channels: int = 64, out: int = 64, groups: int = 1, bits: int = 8, **r
             "conv2d_x8w8s32_amx",
             "channels that fill up hold zero, which its clip 3..100 leaves out",
         ),
-        (layer(bits=4), "conv2d_x8w8s32_amx", "these have 4 and stay packed"),
         (layer(), "conv2d_x8w4s32_amx", "stores weights in 4 bits, these have 8"),
         (layer(), "conv2d_x8w8s32_amx_few_channels", "with up to 16 channels, not 64"),
         (layer(), "linear_x8w8s32_amx", "computes linear, not conv2d"),
@@ -305,6 +305,40 @@ def test_what_is_declined_is_told(graph: Graph, kernel: str, reason: str) -> Non
     answer = offer_of(Case(graph, kernel), SAPPHIRE_RAPIDS)
     assert isinstance(answer, str)
     assert reason in answer
+
+
+@needs_vectors
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", [(7, 7), (14, 13)])
+def test_every_choice_of_parameters_gives_the_same(bits: int, size: tuple[int, int]) -> None:
+    """Tall blocks and others, tasks of few and of many panels and blocks."""
+    op = with_form(random_conv(65, 100, 1, Window((3, 3), pads=(1, 1, 1, 1)), bits, "one", 3), 3)
+    graph = conv_graph(op, TensorType(U8, (65, *size), 1.0), U8)
+    case = Case(graph, f"conv2d_x8w{bits}s32_amx")
+    with soft_tiles() as target:
+        offer = offer_of(case, target)
+        assert isinstance(offer, Offer)
+        assert offer.parameters["tall"] == (size == (7, 7))
+        cases = [replace(case, variant=number) for number in range(len(offer.variants()))]
+        assert len(cases) >= 5
+        assert differences(cases, target) == {}
+
+
+@needs_vectors
+def test_weights_of_four_bits_can_be_unpacked_for_a_price() -> None:
+    """They are worth it nowhere in a ResNet: the stream of weights is halved, or unpacking hides behind the tiles."""
+    for size, channels in (((56, 56), 64), ((28, 28), 128), ((14, 14), 256), ((7, 7), 512)):
+        op = random_conv(channels, channels, 1, Window((3, 3), pads=(1, 1, 1, 1)), 4, None, 1)
+        graph = conv_graph(op, TensorType(U8, (channels, *size), 1.0), U8)
+        packed, unpacked = (offer_of(Case(graph, f"conv2d_x8w{bits}s32_amx"), SAPPHIRE_RAPIDS) for bits in (4, 8))
+        assert isinstance(packed, Offer)
+        assert isinstance(unpacked, Offer)
+        assert packed.cost < unpacked.cost
+        assert (packed.weight_bits, unpacked.weight_bits, unpacked.price) == (4, 8, UNPACKED_PRICE)
+    with soft_tiles() as target:
+        small = random_conv(16, 40, 1, Window((3, 3), pads=(1, 1, 1, 1)), 4, None, 1)
+        graph = conv_graph(small, TensorType(U8, (16, 6, 6), 1.0), U8)
+        assert differences([Case(graph, "conv2d_x8w8s32_amx")], target) == {}
 
 
 def test_a_cpu_without_tiles_is_told_what_it_lacks() -> None:

@@ -140,6 +140,11 @@ def test_metrics_are_profiled_side_by_side_compared_and_chosen_by(tmp_path: Path
     assert cli(*named, "--metric", "omega", "--metric", "sqnr,kl,eigenvalue", *quick)[0] == 0
     after = json.loads((path / "manifest.json").read_text())["stages"]
     assert {stage for stage in after if before.get(stage) != after[stage]} == {"profile eigenvalue"}
+    more = ("--hessian-probes", 6)
+    assert cli(*named, "--metric", "omega,sqnr,kl,eigenvalue", *quick, *more)[0] == 0
+    probed = json.loads((path / "manifest.json").read_text())["stages"]
+    changed = {stage for stage in probed if after[stage] != probed[stage]}
+    assert changed == {"profile omega", "cost"}, "each metric has the settings that decide it alone"
 
     status, out, _ = cli("compare", path, "--samples", 8, "--trust-code")
     assert status == 0
@@ -153,7 +158,7 @@ def test_metrics_are_profiled_side_by_side_compared_and_chosen_by(tmp_path: Path
     status, _, err = cli("compare", path)
     assert status == 2 and "are not at hand, and compare rounds on them" in err and "--trust-code" in err
 
-    chosen = {}
+    chosen, costs = {}, (path / "costs.json").read_text()
     for metric in ("omega", "sqnr"):
         status, out, _ = cli("allocate", path, "--budget-size", "50%", "--choose-by", metric, "--caution", 0, "--json")
         assert status == 0

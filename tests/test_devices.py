@@ -20,8 +20,8 @@ from hawq_tvm.backends.tvm.devices.messages import Computed, DeviceFacts, Job, K
 from hawq_tvm.backends.tvm.devices.session import check_fit, check_kind, look, perform
 from hawq_tvm.backends.tvm.devices.worker import plan_repeats
 from hawq_tvm.backends.tvm.host import find_c_compiler
-from hawq_tvm.backends.tvm.latency import KernelTime
 from hawq_tvm.backends.tvm.lower import Machine, lower
+from hawq_tvm.backends.tvm.timing import KernelTime
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DeviceError, SettingsError

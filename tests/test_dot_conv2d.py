@@ -9,19 +9,20 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.float32_rescale import float32_is_exact, odd_multipliers
 from hawq_tvm.core.ir import IntType, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.kernels import Request, unit_of
-from hawq_tvm.kernels.dot.conv2d import Cut, tile_of
+from hawq_tvm.kernels import Offer, Request, collect_offers, unit_of
+from hawq_tvm.kernels.dot.conv2d import Cut, Shape, Tiling, tile_of
 from hawq_tvm.kernels.dot.float32 import in_float32
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.x86.storages import MULTIPLY_ADD
 
-from .cpus import machine_of
+from .cpus import CPUS, machine_of
 from .dot_kernels import (
     UNIT,
     VNNI,
@@ -30,6 +31,7 @@ from .dot_kernels import (
     dot_request,
     kernel_of,
     offer_of,
+    some_variants,
     writes_what_the_interpreter_says,
 )
 
@@ -169,12 +171,12 @@ def test_work_large_enough_for_threads_and_groups(
 ) -> None:
     op = conv(channels, out, Window((kernel, kernel), pads=(kernel // 2,) * 4), shift=47)
     request = request_for(op, TensorType(IntType.parse("u8"), (channels, *size), 1.0), "u8")
-    cut, script = Cut.of(request, VNNI), offer_of(KERNEL[8], request).build().function.script()
+    cut, script = Cut.of(request, VNNI, packed=False), offer_of(KERNEL[8], request).build().function.script()
     assert "T.parallel" in script, what
-    assert cut.inner_blocks == ("innermost" in what), what
-    assert cut.flat == ("long row" in what), what
-    assert (cut.groups > 1) == ("groups" in what), what
-    assert ("prefetch" in script) == (not cut.inner_blocks), what
+    assert (cut.tiling.groups == 0) == ("innermost" in what), what
+    assert cut.shape.flat == ("long row" in what), what
+    assert (cut.tiling.groups > 1) == ("groups" in what), what
+    assert ("prefetch" in script) == (cut.tiling.groups > 0), what
     writes_what_the_interpreter_says(KERNEL[8], request)
 
 
@@ -254,6 +256,49 @@ def test_four_bit_weights_need_no_instruction_of_their_own(bits: int) -> None:
         writes_what_the_interpreter_says(name_of(op), each)
 
 
+@pytest.mark.parametrize(
+    ("cpu", "taken"), [("haswell", 8), ("cascadelake", 4), ("icelake-server", 4), ("alderlake", 4)]
+)
+def test_weights_of_four_bits_are_unpacked_where_that_saves_more_than_a_tenth(cpu: str, taken: int) -> None:
+    """With AVX2 alone, halves of bytes are made by shifts, and often."""
+    machine = Machine.resolve(CPUS[cpu])
+    unit = unit_of(machine.features)
+    assert unit is not None
+    op, x = conv(64, 64, Window((3, 3), pads=(1, 1, 1, 1)), bits=4), TensorType(IntType.parse("u8"), (64, 14, 14), 1.0)
+    request = replace(request_for(op, x, "u8", unit=unit), features=machine.features)
+    offers = {name: answer for name, answer in collect_offers(request).items() if isinstance(answer, Offer)}
+    assert min(offers, key=lambda name: offers[name].cost) == f"conv2d_u8s{taken}s32_{unit.name}"
+
+
+@pytest.mark.parametrize(("kernel", "frame"), [(1, 0), (3, 0), (3, 1)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_choice_of_parameters_gives_the_same(kernel: int, frame: int, bits: int) -> None:
+    op = conv(16, 80, Window((kernel, kernel), pads=(kernel // 2,) * 4), bits=bits)
+    request = request_for(op, TensorType(IntType.parse("u8"), (16, 7, 13), 1.0), "u8", extra=(frame,) * 4)
+    variants = some_variants(KERNEL[bits], request, 14)
+    assert len({tuple(variant.parameters.items()) for variant in variants}) == 14
+    for variant in variants:
+        writes_what_the_interpreter_says(KERNEL[bits], request, variant=variant)
+
+
+@every_unit
+def test_the_kernels_own_choice_is_a_variant(name: str) -> None:
+    op, x = conv(16, 80, Window((1, 1))), TensorType(IntType.parse("u8"), (16, 7, 13), 1.0)
+    offer = offer_of(f"conv2d_u8s8s32_{name}", request_for(op, x, "u8", unit=UNIT[name]))
+    assert offer.variants()[0].parameters == offer.parameters
+    assert all(variant.parameters["groups"] <= 91 for variant in offer.variants())
+
+
+def test_weights_of_four_bits_can_be_unpacked_for_a_price() -> None:
+    op, x = conv(16, 64, Window((3, 3), pads=(1, 1, 1, 1)), bits=4), TensorType(IntType.parse("u8"), (16, 5, 9), 1.0)
+    request = request_for(op, x, "u8")
+    writes_what_the_interpreter_says(KERNEL[8], request)
+    packed, unpacked = offer_of(KERNEL[4], request), offer_of(KERNEL[8], request)
+    assert packed.cost < unpacked.cost
+    assert (packed.weight_bits, unpacked.weight_bits) == (4, 8)
+    assert 2 * packed.build().constants[0].nbytes == unpacked.build().constants[0].nbytes
+
+
 def test_declines_are_sentences() -> None:
     op, x = conv(16, 20, Window((1, 1))), TensorType(IntType.parse("u8"), (16, 4, 4), 1.0)
     request = request_for(op, x, "u8")
@@ -271,7 +316,7 @@ def test_declines_are_sentences() -> None:
     bytes_ = replace(request, inputs=(replace(x, shape=(15, 4, 4)),), alternatives=odd)
     assert decline_of(name, bytes_) == "reads 4 channels at once, not NHWC"
     signed = replace(request, inputs=(replace(x, dtype=IntType.parse("s8")),))
-    assert decline_of(name, signed) == ("reads and writes unsigned bytes, signed values at +128, not s8 in NHWC/16")
+    assert decline_of(name, signed) == "reads and writes unsigned bytes, signed values at +128, not s8 in NHWC/16"
     many = decline_of(name, replace(request, batch=10_000_000))
     assert many == "addresses bytes by 32 bits, 10000000 samples of u8[16,4,4] take more"
     clipped = replace(op, rescale=replace(op.rescale, lo=3))
@@ -304,7 +349,7 @@ def test_tiles_repeat_least(width: int) -> None:
 
 @given(width=st.integers(1, 60), tile=st.integers(1, 12))
 def test_the_tiles_of_a_row_compute_each_pixel_once(width: int, tile: int) -> None:
-    cut = Cut(False, 1, width, min(tile, width), Panels(VNNI, 16, 1), 4, False, 1)
+    cut = Cut(Shape(False, 1, width, Panels(VNNI, 16, 1), 4, 0), Tiling(min(tile, width), 1, 1, False))
     assert sum(count for count, _ in cut.runs) == cut.tiles
     assert sum(count * pixels for count, pixels in cut.runs) == width
     assert all(0 < pixels <= cut.tile for _, pixels in cut.runs)
@@ -313,8 +358,8 @@ def test_the_tiles_of_a_row_compute_each_pixel_once(width: int, tile: int) -> No
 def test_rows_of_17_pixels_are_two_tiles_where_no_residual_takes_registers() -> None:
     x = TensorType(IntType.parse("u8"), (16, 3, 17), 1.0)
     same = Window((3, 3), pads=(1, 1, 1, 1))
-    assert Cut.of(request_for(conv(16, 32, same), x, "u8"), VNNI).runs == ((1, 9), (1, 8))
-    assert Cut.of(request_for(conv(16, 32, same, residual=1), x, "u8"), VNNI).runs == ((2, 6), (1, 5))
+    assert Cut.of(request_for(conv(16, 32, same), x, "u8"), VNNI, packed=False).runs == ((1, 9), (1, 8))
+    assert Cut.of(request_for(conv(16, 32, same, residual=1), x, "u8"), VNNI, packed=False).runs == ((2, 6), (1, 5))
 
 
 @given(channels=st.sampled_from([16, 32, 48, 96, 112]), steps=st.integers(1, 5), packed=st.booleans(), data=st.data())
@@ -355,7 +400,9 @@ def test_signed_inputs_leave_the_bias() -> None:
 @pytest.mark.parametrize("name", UNIT)
 def test_every_instruction_set_that_is_asked_for_is_one_of_llvms(name: str) -> None:
     assert machine_of(name).features >= UNIT[name].needs
-    assert unit_of(machine_of(name).features) is UNIT[name]
+    best = unit_of(machine_of(name).features)
+    assert best is not None
+    assert (best.name, name) == ("i8mm", "usdot") or best is UNIT[name], "all but what stands in for another are best"
 
 
 @settings(max_examples=12, deadline=None)

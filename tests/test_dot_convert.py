@@ -17,15 +17,15 @@ from hawq_tvm.kernels.dot.unit import Unit
 
 from .accesses import accesses_outside
 from .builders import random_integers
-from .cpus import lacking, machine_of
-from .dot_kernels import UNIT, VNNI, run_guarded, storage_of
+from .cpus import machine_of
+from .dot_kernels import UNIT, VNNI, run_guarded, skip_unless_runnable, storage_of
 
 
 def request_of(
     channels: int, width: int, dtype: str, *, batch: int = 1, height: int = 3, unit: Unit = VNNI
 ) -> ConvertRequest:
     type, machine = TensorType(IntType.parse(dtype), (channels, height, width), 1.0), machine_of(unit.name)
-    storage = storage_of(type, (1, 2, 0, 3), unit)
+    storage = replace(storage_of(type, (1, 2, 0, 3), unit), multiple=4)
     return ConvertRequest(type, Storage(), storage, batch, machine.target, machine.vector_bits, machine.features)
 
 
@@ -44,8 +44,7 @@ def test_every_byte_is_as_the_storage_has_it(
     request, machine = request_of(channels, width, dtype, batch=batch, height=height, unit=UNIT[name]), machine_of(name)
     offer = pixel_converter(UNIT[name]).offer(request)
     assert isinstance(offer, Offer)
-    if lacking(machine):
-        pytest.skip(f"this machine lacks {', '.join(lacking(machine))}")
+    skip_unless_runnable(machine)
     kernel, value = offer.build(), random_integers(request.type, batch)
     assert accesses_outside(kernel.function) == []
     found = run_guarded(kernel, [value], request.type, request.to, batch, machine)

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from hawq_tvm.core.ir import IntType, TensorType, Window
 from hawq_tvm.kernels.dot.depthwise import MIN_OUTPUTS, quads_of
+from hawq_tvm.kernels.dot.product import DOT_STEP
 
-from .dot_kernels import UNIT, decline_of, kernel_of, offer_of, writes_what_the_interpreter_says
+from .dot_kernels import UNIT, decline_of, kernel_of, offer_of, some_variants, writes_what_the_interpreter_says
 from .test_dot_conv2d import conv, request_for
 
 BYTES = "conv2d_depthwise_u8s8s32_avx512vnni"
 
 
-@pytest.mark.parametrize("name", UNIT)
+@pytest.mark.parametrize("name", [name for name, unit in UNIT.items() if unit.step == DOT_STEP])
 @settings(max_examples=15, deadline=None)
 @given(
     channels=st.sampled_from([5, 16, 17, 32, 48, 70]),
@@ -82,3 +83,14 @@ def test_groups_of_more_channels_are_declined() -> None:
     op = conv(32, 32, Window((3, 3)), groups=16)
     request = request_for(op, TensorType(IntType.parse("u8"), (32, 5, 5), 1.0), "u8")
     assert decline_of(BYTES, request) == "takes one group a channel, got 16 groups of 32 channels"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_choice_of_parameters_gives_the_same(bits: int) -> None:
+    op = conv(48, 48, Window((3, 3), pads=(1, 1, 1, 1)), bits=bits, groups=48)
+    request = request_for(op, TensorType(IntType.parse("u8"), (48, 5, 11), 1.0), "u8")
+    name = f"conv2d_depthwise_u8s{bits}s32_avx512vnni"
+    variants = some_variants(name, request, 20)
+    assert len(variants) == 8, "whole sets of two pixels, with threads and without"
+    for variant in variants:
+        writes_what_the_interpreter_says(name, request, variant=variant)

@@ -14,8 +14,18 @@ from hawq_tvm.core.ops import Linear
 from hawq_tvm.kernels import Request
 from hawq_tvm.kernels.dot.linear import MIN_WEIGHTS, Cut
 from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.generic.acceptance import UNPACKED_PRICE
 
-from .dot_kernels import UNIT, VNNI, decline_of, dot_request, kernel_of, offer_of, writes_what_the_interpreter_says
+from .dot_kernels import (
+    UNIT,
+    VNNI,
+    decline_of,
+    dot_request,
+    kernel_of,
+    offer_of,
+    some_variants,
+    writes_what_the_interpreter_says,
+)
 
 KERNEL = {8: "linear_u8s8s32_avx512vnni", 4: "linear_u8s4s32_avx512vnni"}
 
@@ -69,6 +79,7 @@ def test_linear_layers(
     batch: int,
 ) -> None:
     factors = {"": 0, "one": 1, "each": outputs}[residual]
+    features = max(features, UNIT[name].step)
     request = linear_request(features, outputs, bits, types, shift, residual=factors, batch=batch, unit=UNIT[name])
     writes_what_the_interpreter_says(kernel_of(request, UNIT[name]), request)
 
@@ -84,7 +95,7 @@ def test_work_large_enough_for_threads(bits: int) -> None:
 @given(features=st.integers(4, 20), outputs=st.integers(16, 300), batch=st.integers(1, 7))
 def test_blocks_hold_every_output_and_steps_every_weight_once(features: int, outputs: int, batch: int) -> None:
     request = linear_request(features, outputs, 8, ("u8", "u8", "u8"), 40, batch=batch)
-    cut, op = Cut.of(request, VNNI), request.node.op
+    cut, op = Cut.of(request, VNNI, packed=False), request.node.op
     assert isinstance(op, Linear)
     assert set(cut.channels.ravel().tolist()) == set(range(outputs))
     stream = cut.pack(cut.taps(op.weight)).reshape(cut.blocks, cut.steps, cut.block, 4)
@@ -93,6 +104,22 @@ def test_blocks_hold_every_output_and_steps_every_weight_once(features: int, out
         first = min(4 * step, features - 4)
         found[:, :, first : first + 4] += stream[:, step]
     assert np.array_equal(found, op.weight[cut.channels])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_every_choice_of_parameters_gives_the_same(bits: int, batch: int) -> None:
+    request = linear_request(37, 150, bits, ("u8", "u8", "u8"), 40, batch=batch)
+    for variant in some_variants(KERNEL[bits], request, 12):
+        writes_what_the_interpreter_says(KERNEL[bits], request, variant=variant)
+
+
+def test_weights_of_four_bits_can_be_unpacked_for_a_price() -> None:
+    request = linear_request(37, 150, 4, ("u8", "u8", "u8"), 40)
+    writes_what_the_interpreter_says(KERNEL[8], request)
+    packed, unpacked = offer_of(KERNEL[4], request), offer_of(KERNEL[8], request)
+    assert (packed.price, unpacked.price) == (1.0, UNPACKED_PRICE)
+    assert 2 * packed.build().constants[0].nbytes == unpacked.build().constants[0].nbytes
 
 
 def test_declines_are_sentences() -> None:

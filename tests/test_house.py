@@ -299,6 +299,8 @@ def test_every_decision_names_its_files() -> None:
         "docs/factories.md",
         "docs/ranges.md",
         "docs/gpu-model.md",
+        "docs/simulators.md",
+        "docs/published.md",
         "docs/latency.md",
         "docs/sensitivity.md",
         "docs/t4.md",

@@ -116,8 +116,9 @@ def prim_funcs(graph: Graph, target: str = "llvm", storages: str = "all") -> dic
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_no_float_in_any_portable_primfunc(name: str, storages: str) -> None:
     functions = prim_funcs(integers_of(name, MIXED), "llvm/portable", storages)
-    assert len(functions) >= 3
-    for label, function in functions.items():
+    inner = {label: f for label, f in functions.items() if not label.startswith(("quantize_", "dequantize_"))}
+    assert len(inner) >= 3
+    for label, function in inner.items():
         assert float_dtypes(function) == set(), label
         assert "float" not in function.script(), label
 
@@ -154,7 +155,7 @@ def test_equal_kernels_are_compiled_once() -> None:
 
 def test_activation_memory_is_planned_and_reused() -> None:
     graph = integers_of("Residual")
-    lowered = lower(graph, TARGETS["llvm"])
+    lowered = lower(graph, TARGETS["llvm"], storages="canonical")  # frames and channels that fill up take more
     needed = sum(int(np.prod(node.type.shape)) * (4 if node.type.dtype.bits == 32 else 1) for node in graph)
     assert 0 < lowered.planned_bytes < needed
 
@@ -256,8 +257,10 @@ def test_a_library_compiled_anew_at_the_same_path_is_the_one_that_is_loaded(tmp_
 
 def test_call_times_cover_every_kernel(tmp_path: Path) -> None:
     graph = integers_of("Residual")
-    times = compiled(graph, tmp_path).call_times(integer_samples(graph, 2))
-    assert list(times) == [node.name for node in graph if node.op.kind != "flatten"]
+    module = compiled(graph, tmp_path)
+    times = module.call_times(integer_samples(graph, 2))
+    computed = [name for name in times if name not in module.info.conversions]
+    assert computed == [node.name for node in graph if node.op.kind != "flatten"]
     assert all(seconds > 0 for seconds in times.values())
 
 
@@ -336,12 +339,18 @@ def test_a_library_for_a_better_cpu(library: Path, monkeypatch: pytest.MonkeyPat
         CompiledModule(library)
 
 
+def test_a_library_for_another_architecture(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "architecture", lambda: "riscv64")
+    with pytest.raises(RuntimeModuleError, match=r"for \w+ \(llvm\), and this machine is riscv64; compile"):
+        CompiledModule(library)
+
+
 def test_no_c_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lowered = lower(integers_of("Residual"), TARGETS["llvm"])
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name, *_: None)
-    with pytest.raises(CompileError, match=r"no C compiler found .* apt install g\+\+"):
+    with pytest.raises(CompileError, match=r"no C compiler for \w+ found .* apt install g\+\+"):
         build_library(lowered, tmp_path / "model.llvm.so")
     assert list(tmp_path.iterdir()) == []
 

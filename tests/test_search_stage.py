@@ -31,9 +31,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's network at 2, 4 and 8 bits, quickly profiled on few samples."""
     path = tmp_path_factory.mktemp("runs") / "profiled"
+    metrics = ("--metric", "omega,eigenvalue", "--power-iterations", "3")
     few = ("--calibration-samples", "48", "--hessian-samples", "8", "--hessian-probes", "4", "--rounding", "nearest")
     observer = ("--observer", "percentile:99.9")
-    assert main(["profile", "resnet20", "--data", "digits", "--bits", "2,4,8", *few, *observer, "-o", str(path)]) == 0
+    assert (
+        main(["profile", "resnet20", "--data", "digits", "--bits", "2,4,8", *few, *metrics, *observer, "-o", str(path)])
+        == 0
+    )
     return path
 
 
@@ -134,6 +138,15 @@ def test_what_is_measured_is_named_by_all_that_decides_it(profiled: Path) -> Non
     assert first == question() == question(evaluations=7)
     assert first != question(seed=1)
     assert first != question(residual_bits=4)
+
+
+def test_hawqs_order_is_of_eigenvalues_where_they_were_profiled(profiled: Path) -> None:
+    run = open_run(profiled)
+    found = search_resources(Work(run, replace(stored_settings(run), solver="hawq")), lambda done, total: None)
+    layers = json.loads((profiled / "sensitivity.eigenvalue.json").read_text())["layers"]
+    assert found.curvatures == pytest.approx({name: abs(row["eigenvalue"]) for name, row in layers.items()})
+    other = search_resources(Work(run, replace(stored_settings(run), solver="greedy")), lambda done, total: None)
+    assert not other.curvatures
 
 
 def test_evaluations_are_counted_from_one() -> None:

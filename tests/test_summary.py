@@ -81,10 +81,12 @@ def library_of(graph: Graph, path: Path) -> LibraryInfo:
         for name, type in graph.types.items()
     }
     return LibraryInfo(
-        target="llvm", cpu="znver4", instruction_sets=(), batch=1, input_name=graph.input_name,
+        target="llvm", cpu="znver4", architecture="x86_64", instruction_sets=(), batch=1, input_name=graph.input_name,
         output_name=graph.output, values=values,
-        calls=tuple(names), conversions={}, views={}, kernels=dict.fromkeys(names, "a_kernel"), exact_storages=True,
-        declines=dict.fromkeys(names, ()), constants=dict.fromkeys(names, 0), planned_bytes=4096,
+        calls=tuple(names), conversions={}, joins={}, views={}, kernels=dict.fromkeys(names, "a_kernel"),
+        exact_storages=True,
+        declines=dict.fromkeys(names, ()), constants=dict.fromkeys(names, 0),
+        weight_bits={}, tuned={}, planned_bytes=4096,
         fingerprint=graph.fingerprint(), tvm="0", sha256=file_sha256(path),
     )  # fmt: skip
 

@@ -230,6 +230,25 @@ def compile(
 
 
 @app.command()
+def tune(
+    path: RunPath,
+    target: TargetName = DEFAULT_TARGET,
+    batch: Annotated[int | None, typer.Option(help="samples a call; default: that of the library", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="default: as the run was made", min=1)] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Time ways to compute each layer on this machine, seconds a layer; the next compile takes the fastest.
+
+    What was found is kept layer by layer: after a kill, the same command goes on.
+    """
+    find_target(target)
+    open_run(path)
+    from hawq_tvm.cli import commands
+
+    return commands.tune(path, target, batch, threads, as_json)
+
+
+@app.command()
 def verify(
     path: RunPath,
     target: AnyTarget = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from hawq_tvm.core.specs import LAYER_TIMES
 from hawq_tvm.measure.fidelity import RATIOS
 
 if TYPE_CHECKING:
+    from hawq_tvm.backends.tvm.records import Tuning
     from hawq_tvm.cli.doctor import Check
     from hawq_tvm.core.specs import CostTable
     from hawq_tvm.ilp import Allocation
@@ -159,12 +160,22 @@ def print_storages(summary: RunSummary) -> None:
                 f"{call.value} (converted)" if call.conversion else call.value,
                 call.storage,
                 call.kernel,
+                "" if call.tuned is None else _parameters(call.tuned.parameters) or "yes",
                 f"{call.size_bytes:,}",
+                "" if call.weight_bits is None else f"{call.weight_bits}",
+                f"{call.constant_bytes:,}" if call.constant_bytes else "",
             )
             for call in calls
         ]
-        print_table((f"value on {target}", "storage", "kernel", "bytes"), rows, texts=3)
-        out.print(Text(f"activations on {target}: {summary.activation_bytes[target]:,} bytes after planning"))
+        names = (f"value on {target}", "storage", "kernel", "tuned", "bytes", "bits a weight", "bytes of constants")
+        print_table(names, rows, texts=4)
+        resident = sum(call.constant_bytes for call in calls)
+        out.print(
+            Text(
+                f"activations on {target}: {summary.activation_bytes[target]:,} bytes after planning; weights, biases "
+                f"and multipliers: {resident:,} bytes, as they stay in memory"
+            )
+        )
 
 
 def print_launches(summary: RunSummary) -> None:
@@ -299,16 +310,18 @@ def print_roofline(found: Roofline) -> None:
                 call.kernel,
                 call.writes,
                 call.bound_by,
+                "" if call.tuned is None else _parameters(call.tuned) or "yes",
                 f"{call.us:.1f}",
                 f"{call.floor_us:.1f}",
                 f"{call.gops:,.0f}" if call.macs else "",
                 _number(share, ".0%"),
+                "" if call.weight_bits is None else f"{call.weight_bits}",
                 f"{call.weight_bytes / 1e3:,.1f}",
                 f"{call.activation_bytes / 1e3:,.1f}",
             )
         )
-    names = ("layer", "kernel", "writes", "bound by", "us within", "us at least", "GOPS", "of peak", "kB constants")
-    print_table((*names, "kB activations"), rows, texts=4)
+    names = ("layer", "kernel", "writes", "bound by", "tuned", "us within", "us at least", "GOPS", "of peak")
+    print_table((*names, "bits a weight", "kB constants", "kB activations"), rows, texts=5)
     peaks = ", ".join(f"{name} {gops:,.0f} GOPS" for name, gops in found.ceilings.gops.items()) or "not measured"
     reads = ", ".join(f"{size / 1e6:.1f} MB {gbs:.0f} GB/s" for size, gbs in found.ceilings.read_gbs.items())
     threads = f"{found.ceilings.threads} {'thread' if found.ceilings.threads == 1 else 'threads'}"
@@ -319,6 +332,27 @@ def print_roofline(found: Roofline) -> None:
     for reason, layers in found.declines.items():
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         out.print(Text(f"{', '.join(layers[:3])}{more}: not by {reason}"))
+
+
+def print_tuning(found: Tuning) -> None:
+    """What each distinct layer is computed by from now on, and what that gains."""
+    rows = [
+        (row.layer, row.kernel, _parameters(row.parameters), f"{row.untuned_us:.1f}", f"{row.us:.1f}", f"{row.timed}")
+        for row in found.layers.values()
+    ]
+    names = ("layer", "kernel", "parameters", "us untuned", "us tuned", "ways timed")
+    print_table(names, rows, texts=3)
+    threads = f"{found.threads} {'thread' if found.threads == 1 else 'threads'}"
+    out.print(
+        Text(
+            f"{len(rows)} distinct layers on {found.cpu}, {threads}: {found.untuned_us:,.1f} us untuned, "
+            f"{found.us:,.1f} us tuned"
+        )
+    )
+
+
+def _parameters(parameters: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parameters.items())
 
 
 def print_causes(report: DebugReport) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from ctypes.util import find_library
 from dataclasses import dataclass
 
-from hawq_tvm.backends.tvm.host import cpu_name, instruction_sets, tiles_granted, usable_cores
+from hawq_tvm.backends.tvm.host import architecture, cpu_name, instruction_sets, tiles_granted, usable_cores
+from hawq_tvm.core.cpu import AARCH64, X86_64
 from hawq_tvm.core.errors import HawqError
 from hawq_tvm.core.targets import TARGETS, architectures_of
 
@@ -42,6 +43,7 @@ def examine() -> list[Check]:
         _probe("TVM", _tvm),
         _probe("ONNX Runtime", _onnxruntime),
         _c_compiler(),
+        _cross_compiler(),
         _probe("solver CBC", _cbc),
         _package("solver HiGHS", "highspy", "optional; pip install highspy"),
         _package("solver Optuna", "optuna", "optional; pip install optuna"),
@@ -52,27 +54,33 @@ def examine() -> list[Check]:
     ]
 
 
+_CPU_SETS = (
+    ("amx_int8", "AMX"),
+    ("avx512_vnni", "AVX512-VNNI"),
+    ("avx512bw", "AVX-512 without VNNI"),
+    ("avx_vnni", "AVX-VNNI"),
+    ("avx2", "AVX2"),
+    ("i8mm", "NEON with int8 matrices"),
+    ("asimddp", "NEON with dot products"),
+    ("asimd", "NEON without dot products: kernels are slow"),
+)
+"""What kernels are written for, best first: a set by Linux's name, and what it is called."""
+
+
 def _cpu() -> Check:
     found = instruction_sets()
-    best = "no vector instructions known of; kernels will be slow"
-    for flag, name in (
-        ("amx_int8", "AMX"),
-        ("avx512_vnni", "AVX512-VNNI"),
-        ("avx_vnni", "AVX-VNNI"),
-        ("avx2", "AVX2"),
-        ("asimddp", "ASIMD dot product"),
-        ("asimd", "ASIMD"),
-    ):
-        if flag in found:
-            best = name
-            break
-    refused = ""
-    if tiles_granted() is False:
-        refused = (
-            ", but Linux does not grant its tiles (5.16 and later do): "
+    best = next(
+        (name for flag, name in _CPU_SETS if flag in found), "no vector instructions known of, kernels are slow"
+    )
+    granted = ""
+    if tiles_granted() is not None:
+        granted = (
+            ", whose tiles Linux grants; where it does not, libraries compute the same on AVX512-VNNI"
+            if tiles_granted()
+            else ", but Linux does not grant its tiles (5.16 and later do): "
             "libraries compute the same on AVX512-VNNI, several times slower"
         )
-    return Check("CPU", True, True, f"{cpu_name()}, {usable_cores()} usable cores, {best}{refused}")
+    return Check("CPU", True, True, f"{cpu_name()}, {usable_cores()} usable cores, {best}{granted}")
 
 
 def _probe(name: str, look: Callable[[], str]) -> Check:
@@ -114,6 +122,16 @@ def _c_compiler() -> Check:
     found = find_c_compiler()
     missing = f"none of {', '.join(C_COMPILERS)} found; install one, as with apt install g++"
     return Check("C compiler", found is not None, True, shutil.which(found) or found if found else missing)
+
+
+def _cross_compiler() -> Check:
+    """What links libraries for the other of the architectures that there are targets for."""
+    from hawq_tvm.backends.tvm.host import cross_compilers, find_c_compiler
+
+    (other,) = {X86_64, AARCH64} - {architecture()} or {AARCH64}
+    found = find_c_compiler(other)
+    missing = f"optional, for targets of that architecture; install {cross_compilers(other)[-1]}"
+    return Check(f"C compiler for {other}", found is not None, False, found or missing)
 
 
 def _cbc() -> str:

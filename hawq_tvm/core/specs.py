@@ -25,7 +25,7 @@ RESIDUAL_BITS = 8
 """The bits of a value that a sum reads, by default: coarser costs more accuracy than the memory is worth."""
 
 LAYER_TIMES = (
-    "us alone: a layer's kernel by itself in warm caches, which is what bits are chosen by; "
+    "us alone: a layer's kernel called by itself as within the network, which is what bits are chosen by; "
     "us within: its call inside the running network, from the benchmark"
 )
 """The two times of a layer, for the reader; they differ, since layers share caches and threads."""

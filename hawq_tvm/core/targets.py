@@ -5,6 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hawq_tvm.core.cpu import (
+    AARCH64,
+    ALDERLAKE,
+    AMX,
+    CASCADELAKE,
+    CORTEX_A76,
+    HASWELL,
+    ICELAKE_SERVER,
+    LINUX_NAMES,
+    NEOVERSE_N1,
+    NEOVERSE_V1,
+    NEOVERSE_V2,
+    SAPPHIRERAPIDS,
+    SKYLAKE_AVX512,
+    X86_64,
+    ZNVER4,
+    CpuFacts,
+)
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.gpu import A10, A100, H100, L4, MAX_THREADS_PER_BLOCK, T4, WARP_SIZE, GpuFacts
 
@@ -20,6 +38,8 @@ class Target:
         host_cpu: whether the CPU of the compiling machine is detected and compiled for (``mcpu``).
         attributes: further attributes of the TVM target.
         gpu: what is known of the GPU; None for a CPU.
+        cpu: what is known of the CPU; None for a GPU, and where it is this machine's.
+        without: instruction sets to leave alone, by LLVM's names.
     """
 
     name: str
@@ -28,6 +48,8 @@ class Target:
     host_cpu: bool = False
     attributes: Mapping[str, str | int] = field(default_factory=dict)
     gpu: GpuFacts | None = None
+    cpu: CpuFacts | None = None
+    without: frozenset[str] = frozenset()
 
     @property
     def library_name(self) -> str:
@@ -48,11 +70,36 @@ def _gpu_target(name: str, facts: GpuFacts) -> Target:
     return Target(name, "cuda", summary, attributes=attributes, gpu=facts)
 
 
+def _cpu_target(facts: CpuFacts) -> Target:
+    """A row for a CPU that need not be this machine's."""
+    family = {X86_64: "x86", AARCH64: "arm"}[facts.architecture]
+    attributes: dict[str, str | int] = {"mcpu": facts.llvm, "mtriple": facts.triple}
+    summary = f"{facts.name} ({', '.join(LINUX_NAMES[name] for name in facts.sets)})"
+    return Target(f"{family}/{facts.llvm}", "llvm", summary, attributes=attributes, cpu=facts)
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target("llvm", "llvm", "this machine's CPU, with every instruction set it has", host_cpu=True),
+        Target("llvm/no-amx", "llvm", "this machine's CPU, its AMX tiles left alone", host_cpu=True, without=AMX),
         Target("llvm/portable", "llvm", "any CPU of this machine's architecture"),
+        *map(
+            _cpu_target,
+            (
+                HASWELL,
+                ALDERLAKE,
+                SKYLAKE_AVX512,
+                CASCADELAKE,
+                ICELAKE_SERVER,
+                ZNVER4,
+                SAPPHIRERAPIDS,
+                CORTEX_A76,
+                NEOVERSE_N1,
+                NEOVERSE_V1,
+                NEOVERSE_V2,
+            ),
+        ),
         _gpu_target("nvidia/t4", T4),
         _gpu_target("nvidia/a100", A100),
         _gpu_target("nvidia/a10", A10),

@@ -34,6 +34,8 @@ class CallRoofline:
         compute_us: of its multiply-accumulates at the machine's peak; None where that is not known.
         memory_us: of its bytes at the machine's bandwidths.
         declines: why kernels that stand earlier in the table were not taken.
+        weight_bits: what a weight takes in memory; None where there are none.
+        tuned: the parameters that tuning found; None where the kernel chose them by itself.
     """
 
     name: str
@@ -46,6 +48,8 @@ class CallRoofline:
     compute_us: float | None
     memory_us: float
     declines: tuple[str, ...]
+    weight_bits: int | None = None
+    tuned: Mapping[str, int] | None = None
 
     @property
     def gops(self) -> float:
@@ -149,6 +153,8 @@ def roofline(
                 compute_us,
                 memory_us,
                 declines,
+                info.weight_bits.get(name),
+                info.tuned[name].parameters if name in info.tuned else None,
             )
         )
     return tuple(rows)

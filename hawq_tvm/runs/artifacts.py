@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
+from hawq_tvm.backends.tvm.records import Tuning
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import LayerWeights, Range, RangeTable
@@ -58,6 +59,11 @@ def library_files(target: Target) -> tuple[str, str]:
 def text_files(target: Target) -> tuple[str, ...]:
     """The name of the file with the CUDA text of a GPU's kernels; none for a CPU."""
     return () if target.gpu is None else (target.library_name.removesuffix(".so") + ".cu",)
+
+
+def tuning_file(target: Target) -> str:
+    """The name of what tuning found for a target."""
+    return f"tuned.{target.name.replace('/', '-')}.json"
 
 
 def sensitivity_file(metric: str) -> str:
@@ -173,6 +179,16 @@ class Artifacts:
         """What is left of every value in integers, of the network that is there now."""
         self.run.fresh(FIDELITY)
         return Fidelity.from_json(self.run.json(FIDELITY), self.run.reader(FIDELITY).name)
+
+    def tuning(self, target: Target) -> Tuning | None:
+        """What tuning found for a target's kernels; None where there is nothing.
+
+        It may be of another network: a layer is looked up by what it computes.
+        """
+        name = tuning_file(target)
+        if name not in self.run:
+            return None
+        return Tuning.from_json(self.run.json(name), self.run.reader(name).name)
 
     def library_info(self, target: Target) -> LibraryInfo:
         """What a compiled library holds, without loading it."""

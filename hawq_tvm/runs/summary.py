@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo, LibraryInfo, PredictedTimes
+from hawq_tvm.backends.tvm.records import TunedLayer
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import CostTable, summed_error
 from hawq_tvm.core.targets import TARGETS
@@ -81,6 +82,9 @@ class StoredValue:
         storage: as `hawq_tvm.core.storage.Storage` prints.
         size_bytes: of the stored value, its padding counted, a call.
         conversion: whether the value is only copied into another storage.
+        constant_bytes: weights, biases and multipliers that stay in memory for it.
+        weight_bits: what a weight takes of that; None where there are none, or a GPU's kernel does not tell.
+        tuned: what tuning found for it; None where it is as the kernels choose by themselves.
     """
 
     value: str
@@ -88,6 +92,9 @@ class StoredValue:
     storage: str
     size_bytes: int
     conversion: bool
+    constant_bytes: int
+    weight_bits: int | None
+    tuned: TunedLayer | None
 
 
 @dataclass(frozen=True)
@@ -268,7 +275,18 @@ def stored_values(info: LibraryInfo) -> tuple[StoredValue, ...]:
         value = info.values[name]
         storage = value.storage if conversion is None else conversion.storage
         size = storage.size_bytes(value.type, info.batch)
-        calls.append(StoredValue(name, info.call_kernels[call], str(storage), size, conversion is not None))
+        calls.append(
+            StoredValue(
+                name,
+                info.call_kernels[call],
+                str(storage),
+                size,
+                conversion is not None,
+                info.constants[call],
+                info.weight_bits.get(call),
+                info.tuned.get(call),
+            )
+        )
     return tuple(calls)
 
 
@@ -320,7 +338,10 @@ def _notes(run: Run) -> tuple[str, ...]:
         notes.append("bits or ranges were changed since this network was integerised; hawq-tvm compile builds it anew")
     for name, target in TARGETS.items():
         if target.library_name in run and not run.is_fresh(target.library_name):
-            notes.append(f"{target.library_name} was compiled from another model.onnx; hawq-tvm compile builds it anew")
+            notes.append(
+                f"{target.library_name} was compiled from another model.onnx, or before it was tuned; hawq-tvm compile "
+                "builds it anew"
+            )
         elif target.library_name in run and not run.is_fresh(files.verify_file(target)):
             notes.append(f"target {name} is not verified; hawq-tvm verify compares every layer")
     if files.ACCURACY in run and not run.is_fresh(files.ACCURACY):

@@ -17,13 +17,14 @@ _MAKES = {
         "accuracy.json",
         "fidelity.json",
     ),
+    "tune": ("tuned.*",),
     "verify": ("verify.*",),
     "bench": ("bench.*",),
     "debug": ("debug.json",),
     "compare": ("comparison.json",),
 }
 _CHAIN = ("profile", "allocate", "compile")
-"""Each needs what those before it make; `compare` needs `profile`, `verify`, `bench` and `debug` them all."""
+"""Each needs what those before it make; `compare` needs `profile`, `tune`, `verify`, `bench` and `debug` them all."""
 
 
 def how_to_make(name: str, run: object, there: Collection[str]) -> str:

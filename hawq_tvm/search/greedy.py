@@ -117,11 +117,13 @@ def allocate_by_accuracy(problem: Problem, resources: Resources) -> Allocation:
             best.drop, best.asked = now - trials.accuracy_of(then), taken
             continue
         drops = {step.part: step.drop for step in steps if step.group == best.group}
-        picks[best.group], taken, now = best.choice, taken + 1, now - best.drop
+        picks[best.group], taken = best.choice, taken + 1
+        if may_ask:
+            now -= best.drop  # as it was measured just now
         others = [step for step in steps if step.group != best.group]
         steps = others + _next_steps(problem, picks, best.group, drops)
-    accuracy = trials.accuracy_of(picks) if trials.left else now
-    origin = f"greedy-accuracy, {trials.done} measured: {accuracy:.4f}"
+    known = f": {trials.accuracy_of(picks):.4f}" if trials.left else ""
+    origin = f"greedy-accuracy, {trials.done} measured{known}"
     return allocation(problem, picks, "greedy-accuracy", started, origin)
 
 

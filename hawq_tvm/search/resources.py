@@ -85,6 +85,8 @@ class Trials:
     @property
     def origin(self) -> str:
         """What the bits of the best say of themselves."""
+        if self.best is None:
+            return f"{self._name}: the program's bits, as none of {self.done} measured was within the budgets"
         return f"{self._name}, the best of {self.done} measured: {self.accuracy:.4f}"
 
     def state(self) -> dict[str, Any]:

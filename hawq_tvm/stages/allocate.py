@@ -8,11 +8,11 @@ from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.ilp import Allocation, formulate
 from hawq_tvm.measure.costing import cost_table, rated
-from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS, FLOAT_GRAPH, RANGES
+from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
 from hawq_tvm.runs.provenance import stored_settings
 from hawq_tvm.search import MEASURING, Resources, find_allocator
 from hawq_tvm.settings import Settings
-from hawq_tvm.stages.searching import search_resources
+from hawq_tvm.stages.searching import search_reads, search_resources
 from hawq_tvm.stages.stage import Stage
 from hawq_tvm.stages.work import Work
 
@@ -45,7 +45,7 @@ def allocate(work: Work) -> Stage:
         "residual": stored.residual,
         "stored": dict(stored.stored),
     }
-    reads = (COSTS, FLOAT_GRAPH, RANGES) if searches else (COSTS,)
+    reads = (COSTS, *(search_reads(work) if given is None else ()))
     return Stage("allocate", "allocating bits", make, options, reads=reads, writes=(BITS, ALLOCATION))
 
 

@@ -36,17 +36,21 @@ _Count = Callable[[int, int], None]
 
 _Make = Callable[[Work, Alone, Grids, Probes, _Count], Mapping[str, Any]]
 
+_PROBES = ("samples", "batch", "target_error", "max_probes")
+_POWERS = ("samples", "batch", "target_error", "max_iterations")
+_SAMPLES = ("samples",)
+
 
 def _profile(metric: str, work: Work) -> Stage | None:
     """Sensitivities over the calibration samples; None where nobody asks, or there is one bit pair to choose from."""
     settings = work.settings
     if not work.has_choice or metric not in settings.profiled:
         return None
-    title, make_table, derives = _METRICS[metric]
+    title, make_table, decides = _METRICS[metric]
     formats, inputs = candidate_widths(work)
     options: dict[str, Any] = {
         "metric": metric,
-        **({"hessian": vars(settings.hessian)} if derives else {"samples": settings.loss_samples}),
+        **({name: getattr(settings.hessian, name) for name in decides} or {"samples": settings.loss_samples}),
         "rounding": vars(settings.rounding),
         "scales": json_sha256(dict(settings.scales)),
         "weight_bits": [str(format) for format in formats],
@@ -188,13 +192,13 @@ def _measured(
     )
 
 
-_METRICS: Mapping[str, tuple[str, _Make, bool]] = {
-    "omega": ("estimating the Hessian's trace", _omega, True),
-    "eigenvalue": ("iterating to the Hessian's top eigenvalues", _eigenvalue, True),
-    "fisher": ("averaging squared gradients", partial(_fisher, metric="fisher"), True),
-    "fisher-form": ("averaging squared gradients along each change", partial(_fisher, metric="fisher-form"), True),
-    "kl": ("measuring how far each layer moves the result", partial(_measured, metric="kl"), False),
-    "loss": ("measuring what each layer loses", partial(_measured, metric="loss"), False),
-    "sqnr": ("measuring each layer's signal over error", partial(_measured, metric="sqnr"), False),
+_METRICS: Mapping[str, tuple[str, _Make, tuple[str, ...]]] = {
+    "omega": ("estimating the Hessian's trace", _omega, _PROBES),
+    "eigenvalue": ("iterating to the Hessian's top eigenvalues", _eigenvalue, _POWERS),
+    "fisher": ("averaging squared gradients", partial(_fisher, metric="fisher"), _SAMPLES),
+    "fisher-form": ("averaging squared gradients along each change", partial(_fisher, metric="fisher-form"), _SAMPLES),
+    "kl": ("measuring how far each layer moves the result", partial(_measured, metric="kl"), ()),
+    "loss": ("measuring what each layer loses", partial(_measured, metric="loss"), ()),
+    "sqnr": ("measuring each layer's signal over error", partial(_measured, metric="sqnr"), ()),
 }
-"""By metric: its title, what makes it, and whether it differentiates the loss."""
+"""By metric: its title, what makes it, and which settings of the Hessian decide it; none for what is measured."""

@@ -10,13 +10,16 @@ from hawq_tvm.core.given import scales_of
 from hawq_tvm.core.hashing import file_sha256, json_sha256
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.posttraining.alone import round_alone
-from hawq_tvm.runs.artifacts import FLOAT_GRAPH, RANGES
+from hawq_tvm.runs.artifacts import FLOAT_GRAPH, RANGES, sensitivity_file
 from hawq_tvm.runs.manifest import versions
 from hawq_tvm.search import MEASURING, Resources
 from hawq_tvm.search.simulated import SimulatedAccuracy
 from hawq_tvm.search.states import layer_states
 from hawq_tvm.sources.data import batches
 from hawq_tvm.stages.work import Work
+
+_EIGENVALUE = "eigenvalue"
+"""The metric of which HAWQ's order is made."""
 
 
 def search_resources(work: Work, advance: Advance) -> Resources:
@@ -34,7 +37,7 @@ def search_resources(work: Work, advance: Advance) -> Resources:
     """
     settings = work.settings
     if settings.solver not in MEASURING:
-        return Resources(evaluations=settings.evaluations, seed=settings.seed)
+        return Resources(evaluations=settings.evaluations, seed=settings.seed, curvatures=_curvatures(work))
     if not work.can_calibrate:
         raise AllocationError(
             f"the solver '{settings.solver}' measures accuracy on the samples that calibrated the run, and they are "
@@ -68,6 +71,30 @@ def search_resources(work: Work, advance: Advance) -> Resources:
         states=layer_states(graph),
         advance=advance,
     )
+
+
+def search_reads(work: Work) -> tuple[str, ...]:
+    """The files of the run that the allocator looks at beside the cost table."""
+    if work.settings.solver in MEASURING:
+        return FLOAT_GRAPH, RANGES
+    return (sensitivity_file(_EIGENVALUE),) if _ranks_by_eigenvalue(work) else ()
+
+
+def _ranks_by_eigenvalue(work: Work) -> bool:
+    """Whether HAWQ's order is asked for and its eigenvalues were profiled."""
+    return work.settings.solver == "hawq" and _EIGENVALUE in work.artifacts.profiled
+
+
+def _curvatures(work: Work) -> dict[str, float]:
+    """The top eigenvalue of each layer's Hessian, of which the table's order is S_i = lambda_i / n_i."""
+    if not _ranks_by_eigenvalue(work):
+        return {}
+    orders = {name: row["order"] for name, row in work.artifacts.sensitivity(_EIGENVALUE)["layers"].items()}
+    return {
+        node.name: orders[node.name] * node.weight.size
+        for node in work.artifacts.float_graph.layers
+        if node.weight is not None and orders.get(node.name) is not None
+    }
 
 
 def _samples(work: Work) -> tuple[Tensor, Tensor]:

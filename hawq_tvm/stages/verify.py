@@ -22,6 +22,14 @@ EMULATED_MACS = 5 * 10**8
 """Multiply-accumulates that are emulated unless a number of samples is asked for: a minute or two."""
 
 
+def verify_where_it_runs(work: Work) -> Stage | None:
+    """As `verify`, or nothing where the library is of a CPU that this machine is not; a GPU can be emulated."""
+    if work.target.gpu is None and work.why_not_here is not None:
+        work.reporter.note(f"{work.why_not_here}; the library was not run, and nothing verifies it")
+        return None
+    return verify(work)
+
+
 def verify(work: Work) -> Stage:
     """Numpy = PyTorch = ONNX Runtime = the library, and the golden tensors with what the network computes.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm.cuda.emulated import why_not_here
-from hawq_tvm.backends.tvm.host import default_threads
+from hawq_tvm.backends.tvm.host import default_threads, why_not_run
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.codebook import WeightFormat
 from hawq_tvm.core.devices import Device
@@ -115,9 +115,11 @@ class Work:
 
     @property
     def why_not_here(self) -> str | None:
-        """Why the target's library does not run on this machine: its GPU is not here. None where it runs."""
-        gpu = self.artifacts.library_info(self.target).gpu if self.target.gpu is not None else None
-        return None if gpu is None else why_not_here(Path(self.run.name, self.target.library_name), gpu)
+        """Why the target's library does not run on this machine: its GPU or CPU is not here. None where it runs."""
+        info = self.artifacts.library_info(self.target)
+        if info.gpu is None:
+            return why_not_run(self.target.name, info.architecture, info.instruction_sets)
+        return why_not_here(Path(self.run.name, self.target.library_name), info.gpu)
 
     @property
     def threads(self) -> int:

@@ -55,7 +55,8 @@ def _row(request: Request, unit: Unit) -> Row:
             channel = vectors.first(vector)
             place = x_plane.index(n, h + x_plane.top, w + x_plane.left, channel)
             value = flat(x)[ramp(place, vectors.lanes)].astype(f"{words}x{vectors.lanes}")
-            stored = law.stored(value, factor, start=branch.storage.offset, offset=whole.offset)
+            start, offset = branch.storage.offset, whole.offset
+            stored = law.stored(value, factor, start=start, offset=offset, dtype=str(y.dtype))
             place = y_plane.index(n, h + y_plane.top, w + y_plane.left, branch.start + channel)
             T.buffer_store(flat(y), stored.astype(f"{y.dtype}x{vectors.lanes}"), [ramp(place, vectors.lanes)])
 

@@ -9,6 +9,9 @@ pixels; of 5, eight columns serve four.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,12 +27,11 @@ from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_c
 from hawq_tvm.kernels.dot.tile import DotTile
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import flat, ramp, shuffle
-from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
+from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.blocking import best_tile
 from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.nhwc import channels_last
-from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
+from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
 
 MIN_OUTPUTS = 130_000
 """Outputs from which threads pay: about 10 us of one core, where workers are awake within a network."""
@@ -86,6 +88,7 @@ class Cut:
         tile: pixels computed together, whole sets; the last tile of a row moves left until it fits.
         tiles: of a row.
         panels: the weights: a step is what one pixel of a set multiplies one quad by.
+        threads: whether rows are shared among threads.
     """
 
     quads: tuple[Quad, ...]
@@ -93,20 +96,56 @@ class Cut:
     tile: int
     tiles: int
     panels: Panels
+    threads: bool
 
     @classmethod
-    def of(cls, request: Request, unit: Unit) -> Cut:
+    def of(cls, request: Request, unit: Unit, *, packed: bool, tiling: Tiling | None = None) -> Cut:
         op, type = request.node.op, request.node.type
         assert isinstance(op, Conv2d)
         window, width = op.window, type.shape[2]
         quads = quads_of(window.kernel[1], window.strides[1], window.dilations[1], width)
         pixels = len(quads[0].taps)
-        sizes = range(max(min(unit.max_tile, width) // pixels, 1) * pixels, 0, -pixels)
-        tile = best_tile(width, sizes)
+        tiling = tiling or Tiling.choose(request, unit, pixels)
         steps = window.kernel[0] * len(quads) * pixels
         channels = request.alternatives[request.node.name].channels(type)
-        panels = Panels(unit, channels, steps, op.weight_bits in PACKED_WEIGHT)
-        return cls(quads, pixels, tile, -(-width // tile), panels)
+        panels = Panels(unit, channels, steps, packed)
+        return cls(quads, pixels, tiling.tile, -(-width // tiling.tile), panels, tiling.threads)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What is free in how the work is cut.
+
+    Attributes:
+        tile: as of `Cut`.
+        threads: whether rows are shared among threads.
+    """
+
+    tile: int
+    threads: bool
+
+    @classmethod
+    def choose(cls, request: Request, unit: Unit, pixels: int) -> Tiling:
+        """The tile that computes fewest pixels twice.
+
+        Args:
+            request: the convolution.
+            unit: the instructions.
+            pixels: of a set.
+        """
+        tile = best_tile(request.node.type.shape[2], cls.tiles(request, unit, pixels))
+        return cls(tile, request.batch * prod(request.node.type.shape) >= MIN_OUTPUTS)
+
+    @classmethod
+    def candidates(cls, request: Request, unit: Unit, pixels: int) -> tuple[Tiling, ...]:
+        """All of them, the chosen one first."""
+        choices = (cls(*choice) for choice in product(cls.tiles(request, unit, pixels), (True, False)))
+        return tuple(dict.fromkeys((cls.choose(request, unit, pixels), *choices)))
+
+    @staticmethod
+    def tiles(request: Request, unit: Unit, pixels: int) -> range:
+        """Whole sets, most first."""
+        return range(max(min(unit.max_tile, request.node.type.shape[2]) // pixels, 1) * pixels, 0, -pixels)
 
 
 def _refuse(request: Request, unit: Unit) -> str | None:
@@ -125,13 +164,13 @@ def _taps(op: Conv2d, cut: Cut) -> Array:
     return weight.reshape(op.out_channels, -1)
 
 
-def _build(request: Request, unit: Unit) -> BuiltKernel:
-    cut, op, source = Cut.of(request, unit), request.node.op, request.alternatives[request.node.inputs[0]]
+def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
+    cut, op = Cut.of(request, unit, packed=packed, tiling=tiling), request.node.op
     assert isinstance(op, Conv2d)
-    weight = _taps(op, cut)
-    product = unit.product(weight, request.inputs[0], source, request.features)
-    constants = cut.panels.pack(weight), *per_channel(request, cut.panels, product)
-    return build_function(request, constants, lambda buffers: _Loops(request, cut, product, buffers).emit())
+    source, weight = request.alternatives[request.node.inputs[0]], _taps(op, cut)
+    dots = unit.product(weight, request.inputs[0], source, request.features)
+    constants = cut.panels.pack(weight), *per_channel(request, cut.panels, dots)
+    return build_function(request, constants, lambda buffers: _Loops(request, cut, dots, buffers).emit())
 
 
 class _Loops:
@@ -199,32 +238,42 @@ class _Loops:
             own = channels[vector * unit.lanes : (vector + 1) * unit.lanes]
             order = [channel + half * lanes for channel in own for half in range(2)]
             count = DOT_STEP * unit.lanes
-            quadruple = tir.reinterpret(f"int8x{count}", shuffle(pairs, order))
-            quadruples.append(self.product.operand(quadruple, count))
+            quadruple = self.product.operand(tir.reinterpret(f"uint8x{count}", shuffle(pairs, order)), count)
+            quadruples.append(tir.reinterpret(f"int8x{count}", quadruple))
         return quadruples
 
 
-def _cost(request: Request, unit: Unit) -> float:
+def _cost(request: Request, cut: Cut) -> float:
     """Of the columns that are interleaved, which pixels that are computed twice need again; products hide behind it."""
-    cut, type = Cut.of(request, unit), request.node.type
+    type = request.node.type
     storage = request.alternatives[request.node.name]
     pixels = request.batch * type.shape[1] * cut.tiles * cut.tile
     quads = cut.panels.steps // cut.pixels
     interleaved = pixels // cut.pixels * quads * DOT_STEP * cut.panels.channels
-    return unit.cost("depthwise vnni", Work(0, storage.size_bytes(type, request.batch), interleaved))
+    return cut.panels.unit.cost("depthwise vnni", Work(0, storage.size_bytes(type, request.batch), interleaved))
 
 
 def depthwise_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
-    """Of four-bit weights, which stay packed, and of bytes."""
+    """Of four-bit weights, which stay packed, and of bytes, or of such as are unpacked when compiled."""
 
-    def kernel(name: str, weight_bits: range) -> Kernel:
-        offer = channels_last(
-            Conv2d,
-            lambda request: _cost(request, unit),
-            lambda request: _build(request, unit),
-            weight_bits=weight_bits,
-            refuse=lambda request: _refuse(request, unit),
+    def offer(request: Request, *, packed: bool) -> Offer | str:
+        storages = decline(request, Conv2d, PACKED_WEIGHT if packed else ANY_WEIGHT) or request.channels_last()
+        if isinstance(storages, str):
+            return storages
+        reason = _refuse(request, unit)
+        if reason is not None:
+            return reason
+        cut = Cut.of(request, unit, packed=packed)
+        plain = Offer.of_candidates(
+            storages,
+            _cost(request, cut),
+            Tiling.choose(request, unit, cut.pixels),
+            lambda: Tiling.candidates(request, unit, cut.pixels),
+            lambda tiling: _build(request, unit, tiling, packed=packed),
         )
-        return Kernel(f"{name}_{unit.name}", offer)
+        return with_weights(plain, request, packed=packed)
 
-    return kernel("conv2d_depthwise_u8s4s32", PACKED_WEIGHT), kernel("conv2d_depthwise_u8s8s32", BYTE_WEIGHT)
+    return (
+        Kernel(f"conv2d_depthwise_u8s4s32_{unit.name}", partial(offer, packed=True)),
+        Kernel(f"conv2d_depthwise_u8s8s32_{unit.name}", partial(offer, packed=False)),
+    )

@@ -48,19 +48,25 @@ def _over_pixels(request: Request, unit: Unit, buffers: tuple[Any, ...], stored:
     over_tiles(request, y, 1, vectors, pixel)
 
 
+def _written(request: Request) -> tuple[int, str]:
+    """What is added to stored results, and the type of their elements."""
+    storage = request.alternatives[request.node.name]
+    return storage.offset, storage.dtype(request.node.type)
+
+
 def _build_requantize(request: Request, unit: Unit) -> BuiltKernel:
-    law, offset = SharedRescale.of(request, unit), request.alternatives[request.node.name].offset
+    law, (offset, dtype) = SharedRescale.of(request, unit), _written(request)
 
     def stored(loaded: Loaded, multipliers: Any) -> Expr:
         ((value, start),) = loaded
-        return law.stored(value, multipliers[0], start=start, offset=offset)
+        return law.stored(value, multipliers[0], start=start, offset=offset, dtype=dtype)
 
     return build_function(request, (law.multipliers,), lambda buffers: _over_pixels(request, unit, buffers, stored))
 
 
 def _build_add(request: Request, unit: Unit) -> BuiltKernel:
     """A sum of two products is rounded once, in 64 bits: float32 would round each."""
-    op, offset = request.node.op, request.alternatives[request.node.name].offset
+    op, (offset, dtype) = request.node.op, _written(request)
     assert isinstance(op, Add)
     constants = (op.rescale.multiplier.astype(np.int32),)
 
@@ -70,7 +76,7 @@ def _build_add(request: Request, unit: Unit) -> BuiltKernel:
         sums = [
             unit.rounded(list(zip(values, factors, strict=True)), op.rescale) for values in zip(*lanes, strict=True)
         ]
-        return unit.packed(sums, op.rescale, offset)
+        return unit.packed(sums, op.rescale, offset, dtype)
 
     return build_function(request, constants, lambda buffers: _over_pixels(request, unit, buffers, stored))
 

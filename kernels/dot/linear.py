@@ -8,6 +8,8 @@ step of features, whose weights are zero where the step before has been.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ from hawq_tvm.core.ops import Linear
 from hawq_tvm.kernels.dot.product import Product
 from hawq_tvm.kernels.dot.tile import Tile
 from hawq_tvm.kernels.dot.unit import Unit, missing
-from hawq_tvm.kernels.dot.vectors import clipped, flat, ramp
-from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, decline
+from hawq_tvm.kernels.dot.vectors import LINE_BYTES, clipped, flat, prefetch, ramp
+from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
@@ -45,6 +47,8 @@ class Cut:
         vectors: of a block of outputs.
         samples: computed together; the last tile of samples moves left until it fits.
         packed: whether weights lie two a byte, those of a pair's second vector in the high halves.
+        ahead: how many steps ahead of the one that is read memory is fetched; 0 for nothing.
+        threads: whether blocks are shared among threads.
     """
 
     unit: Unit
@@ -53,15 +57,16 @@ class Cut:
     vectors: int
     samples: int
     packed: bool
+    ahead: int
+    threads: bool
 
     @classmethod
-    def of(cls, request: Request, unit: Unit) -> Cut:
-        op = request.node.op
+    def of(cls, request: Request, unit: Unit, *, packed: bool, tiling: Tiling | None = None) -> Cut:
+        op, tiling = request.node.op, tiling or Tiling.choose(request, unit)
         assert isinstance(op, Linear)
         outputs, features = op.weight.shape
-        vectors = next(size for size in (MAX_VECTORS, 4, 2, 1) if size * unit.lanes <= outputs)
-        samples = min(request.batch, 3, max(1, 3 * unit.max_tile // vectors))
-        return cls(unit, outputs, features, vectors, samples, op.weight_bits in PACKED_WEIGHT)
+        samples = min(request.batch, 3, max(1, 3 * unit.max_tile // tiling.vectors))
+        return cls(unit, outputs, features, tiling.vectors, samples, packed, tiling.ahead, tiling.threads)
 
     @property
     def block(self) -> int:
@@ -111,6 +116,35 @@ class Cut:
         return np.ascontiguousarray(stream).reshape(-1)
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """What is free in how the work is cut; attributes as of `Cut`."""
+
+    vectors: int
+    ahead: int
+    threads: bool
+
+    @classmethod
+    def choose(cls, request: Request, unit: Unit) -> Tiling:
+        """The one for a stream of weights, which the CPU fetches ahead by itself."""
+        op = request.node.op
+        assert isinstance(op, Linear)
+        return cls(_sizes(op, unit)[0], 0, op.weight.size >= MIN_WEIGHTS)
+
+    @classmethod
+    def candidates(cls, request: Request, unit: Unit) -> tuple[Tiling, ...]:
+        """All that are worth timing, the chosen one first."""
+        op = request.node.op
+        assert isinstance(op, Linear)
+        choices = (cls(*choice) for choice in product(_sizes(op, unit), (0, 8, 16, 32), (True, False)))
+        return tuple(dict.fromkeys((cls.choose(request, unit), *choices)))
+
+
+def _sizes(op: Linear, unit: Unit) -> list[int]:
+    """Vectors that a block may have."""
+    return [size for size in (MAX_VECTORS, 4, 2, 1) if size * unit.lanes <= op.out_channels]
+
+
 def _refuse(request: Request, unit: Unit) -> str | None:
     op = request.node.op
     assert isinstance(op, Linear)
@@ -123,37 +157,36 @@ def _refuse(request: Request, unit: Unit) -> str | None:
     return None
 
 
-def _build(request: Request, unit: Unit) -> BuiltKernel:
-    op, cut, type = request.node.op, Cut.of(request, unit), request.node.type
+def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
+    op, cut, type = request.node.op, Cut.of(request, unit, packed=packed, tiling=tiling), request.node.type
     assert isinstance(op, Linear)
     reads, writes = request.canonical()
     taps = cut.taps(op.weight)
-    product = unit.product(taps, request.inputs[0], reads[0], request.features)
-    values = [product.first_sums(op), *(array.astype(np.int32) for array in op.multipliers)]
+    dots = unit.product(taps, request.inputs[0], reads[0], request.features)
+    values = [dots.first_sums(op), *(array.astype(np.int32) for array in op.multipliers)]
     constants = cut.pack(taps), *(array[cut.channels].reshape(-1) for array in values)
     *inputs, result = (
         stored_parameter(f"value{i}", value, storage, request.batch)
         for i, (value, storage) in enumerate(zip((*request.inputs, type), (*reads, writes), strict=True))
     )
     parameters = [*inputs, *constant_parameters(constants), result]
-    return BuiltKernel(function(parameters, lambda *buffers: _emit(request, cut, product, buffers)), constants)
+    return BuiltKernel(function(parameters, lambda *buffers: _emit(request, cut, dots, buffers)), constants)
 
 
-def _emit(request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...]) -> None:
+def _emit(request: Request, cut: Cut, dots: Product, buffers: tuple[Any, ...]) -> None:
     """One task is a block of outputs of all samples."""
-    threads = cut.outputs * cut.features >= MIN_WEIGHTS
     with (
-        (T.parallel if threads else T.serial)(cut.blocks) as block,
+        (T.parallel if cut.threads else T.serial)(cut.blocks) as block,
         T.serial(-(-request.batch // cut.samples)) as number,
     ):
         first = tirx.min(number * cut.samples, request.batch - cut.samples)
-        tile = cut.unit.tile(product, cut.samples, cut.vectors)
-        _accumulate(tile, request, cut, product, buffers, block, first)
+        tile = cut.unit.tile(dots, cut.samples, cut.vectors)
+        _accumulate(tile, request, cut, dots, buffers, block, first)
         _finish(tile, request, cut, buffers, block, first)
 
 
 def _accumulate(
-    tile: Tile, request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...], block: Expr, first: Expr
+    tile: Tile, request: Request, cut: Cut, dots: Product, buffers: tuple[Any, ...], block: Expr, first: Expr
 ) -> None:
     """Bias and all products of some samples."""
     x, (weight, bias), unit = flat(buffers[0]), buffers[len(request.inputs) :][:2], cut.unit
@@ -165,16 +198,25 @@ def _accumulate(
             feature = tirx.min(feature, cut.features - unit.step)
         tile.add(
             lambda sample: x[ramp((first + sample) * cut.features + feature, unit.step)],
-            lambda vector: _weights(weight, cut, product, address, vector),
+            lambda vector: _weights(weight, cut, dots, address, vector),
         )
+        _fetch(weight, cut, address)
 
 
-def _weights(buffer: Any, cut: Cut, product: Product, step: Expr, vector: int) -> Expr:
+def _weights(buffer: Any, cut: Cut, dots: Product, step: Expr, vector: int) -> Expr:
     """One vector's weights of the step that begins there: int8."""
     count = cut.vector_bytes
     if cut.packed:
-        return product.halves(buffer[ramp(step + vector // 2 * count, count)], vector % 2)
+        return dots.halves(buffer[ramp(step + vector // 2 * count, count)], vector % 2)
     return buffer[ramp(step + vector * count, count)]
+
+
+def _fetch(buffer: Any, cut: Cut, step: Expr) -> None:
+    """The step that is so many ahead of the one that begins there."""
+    if cut.ahead:
+        last = cut.blocks * cut.steps * cut.step_bytes - 1
+        for line in range(0, cut.step_bytes, LINE_BYTES):
+            prefetch(buffer[tirx.min(step + cut.ahead * cut.step_bytes + line, last)])
 
 
 def _finish(tile: Tile, request: Request, cut: Cut, buffers: tuple[Any, ...], block: Expr, first: Expr) -> None:
@@ -196,18 +238,25 @@ def _finish(tile: Tile, request: Request, cut: Cut, buffers: tuple[Any, ...], bl
 
 
 def linear_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
-    """Of four-bit weights, which stay packed, and of bytes."""
+    """Of four-bit weights, which stay packed, and of bytes, or of such as are unpacked when compiled."""
 
-    def kernel(name: str, weight_bits: range) -> Kernel:
-        def offer(request: Request) -> Offer | str:
-            reason = decline(request, Linear, weight_bits) or _refuse(request, unit)
-            if reason is not None:
-                return reason
-            cut = Cut.of(request, unit)
-            work = Work(request.batch * cut.blocks * cut.block * cut.steps * unit.step, request.batch * cut.outputs)
-            microseconds = unit.cost("linear vnni w4" if cut.packed else "linear vnni", work)
-            return Offer(*request.canonical(), microseconds, lambda: _build(request, unit))
+    def offer(request: Request, *, packed: bool) -> Offer | str:
+        reason = decline(request, Linear, PACKED_WEIGHT if packed else ANY_WEIGHT) or _refuse(request, unit)
+        if reason is not None:
+            return reason
+        cut = Cut.of(request, unit, packed=packed)
+        samples = -(-request.batch // cut.samples) * unit.whole(cut.samples)
+        work = Work(samples * cut.blocks * cut.block * cut.steps * unit.step, request.batch * cut.outputs)
+        plain = Offer.of_candidates(
+            request.canonical(),
+            unit.cost("linear vnni w4" if packed else "linear vnni", work),
+            Tiling.choose(request, unit),
+            lambda: Tiling.candidates(request, unit),
+            lambda tiling: _build(request, unit, tiling, packed=packed),
+        )
+        return with_weights(plain, request, packed=packed)
 
-        return Kernel(f"{name}_{unit.name}", offer)
-
-    return kernel("linear_u8s4s32", PACKED_WEIGHT), kernel("linear_u8s8s32", BYTE_WEIGHT)
+    return (
+        Kernel(f"linear_u8s4s32_{unit.name}", partial(offer, packed=True)),
+        Kernel(f"linear_u8s8s32_{unit.name}", partial(offer, packed=False)),
+    )

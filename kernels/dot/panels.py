@@ -84,6 +84,12 @@ class Panels:
             return np.concatenate([part.ravel() for part in nibbles])
         return np.concatenate([pairs.ravel(), last.ravel()])
 
+    def blocks_of(self, stream: Array) -> list[Array]:
+        """What `pack` made, block by block: int8 [steps, bytes of a step]."""
+        split = self.pairs * self.panel_bytes
+        pairs = stream[:split].reshape(self.pairs, self.steps, self.step_bytes(2))
+        return [*pairs, *stream[split:].reshape(self.blocks - self.pairs, self.steps, self.step_bytes(1))]
+
     def pack_lanes(self, values: Array) -> Array:
         """One number an output channel, in the order of the lanes: int32 [channels].
 

@@ -165,14 +165,14 @@ def _build_average(request: Request, unit: Unit) -> BuiltKernel:
     assert isinstance(op, AvgPool2d)
     law = SharedRescale.of(request, unit)
     source, target = request.alternatives[request.node.inputs[0]], request.alternatives[request.node.name]
-    start = source.offset * prod(op.window.kernel)
+    start, written = source.offset * prod(op.window.kernel), target.dtype(request.node.type)
 
     def emit(buffers: tuple[Any, ...]) -> None:
         x, multipliers, y = buffers
 
         def finish(total: Expr, h: Expr, w: Expr) -> Expr:
             factor = multipliers[0 if len(law.multipliers) == 1 else h * width + w]
-            return law.stored(total, factor, start=start, offset=target.offset)
+            return law.stored(total, factor, start=start, offset=target.offset, dtype=written)
 
         lanes = (2 * unit.lanes, unit.lanes)
         reduction = _Reduction(_sums_of(x_type, source, 16), lanes, lambda a, b: a + b, finish)
@@ -201,6 +201,7 @@ def _build_global(request: Request, unit: Unit) -> BuiltKernel:
     side_by_side = next(count for count in (MAX_SUMS, 4, 2, 1) if count * vector <= channels)
     blocks = Vectors(channels, side_by_side * vector)
     start, offset = storage.offset * height * width, unit.signed_offset if type.dtype.signed else 0
+    written = "uint8" if offset else type.dtype.carrier
 
     def body(x: Any, multipliers: Any, y: Any) -> None:
         x_bytes, y_bytes = flat(x), flat(y)
@@ -215,7 +216,7 @@ def _build_global(request: Request, unit: Unit) -> BuiltKernel:
                     index = plane.index(n, h + plane.top, w + plane.left, first + number * vector)
                     sums[number] = sums[number] + x_bytes[ramp(index, vector)].astype(f"{dtype}x{vector}")
             for number in range(side_by_side):
-                value = law.stored(sums[number], multipliers[0], start=start, offset=offset)
+                value = law.stored(sums[number], multipliers[0], start=start, offset=offset, dtype=written)
                 if offset:
                     value = tir.reinterpret(f"int8x{vector}", value ^ constant(offset, "uint8", vector))
                 place = ramp(n * channels + first + number * vector, vector)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from tvm.tirx import op
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import WeightedOperator
@@ -35,16 +36,18 @@ class Product:
         flipped: whether the highest bits of activations are flipped before.
         offset: by how much the activations that `dot` takes exceed the values that they stand for.
         halves: splits packed bytes: their low or high four bits as signed bytes.
+        excess: what is taken off the weights, to be multiplied in steps of its own; None where that is nothing.
     """
 
     dot: Dot
     flipped: bool
     offset: int
     halves: Callable[[Expr, int], Expr]
+    excess: Array | None = None
 
     def operand(self, bytes_: Expr, count: int) -> Expr:
-        """Activations as `dot` takes them: int8 vectors of that length."""
-        return bytes_ ^ constant(-FLIP, "int8", count) if self.flipped else bytes_
+        """So many activations as `dot` takes them, before they are in all lanes: LLVM 22 never ends on such flips."""
+        return op.reinterpret(f"uint8x{count}", bytes_) ^ constant(FLIP, "uint8", count) if self.flipped else bytes_
 
     def first_sums(self, layer: WeightedOperator) -> Array:
         """What accumulators begin with: the bias, less what the offset of activations brings in.

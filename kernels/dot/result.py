@@ -83,7 +83,7 @@ class Result:
     Args:
         request: the convolution.
         unit: the instructions.
-        buffers: of its function: inputs, constants from the bias on, and the result, last.
+        buffers: of its function: inputs, constants that end with those of `per_channel`, and the result, last.
         flat_pixels: their number, where the pixels of all rows and samples are one row; 0 elsewhere.
     """
 
@@ -102,7 +102,7 @@ class Result:
         self._buffer = flat(buffers[-1])
         self._residual_buffer = flat(buffers[1]) if count == 2 else None
         self._in_float32 = in_float32(request)
-        self.bias, self._multiplier, *self._residual_multiplier = buffers[count + 1 : -1]
+        self.bias, self._multiplier, *self._residual_multiplier = buffers[-2 - len(op.multipliers) : -1]
 
     def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
         """A stored row of a block: its share of the frame, and what `row` makes of the inner row of its number."""
@@ -147,7 +147,7 @@ class Result:
                     share = Residual(residual, vectors, vector, factor, offset)
                     values.append(self.unit.with_residual(product, share, self.rescale, self._features))
             index = self.plane.index(n, h + self.plane.top, start + pixel + self.plane.left, block * self.unit.pair)
-            stored = self.unit.packed(values, self.rescale, self.storages[-1].offset)
+            stored = self.unit.packed(values, self.rescale, self.storages[-1].offset, str(self._buffer.dtype))
             T.buffer_store(self._buffer, stored, [ramp(index, vectors * self.unit.lanes)])
 
     def _lanes(self, block: Expr, vectors: int) -> list[Expr]:

@@ -52,7 +52,7 @@ class SharedRescale:
             return np.ldexp(values.astype(np.float64), -self.rescale.shift).astype(np.float32)
         return values.astype(np.int32)
 
-    def stored(self, sums: Expr, multiplier: Expr, *, start: int = 0, offset: int = 0) -> Expr:
+    def stored(self, sums: Expr, multiplier: Expr, *, start: int, offset: int, dtype: str) -> Expr:
         """Sums as they are stored.
 
         Args:
@@ -60,6 +60,7 @@ class SharedRescale:
             multiplier: one of `multipliers`.
             start: what the sums began with.
             offset: of the storage that is written.
+            dtype: of its elements.
         """
         lanes = self.unit.lanes
         shared = tirx.Broadcast(multiplier, lanes)
@@ -68,7 +69,7 @@ class SharedRescale:
             values = [rounded_in_float32(value, shared, lanes) for value in wide]
         else:
             values = [self.unit.rounded([(value, shared)], self.rescale) for value in wide]
-        return self.unit.packed(values, self.rescale, offset)
+        return self.unit.packed(values, self.rescale, offset, dtype)
 
 
 def in_lanes(sums: Expr, start: int, unit: Unit) -> list[Expr]:

@@ -42,7 +42,7 @@ class DotTile(Tile):
     def add(self, activations: Callable[[int], Expr], weights: Callable[[int], Expr]) -> None:
         loaded = [weights(vector) for vector in range(self._vectors)]
         for pixel in range(self._pixels):
-            four = self._product.operand(in_all_lanes(activations(pixel), self._lanes), DOT_STEP * self._lanes)
+            four = in_all_lanes(self._product.operand(activations(pixel), DOT_STEP), self._lanes)
             for vector in range(self._vectors):
                 self.multiply(pixel, vector, four, loaded[vector])
 

@@ -57,6 +57,7 @@ class Unit(ABC):
         relative_cost: of a multiply-accumulate of full vectors, beside one of AVX512-VNNI's vectors.
         step: neighbouring channels that the instruction takes at once.
         spare_tile: pixels that a tile may have more where no residual takes registers.
+        pixels_at_once: pixels, or samples, that it takes at once.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Unit(ABC):
     relative_cost: float = 1.0
     step: int = DOT_STEP
     spare_tile: int = 0
+    pixels_at_once: int = 1
 
     @property
     def pair(self) -> int:
@@ -84,7 +86,15 @@ class Unit(ABC):
         """Which channel of a block of two vectors each lane holds, so that `packed` leaves channels in order."""
 
     @abstractmethod
-    def product(self, weight: Array, type: TensorType, storage: Storage, features: frozenset[str]) -> Product:
+    def product(
+        self,
+        weight: Array,
+        type: TensorType,
+        storage: Storage,
+        features: frozenset[str],
+        *,
+        may_exceed: bool = False,
+    ) -> Product:
         """The instructions for a layer.
 
         Args:
@@ -92,6 +102,7 @@ class Unit(ABC):
             type: of the layer's first input.
             storage: in which that is read.
             features: the instruction sets of the CPU compiled for.
+            may_exceed: whether there may be a `Product.excess`; `weight` is [out, ...] then.
         """
 
     @abstractmethod
@@ -102,16 +113,17 @@ class Unit(ABC):
         """
 
     @abstractmethod
-    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int) -> Expr:
+    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str = "uint8") -> Expr:
         """Clipped values as they are stored.
 
         Args:
             values: one vector of int32, or two, whose lanes lie as `order` says.
             rescale: whose clip lies in the bytes' range.
             offset: of the storage.
+            dtype: of the storage.
 
         Returns:
-            uint8, or int8 where the clip has negative values and there is no offset; in the order of channels.
+            Vectors of `dtype`, in the order of channels.
         """
 
     def tile(self, product: Product, pixels: int, vectors: int) -> Tile:
@@ -126,6 +138,10 @@ class Unit(ABC):
         value = stored.astype(f"int32x{self.lanes}") - constant(residual.offset, "int32", self.lanes)
         return self.rounded([product, (value, residual.factor)], rescale)
 
+    def whole(self, pixels: int) -> int:
+        """Pixels that instructions compute where so many are wanted."""
+        return -(-pixels // self.pixels_at_once) * self.pixels_at_once
+
     def cost(self, rates: str, work: Work) -> float:
         """Estimated microseconds at the rates of that name, which are of AVX512-VNNI."""
         narrower = FULL_LANES // self.lanes
@@ -137,6 +153,10 @@ class Unit(ABC):
         narrower = FULL_LANES // self.lanes
         scaled = Work(work.macs * narrower, work.outputs * narrower, work.copied * narrower)
         return RATES[rates].microseconds(scaled, 32 * FULL_LANES)
+
+    def packed_cost(self, features: frozenset[str]) -> float:
+        """How many times as long multiply-accumulates take on packed weights, on a CPU with these instruction sets."""
+        return 1.0
 
     def flips(self, type: TensorType, storage: Storage, *, signed: bool) -> tuple[bool, int]:
         """What an instruction needs that takes signed, or unsigned, activations: `Product.flipped` and its offset."""

@@ -14,6 +14,9 @@ from hawq_tvm.kernels.generic.expressions import Expr
 LANE_BYTES = 4
 """Of the lanes that products are added to."""
 
+LINE_BYTES = 64
+"""Of a cache line."""
+
 
 def ramp(start: Expr, lanes: int) -> Expr:
     """Indices of `lanes` neighbours."""

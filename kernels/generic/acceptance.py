@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from hawq_tvm.core.ir import Operator
 from hawq_tvm.core.ops import WeightedOperator
@@ -12,6 +13,10 @@ ANY_WEIGHT = range(2, 9)
 PACKED_WEIGHT = range(2, 5)
 BYTE_WEIGHT = range(5, 9)
 """Bits of weights: those that lie two a byte, those that lie one a byte."""
+
+UNPACKED_PRICE = 1.1
+"""Weights that could lie two a byte lie one a byte only where that saves more than a tenth of a layer's time: half the
+memory is what their bits were chosen for."""
 
 
 def decline(request: Request, operator: type[Operator], weight_bits: range = ANY_WEIGHT) -> str | None:
@@ -41,6 +46,16 @@ def canonical(
         reason = decline(request, operator, weight_bits)
         if reason is not None:
             return reason
-        return Offer(*request.canonical(), cost(request), lambda: build(request))
+        plain = Offer(*request.canonical(), cost(request), lambda: build(request))
+        return with_weights(plain, request, packed=weight_bits == PACKED_WEIGHT)
 
     return offer
+
+
+def with_weights(offer: Offer, request: Request, *, packed: bool) -> Offer:
+    """An offer that says how its weights lie, if there are any; those that could be packed and are not have a price."""
+    op = request.node.op
+    if not isinstance(op, WeightedOperator):
+        return offer
+    price = UNPACKED_PRICE if op.weight_bits in PACKED_WEIGHT and not packed else 1.0
+    return replace(offer, cost=offer.cost * price, price=price, weight_bits=4 if packed else 8)

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Operator, Shape, TensorType
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, decline
+from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Offer, Request
 
@@ -48,7 +48,8 @@ def channels_last(
         reason = refuse(request)
         if reason is not None:
             return reason
-        return Offer(*storages, cost(request), lambda: build(request))
+        plain = Offer(*storages, cost(request), lambda: build(request))
+        return with_weights(plain, request, packed=weight_bits == PACKED_WEIGHT)
 
     return offer
 

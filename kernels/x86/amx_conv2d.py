@@ -10,7 +10,8 @@ last layers of a network, they are one tall block, and each tile of weights is l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from tvm import tirx
@@ -106,15 +107,55 @@ def _spread(request: Request, operand: Operand) -> bool:
     return request.batch * operand.sample_bytes >= 200_000
 
 
-def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKernel:
+@dataclass(frozen=True)
+class Tiling:
+    """What is free in how the work is cut.
+
+    Attributes:
+        tall: whether all pixels are one tall block, each tile of weights read once; only where they are two blocks.
+        panels: of a task.
+        blocks: of a task.
+    """
+
+    tall: bool
+    panels: int
+    blocks: int
+
+    @classmethod
+    def choose(cls, request: Request, source: Source) -> Tiling:
+        """Tall where it can be, and tasks that are worth a thread."""
+        panels, blocks = _extent(request)
+        tall = blocks * BLOCK_PIXELS == TALL_PIXELS
+        split = Split.choose(panels, 1 if tall else blocks, source.operand.steps, request.batch)
+        return cls(tall, split.panels, blocks if tall else split.blocks)
+
+    @classmethod
+    def candidates(cls, request: Request, source: Source) -> tuple[Tiling, ...]:
+        """All that are worth timing, the chosen one first."""
+        panels, blocks = _extent(request)
+        own = cls.choose(request, source)
+        found = [own]
+        for tall in {own.tall, False}:
+            lengths = (blocks,) if tall else sorted({-(-blocks // parts) for parts in (1, 2, 4)} | {own.blocks})
+            each = sorted({-(-panels // parts) for parts in (1, 2, 4, 8, 16)} | {own.panels})
+            found += [cls(tall, *choice) for choice in product(each, lengths)]
+        return tuple(dict.fromkeys(found))
+
+
+def _extent(request: Request) -> tuple[int, int]:
+    """Panels and blocks of a sample."""
+    plane = Plane.of(request.node.type, request.alternatives[request.node.name])
+    return -(-request.node.type.shape[0] // BLOCK_CHANNELS), plane.blocks
+
+
+def build_conv2d(request: Request, source: Source, tiling: Tiling, *, packed: bool) -> BuiltKernel:
     """The function and its constants; `packed`: whether two weights share a byte."""
     op, node = request.node.op, request.node
     assert isinstance(op, Conv2d)
     rescaling = Rescaling.choose(op, request.inputs, node.type)
     lanes = rescaling.lanes
     operand = source.operand
-    plane = Plane.of(node.type, request.alternatives[node.name])
-    tall = plane.blocks * BLOCK_PIXELS == TALL_PIXELS
+    tall = tiling.tall
     constants = (
         pack_weight(in_lanes(op.weight, lanes), operand, packed=packed, apart=tall),
         operand.offsets,
@@ -122,7 +163,7 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
         rescaling.parameters,
         rescaling.order,
     )
-    panels = len(constants[0])
+    panels, blocks = _extent(request)
     storages = [source.reads, *(request.alternatives[name] for name in (*node.inputs[1:], node.name))]
     types = [*request.inputs, node.type]
     *images, result = (
@@ -130,9 +171,7 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
         for i, (type, storage) in enumerate(zip(types, storages, strict=True))
     )
     parameters = [*images, *constant_parameters(constants), result]
-    split = Split.choose(panels, 1 if tall else plane.blocks, operand.steps, request.batch)
-    if tall:
-        split = replace(split, blocks=plane.blocks)
+    split = Split.cut(panels, blocks, tiling.panels, tiling.blocks)
 
     def body(*buffers: Any) -> None:
         x, *residual = buffers[: len(types) - 1]
@@ -143,14 +182,14 @@ def build_conv2d(request: Request, source: Source, *, packed: bool) -> BuiltKern
             source.copy(x, left)
         constant = flat(weight)
 
-        def product(n: Expr, unpack: bool) -> Product:
+        def product_of(n: Expr, unpack: bool) -> Product:
             weights = Weights(constant, panels, operand.steps, unpacked_panel(operand.steps) if unpack else None, tall)
             return Product(operand, left, n * operand.sample_bytes, weights, bias, offsets)
 
         kernel = _Convolution(
             request,
             rescaling,
-            product,
+            product_of,
             (factors, order),
             _Planes.of(buffers[-1], node.type, storages[-1]),
             _Planes.of(residual[0], request.inputs[1], storages[1]) if residual else None,

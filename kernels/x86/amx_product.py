@@ -59,8 +59,12 @@ class Split:
         each = -(-panels // min(panels, wanted))
         across = -(-panels // each)
         along = min(max(1, blocks // 4), -(-wanted // across))
-        length = -(-blocks // along)
-        return cls(each, length, across, -(-blocks // length))
+        return cls.cut(panels, blocks, each, -(-blocks // along))
+
+    @classmethod
+    def cut(cls, panels: int, blocks: int, each: int, length: int) -> Split:
+        """Tasks of `each` panels by `length` blocks."""
+        return cls(each, length, -(-panels // each), -(-blocks // length))
 
     @property
     def tasks(self) -> int:

@@ -34,9 +34,10 @@ from hawq_tvm.backends.tvm.cuda.lowering import DeviceKernel, lower_for_gpu
 from hawq_tvm.backends.tvm.cuda.report import check_kernels, gpu_info, kernel_texts
 from hawq_tvm.backends.tvm.cuda.stubs import make_stubs
 from hawq_tvm.backends.tvm.cuda.texts import format_texts
-from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, needed_instruction_sets
+from hawq_tvm.backends.tvm.host import C_COMPILERS, architecture, cross_compilers, find_c_compiler
 from hawq_tvm.backends.tvm.info import GpuInfo, ImageInput, LibraryInfo, ValueInfo
 from hawq_tvm.core.aside import ASIDE
+from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ops import Flatten
@@ -75,6 +76,7 @@ def build_library(
             library,
             failure=f"compiling {path.name} failed",
             architectures=architectures,
+            cpu=lowered.machine.architecture,
         )
         beside = [library]
         gpu = None
@@ -101,7 +103,7 @@ def build_library(
 
 
 def compile_library(
-    module: Any, target: Any, library: Path, *, failure: str, architectures: Sequence[int] = ()
+    module: Any, target: Any, library: Path, *, failure: str, architectures: Sequence[int] = (), cpu: str = ""
 ) -> list[tuple[DeviceKernel, KernelImage]]:
     """Machine code of a module, linked to a shared library.
 
@@ -111,6 +113,7 @@ def compile_library(
         library: the file to write.
         failure: how the error's message begins.
         architectures: numbers of the GPU architectures to compile for; none for a CPU.
+        cpu: the architecture of the CPU; by default this machine's.
 
     Returns:
         The kernels of a GPU, as they were compiled.
@@ -118,12 +121,9 @@ def compile_library(
     Raises:
         CompileError: no C or CUDA compiler, or TVM, LLVM, the CUDA compiler or the linker failed.
     """
-    compiler = find_c_compiler()
+    compiler = find_c_compiler(cpu)
     if compiler is None:
-        raise CompileError(
-            f"no C compiler found ({', '.join(C_COMPILERS)}), and linking {library.name} needs one; "
-            "install one, as with apt install g++, or name it in the environment variable CXX"
-        )
+        raise CompileError(_no_compiler(library, cpu or architecture()))
     if architectures:
         find_cuda_compiler()  # before anything that takes time
     with tempfile.TemporaryDirectory() as scratch:
@@ -138,6 +138,16 @@ def compile_library(
         except Exception as error:  # TVM raises many unrelated kinds
             raise CompileError(f"{failure}: {_reason(str(error)) or type(error).__name__}") from error
     return kernels
+
+
+def _no_compiler(library: Path, cpu: str) -> str:
+    here = cpu == architecture()
+    names = C_COMPILERS if here else cross_compilers(cpu)
+    package, variable = ("g++", "CXX") if here else (f"g++-{cpu.replace('_', '-')}-linux-gnu", "TARGET_CXX")
+    return (
+        f"no C compiler for {cpu} found ({', '.join(names)}), and linking {library.name} needs one; "
+        f"install one, as with apt install {package}, or name it in the environment variable {variable}"
+    )
 
 
 def _lower_kernels(
@@ -279,7 +289,8 @@ def _library_info(lowered: Lowered, library: Path, gpu: GpuInfo | None) -> Libra
     return LibraryInfo(
         target=machine.target.name,
         cpu=machine.cpu,
-        instruction_sets=needed_instruction_sets() if machine.target.host_cpu else (),
+        architecture=machine.architecture,
+        instruction_sets=linux_names(machine.features),
         batch=lowered.batch,
         input_name=graph.input_name,
         output_name=graph.output,
@@ -297,6 +308,10 @@ def _library_info(lowered: Lowered, library: Path, gpu: GpuInfo | None) -> Libra
             for name, declines in lowered.plan.declines.items()
         },
         constants=dict(lowered.constants),
+        weight_bits={
+            name: offer.weight_bits for name, offer in lowered.plan.offers.items() if offer.weight_bits is not None
+        },
+        tuned=dict(lowered.tuned),
         exact_storages=lowered.plan.exact,
         planned_bytes=lowered.planned_bytes,
         fingerprint=graph.fingerprint(),

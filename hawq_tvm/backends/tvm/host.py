@@ -5,17 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import re
 import shutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from hawq_tvm.core.cpu import AARCH64, LINUX_NAMES, X86_64
 from hawq_tvm.core.machine import usable_cores as usable_cores
-
-_RELEVANT = re.compile(r"(avx|amx|fma|bmi|sse4|ssse3|f16c|gfni|vaes|vpclmul|asimd|sve|i8mm|bf16|dotprod).*")
 
 C_COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")
 """What can link a compiled library; the first that is there is taken, unless the environment names one."""
+
+_ARCHITECTURES = {"AMD64": X86_64, "arm64": AARCH64}
+"""What other systems call those that Linux and LLVM name so."""
 
 
 @cache
@@ -40,15 +42,26 @@ def cpu_name() -> str:
 def instruction_sets() -> list[str]:
     """The vector and integer instruction sets that compiled code may rely on, sorted; empty where not known."""
     flags = _cpuinfo().get("flags") or _cpuinfo().get("Features") or ""
-    return sorted(flag for flag in flags.split() if _RELEVANT.fullmatch(flag))
+    return sorted(set(flags.split()) & set(LINUX_NAMES.values()))
 
 
-def needed_instruction_sets() -> tuple[str, ...]:
-    """What a library compiled for this CPU cannot do without, sorted.
+def architecture() -> str:
+    """This machine's, as Linux and LLVM call it."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
-    Tiles are not among it: kernels ask for them in every call, and compute the same on vectors where they get none.
+
+def why_not_run(target: str, cpu: str, needed: Iterable[str]) -> str | None:
+    """Why this machine does not run code of a CPU; None where it does, as far as the system tells.
+
+    Args:
+        target: the code's name, for the sentence.
+        cpu: the architecture.
+        needed: its instruction sets, by Linux's names.
     """
-    return tuple(flag for flag in instruction_sets() if not flag.startswith("amx"))
+    if cpu != architecture():
+        return f"'{target}' is for {cpu}, and this machine is {architecture()}"
+    lacking = sorted(set(needed) - set(instruction_sets()))
+    return f"'{target}' needs {', '.join(lacking)}, which this CPU lacks" if lacking else None
 
 
 def tiles_granted() -> bool | None:
@@ -69,7 +82,20 @@ def default_threads() -> int:
     return min(usable_cores(), int(bound)) if bound.isdecimal() and int(bound) > 0 else usable_cores()
 
 
-def find_c_compiler() -> str | None:
-    """The compiler that links libraries: CXX, CC or the first of `C_COMPILERS`; None where there is none."""
-    named = os.environ.get("CXX") or os.environ.get("CC")
-    return next((name for name in (named, *C_COMPILERS) if name and shutil.which(name)), None)
+def find_c_compiler(target: str = "") -> str | None:
+    """The compiler that links libraries; None where there is none.
+
+    Args:
+        target: the architecture that they are for, by default this machine's. For another one it is TARGET_CXX, or
+            GCC's cross compiler; for its own CXX, CC or the first of `C_COMPILERS`.
+    """
+    if target and target != architecture():
+        known = (os.environ.get("TARGET_CXX"), *cross_compilers(target))
+    else:
+        known = (os.environ.get("CXX") or os.environ.get("CC"), *C_COMPILERS)
+    return next((name for name in known if name and shutil.which(name)), None)
+
+
+def cross_compilers(target: str) -> tuple[str, ...]:
+    """GCC's for another architecture, as Debian, Fedora and Arch name them."""
+    return tuple(f"{target}-linux-gnu-{name}" for name in ("g++", "gcc"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hawq_tvm.backends.tvm.records import TunedLayer
 from hawq_tvm.core.errors import RuntimeModuleError
 from hawq_tvm.core.ir import IntType, TensorType
 from hawq_tvm.core.storage import Storage
@@ -16,7 +17,7 @@ MAIN, REALS, TAPPED = "main", "reals", "tapped"
 """The functions of a library: integers to integers; of a CPU also float32 to float32, what stands before and behind
 included; of a GPU also the one that calls every kernel by itself."""
 
-FORMAT = 4
+FORMAT = 5
 """Of a library. It is raised when a field of the description or a function comes or goes, so that libraries from before
 are compiled again."""
 
@@ -162,7 +163,8 @@ class LibraryInfo:
     Attributes:
         target: the target's name.
         cpu: LLVM's name of the CPU it was compiled for; empty for a portable one.
-        instruction_sets: what that CPU had; a machine without them must not run the library.
+        architecture: of that CPU: ``x86_64`` or ``aarch64``.
+        instruction_sets: what its code may use, by Linux's names; a machine without them must not run the library.
         batch: samples a call.
         input_name: the input value.
         output_name: the output value.
@@ -174,6 +176,8 @@ class LibraryInfo:
         kernels: the kernel that makes each value.
         declines: why kernels that stand earlier in the table were not taken, by node.
         constants: bytes of weights, biases and multipliers as the kernels pack them, by call.
+        weight_bits: what a weight takes in memory, by layer, where the kernel tells.
+        tuned: what tuning found for the layers that are computed so, by name.
         exact_storages: whether the choice of storages is proved to cost least.
         planned_bytes: activation memory.
         fingerprint: of the integer graph.
@@ -185,6 +189,7 @@ class LibraryInfo:
 
     target: str
     cpu: str
+    architecture: str
     instruction_sets: tuple[str, ...]
     batch: int
     input_name: str
@@ -197,6 +202,8 @@ class LibraryInfo:
     kernels: Mapping[str, str]
     declines: Mapping[str, tuple[str, ...]]
     constants: Mapping[str, int]
+    weight_bits: Mapping[str, int]
+    tuned: Mapping[str, TunedLayer]
     exact_storages: bool
     planned_bytes: int
     fingerprint: str

@@ -8,21 +8,17 @@ shapes, storages and signs) are timed once.
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
 
-from hawq_tvm.backends.tvm.build import compile_library
-from hawq_tvm.backends.tvm.host import cpu_name
+from hawq_tvm.backends.tvm.host import cpu_name, why_not_run
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
-from hawq_tvm.backends.tvm.runtime import configure_threads, load_library
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
+from hawq_tvm.backends.tvm.timing import ROUNDS, KernelTime, TimedKernel, time_kernels
+from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.gpu_model import typical_clock
@@ -34,11 +30,6 @@ from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels import BuiltKernel, Offer, Request
-
-ROUNDS = 15
-"""How often every kernel is timed, all kernels taking turns."""
-
-_ROUND_SECONDS = 2e-3  # a kernel is called as often in a round as fills this
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,29 +45,6 @@ class ChosenKernel:
         """How a message names what is computed."""
         node = self.request.node
         return f"layer '{node.name}' ({node.op.kind})"
-
-
-@dataclass(frozen=True)
-class KernelTime:
-    """What was measured of a kernel.
-
-    Attributes:
-        seconds: of a call: the mean of each repeat.
-        calls: in a repeat.
-    """
-
-    seconds: tuple[float, ...]
-    calls: int
-
-    @property
-    def median_us(self) -> float:
-        return float(np.median(self.seconds)) * 1e6
-
-    @property
-    def spread_us(self) -> tuple[float, float]:
-        """Tenth and ninetieth percentile of the repeats."""
-        low, high = np.percentile(self.seconds, (10, 90))
-        return float(low) * 1e6, float(high) * 1e6
 
 
 @dataclass(frozen=True)
@@ -130,7 +98,7 @@ def measure_latency(
         progress: called with rounds done and rounds in all.
 
     Returns:
-        The median over `ROUNDS` rounds, for every layer at every pair.
+        The median over `hawq_tvm.backends.tvm.timing.ROUNDS` rounds, for every layer at every pair.
 
     Raises:
         CompileError: a kernel does not compile, or a target that is a GPU.
@@ -141,12 +109,28 @@ def measure_latency(
             "--latency-from model predicts them, and --latency-table takes those that you have"
         )
     machine = Machine.resolve(target)
+    why_not = why_not_run(target.name, machine.architecture, linux_names(machine.features))
+    if why_not is not None:
+        raise CompileError(
+            f"{why_not}, so that its kernels cannot be timed here; --latency-from model predicts them, and "
+            "--latency-table takes those that you have"
+        )
     keys, kernels = distinct_kernels(graph, ranges, configurations, machine, batch=batch)
-    times = _time_all(kernels, machine, threads, progress)
+    size_bytes = sum(layer.weight.size for layer in graph.layers if layer.weight is not None)
+    built = [build_kernel(it.layer, it.kernel, it.offer.build, target) for it in kernels.values()]
+    taken = time_kernels(
+        [timed_kernel(*pair) for pair in zip(kernels.values(), built, strict=True)],
+        machine,
+        threads=threads,
+        network_bytes=size_bytes,
+        progress=progress or (lambda done, total: None),
+    )
+    times = dict(zip(kernels, taken, strict=True))
     cpu = f" ({machine.cpu})" if machine.cpu else ""
     source = (
         f"measured on {cpu_name()}, target {target.name}{cpu}, {threads} threads, batch {batch}, "
-        f"warm caches, median of {ROUNDS} interleaved rounds"
+        f"each call as within the network, after {size_bytes / 1e6:.3g} MB of other memory, "
+        f"median of {ROUNDS} interleaved rounds"
     )
     return LatencyTable.of_times({place: times[key] for place, key in keys.items()}, source)
 
@@ -225,35 +209,10 @@ def _machine_code_key(timed: ChosenKernel) -> Any:
     return op.kind, op.weight.shape, window, tuple(values), timed.kernel, timed.offer.reads, timed.offer.writes
 
 
-def _time_all(
-    kernels: Mapping[Any, ChosenKernel],
-    machine: Machine,
-    threads: int,
-    progress: Callable[[int, int], None] | None,
-) -> dict[Any, KernelTime]:
-    """By key; all kernels in one library, timed in turns."""
-    generator = np.random.default_rng(0)
-    functions: dict[str, Any] = {}
-    arguments: list[list[Any]] = []
-    for index, timed in enumerate(kernels.values()):
-        built = build_kernel(timed.layer, timed.kernel, timed.offer.build, machine.target)
-        functions[f"kernel_{index}"] = built.function.with_attr("global_symbol", f"kernel_{index}")
-        arguments.append([tvm.runtime.tensor(array) for array in kernel_arguments(timed, built, generator)])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.so"
-        failure = f"a kernel does not compile for target '{machine.target.name}'"
-        compile_library(tvm.IRModule(functions), machine.tvm_target, path, failure=failure)
-        library = load_library(path)
-    configure_threads(threads)
-    calls = [library[name] for name in functions]
-    repeats = [_repeats(call, given) for call, given in zip(calls, arguments, strict=True)]
-    times: list[list[float]] = [[] for _ in calls]
-    for done in range(ROUNDS):
-        for call, given, count, taken in zip(calls, arguments, repeats, times, strict=True):
-            taken.append(_seconds(call, given, count))
-        if progress is not None:
-            progress(done + 1, ROUNDS)
-    return {key: KernelTime(tuple(taken), count) for key, taken, count in zip(kernels, times, repeats, strict=True)}
+def timed_kernel(chosen: ChosenKernel, built: BuiltKernel) -> TimedKernel:
+    """A kernel with what it is called with."""
+    arguments = kernel_arguments(chosen, built, np.random.default_rng(0))
+    return TimedKernel(built.function, arguments, len(chosen.request.inputs))
 
 
 def kernel_arguments(timed: ChosenKernel, built: BuiltKernel, generator: np.random.Generator) -> list[Array]:
@@ -269,16 +228,3 @@ def kernel_arguments(timed: ChosenKernel, built: BuiltKernel, generator: np.rand
 
 def _random(type: TensorType, storage: Storage, batch: int, generator: np.random.Generator) -> Array:
     return pack(generator.integers(type.dtype.lo, type.dtype.hi + 1, (batch, *type.shape)), type, storage)
-
-
-def _repeats(call: Any, arguments: Sequence[Any]) -> int:
-    """How many calls fill a round."""
-    call(*arguments)
-    return max(1, round(_ROUND_SECONDS / max(_seconds(call, arguments, 3), 1e-7)))
-
-
-def _seconds(call: Any, arguments: Sequence[Any], count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-        call(*arguments)
-    return (time.perf_counter() - start) / count

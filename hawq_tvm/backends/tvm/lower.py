@@ -10,18 +10,21 @@ one layer, which is what lets `verify` tap a deployed library.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import relax
 
-from hawq_tvm.backends.tvm.host import tiles_granted
+from hawq_tvm.backends.tvm.host import architecture, cpu_name, instruction_sets, tiles_granted
 from hawq_tvm.backends.tvm.info import MAIN, REALS, TAPPED, ConversionInfo
 from hawq_tvm.backends.tvm.memory import plan_memory
+from hawq_tvm.backends.tvm.records import TunedLayer, Tuning
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
+from hawq_tvm.backends.tvm.tuned import Conditions, with_tuned
+from hawq_tvm.core.cpu import AMX, LINUX_NAMES
 from hawq_tvm.core.errors import CompileError, first_line
 from hawq_tvm.core.gpu_model import Prediction
 from hawq_tvm.core.ir import Graph, Node
@@ -38,6 +41,7 @@ class Machine:
 
     Attributes:
         target: the row of `hawq_tvm.core.targets`.
+        architecture: of the CPU, as LLVM calls it.
         tvm_target: TVM's target, ``mcpu`` filled in; a GPU's with the host that calls its kernels.
         cpu: the LLVM name of the CPU compiled for; empty for a portable target.
         vector_bits: width of its vector registers; of a GPU, of a thread's widest access.
@@ -49,6 +53,7 @@ class Machine:
     cpu: str
     vector_bits: int
     features: frozenset[str] = frozenset()
+    architecture: str = field(default_factory=architecture)
 
     @classmethod
     def resolve(cls, target: Target) -> Machine:
@@ -62,10 +67,28 @@ class Machine:
         if cpu:
             attributes["mcpu"] = cpu
         resolved = tvm.target.Target(attributes)
-        features = frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(resolved)))
-        if target.host_cpu and not tiles_granted():
-            features -= {"amx-int8", "amx-tile"}  # LLVM goes by the CPU's name, and a virtual machine may hide them
-        return cls(target, resolved, cpu, _vector_bits(features), features)
+        features = _features(resolved)
+        without = features & (target.without | (_hidden(features) if target.host_cpu else frozenset()))
+        if without:
+            resolved = tvm.target.Target({**attributes, "mattr": [f"-{name}" for name in sorted(without)]})
+            features = _features(resolved) - without
+        of = architecture() if target.cpu is None else target.cpu.architecture
+        return cls(target, resolved, cpu, _vector_bits(features), features, of)
+
+
+def _features(target: Any) -> frozenset[str]:
+    """The instruction sets of a CPU, by LLVM's names."""
+    return frozenset(map(str, tvm.target.codegen.llvm_get_cpu_features(target)))
+
+
+def _hidden(features: frozenset[str]) -> frozenset[str]:
+    """What this machine does not let programs use: LLVM goes by the CPU's name, and a virtual machine hides sets of it.
+
+    Nothing where the system does not say what there is.
+    """
+    have = set(instruction_sets())
+    found = {name for name in features if name in LINUX_NAMES and LINUX_NAMES[name] not in have} if have else set()
+    return frozenset(found if tiles_granted() else found | AMX)
 
 
 def _vector_bits(features: frozenset[str]) -> int:
@@ -90,6 +113,7 @@ class Lowered:
         predictions: what the model of a GPU says of each call, by name; none for a CPU.
         planned_bytes: activation memory after planning.
         constants: bytes of weights, biases and multipliers as the kernels pack them, by call.
+        tuned: what tuning found for the layers that are computed so, by name.
     """
 
     module: Any
@@ -103,6 +127,7 @@ class Lowered:
     predictions: dict[str, Prediction]
     planned_bytes: int
     constants: dict[str, int]
+    tuned: Mapping[str, TunedLayer]
 
     @property
     def constant_bytes(self) -> int:
@@ -120,7 +145,9 @@ class Lowered:
         )
 
 
-def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all") -> Lowered:
+def lower(
+    graph: Graph, target: Target, *, batch: int = 1, storages: str = "all", tuning: Tuning | None = None
+) -> Lowered:
     """Choose kernels and storages, and plan memory.
 
     Args:
@@ -128,6 +155,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         target: the machine.
         batch: samples a call; fixed, so that memory can be planned.
         storages: what may be chosen from, of `hawq_tvm.backends.tvm.storage.PALETTES`.
+        tuning: what was found on this machine, for layers that are computed as then.
 
     Raises:
         CompileError: no kernel takes a node, a kernel that takes one cannot be built, or a batch under 1.
@@ -136,6 +164,10 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         raise CompileError(f"a batch holds at least one sample, got {batch}")
     machine = Machine.resolve(target)
     plan = plan_storages(graph, target, machine.vector_bits, batch=batch, palette=storages, features=machine.features)
+    tuned: Mapping[str, TunedLayer] = {}
+    if tuning is not None:
+        conditions = Conditions(str(machine.tvm_target), cpu_name(), tuning.threads, tuning.network_bytes)
+        plan, tuned = with_tuned(plan, tuning, conditions)
     builder = _RelaxBuilder(graph, machine, batch, plan)
     module = builder.build()
     relax.analysis.well_formed(module)
@@ -157,6 +189,7 @@ def lower(graph: Graph, target: Target, *, batch: int = 1, storages: str = "all"
         builder.predictions,
         _planned_bytes(called[MAIN]),
         builder.constants,
+        tuned,
     )
 
 

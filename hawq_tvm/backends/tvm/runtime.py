@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.backends.tvm.cuda.device import check_device
-from hawq_tvm.backends.tvm.host import instruction_sets, usable_cores
+from hawq_tvm.backends.tvm.host import architecture, instruction_sets, usable_cores
 from hawq_tvm.backends.tvm.info import MAIN, REALS, TAPPED, LibraryInfo
 from hawq_tvm.core.errors import DataError, HawqError, RuntimeModuleError, first_line
 from hawq_tvm.core.hashing import file_sha256
@@ -162,6 +162,11 @@ def configure_threads(count: int) -> None:
     _THREADS.configure(count)
 
 
+def on_a_core_of_its_own() -> AbstractContextManager[None]:
+    """Keep the calling thread off its workers' cores meanwhile, for calls of a library's functions one by one."""
+    return _THREADS.apart()
+
+
 class CompiledModule:
     """A library in memory, ready to run on batches of any size, from any number of threads at once.
 
@@ -185,6 +190,11 @@ class CompiledModule:
         if file_sha256(library) != self.info.sha256:  # before dlopen, which may crash on a truncated file
             raise RuntimeModuleError(
                 f"{library} is corrupted or truncated: its sha256 does not match; compile it again"
+            )
+        if self.info.architecture != architecture():
+            raise RuntimeModuleError(
+                f"{library} was compiled for {self.info.architecture} ({self.info.target}), and this machine is "
+                f"{architecture()}; compile it here, or for a target of this architecture"
             )
         lacking = sorted(set(self.info.instruction_sets) - set(instruction_sets()))
         if lacking:

@@ -239,6 +239,7 @@ class Plan:
         requests: what was asked, by node; a flatten asks nothing.
         offers: the chosen offer, by node, of a flatten too.
         kernels: the chosen kernel, by node; a flatten has none.
+        offered: all that was offered, by node and kernel.
         declines: why kernels that stand earlier in the table were not taken, by node.
         storages: how each value is made.
         arrays: the concatenation in whose array a value in that storage lies, itself among them.
@@ -251,6 +252,7 @@ class Plan:
     requests: Mapping[str, Request]
     offers: Mapping[str, Offer]
     kernels: Mapping[str, str]
+    offered: Mapping[str, Mapping[str, Offer]]
     declines: Mapping[str, tuple[Decline, ...]]
     storages: Mapping[str, Storage]
     arrays: Mapping[tuple[str, Storage], str]
@@ -325,6 +327,7 @@ def plan_storages(
         requests=requests,
         offers=chosen,
         kernels={name: choice.kernels[name] for name in requests},
+        offered={step.name: step.offers for step in steps},
         declines={name: _earlier(choice.kernels[name], given) for name, given in answers.items()},
         storages={**start, **{name: offer.writes for name, offer in chosen.items()}},
         arrays={(name, alternatives[name]): whole for name, whole in arrays.items()},

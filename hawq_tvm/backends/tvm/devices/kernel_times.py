@@ -26,8 +26,9 @@ from hawq_tvm.backends.tvm.cuda.compiler import find_cuda_compiler
 from hawq_tvm.backends.tvm.devices.messages import DeviceFacts, Job, Kernel, Kernels, Timed
 from hawq_tvm.backends.tvm.devices.session import check_fit, look, perform, session_seconds
 from hawq_tvm.backends.tvm.devices.worker import REPEAT_SECONDS, REPEATS
-from hawq_tvm.backends.tvm.latency import ChosenKernel, KernelTime, LatencyTable, distinct_kernels, kernel_arguments
+from hawq_tvm.backends.tvm.latency import ChosenKernel, LatencyTable, distinct_kernels, kernel_arguments
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
+from hawq_tvm.backends.tvm.timing import KernelTime
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DeviceError
 from hawq_tvm.core.float_ir import FloatGraph

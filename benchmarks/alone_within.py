@@ -1,0 +1,92 @@
+"""How well a kernel timed by itself tells what it takes in the running network, with warm weights and with far ones.
+
+    python -m benchmarks.alone_within RUN [--threads 1]
+
+RUN is a run directory with a library for this machine's CPU, made by hawq-tvm run or compile. Each layer's kernel is
+timed three times: called over and over; called as `hawq_tvm.backends.tvm.timing` does, after as many bytes as the
+network touches; and within the library, between two events of the virtual machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.runs import markdown, write_results
+from hawq_tvm.backends.tvm.host import cpu_name
+from hawq_tvm.backends.tvm.latency import ChosenKernel, timed_kernel
+from hawq_tvm.backends.tvm.lower import Machine
+from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
+from hawq_tvm.backends.tvm.storage import plan_storages
+from hawq_tvm.backends.tvm.timing import time_kernels
+from hawq_tvm.core.ir import Graph
+from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.measure.bench import median_layers
+from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.rundir import read_run
+
+TARGET = TARGETS["llvm"]
+
+
+def alone(graph: Graph, threads: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Microseconds of each layer's kernel: called over and over, and after other memory."""
+    machine = Machine.resolve(TARGET)
+    plan = plan_storages(graph, TARGET, machine.vector_bits, batch=1, features=machine.features)
+    chosen = [
+        ChosenKernel(request, plan.kernels[name], plan.offers[name])
+        for name, request in plan.requests.items()
+        if isinstance(request.node.op, WeightedOperator)
+    ]
+    kernels = [timed_kernel(it, it.offer.build()) for it in chosen]
+    size = sum(node.op.weight.size for node in graph if isinstance(node.op, WeightedOperator))
+    far = time_kernels(kernels, machine, threads=threads, network_bytes=size)
+    warm = [time_kernels([kernel], machine, threads=threads, network_bytes=0)[0] for kernel in kernels]
+    names = [it.request.node.name for it in chosen]
+    return (
+        {name: taken.median_us for name, taken in zip(names, warm, strict=True)},
+        {name: taken.median_us for name, taken in zip(names, far, strict=True)},
+    )
+
+
+def within(module: CompiledModule, layers: Mapping[str, float]) -> dict[str, float]:
+    """Microseconds of each layer's call in the running network."""
+    type = module.input_type
+    x = np.random.default_rng(0).integers(type.dtype.lo, type.dtype.hi + 1, (1, *type.shape)).astype(type.dtype.carrier)
+    found = median_layers(lambda: module.call_times(x), seconds=60, repeats=25)
+    return {name: found[name] for name in layers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    graph, module = read_run(arguments.run, lambda run: (Artifacts(run).graph, Artifacts(run).library(TARGET)))
+    configure_threads(arguments.threads)
+    warm, far = alone(graph, arguments.threads)
+    inside = within(module, far)
+    rows, results = [], {}
+    for name, times in (("called over and over", warm), ("after other memory", far)):
+        shares = np.array([times[layer] / inside[layer] for layer in inside])
+        off, total = np.abs(shares - 1), sum(times.values()) / sum(inside.values())
+        rank = np.corrcoef(np.argsort(np.argsort(list(times.values()))), np.argsort(np.argsort(list(inside.values()))))
+        rows.append(
+            (
+                name, f"{np.median(off):.1%}", f"{np.percentile(off, 90):.1%}", f"{off.max():.1%}",
+                min(inside, key=lambda layer: times[layer] / inside[layer]), f"{total:.3f}", f"{rank[0, 1]:.3f}",
+            )
+        )  # fmt: skip
+        results[name] = {layer: [times[layer], inside[layer]] for layer in inside}
+    threads = f"{arguments.threads} {'thread' if arguments.threads == 1 else 'threads'}"
+    print(f"{len(inside)} layers with weights, batch 1, {threads}, {cpu_name()}\n")
+    names = ("a kernel by itself", "median off", "p90", "most", "told too quick", "sum", "rank correlation")
+    print(markdown(names, rows))
+    write_results(f"alone_within_{arguments.run.name}_{arguments.threads}", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Arm CPUs' instructions for the kernels of `hawq_tvm.kernels.dot`."""
