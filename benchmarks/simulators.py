@@ -88,7 +88,7 @@ def tables45(layers: Layers) -> dict[str, Any]:
         rows[f"latency {bits}"] = row(latency[bits], milliseconds("bitfusion", layers, pairs), counted)
         found = millijoules("bitfusion", layers, pairs)
         assert found is not None
-        held = "fitted: memory" if bits == "w8a8" else "held out"
+        held = "fitted: memory" if bits == "w8a8" else "constant not fitted to it"
         rows[f"energy {bits}"] = row(energy[bits], found, f"{counted}; {held}")
     return rows
 

@@ -8,8 +8,8 @@ Sources:
         of 2018 (less than 5 W for 6.5 binary TOPS on the PYNQ-Z1, whose chip is the Zynq-7020).
     [conf] github hsharma35/bitfusion, conf.ini.
     [BitFusion] H. Sharma et al., Bit Fusion, ISCA 2018 (arXiv 1712.01507).
-    [fit] fitted by us: the energy of memory to row 8/8 of HAQ's table 5 (rows 4/4, 6/4 and 6/6 were held out), the
-        edge's depthwise channels to the MobileNet-V2 rows of table 3 (those of MobileNet-V1 were held out).
+    [fit] fitted by us: the energy of memory to row 8/8 of HAQ's table 5, the edge's depthwise channels with table 3 in
+        view. `docs/simulators.md` says what was held out, which is little.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BISMO_CLOUD = BitSerialArray(
     port_bits=256,  # [HAQ]: four ports; [LUT]: one of them feeds each operand
     buffer_words=1024,  # [LUT]; two operands of 16 x 256 bits then take 256 of the 2,160 block RAMs
     depthwise_channels=16,  # [LUT]: as many as the array has columns
-    clock_mhz=200,  # [BISMO]; gives all eight uniform rows of HAQ's table 3 to the printed digits
+    clock_mhz=200,  # [BISMO]; with both ends left out it gives all eight uniform rows of HAQ's table 3
     batch=16,  # [HAQ]
     watts=None,  # not published
 )
@@ -37,7 +37,7 @@ BISMO_EDGE = BitSerialArray(
     word_bits=256,  # [HAQ], [BISMO]
     port_bits=64,  # [HAQ]: four ports; one feeds each operand, as in the cloud
     buffer_words=1024,  # as in the cloud; two operands of 8 x 256 bits then take 128 of the 140 block RAMs
-    depthwise_channels=1,  # [fit] of 1, 2, 4 and 8 to table 3, MobileNet-V2
+    depthwise_channels=1,  # [fit] of 1, 2, 4 and 8, to table 3
     clock_mhz=200,  # [BISMO]
     batch=1,  # [HAQ]
     watts=5.0,  # [BISMO]: the board draws less, so energies are upper bounds
