@@ -366,7 +366,7 @@ def test_doctor(cli: Run) -> None:
 
 
 def test_doctor_says_what_is_missing(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hawq_tvm.backends.tvm.host.find_c_compiler", lambda: None)
+    monkeypatch.setattr("hawq_tvm.backends.tvm.host.find_c_compiler", lambda *_: None)
     status, out, _ = cli("doctor")
     assert status == 2
     assert "MISSING  C compiler" in out

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.backends.tvm.storage import channels_last, plan_storages
 from hawq_tvm.core import interpreter
@@ -18,7 +19,7 @@ from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.ir import Graph, IntType, Node, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Requantize
 from hawq_tvm.core.targets import TARGETS, Target
-from hawq_tvm.kernels import KERNELS, Offer, Request, collect_offers
+from hawq_tvm.kernels import KERNELS, Offer, Request, collect_offers, unit_of
 from hawq_tvm.kernels.generic import conv2d
 from hawq_tvm.kernels.generic.blocking import Blocking
 from hawq_tvm.kernels.packing import pack_channel_blocks, pack_nibbles, unpack_nibbles
@@ -29,6 +30,7 @@ from .cpus import resolved
 
 S8, U8, U4, S32 = (IntType.parse(text) for text in ("s8", "u8", "u4", "s32"))
 STORAGES = ("canonical", "channels_last")
+SSE = Target("llvm/nehalem", "llvm", "an x86 CPU without AVX, for tests", attributes={"mcpu": "nehalem"})
 CPUS = [name for name, target in TARGETS.items() if target.gpu is None and target.cpu is None]
 sweep = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -326,7 +328,7 @@ def test_channels_last_declines_with_a_sentence(
     agrees(op, inputs, output, tmp_path, storages="channels_last")
 
 
-@pytest.mark.parametrize("cpu", ["haswell", "skylake-avx512"])
+@pytest.mark.parametrize("cpu", ["nehalem", "haswell", "skylake-avx512"])
 @pytest.mark.parametrize("weight_bits", [4, 8])
 @pytest.mark.parametrize(
     ("groups", "channels", "out"),
@@ -342,8 +344,15 @@ def test_channels_last_convolutions_of_every_kind(
         TensorType(S8, (channels, 9, 31), 1.0),
         S8,
     )
-    module = graph_agrees(graph, tmp_path, storages="channels_last", target=resolved(cpu).target)
-    assert set(module.info.kernels.values()) == {f"conv2d_x8w{weight_bits}s32_generic_nhwc"}
+    machine = Machine.resolve(SSE) if cpu == "nehalem" else resolved(cpu)
+    module, unit = (
+        graph_agrees(graph, tmp_path, storages="channels_last", target=machine.target),
+        unit_of(machine.features),
+    )
+    (kernel,) = module.info.kernels.values()
+    generic = f"conv2d_x8w{weight_bits}s32_generic_nhwc"
+    assert kernel == generic if unit is None else kernel == generic or kernel.endswith(f"_{unit.name}")
+    assert (unit is None) == (cpu == "nehalem")
     assert functions_outside(graph, 512, "channels_last") == []
 
 

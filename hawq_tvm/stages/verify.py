@@ -41,6 +41,7 @@ def verify(work: Work) -> Stage:
     target = work.target
     if not work.has_data:
         work.reporter.note("the run's samples are not at hand; verifying on its golden input alone")
+    work.run.file(MODEL)  # a damaged one is told as such, before what was made from it is called stale
     why_emulated = work.why_not_here
     total = _samples(work, emulated=why_emulated is not None) if work.has_data else 1
 
