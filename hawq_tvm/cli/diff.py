@@ -60,7 +60,7 @@ def print_difference(found: Difference, first: str, second: str) -> None:
     if not found.layers:
         out.print(Text(f"{first} and {second} have the same bits"))
     else:
-        columns = ("layer", first, second, *(f"{measure} +-" for measure in measures))
+        columns = ("layer", first, second, *(f"{measure}, change" for measure in measures))
         rows = [
             (row.layer, *map(repr, row.bits), *(f"{row.changes[measure]:+,.4g}" for measure in measures))
             for row in found.layers

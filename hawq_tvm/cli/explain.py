@@ -108,7 +108,7 @@ def _ties(found: Explanation) -> list[str]:
     others = [name for name in found.tied if name != found.layer]
     if not others:
         return []
-    return [f"it is tied to {', '.join(others)}: their sums need one scale, so they have the same bits"]
+    return [f"it is tied to {', '.join(others)}: tied layers have the same bits, and are counted together below"]
 
 
 def _budget(reading: BudgetReading) -> str:
