@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ PAIRS = tuple(Bits(weight, activation) for weight in WIDTHS for activation in WI
 PIN = Bits(8, 8)
 DETERMINISTIC = ("highs", "hawq", "greedy")
 """What is chosen from the table of a sensitivity, and so runs once for each."""
-MEASURING = ("greedy-accuracy", "random", "ddpg", "optuna")
-DRAWING = ("random", "ddpg", "optuna")
+OPTUNA = ("optuna",) if find_spec("optuna") else ()  # left out where it is not installed
+MEASURING = ("greedy-accuracy", "random", "ddpg", *OPTUNA)
+DRAWING = ("random", "ddpg", *OPTUNA)
 HALF = (0.5, 0.5, 0.5)
 
 
