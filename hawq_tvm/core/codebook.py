@@ -13,13 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.ir import Array
 
 CODEBOOK_BITS = range(2, 7)
 """Widths of an index: 64 values are what one byte shuffle looks up, and HAQ leaves layers of more bits as they are."""
 
-CARRIER_LIMIT = 127
+
+def weight_limit(bits: int) -> int:
+    """The largest weight of `bits` bits: 7 for 4, 127 for 8."""
+    return (1 << (bits - 1)) - 1
+
+
+CARRIER_LIMIT = weight_limit(8)
 """The largest value of a codebook, as of any 8-bit weight."""
 
 
@@ -51,7 +58,7 @@ class WeightFormat:
     @property
     def limit(self) -> int:
         """The largest integer that is multiplied: 7 for 4 bits, 127 for 8 and for a codebook."""
-        return (1 << (self.carried_bits - 1)) - 1
+        return weight_limit(self.carried_bits)
 
     def size_bytes(self, parameters: int) -> float:
         """Of so many weights, with their codebook: 2^b bytes."""
@@ -98,11 +105,26 @@ def midpoints(codebook: Array) -> NDArray[np.float64]:
     return np.asarray((values[:-1] + values[1:]) / 2)
 
 
-def mass_of(values: Array, counts: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def fitted_codebook(ratios: NDArray[np.float64], counts: NDArray[np.floating[Any]], bits: int) -> Array:
+    """The codebook that loses least of weights, each brought to the nearest of the carrier's values first.
+
+    Args:
+        ratios: weights over their scales.
+        counts: of their shape, what an error of each of them counts.
+        bits: of an index.
+
+    Returns:
+        int8 [2^bits], ascending.
+    """
+    nearest = np.clip(round_half_up(ratios), -CARRIER_LIMIT, CARRIER_LIMIT)
+    return best_codebook(mass_of(nearest, counts), bits)
+
+
+def mass_of(values: NDArray[Any], counts: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """What each of -127 .. 127 counts, float64 [255].
 
     Args:
-        values: integers within that range.
+        values: whole numbers within that range.
         counts: of their shape, what each of them counts.
     """
     places = values.astype(np.int64).reshape(-1) + CARRIER_LIMIT

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.core.codebook import WeightFormat, best_codebook, mass_of, nearest_codes
+from hawq_tvm.core.codebook import WeightFormat, fitted_codebook, nearest_codes, weight_limit
 from hawq_tvm.core.dyadic import round_half_up
 from hawq_tvm.core.errors import CalibrationError
 from hawq_tvm.core.ir import Array, IntType
@@ -121,11 +121,6 @@ def _per_channel(scales: FloatArray, dimensions: int) -> FloatArray:
     return scales.reshape(-1, *(1,) * (dimensions - 1))
 
 
-def weight_limit(bits: int) -> int:
-    """The largest weight of `bits` bits: 7 for 4, 127 for 8."""
-    return (1 << (bits - 1)) - 1
-
-
 def weight_scales(weight: FloatArray, bits: int) -> NDArray[np.float64]:
     """Max-abs scales per output channel; a channel of zeros gets scale 0.
 
@@ -174,10 +169,10 @@ def cluster_weight(weight: FloatArray, scales: FloatArray, bits: int) -> tuple[A
     Returns:
         int8 of the shape of `weight`, and the codebook, int8 [2^bits].
     """
-    eight = quantize_weight(weight, scales, 8)
+    ratios = _ratios(weight, scales)
     counts = np.broadcast_to(_per_channel(np.square(scales), weight.ndim), weight.shape)
-    codebook = best_codebook(mass_of(eight, counts), bits)
-    return nearest_codes(_ratios(weight, scales), codebook), codebook
+    codebook = fitted_codebook(ratios, counts, bits)
+    return nearest_codes(ratios, codebook), codebook
 
 
 def activation_type(bits: int, nonnegative: bool) -> IntType:

@@ -20,7 +20,7 @@ from hawq_tvm.calibration.rounding import (
     max_abs_scales,
     search_nearest,
 )
-from hawq_tvm.core.codebook import WeightFormat, best_codebook, mass_of
+from hawq_tvm.core.codebook import WeightFormat, fitted_codebook
 from hawq_tvm.core.float_ir import FloatNode
 from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.settings import RoundingSettings
@@ -118,9 +118,8 @@ class LayerRounding:
         counts = scales.square()
         if inputs is not None:
             counts = counts * inputs.diagonal(dim1=1, dim2=2)[:, None, :]
-        eight = Levels(WeightFormat(8)).nearest(weight / scales)
-        mass = mass_of(eight.numpy(), counts.expand_as(weight).numpy())
-        return Levels(self._format, best_codebook(mass, self._format.bits))
+        ratios, counts = weight / scales, counts.expand_as(weight)
+        return Levels(self._format, fitted_codebook(ratios.numpy(), counts.numpy(), self._format.bits))
 
     def _nearest(self, scales: Tensor, inputs: Tensor | None = None) -> Rounded:
         levels = self._levels(self._weight, scales, inputs)
