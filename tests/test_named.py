@@ -76,6 +76,8 @@ def test_an_allocation_is_taken_up_and_explained(profiled: Path, cli: Run, tmp_p
     status, out, _ = cli("use", path, "small")
     assert status == 0 and "is the allocation 'small' now" in out
     assert own_bits(path) == small["bits"]["bits"]
+    status, out, _ = cli("use", path, "small", "--json")
+    assert status == 0 and json.loads(out)["bits"] == small["bits"]["bits"]
     status, out, _ = cli("explain", path, list(own_bits(path))[3], "--json")
     assert status == 0 and json.loads(out)["budgets"][0]["limit"] == small["allocation"]["limits"]["size_bytes"]
 

@@ -342,12 +342,13 @@ def compare(
 def use(
     path: RunPath,
     name: Annotated[str, typer.Argument(help="as hawq-tvm allocate --name gave it")],
+    as_json: AsJson = False,
 ) -> int:
     """Make an allocation of that name the run's own, to be compiled."""
     open_run(path)
     from hawq_tvm.cli import commands
 
-    return commands.use(path, name)
+    return commands.use(path, name, as_json)
 
 
 @app.command()

@@ -173,12 +173,16 @@ def allocate(path: Path, changes: Changes, name: str | None, as_json: bool) -> i
     return 0
 
 
-def use(path: Path, name: str) -> int:
+def use(path: Path, name: str, as_json: bool) -> int:
     """`hawq-tvm use`."""
     with edit_run(path) as run:
         work = Work(run, stored_settings(run), reporter=console.ConsoleReporter())
         pipeline.perform(work, (take_up(name),), force=True)
-    console.out.print(f"{path}/{files.BITS} is the allocation '{name}' now; hawq-tvm compile {path} builds it")
+        bits, chosen = work.artifacts.named_allocation(name)
+    if as_json:
+        console.print_json({**bits.to_json(), **chosen})
+    else:
+        console.out.print(f"{path}/{files.BITS} is the allocation '{name}' now; hawq-tvm compile {path} builds it")
     return 0
 
 
