@@ -28,7 +28,7 @@ from hawq_tvm.measure.sensitivity import Alone, Grids, LayerSensitivity, sensiti
 from hawq_tvm.posttraining.changes import Change, RealNetwork
 from hawq_tvm.posttraining.fisher import Width
 from hawq_tvm.posttraining.layer_losses import SampleLosses, layer_noise, sample_losses, with_means_of
-from hawq_tvm.sources.data import check_labels
+from hawq_tvm.sources.data import check_labels, numbered
 from hawq_tvm.sources.samples import Batch
 
 MeasuredMetric = Literal["kl", "loss", "sqnr"]
@@ -135,10 +135,9 @@ def check_labelled(graph: FloatGraph, pieces: Sequence[Batch]) -> None:
             f"{why}, and the loss is cross-entropy against labels; take --metric kl, which compares with the float "
             "network's result instead"
         )
-    first, classes = 0, prod(graph.by_name[graph.output].shape)
-    for piece in pieces:
+    classes = prod(graph.by_name[graph.output].shape)
+    for first, piece in numbered(pieces):
         check_labels(piece, classes, first=first)
-        first += len(piece.images)
 
 
 def each_alone(
