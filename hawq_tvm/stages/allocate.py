@@ -8,9 +8,7 @@ from typing import Any
 
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
-from hawq_tvm.ilp import ALLOCATORS as PROGRAMS
 from hawq_tvm.ilp import Allocation, Problem, formulate
-from hawq_tvm.ilp import find_allocator as find_program
 from hawq_tvm.measure.costing import cost_table, rated
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
 from hawq_tvm.runs.provenance import stored_settings
@@ -103,12 +101,9 @@ def solve(costs: CostTable, settings: Settings, resources: Resources | None = No
         InfeasibleBudget: none meets them; the message names the budget that binds and the nearest value.
         AllocationError: bits, pins or ties that make no sense for this table.
     """
-    if settings.solver in PROGRAMS:
-        seconds = inf if settings.time_limit is None else settings.time_limit
-        allocator = find_program(settings.solver, gap=settings.gap, seconds=seconds)
-    else:
-        used = resources or Resources(evaluations=settings.evaluations, seed=settings.seed)
-        allocator = find_allocator(settings.solver, used)
+    used = resources or Resources(evaluations=settings.evaluations, seed=settings.seed)
+    seconds = inf if settings.time_limit is None else settings.time_limit
+    allocator = find_allocator(settings.solver, replace(used, gap=settings.gap, seconds=seconds))
     result = allocator(problem_of(costs, settings))
     return replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
 
