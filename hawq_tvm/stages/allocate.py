@@ -44,7 +44,7 @@ def allocate(work: Work) -> Stage:
 
 def choose(work: Work, advance: Advance) -> Allocation:
     """The bits that a run's settings ask for; see `solve`."""
-    return solve(_costs(work), work.settings, search_resources(work, advance))
+    return solve(asked_costs(work), work.settings, search_resources(work, advance))
 
 
 def _searches(work: Work) -> bool:
@@ -76,7 +76,7 @@ def allocation_options(work: Work) -> dict[str, Any]:
     }
 
 
-def _costs(work: Work) -> CostTable:
+def asked_costs(work: Work) -> CostTable:
     """The cost table, with the sensitivities of another metric where bits are to be chosen by another one now.
 
     Raises:
