@@ -45,10 +45,7 @@ def explain_in(run: Run, layer: str) -> Explanation:
     """
     found, reader = Artifacts(run), run.reader(ALLOCATION)
     bits, limits = found.bits, found.limits
-    record = run.manifest["stages"].get("allocate")
-    if record is None:
-        raise RunError(f"{run.name} has no bits yet; choose some with hawq-tvm allocate {run.name}")
-    options = record["key"]["options"]
+    options = run.options(ALLOCATION)
     if options.get("given") is not None:
         raise RunError(
             f"the bits of {run.name} were given, not chosen; hawq-tvm allocate {run.name} chooses within budgets"
