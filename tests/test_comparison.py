@@ -163,6 +163,8 @@ def test_metrics_are_profiled_side_by_side_compared_and_chosen_by(tmp_path: Path
         status, out, _ = cli("allocate", path, "--budget-size", "50%", "--choose-by", metric, "--caution", 0, "--json")
         assert status == 0
         chosen[metric] = json.loads(out)["sensitivity"]
+        explained = json.loads(cli("explain", path, next(iter(json.loads(out)["bits"])), "--json")[1])
+        assert explained["sensitivity"] == chosen[metric], "by the metric that it was chosen by"
     fronts = {}
     for metric in ("omega", "sqnr"):
         by = ("--choose-by", metric, "--caution", 0, "--json")

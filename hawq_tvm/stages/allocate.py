@@ -9,9 +9,8 @@ from typing import Any
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.ilp import Allocation, Problem, formulate
-from hawq_tvm.measure.costing import cost_table, rated
+from hawq_tvm.measure.costing import cost_table
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
-from hawq_tvm.runs.provenance import stored_settings
 from hawq_tvm.search import MEASURING, Resources, find_allocator
 from hawq_tvm.settings import Settings
 from hawq_tvm.stages.searching import search_reads, search_resources
@@ -82,11 +81,9 @@ def asked_costs(work: Work) -> CostTable:
     Raises:
         RunError: that metric was not profiled.
     """
-    costs, asked = work.artifacts.costs, stored_settings(work.run)
-    settings = work.settings
-    if not work.has_choice or (settings.metric, settings.caution) == (asked.metric, asked.caution):
-        return costs  # as it is, edited by hand or not
-    return rated(costs, work.artifacts.sensitivity(settings.metric), settings.caution)
+    if not work.has_choice:
+        return work.artifacts.costs
+    return work.artifacts.costs_by(work.settings.metric, work.settings.caution)
 
 
 def solve(costs: CostTable, settings: Settings, resources: Resources | None = None) -> Allocation:
