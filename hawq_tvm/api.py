@@ -58,7 +58,7 @@ from hawq_tvm.sources.data import as_data, limited, load_data
 from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, versions_of
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
-from hawq_tvm.stages.allocate import problem_of
+from hawq_tvm.stages.allocate import asked_costs, problem_of
 from hawq_tvm.stages.work import Work
 
 T = TypeVar("T")
@@ -277,7 +277,8 @@ class QuantizedNetwork:
         wanted = find_axes(axes.replace("accuracy", "sensitivity") if measured else axes)
         if measured and self._data is None:
             raise DataError("this run's samples are not at hand, on which accuracy is measured; give them as data=")
-        problem = problem_of(self.costs, replace(self._settings, budget=budget or Budget()))
+        settings = replace(self._settings, budget=budget or Budget())
+        problem = read_run(self.path, lambda run: problem_of(asked_costs(Work(run, settings)), settings))
         with self._reporter.stage("finding the front") as advance:
             front = pareto_front(problem, wanted, points=points, progress=advance)
         if not measured:

@@ -13,11 +13,11 @@ from hawq_tvm.ilp.pulp_solver import solve_ilp
 
 Allocator = Callable[[Problem], Allocation]
 
-ALLOCATORS: dict[str, Allocator] = {
+ALLOCATORS: dict[str, Callable[..., Allocation]] = {
     "ilp": solve_ilp,  # with whichever solver is installed
     **{name: partial(solve_ilp, solver=name) for name in SOLVERS},
 }
-"""Every allocator by the name that ``--solver`` takes."""
+"""Every program by the name that ``--solver`` takes; see `solve_ilp` for what it takes beside the problem."""
 
 
 def find_allocator(name: str, *, gap: float = 0.0, seconds: float = inf) -> Allocator:
@@ -33,9 +33,7 @@ def find_allocator(name: str, *, gap: float = 0.0, seconds: float = inf) -> Allo
     """
     if name not in ALLOCATORS:
         raise AllocationError(f"unknown solver '{name}'; known: {', '.join(ALLOCATORS)}")
-    if not gap and seconds == inf:
-        return ALLOCATORS[name]
-    return partial(solve_ilp, solver=None if name == "ilp" else name, gap=gap, seconds=seconds)
+    return partial(ALLOCATORS[name], gap=gap, seconds=seconds)
 
 
 __all__ = ["ALLOCATORS", "SOLVERS", "Allocation", "Allocator", "Problem", "find_allocator", "formulate", "solve_ilp"]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, CostName, CostTable
-
-Measure = CostName | Literal["sensitivity"]
-"""What is compared."""
+from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, CostTable
+from hawq_tvm.ilp.problem import Quantity
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class LayerDifference:
 
     layer: str
     bits: tuple[Bits, Bits]
-    changes: Mapping[Measure, float]
+    changes: Mapping[Quantity, float]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Difference:
     """
 
     layers: tuple[LayerDifference, ...]
-    totals: Mapping[Measure, tuple[float, float]]
+    totals: Mapping[Quantity, tuple[float, float]]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,7 +60,7 @@ def difference(table: CostTable, first: BitConfig, second: BitConfig) -> Differe
         if strange or len(bits.layers) != len(table.names):
             odd = strange[0] if strange else next(name for name in table.names if name not in bits.layers)
             raise AllocationError(f"two allocations of different networks: layer '{odd}' is in one of them alone")
-    measures: list[Measure] = ["sensitivity"]
+    measures: list[Quantity] = ["sensitivity"]
     for cost in COST_NAMES:
         if all(getattr(row.choices.get(bits.layers[row.name]), cost, None) is not None
                for row in table.layers for bits in (first, second)):  # fmt: skip

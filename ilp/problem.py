@@ -93,7 +93,7 @@ class Problem:
         Uniform is one pair for all; a group that may not have it, as a pinned one, takes its own next lower.
         """
         pairs = {choice.bits for group in self.groups for choice in group.choices}
-        totals = [self.total([_at_most(group, pair) for group in self.groups], cost) for pair in pairs]
+        totals = [self.total([at_most(group, pair) for group in self.groups], cost) for pair in pairs]
         return min(totals), max(totals)
 
     def total(self, picks: Sequence[int], cost: Quantity) -> float:
@@ -213,7 +213,7 @@ def formulate(
     return replace(problem, limits=limits)
 
 
-def _at_most(group: Group, bits: Bits) -> int:
+def at_most(group: Group, bits: Bits) -> int:
     """The group's highest choice that does not exceed a pair; its lowest where all do."""
     return max(bisect_right(group.choices, bits, key=lambda choice: choice.bits) - 1, 0)
 

@@ -3,7 +3,7 @@
     minimise   sum_g a_0g(x_g) + sum_(g,h) b_0gh(x_g, x_h)
     subject to sum_g a_rg(x_g) + sum_(g,h) b_rgh(x_g, x_h) <= limit_r          for each row r that is bounded
 
-A sum holds its limit where the *correctly rounded* sum of its terms does: `Program.totals`.
+A sum holds its limit where the *correctly rounded* sum of its terms does: `Program.total`.
 """
 
 from __future__ import annotations

@@ -73,8 +73,9 @@ def test_borders_depend_on_the_bits_of_values_alone(network: tuple[FloatGraph, R
                     assert border.costs[same, other] == cost
                 if other.activation == 8:
                     assert border.costs[one, same] == cost
-    again = predict_borders(graph, ranges, [W8], lambda bits: bits, find_target("nvidia/t4"), batch=BATCH)
-    assert all(set(border.costs) == {(W8, W8)} for border in again)
+    for pair, costs in ((W4, [{(W4, W4)}] * len(borders)), (W8, [])):
+        again = predict_borders(graph, ranges, [pair], lambda bits: bits, find_target("nvidia/t4"), batch=BATCH)
+        assert [set(border.costs) for border in again] == costs, "where all have 8 bits, nothing is brought to others"
 
 
 def test_borders_that_users_give_reach_the_cost_table(network: tuple[FloatGraph, RangeTable], tmp_path: Path) -> None:

@@ -163,6 +163,14 @@ def test_metrics_are_profiled_side_by_side_compared_and_chosen_by(tmp_path: Path
         status, out, _ = cli("allocate", path, "--budget-size", "50%", "--choose-by", metric, "--caution", 0, "--json")
         assert status == 0
         chosen[metric] = json.loads(out)["sensitivity"]
+        explained = json.loads(cli("explain", path, next(iter(json.loads(out)["bits"])), "--json")[1])
+        assert explained["sensitivity"] == chosen[metric], "by the metric that it was chosen by"
+    fronts = {}
+    for metric in ("omega", "sqnr"):
+        by = ("--choose-by", metric, "--caution", 0, "--json")
+        fronts[metric] = json.loads(cli("allocate", path, "--pareto", "size,sensitivity", *by)[1])["points"]
+        assert fronts[metric][-1]["sensitivity"] == json.loads(cli("allocate", path, *by)[1])["sensitivity"]
+    assert fronts["omega"][-1]["sensitivity"] != fronts["sqnr"][-1]["sensitivity"]
     rows = json.loads((path / "sensitivity.sqnr.json").read_text())["layers"]
     assert chosen["omega"] != chosen["sqnr"] < sum(row["weights"]["4"] + row["inputs"]["4"] for row in rows.values())
     assert (path / "costs.json").read_text() == costs, "costs stay what was profiled"

@@ -13,15 +13,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hawq_tvm import ilp
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
 from hawq_tvm.core.specs import BitConfig, Bits, Border, BorderCost, Cost, CostTable, LayerCosts
-from hawq_tvm.ilp import Problem, formulate, solve_ilp
+from hawq_tvm.ilp import Allocation, Problem, formulate, solve_ilp
 from hawq_tvm.search import ALLOCATORS, MEASURING, Resources, check_allocator, find_allocator
 from hawq_tvm.search.chance import drawn
 from hawq_tvm.search.picks import enforced, highest, savings
 from hawq_tvm.search.ranking import ranked
 from hawq_tvm.search.tpe import _optuna
+from hawq_tvm.settings import Settings
+from hawq_tvm.stages.allocate import solve
 
 W4, W8 = Bits(4, 4), Bits(8, 8)
 PAIRS = [Bits(2, 8), W4, Bits(4, 8), W8, Bits(4, 8, codebook=True)]
@@ -161,6 +164,20 @@ def test_names() -> None:
     assert find_allocator("greedy", Resources())(formulate(table, Budget(size="50%"))).solver == "greedy"
     with pytest.raises(AllocationError, match="at least 1 configuration, got 0"):
         Resources(evaluations=0)
+
+
+def test_the_program_is_told_how_near_and_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+
+    def program(problem: Problem, **effort: Any) -> Allocation:
+        told.append(effort)
+        return solve_ilp(problem)
+
+    monkeypatch.setitem(ilp.ALLOCATORS, "cbc", program)
+    table, asked = CostTable(rows(3)), Settings(bits=tuple(PAIRS), solver="cbc")
+    solve(table, asked)
+    solve(table, replace(asked, gap=0.25, time_limit=7.0), Resources(seed=1))
+    assert told == [{"gap": 0.0, "seconds": math.inf}, {"gap": 0.25, "seconds": 7.0}]
 
 
 def test_optuna_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from rich.text import Text
 from hawq_tvm.cli import console
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import COST_NAMES, COST_UNITS, BitConfig
-from hawq_tvm.ilp.difference import Difference, Measure, difference
+from hawq_tvm.ilp.difference import Difference, difference
+from hawq_tvm.ilp.problem import Quantity
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.manifest import MANIFEST
 from hawq_tvm.runs.rundir import Run, read_run
@@ -54,7 +55,7 @@ def _bits(run: Run, name: str) -> BitConfig:
 def print_difference(found: Difference, first: str, second: str) -> None:
     """Layers that differ, then the totals."""
     out = console.out
-    units: dict[Measure, str] = {"sensitivity": ""}
+    units: dict[Quantity, str] = {"sensitivity": ""}
     units.update((cost, COST_UNITS[cost]) for cost in COST_NAMES)
     measures = list(found.totals)
     if not found.layers:

@@ -34,6 +34,8 @@ class _Asked(TypedDict):
 
     bits: tuple[str, ...]
     pins: Mapping[str, str]
+    metric: str
+    caution: float
 
 
 def explain_in(run: Run, layer: str) -> Explanation:
@@ -45,17 +47,15 @@ def explain_in(run: Run, layer: str) -> Explanation:
     """
     found, reader = Artifacts(run), run.reader(ALLOCATION)
     bits, limits = found.bits, found.limits
-    record = run.manifest["stages"].get("allocate")
-    if record is None:
-        raise RunError(f"{run.name} has no bits yet; choose some with hawq-tvm allocate {run.name}")
-    options = record["key"]["options"]
+    options = run.options(ALLOCATION)
     if options.get("given") is not None:
         raise RunError(
             f"the bits of {run.name} were given, not chosen; hawq-tvm allocate {run.name} chooses within budgets"
         )
     asked: _Asked = reader.take(options, _Asked, where="the manifest's allocate")
+    chooses = len(set(asked["bits"])) > 1  # else nothing was profiled
     return explain_layer(
-        found.costs,
+        found.costs_by(asked["metric"], asked["caution"]) if chooses else found.costs,
         layer,
         bits,
         {cost: limits[cost] for cost in COST_UNITS if cost in limits},

@@ -35,6 +35,8 @@ def pareto(path: Path, axes: str, points: int | None, changes: Changes, trust_co
         "budget": settings.budget.to_json(),
         "bits": [repr(bits) for bits in settings.bits],
         "pins": {name: repr(bits) for name, bits in settings.all_pins(network.costs.names).items()},
+        "metric": settings.metric,
+        "caution": settings.caution,
     }
     with edit_run(path) as run:
 

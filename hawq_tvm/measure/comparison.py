@@ -16,7 +16,7 @@ the same resamples leaves out 0. The noise of the metrics themselves is not in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal, get_args
@@ -148,7 +148,6 @@ def compare(
     measured: Sequence[Measured],
     *,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Hold metrics to what was measured.
 
@@ -157,7 +156,6 @@ def compare(
         layers: whose order counts.
         measured: the truths, all on the same samples.
         seed: of the resamples.
-        progress: called with the number of truths done.
 
     Raises:
         SensitivityError: fewer than 4 layers, or fewer than 4 samples, from which no order can be told.
@@ -170,7 +168,7 @@ def compare(
             )
     rows, itself, advice = list[Agreement](), dict[str, float](), list[str]()
     losses: dict[str, dict[str, Interval]] = {}
-    for done, truth in enumerate(measured, 1):
+    for truth in measured:
         found = _against(truth, _predictions(tables, layers, truth), np.random.default_rng(seed))
         first, second = (_signs(truth.losses[:, start::2].mean(1)) for start in (0, 1))
         itself[truth.key] = float(_spearman(first, second, np.ones(len(layers))))
@@ -178,8 +176,6 @@ def compare(
         rows += found
         if found:
             advice.append(_advice(truth, found, itself[truth.key]))
-        if progress is not None:
-            progress(done)
     return Comparison(samples, len(layers), tuple(rows), losses, itself, tuple(advice))
 
 

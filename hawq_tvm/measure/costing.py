@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hawq_tvm.backends.tvm.latency import LatencyTable
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.specs import Bits, BorderRow, Cost, CostTable, LayerCosts, parsed_bits, parsed_borders
 from hawq_tvm.core.strict_json import JsonReader
+
+if TYPE_CHECKING:
+    from hawq_tvm.backends.tvm.latency import LatencyTable
 
 
 def cost_table(
@@ -129,6 +131,8 @@ def read_latency_table(path: Path, layers: tuple[str, ...]) -> LatencyTable:
     Raises:
         AllocationError: unreadable, not a table, a layer is missing, or a time that is no number of at least 0.
     """
+    from hawq_tvm.backends.tvm.latency import LatencyTable
+
     reader = JsonReader(
         f"the latency table {path}", AllocationError, 'give microseconds as {"layer": {"w4a4": 12.5, ...}, ...}'
     )

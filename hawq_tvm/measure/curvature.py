@@ -34,7 +34,7 @@ from hawq_tvm.measure.sensitivity import Alone, Grids, LayerSensitivity, fewest,
 from hawq_tvm.posttraining.fisher import Fisher, fisher_information
 from hawq_tvm.posttraining.input_curvature import input_curvatures
 from hawq_tvm.settings import HessianSettings
-from hawq_tvm.sources.data import check_labels
+from hawq_tvm.sources.data import check_labels, numbered
 from hawq_tvm.sources.samples import Batch
 
 _FEWEST_PROBES, _MOST_PROBES = 64, 1024
@@ -97,10 +97,9 @@ class Curved:
                 "the network has a single output, whose cross-entropy is 0 and has no second derivative to speak of; "
                 "take a metric that measures, --metric kl or sqnr"
             )
-        found, labelled, first = list[tuple[Tensor, Tensor]](), True, 0
-        for batch in batches:
+        found, labelled = list[tuple[Tensor, Tensor]](), True
+        for first, batch in numbered(batches):
             check_labels(batch, classes, first=first)
-            first += len(batch.images)
             labels = batch.labels
             if labels is None:
                 labelled = False

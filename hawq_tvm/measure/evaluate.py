@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from hawq_tvm.backends.pytorch.threads import iterate_pieces
 from hawq_tvm.core.errors import DataError
 from hawq_tvm.measure.accuracy import Accuracy
-from hawq_tvm.sources.data import check_labels
+from hawq_tvm.sources.data import check_labels, numbered
 from hawq_tvm.sources.samples import Batch
 
 
@@ -59,7 +59,7 @@ def measure_accuracy(
 
     outcomes: list[_Outcome] = []
     samples = 0
-    for outcome in iterate_pieces(look, _numbered(batches), threads):
+    for outcome in iterate_pieces(look, numbered(batches), threads):
         outcomes.append(outcome)
         samples += outcome.samples
         if progress is not None:
@@ -74,14 +74,6 @@ def measure_accuracy(
     paired = right[1] - right[0]
     error = float(paired.std(correction=1)) / samples**0.5 if samples > 1 else 0.0
     return Accuracy(samples, float(right[0].mean()), float(right[1].mean()), float(paired.mean()), error, agreement)
-
-
-def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
-    """Each batch with the number of its first sample."""
-    first = 0
-    for batch in batches:
-        yield first, batch
-        first += len(batch.images)
 
 
 def _check_finite(batch: Batch, first: int) -> None:

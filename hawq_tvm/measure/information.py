@@ -14,7 +14,7 @@ from hawq_tvm.calibration import Estimate
 from hawq_tvm.core.errors import SensitivityError
 from hawq_tvm.measure.sensitivity import Alone, Grids, LayerSensitivity, moves_of, sensitivity_table
 from hawq_tvm.posttraining.fisher import DRAWS, Fisher, Width, fisher_information
-from hawq_tvm.sources.data import check_labels
+from hawq_tvm.sources.data import check_labels, numbered
 from hawq_tvm.sources.samples import Batch
 
 FisherMetric = Literal["fisher", "fisher-form"]
@@ -66,10 +66,8 @@ def profile_fisher(
         )
 
     def checked() -> Iterable[Batch]:
-        first = 0
-        for batch in batches:
+        for first, batch in numbered(batches):
             check_labels(batch, classes, first=first)
-            first += len(batch.images)
             yield batch
 
     found = fisher_information(

@@ -28,7 +28,7 @@ from hawq_tvm.measure.sensitivity import Alone, Grids, LayerSensitivity, sensiti
 from hawq_tvm.posttraining.changes import Change, RealNetwork
 from hawq_tvm.posttraining.fisher import Width
 from hawq_tvm.posttraining.layer_losses import SampleLosses, layer_noise, sample_losses, with_means_of
-from hawq_tvm.sources.data import check_labels
+from hawq_tvm.sources.data import check_labels, numbered
 from hawq_tvm.sources.samples import Batch
 
 MeasuredMetric = Literal["kl", "loss", "sqnr"]
@@ -38,20 +38,12 @@ Part = Literal["weights", "inputs"]
 RoundedAlone = tuple[Part, str, Width]
 """What is rounded alone: which part of which layer, to how many bits or into which format."""
 
-_METHODS: Mapping[MeasuredMetric, tuple[str, str]] = {
-    "kl": (
-        "the mean KL divergence of the network's result with one layer's weights rounded alone",
-        ", plus that with its input alone",
-    ),
-    "loss": (
-        "the mean rise of the cross-entropy against the labels with one layer's weights rounded alone",
-        ", plus that with its input alone",
-    ),
-    "sqnr": (
-        "error over signal of each layer's result with its weights rounded alone",
-        ", plus that with its input alone",
-    ),
+_METHODS: Mapping[MeasuredMetric, str] = {
+    "kl": "the mean KL divergence of the network's result with one layer's weights rounded alone",
+    "loss": "the mean rise of the cross-entropy against the labels with one layer's weights rounded alone",
+    "sqnr": "error over signal of each layer's result with its weights rounded alone",
 }
+_INPUTS = ", plus that with its input alone"
 
 
 def profile_measured(
@@ -93,10 +85,9 @@ def profile_measured(
         losses = sample_losses(real, changes, pieces, reference=real, threads=threads, progress=progress)
         estimates = {key: Estimate.mean_of(_of_metric(metric, found)) for key, found in losses.items()}
     count = sum(len(piece.images) for piece in pieces)
-    of_weights, of_inputs = _METHODS[metric]
     return sensitivity_table(
         metric,
-        f"measured on {count} calibration samples: {of_weights}" + (of_inputs if grids else ""),
+        f"measured on {count} calibration samples: {_METHODS[metric]}" + (_INPUTS if grids else ""),
         {
             name: LayerSensitivity(
                 {format: estimates["weights", name, format] for format in row},
@@ -135,10 +126,9 @@ def check_labelled(graph: FloatGraph, pieces: Sequence[Batch]) -> None:
             f"{why}, and the loss is cross-entropy against labels; take --metric kl, which compares with the float "
             "network's result instead"
         )
-    first, classes = 0, prod(graph.by_name[graph.output].shape)
-    for piece in pieces:
+    classes = prod(graph.by_name[graph.output].shape)
+    for first, piece in numbered(pieces):
         check_labels(piece, classes, first=first)
-        first += len(piece.images)
 
 
 def each_alone(

@@ -12,7 +12,7 @@ at least ``|d^T H d|`` for any d of that length, as HAWQ's Omega is for the weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,6 @@ def input_curvatures(
     target_error: float = 0.1,
     max_iterations: int = 50,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, dict[int, InputCurvature]]:
     """What every layer's input costs at most, by layer and bits.
 
@@ -60,7 +59,6 @@ def input_curvatures(
             eigenvalues together, since it is their mean that counts.
         max_iterations: always stop after so many, at least 1.
         seed: of the starts.
-        progress: called with the number of samples done.
 
     Raises:
         SensitivityError: no samples, an operator without a second derivative, or a product that is not finite.
@@ -79,8 +77,6 @@ def input_curvatures(
                 length = (grid.nearest(x) - x).flatten(1).double().square().sum(1)
                 found[name][bits].append(InputCurvature(value.abs() * length, residual * length))
         total += len(images)
-        if progress is not None:
-            progress(total)
     if not total:
         raise SensitivityError("there are no samples to differentiate the loss on; give at least one")
     return {name: {bits: _joined(parts) for bits, parts in row.items()} for name, row in found.items()}

@@ -238,7 +238,7 @@ def mean_results(
     Raises:
         SensitivityError: no samples.
     """
-    runner = Runner(network, keeps_exact=any(change.exact for change in changes.values()))
+    runner = _runner(network, changes)
     by_layer = _by_layer(changes)
 
     def means(x: Tensor) -> tuple[int, dict[Key, Tensor]]:

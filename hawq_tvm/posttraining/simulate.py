@@ -13,7 +13,7 @@ at 4 bits about a twentieth of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,8 @@ class SimulatedNetwork:
         types: ActivationTypes,
         weights: Mapping[str, Tensor] | None = None,
         biases: Mapping[str, Tensor] | None = None,
+        *,
+        bring: Callable[[Grid, Tensor], Tensor] = Grid.nearest,
     ) -> None:
         """Look at a network.
 
@@ -70,6 +72,7 @@ class SimulatedNetwork:
             types: of its values.
             weights: instead of the graph's own, for some layers.
             biases: the same.
+            bring: brings values to a grid.
 
         Raises:
             CalibrationError: a value without a range, or with that of a dead layer.
@@ -79,6 +82,7 @@ class SimulatedNetwork:
         self.weights = {**_constants(graph, "weight"), **(weights or {})}
         self.biases = {**_constants(graph, "bias"), **(biases or {})}
         self._counts = _constants(graph, "counts")
+        self._bring = bring
         self._reads = {layer.name: Grid.of(types.reads(layer)) for layer in graph.layers}
         self._input = Grid.of(types.type(graph.input_name))
         self._grids = {
@@ -93,7 +97,7 @@ class SimulatedNetwork:
         Args:
             x: float32 [N, ...].
         """
-        return self._input.nearest(x)
+        return self._bring(self._input, x)
 
     def reads(self, node: FloatNode, x: Tensor) -> Tensor:
         """What a layer with weights reads of its first input: a copy at its bits where that is stored at more.
@@ -104,14 +108,15 @@ class SimulatedNetwork:
         """
         stored = self.types.stored_bits[self.types.owner(self.graph.source(node.inputs[0]))]
         narrower = self.types.bits.layers[node.name].activation < stored
-        return self._reads[node.name].nearest(x) if narrower else x
+        return self._bring(self._reads[node.name], x) if narrower else x
 
-    def node(self, node: FloatNode, inputs: Sequence[Tensor]) -> Tensor:
+    def node(self, node: FloatNode, inputs: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
         """One node's result on its grid; that of the network's last sum is left in reals.
 
         Args:
             node: of the graph.
             inputs: float32 [N, ...] each, as they are stored.
+            weight: instead of the network's own.
 
         Returns:
             float32 [N, ...]; of a max-pool or a flatten, whose integers are their input's, it may share its memory.
@@ -119,14 +124,13 @@ class SimulatedNetwork:
         if node.kind in WEIGHTED:
             inputs = [self.reads(node, inputs[0]), *inputs[1:]]
         name = node.name
-        return self.settle(
-            node, evaluate(node, inputs, self.weights.get(name), self.biases.get(name), self._counts.get(name))
-        )
+        weight = self.weights.get(name) if weight is None else weight
+        return self.settle(node, evaluate(node, inputs, weight, self.biases.get(name), self._counts.get(name)))
 
     def settle(self, node: FloatNode, result: Tensor) -> Tensor:
         """A node's result, before its clip, brought to its grid; that of the network's last sum is only clipped."""
         grid = self._grids.get(node.name)
-        return clipped(result, node.clip) if grid is None else grid.nearest(result)
+        return clipped(result, node.clip) if grid is None else self._bring(grid, result)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, tap: Tap | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from hawq_tvm.ilp.front import Front
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.comparison import Comparison
+from hawq_tvm.measure.costing import rated
 from hawq_tvm.measure.debug_report import DebugReport
 from hawq_tvm.measure.fidelity import Fidelity
 from hawq_tvm.measure.verify import VerifyReport
@@ -28,7 +29,7 @@ from hawq_tvm.runs.float_io import load_float_graph
 from hawq_tvm.runs.layers import LayerFacts, describe_layers, read_layers
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.runs.weights_io import load_weights
-from hawq_tvm.settings import METRICS
+from hawq_tvm.settings import METRICS, Settings
 
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.runtime import CompiledModule
@@ -136,6 +137,19 @@ class Artifacts:
     @property
     def costs(self) -> CostTable:
         return CostTable.from_json(self.run.json(COSTS), self.run.reader(COSTS).name)
+
+    def costs_by(self, metric: str, caution: float) -> CostTable:
+        """The cost table with the sensitivities of a metric, taken higher by so many standard errors.
+
+        Where it was made by these it is as it is, edited by hand or not.
+
+        Raises:
+            RunError: that metric was not profiled.
+        """
+        profiled = Settings.from_json(self.run.manifest.get("settings"))
+        if (metric, caution) == (profiled.metric, profiled.caution):
+            return self.costs
+        return rated(self.costs, self.sensitivity(metric), caution)
 
     @property
     def bits(self) -> BitConfig:

@@ -140,9 +140,19 @@ class Run:
 
     def made_from(self, name: str) -> Mapping[str, str]:
         """The files that a file of the manifest was made from, with their hashes at that time."""
-        record = next(stage for stage in self.manifest["stages"].values() if name in stage["files"])
-        reads: Mapping[str, str] = record["key"]["reads"]
+        reads: Mapping[str, str] = self._key(name)["reads"]
         return reads
+
+    def options(self, name: str) -> Mapping[str, Any]:
+        """What else decided a file of the manifest, as its stage was asked for it."""
+        options: Mapping[str, Any] = self._key(name)["options"]
+        return options
+
+    def _key(self, name: str) -> Mapping[str, Any]:
+        key: Mapping[str, Any] = next(
+            stage["key"] for stage in self.manifest["stages"].values() if name in stage["files"]
+        )
+        return key
 
     def _changed_since(self, name: str) -> str | None:
         """A file that has changed since `name` was made from it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
+_FRONT = "allocate --pareto size,sensitivity"
+
 _MAKES = {
     "profile": ("float.safetensors", "ranges.json", "sensitivity.*", "costs.json"),
     "allocate": ("bits.json", "allocation.json", "allocations/*"),
-    "allocate --pareto size,sensitivity": ("front.json", "front.csv"),
+    _FRONT: ("front.json", "front.csv"),
     "compile": (
         "model.*",
         "weights.safetensors",
@@ -25,7 +27,10 @@ _MAKES = {
     "compare": ("comparison.json",),
 }
 _CHAIN = ("profile", "allocate", "compile")
-"""Each needs what those before it make; `compare` needs `profile`, `tune`, `verify`, `bench` and `debug` them all."""
+"""Each needs what those before it make; `tune`, `verify`, `bench` and `debug` need them all."""
+
+_OF_A_PROFILE = ("compare", _FRONT)
+"""These need `profile` alone."""
 
 
 def how_to_make(name: str, run: object, there: Collection[str]) -> str:
@@ -38,11 +43,13 @@ def how_to_make(name: str, run: object, there: Collection[str]) -> str:
 
     >>> how_to_make("model.onnx", "runs/r18", ["float.safetensors", "ranges.json", "costs.json"])
     'hawq-tvm allocate runs/r18, then hawq-tvm compile runs/r18'
+    >>> how_to_make("front.json", "runs/r18", ["float.safetensors", "ranges.json", "costs.json"])
+    'hawq-tvm allocate --pareto size,sensitivity runs/r18'
     """
     verb = next((verb for verb, patterns in _MAKES.items() if _matches(name, patterns)), None)
     if verb is None:
         return f"hawq-tvm run MODEL -o {run}"
-    before = _CHAIN[:1] if verb == "compare" else _CHAIN[: _CHAIN.index(verb)] if verb in _CHAIN else _CHAIN
+    before = _CHAIN[:1] if verb in _OF_A_PROFILE else _CHAIN[: _CHAIN.index(verb)] if verb in _CHAIN else _CHAIN
     missing = [earlier for earlier in before if not any(_matches(file, _MAKES[earlier]) for file in there)]
     return ", then ".join(_command(each, run) for each in (*missing, verb))
 

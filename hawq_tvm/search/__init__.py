@@ -29,13 +29,12 @@ from hawq_tvm.search.tpe import allocate_by_optuna
 Search = Callable[[Problem, Resources], Allocation]
 
 
-def _program(allocator: Allocator) -> Search:
-    """The program needs nothing but the problem."""
-    return lambda problem, resources: allocator(problem)
+def _program(name: str) -> Search:
+    return lambda problem, resources: ilp.find_allocator(name, gap=resources.gap, seconds=resources.seconds)(problem)
 
 
 ALLOCATORS: dict[str, Search] = {
-    **{name: _program(allocator) for name, allocator in ilp.ALLOCATORS.items()},
+    **{name: _program(name) for name in ilp.ALLOCATORS},
     "hawq": rank_hawq,
     "greedy": allocate_greedily,
     "greedy-accuracy": allocate_by_accuracy,

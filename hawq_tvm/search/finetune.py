@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hawq_tvm.backends.pytorch.float_module import clipped, evaluate, run_nodes
+from hawq_tvm.backends.pytorch.float_module import run_nodes
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.codebook import WeightFormat
-from hawq_tvm.core.float_ir import PASS_THROUGH, WEIGHTED, FloatGraph, FloatNode
+from hawq_tvm.core.float_ir import WEIGHTED, FloatGraph, FloatNode
 from hawq_tvm.core.quantizer import LayerWeights, RangeTable, cluster_weight, quantize_weight, weight_scales
 from hawq_tvm.core.specs import BitConfig
-from hawq_tvm.posttraining.simulate import Grid
+from hawq_tvm.posttraining.simulate import Grid, SimulatedNetwork
 from hawq_tvm.search.simulated import in_pieces, share_right
 
 Samples = tuple[Tensor, Tensor]
@@ -105,17 +105,10 @@ class TrainableNetwork:
             graph: from capture.
             types: of its values.
         """
-        self._graph, self._types = graph, types
+        self._types = types
         self.weights = _parameters({node.name: node.weight for node in graph.layers})
         self.biases = _parameters({node.name: node.bias for node in graph.layers})
-        self._counts = {node.name: torch.from_numpy(node.counts) for node in graph if node.counts is not None}
-        self._input = Grid.of(types.type(graph.input_name))
-        self._reads = {layer.name: Grid.of(types.reads(layer)) for layer in graph.layers}
-        self._grids = {
-            node.name: Grid.of(types.type(node.name), node.clip)
-            for node in graph
-            if node.kind not in PASS_THROUGH and node.name != types.wide
-        }
+        self._network = SimulatedNetwork(graph, types, self.weights, self.biases, bring=passed)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -137,19 +130,12 @@ class TrainableNetwork:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of real inputs, float32 [N, ...] both."""
-        return run_nodes(self._graph, passed(self._input, x), lambda node, inputs: self._node(node, inputs))
+        return run_nodes(self._network.graph, self._network.start(x), self._node)
 
     def _node(self, node: FloatNode, inputs: list[Tensor]) -> Tensor:
-        weight = None
-        if node.kind in WEIGHTED:
-            stored = self._types.stored_bits[self._types.owner(self._graph.source(node.inputs[0]))]
-            pair = self._types.bits.layers[node.name]
-            if pair.activation < stored:
-                inputs = [passed(self._reads[node.name], inputs[0]), *inputs[1:]]
-            weight = on_grid(self.weights[node.name], pair.format)
-        result = evaluate(node, inputs, weight, self.biases.get(node.name), self._counts.get(node.name))
-        grid = self._grids.get(node.name)
-        return clipped(result, node.clip) if grid is None else passed(grid, result)
+        weighted = node.kind in WEIGHTED
+        weight = on_grid(self.weights[node.name], self._types.bits.layers[node.name].format) if weighted else None
+        return self._network.node(node, inputs, weight)
 
 
 def passed(grid: Grid, x: Tensor) -> Tensor:

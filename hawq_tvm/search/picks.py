@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from hawq_tvm.core.specs import COST_NAMES, Bits, CostName
+from hawq_tvm.core.specs import Bits, CostName
 from hawq_tvm.ilp import Allocation, Problem, solve_ilp
 from hawq_tvm.ilp.problem import Group
 
@@ -20,11 +20,6 @@ Picks = list[int]
 def highest(problem: Problem) -> Picks:
     """Every group at its most bits."""
     return [len(group.choices) - 1 for group in problem.groups]
-
-
-def at_most(group: Group, bits: Bits) -> int:
-    """The group's highest choice that does not exceed a pair; its lowest where all do."""
-    return max((k for k, choice in enumerate(group.choices) if choice.bits <= bits), default=0)
 
 
 def meeting(problem: Problem) -> Picks:
@@ -130,15 +125,10 @@ def allocation(
         origin: what the bits say of themselves; None for the name.
     """
     assert problem.meets(picks), f"{name} must stay within the limits"
-    known = [
-        cost
-        for cost in COST_NAMES
-        if all(getattr(choice, cost) is not None for group in problem.groups for choice in group.choices)
-    ]
     return Allocation(
         bits=problem.config(picks, origin or name),
         sensitivity=problem.sensitivity(picks),
-        costs={cost: problem.total(picks, cost) for cost in known},
+        costs={cost: problem.total(picks, cost) for cost in problem.known},
         limits=dict(problem.limits),
         solver=name,
         seconds=time.perf_counter() - started,

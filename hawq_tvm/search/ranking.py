@@ -18,8 +18,8 @@ from math import inf
 
 from hawq_tvm.core.specs import Bits
 from hawq_tvm.ilp import Allocation, Problem
-from hawq_tvm.ilp.problem import Group
-from hawq_tvm.search.picks import Picks, allocation, at_most, highest, meeting
+from hawq_tvm.ilp.problem import Group, at_most
+from hawq_tvm.search.picks import Picks, allocation, highest, meeting
 from hawq_tvm.search.resources import Resources
 
 Block = tuple[int, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from hawq_tvm.core.errors import AllocationError
@@ -30,6 +31,8 @@ class Resources:
             at hand.
         curvatures: the top eigenvalue of each layer's Hessian, by name, which HAWQ ranks by; empty where none is known.
         advance: told of each evaluation.
+        gap: relative, how far above the least sensitivity the program's answer may be.
+        seconds: that the program may take.
     """
 
     evaluate: Evaluate | None = None
@@ -39,6 +42,8 @@ class Resources:
     states: Mapping[str, Sequence[float]] = field(default_factory=dict)
     curvatures: Mapping[str, float] = field(default_factory=dict)
     advance: Advance = _silent
+    gap: float = 0.0
+    seconds: float = inf
 
     def __post_init__(self) -> None:
         if self.evaluations < 1:

@@ -8,7 +8,7 @@ overlap only where the user names the same samples for both, and then `Data.note
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +52,14 @@ def batches(split: Split, size: int, *, limit: int | None = None) -> Iterator[Ba
         labels = [label for _, label in samples if label is not None]
         stacked = torch.from_numpy(np.stack([image for image, _ in samples]).astype(np.float32))
         yield Batch(stacked, torch.tensor(labels) if len(labels) == len(samples) else None)
+
+
+def numbered(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
+    """Each batch with the number of its first sample."""
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += len(batch.images)
 
 
 def check_labels(batch: Batch, classes: int, first: int = 0) -> None:

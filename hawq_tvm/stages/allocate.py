@@ -8,12 +8,9 @@ from typing import Any
 
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
-from hawq_tvm.ilp import ALLOCATORS as PROGRAMS
 from hawq_tvm.ilp import Allocation, Problem, formulate
-from hawq_tvm.ilp import find_allocator as find_program
-from hawq_tvm.measure.costing import cost_table, rated
+from hawq_tvm.measure.costing import cost_table
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
-from hawq_tvm.runs.provenance import stored_settings
 from hawq_tvm.search import MEASURING, Resources, find_allocator
 from hawq_tvm.settings import Settings
 from hawq_tvm.stages.searching import search_reads, search_resources
@@ -46,7 +43,7 @@ def allocate(work: Work) -> Stage:
 
 def choose(work: Work, advance: Advance) -> Allocation:
     """The bits that a run's settings ask for; see `solve`."""
-    return solve(_costs(work), work.settings, search_resources(work, advance))
+    return solve(asked_costs(work), work.settings, search_resources(work, advance))
 
 
 def _searches(work: Work) -> bool:
@@ -78,17 +75,15 @@ def allocation_options(work: Work) -> dict[str, Any]:
     }
 
 
-def _costs(work: Work) -> CostTable:
+def asked_costs(work: Work) -> CostTable:
     """The cost table, with the sensitivities of another metric where bits are to be chosen by another one now.
 
     Raises:
         RunError: that metric was not profiled.
     """
-    costs, asked = work.artifacts.costs, stored_settings(work.run)
-    settings = work.settings
-    if not work.has_choice or (settings.metric, settings.caution) == (asked.metric, asked.caution):
-        return costs  # as it is, edited by hand or not
-    return rated(costs, work.artifacts.sensitivity(settings.metric), settings.caution)
+    if not work.has_choice:
+        return work.artifacts.costs
+    return work.artifacts.costs_by(work.settings.metric, work.settings.caution)
 
 
 def solve(costs: CostTable, settings: Settings, resources: Resources | None = None) -> Allocation:
@@ -103,12 +98,9 @@ def solve(costs: CostTable, settings: Settings, resources: Resources | None = No
         InfeasibleBudget: none meets them; the message names the budget that binds and the nearest value.
         AllocationError: bits, pins or ties that make no sense for this table.
     """
-    if settings.solver in PROGRAMS:
-        seconds = inf if settings.time_limit is None else settings.time_limit
-        allocator = find_program(settings.solver, gap=settings.gap, seconds=seconds)
-    else:
-        used = resources or Resources(evaluations=settings.evaluations, seed=settings.seed)
-        allocator = find_allocator(settings.solver, used)
+    used = resources or Resources(evaluations=settings.evaluations, seed=settings.seed)
+    seconds = inf if settings.time_limit is None else settings.time_limit
+    allocator = find_allocator(settings.solver, replace(used, gap=settings.gap, seconds=seconds))
     result = allocator(problem_of(costs, settings))
     return replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
 

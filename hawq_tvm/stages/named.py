@@ -35,7 +35,7 @@ def allocate_as(name: str) -> Step:
             work.run.write_json(named_file(name), {"bits": bits, "allocation": result.to_json()})
 
         return Stage(
-            _stage(name),
+            f"allocate {name}",
             f"allocating bits, as '{name}'",
             make,
             allocation_options(work),
@@ -69,12 +69,8 @@ def take_up(name: str) -> Step:
             work.run.write_json(BITS, bits.to_json())
             work.run.write_json(ALLOCATION, allocation)
 
-        options = {**work.run.manifest["stages"][_stage(name)]["key"]["options"], "named": name}
+        options = {**work.run.options(named_file(name)), "named": name}
         title = f"taking up the allocation '{name}'"
         return Stage("allocate", title, make, options, reads=(named_file(name),), writes=(BITS, ALLOCATION))
 
     return step
-
-
-def _stage(name: str) -> str:
-    return f"allocate {name}"

@@ -91,10 +91,10 @@ def grids_of(work: Work, widths: list[int]) -> Grids:
     return input_grids(work.artifacts.float_graph, work.artifacts.ranges, widths) if widths else {}
 
 
-def rounded_alone(work: Work, formats: list[WeightFormat], progress: Callable[[int], None]) -> Alone:
+def rounded_alone(work: Work, formats: list[WeightFormat], progress: Callable[[int], None] | None = None) -> Alone:
     """The layers' weights in every format, each rounded as it will be deployed, but on float inputs.
 
-    One metric after the other asks for them, so they are found once.
+    One metric after the other asks for them, and then what measures accuracy, so they are found once.
     """
     if work.rounded_alone is None:
         graph = work.artifacts.float_graph

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.given import scales_of
 from hawq_tvm.core.hashing import file_sha256, json_sha256
 from hawq_tvm.core.reporter import Advance
-from hawq_tvm.posttraining.alone import round_alone
 from hawq_tvm.runs.artifacts import FLOAT_GRAPH, RANGES, sensitivity_file
 from hawq_tvm.runs.manifest import versions
 from hawq_tvm.search import MEASURING, Resources
 from hawq_tvm.search.simulated import SimulatedAccuracy
 from hawq_tvm.search.states import layer_states
 from hawq_tvm.sources.data import batches
+from hawq_tvm.stages.profile import candidate_widths, rounded_alone
 from hawq_tvm.stages.work import Work
 
 _EIGENVALUE = "eigenvalue"
@@ -45,15 +44,7 @@ def search_resources(work: Work, advance: Advance) -> Resources:
         )
     graph = work.artifacts.float_graph
     images, labels = _samples(work)
-    weights = round_alone(
-        graph,
-        work.rounding_pieces(),
-        {pair.format for pair in settings.pairs(work.layers)},
-        settings.rounding,
-        scales={node.name: scales_of(settings.scales, node) for node in graph.layers},
-        seed=settings.seed,
-        threads=work.threads,
-    )
+    weights = rounded_alone(work, candidate_widths(work)[0])
     accuracy = SimulatedAccuracy(graph, work.artifacts.ranges, weights, images, labels, threads=work.threads)
     question = {
         "files": [file_sha256(work.run.file(name)) for name in (FLOAT_GRAPH, RANGES)],

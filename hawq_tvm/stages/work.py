@@ -45,7 +45,7 @@ class Work:
     Attributes:
         also: further GPUs that the library is to hold machine code for.
         device: where `benchmark` times the library; None for this machine.
-        rounded_alone: each layer's weights rounded by itself, by format, once a metric has asked for them.
+        rounded_alone: each layer's weights rounded by itself, by format, once a metric or a search has asked for them.
         compare_samples: evaluation samples at most that `compare` holds metrics to.
         asked_samples: whether `verify` was told how many samples to compare: an emulated GPU then gets them all,
             however long that takes.
