@@ -82,6 +82,7 @@ def measure(name: str, data: Path, runs: Path, metrics: Sequence[str]) -> dict[s
     model, *options = (text.format(data=data) for text in (network.model, *network.options))
     hawq_tvm("profile", model, *options, *OPTIONS, "--metric", ",".join(metrics), "--output", path)
     found: dict[str, Any] = hawq_tvm("compare", path, "--samples", network.samples, "--trust-code")
+    found["data"] = found["data"].replace(f"{data}/", "")  # results name the file, not where this machine keeps it
     tables = {metric: json.loads((path / f"sensitivity.{metric}.json").read_text()) for metric in metrics}
     return {"comparison": found, "orders": orders(tables, found["losses"])}
 

@@ -64,6 +64,7 @@ def test_borders_depend_on_the_bits_of_values_alone(network: tuple[FloatGraph, R
     graph, ranges = network
     borders = predict_borders(graph, ranges, [W4, W48, W8], lambda bits: bits, find_target("nvidia/t4"), batch=BATCH)
     names = [layer.name for layer in graph.layers]
+    assert borders
     for border in borders:
         assert names.index(border.first) < names.index(border.second)
         for (one, other), cost in border.costs.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from hawq_tvm.core.codebook import (
 )
 from hawq_tvm.core.errors import AllocationError, GraphError, ModelFileError, RunError
 from hawq_tvm.core.integerize import integerize, round_to_nearest
-from hawq_tvm.core.ir import Array, Graph
-from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.core.ir import OUTPUT_TYPE, Array, Graph, IntType, Node, Rescale, TensorType, Window
+from hawq_tvm.core.ops import Conv2d, Flatten, Linear, WeightedOperator
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.measure.verify import verify
 from hawq_tvm.posttraining.alone import round_alone
@@ -132,9 +133,13 @@ def test_the_file_holds_indexes_and_is_read_back() -> None:
     again = from_onnx(model)
     assert again.fingerprint() == graph.fingerprint()
     sizes = {tensor.name: len(tensor.raw_data) for tensor in model.graph.initializer}
-    for node in graph.nodes:
-        if isinstance(node.op, WeightedOperator) and node.op.format.bits <= 4:
-            assert sizes[f"{node.name}.weight"] == (node.op.weight.size + 1) // 2
+    packed = {
+        node.name: (node.op.weight.size + 1) // 2
+        for node in graph.nodes
+        if isinstance(node.op, WeightedOperator) and node.op.format.bits <= 4
+    }
+    assert list(packed) == ["stem", "conv1", "fc"]
+    assert {name: sizes[f"{name}.weight"] for name in packed} == packed
 
 
 def test_a_codebook_that_was_changed_is_noticed() -> None:
@@ -150,8 +155,6 @@ def weighted_of(graph: Graph) -> WeightedOperator:
 
 
 def test_weights_outside_of_the_codebook_are_refused() -> None:
-    from dataclasses import replace
-
     graph = integers_of("Residual", ("k2a8",))
     op = weighted_of(graph)
     assert op.codebook is not None
@@ -163,13 +166,35 @@ def test_weights_outside_of_the_codebook_are_refused() -> None:
         replace(graph, nodes=changed).check()
 
 
+def fixed() -> Graph:
+    """A convolution and a linear layer, every number written here."""
+    weight = np.arange(-4, 4, dtype=np.int8).reshape(2, 1, 2, 2)
+    inner = Rescale(np.array([3 << 20, 5 << 19]), 30, 0, 255)
+    conv = Conv2d(weight, 4, np.array([5, -6]), inner, Window((2, 2)))
+    last = Rescale(np.array([1, 2]), 1, OUTPUT_TYPE.lo, OUTPUT_TYPE.hi)
+    linear = Linear(np.array([[1, -2], [3, -4]], np.int8), 8, np.array([7, 8]), last)
+    u8 = IntType(8, signed=False)
+    nodes = (
+        Node("conv", conv, ("x",), TensorType(u8, (2, 1, 1), 0.5)),
+        Node("flat", Flatten(), ("conv",), TensorType(u8, (2,), 0.5)),
+        Node("fc", linear, ("flat",), TensorType(OUTPUT_TYPE, (2,), 0.25)),
+    )
+    return Graph("fixed", "x", TensorType(u8, (1, 2, 2), 1.0), nodes, "fc")
+
+
 def test_networks_without_codebooks_keep_their_fingerprints() -> None:
     """A field that is None says nothing, so that files written before it are still read."""
-    from dataclasses import fields, replace
-
     op = next(node.op for node in integers_of("Residual").nodes if isinstance(node.op, WeightedOperator))
     assert [field.name for field in fields(op) if field.metadata] == ["codebook"]
-    assert replace(op).codebook is None
+    assert op.codebook is None
+    graph = fixed()
+    graph.check()
+    recorded = "90576408a84b63d417cc86d7b4e2c7c1e6c33449d87e22410b122fffd632223b"  # before the field was there
+    assert graph.fingerprint() == recorded
+    conv = graph.node("conv").op
+    assert isinstance(conv, Conv2d)
+    clustered = replace(graph.node("conv"), op=replace(conv, codebook=np.arange(-4, 4, dtype=np.int8)))
+    assert replace(graph, nodes=(clustered, *graph.nodes[1:])).fingerprint() != recorded
 
 
 def test_least_error_beats_nearest_with_a_codebook_too() -> None:
@@ -215,8 +240,6 @@ def test_rounded_weights_are_stored_and_read(tmp_path: Path) -> None:
 
 
 def test_a_codebook_that_does_not_hold_its_integers_is_refused(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     layer = captured("Residual").layers[0]
     weights = round_to_nearest(layer, WeightFormat(4, codebook=True), 1.0)
     assert weights.codebook is not None

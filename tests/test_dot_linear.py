@@ -110,7 +110,9 @@ def test_blocks_hold_every_output_and_steps_every_weight_once(features: int, out
 @pytest.mark.parametrize("batch", [1, 4])
 def test_every_choice_of_parameters_gives_the_same(bits: int, batch: int) -> None:
     request = linear_request(37, 150, bits, ("u8", "u8", "u8"), 40, batch=batch)
-    for variant in some_variants(KERNEL[bits], request, 12):
+    variants = some_variants(KERNEL[bits], request, 12)
+    assert len({tuple(variant.parameters.items()) for variant in variants}) == 12
+    for variant in variants:
         writes_what_the_interpreter_says(KERNEL[bits], request, variant=variant)
 
 

@@ -11,8 +11,8 @@ import pytest
 import tvm
 
 from hawq_tvm.backends.tvm.joins import join_branches
-from hawq_tvm.backends.tvm.lower import lower
-from hawq_tvm.backends.tvm.storage import channels_last
+from hawq_tvm.backends.tvm.lower import Machine, lower
+from hawq_tvm.backends.tvm.storage import channels_last, plan_storages
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.ir import Graph, IntType, Node, Operator, Rescale, TensorType, Window
 from hawq_tvm.core.ops import Add, AvgPool2d, Concat, MaxPool2d, PadChannels, Requantize
@@ -151,6 +151,15 @@ def test_what_lies_in_planes_is_not_joined() -> None:
     graph = nested("u8")
     planes = {name: Storage(block=64, multiple=64) for name in graph.types}
     assert join_branches(graph, planes) == (planes, {})
+
+
+@pytest.mark.parametrize("dtype", ["u8", "u4"])
+def test_a_gpu_whose_kernels_know_no_parts_is_given_none(dtype: str) -> None:
+    machine = Machine.resolve(TARGETS["nvidia/t4"])
+    plan = plan_storages(nested(dtype), machine.target, machine.vector_bits, batch=1, palette="channels_last")
+    assert {plan.storages[name].order for name in ("a", "b", "inner", "outer")} == {"NHWC"}
+    assert [name for name, storage in plan.storages.items() if storage.is_part] == []
+    assert plan.arrays == {}
 
 
 @pytest.mark.parametrize("storages", ["all", "channels_last", "canonical"])

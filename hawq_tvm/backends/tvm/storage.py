@@ -289,7 +289,9 @@ def plan_storages(
         raise CompileError(f"unknown palette of storages '{palette}'; known: {', '.join(PALETTES)}")
     types = graph.types
     alternatives = {} if palette == "canonical" else alternatives_of(graph, target, vector_bits, features)
-    alternatives, arrays = join_branches(graph, alternatives)
+    arrays: dict[str, str] = {}
+    if target.kind == "llvm":  # kernels for GPUs know no parts of an array
+        alternatives, arrays = join_branches(graph, alternatives)
     requests: dict[str, Request] = {}
     answers: dict[str, dict[str, Offer | str]] = {}
     steps: list[Step] = []
