@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.float32_residual import FloorForm, floor_form
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
-from hawq_tvm.kernels.dot.float32 import in_float32, rounded_in_float32
+from hawq_tvm.kernels.dot.float32 import in_float32, ratios, rounded_in_float32
 from hawq_tvm.kernels.dot.images import Plane, refuse_images
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
@@ -60,7 +59,7 @@ def per_channel(request: Request, panels: Panels, product: Product) -> tuple[Arr
     bias, multiplier, *rest = (panels.pack_lanes(array) for array in values)
     floors = floors_of(request, panels.unit) is not None
     if floors or in_float32(request):
-        multiplier = np.ldexp(multiplier.astype(np.float64), -op.rescale.shift).astype(np.float32)
+        multiplier = ratios(multiplier, op.rescale)
     return (bias, multiplier) if floors else (bias, multiplier, *rest)
 
 

@@ -10,7 +10,7 @@ from tvm.tirx import op
 
 from hawq_tvm.core.float32_rescale import float32_is_exact
 from hawq_tvm.core.ir import Array, Bounds, Rescale
-from hawq_tvm.kernels.dot.float32 import rounded_in_float32
+from hawq_tvm.kernels.dot.float32 import ratios, rounded_in_float32
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import constant, shuffle
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -49,7 +49,7 @@ class SharedRescale:
         """A kernel's constant: float32, their ratios, where that is exact, else int32; one row."""
         values = self.rescale.multiplier.reshape(-1)
         if self.in_float32:
-            return np.ldexp(values.astype(np.float64), -self.rescale.shift).astype(np.float32)
+            return ratios(values, self.rescale)
         return values.astype(np.int32)
 
     def stored(self, sums: Expr, multiplier: Expr, *, start: int, offset: int, dtype: str) -> Expr:
