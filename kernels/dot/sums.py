@@ -9,7 +9,8 @@ from tvm import tirx
 from tvm.tirx import op
 
 from hawq_tvm.core.float32_rescale import float32_is_exact
-from hawq_tvm.core.ir import Array, Bounds, Rescale
+from hawq_tvm.core.ir import Array, Bounds, Rescale, TensorType
+from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.float32 import ratios, rounded_in_float32
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import constant, shuffle
@@ -70,6 +71,11 @@ class SharedRescale:
         else:
             values = [self.unit.rounded([(value, shared)], self.rescale) for value in wide]
         return self.unit.packed(values, self.rescale, offset, dtype)
+
+
+def sum_type(type: TensorType, storage: Storage, bits: int = 16) -> str:
+    """The dtype in which a value's stored bytes are summed."""
+    return f"{storage.dtype(type).rstrip('8')}{bits}"
 
 
 def in_lanes(sums: Expr, start: int, unit: Unit) -> list[Expr]:
