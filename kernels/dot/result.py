@@ -19,6 +19,7 @@ from hawq_tvm.kernels.dot.product import Product
 from hawq_tvm.kernels.dot.tile import Tile
 from hawq_tvm.kernels.dot.unit import Residual, Unit, missing
 from hawq_tvm.kernels.dot.vectors import constant, flat, ramp
+from hawq_tvm.kernels.generic.acceptance import refuse_filling_up
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
@@ -43,9 +44,7 @@ def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | No
     storage = storages[-1]
     if storage.channels(type) % unit.lanes or any(s.channels(type) != storage.channels(type) for s in storages[1:]):
         return f"writes whole vectors of {unit.lanes} channels, not {storage}"
-    if storage.channels(type) > type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
-        return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
-    return None
+    return refuse_filling_up(storage, type, op.rescale)
 
 
 def per_channel(request: Request, panels: Panels, product: Product) -> tuple[Array, ...]:
