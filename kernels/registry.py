@@ -58,7 +58,7 @@ def unit_of(features: frozenset[str]) -> Unit | None:
 def _dot_kernels(unit: Unit) -> tuple[Kernel, ...]:
     single = depthwise_kernels(unit) if unit.step == DOT_STEP else ()  # channels of a pixel are not summed up
     layers = *single, *conv2d_kernels(unit), *linear_kernels(unit)
-    if unit not in X86_UNITS:  # without weights the generic kernels, whose bytes may be signed
+    if unit not in X86_UNITS:  # Arm's layers without weights are left to the generic kernels
         return layers
     return *layers, *pooling_kernels(unit), *elementwise_kernels(unit), concat_kernel(unit)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hawq_tvm.backends.tvm.lower import lower
 from hawq_tvm.backends.tvm.storage import Plan, plan_storages
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.ir import Array, Graph
@@ -12,9 +13,10 @@ from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer
 
-from .builders import integer_samples, integers_of
+from .builders import integer_samples, integers_of, random_integers
 from .emulated import needs_compiler
 from .gpu_kernels import emulated, held_before
+from .test_joins import nested
 
 T4 = TARGETS["nvidia/t4"]
 BATCH = 2
@@ -31,9 +33,9 @@ def calls_of(graph: Graph, plan: Plan) -> list[tuple[str, Offer, tuple[str, ...]
     return [*made, *copied]
 
 
-def stored_wrongly(graph: Graph, plan: Plan) -> list[str]:
+def stored_wrongly(graph: Graph, plan: Plan, x: Array) -> list[str]:
     """What calls leave that `pack` does not make of the interpreter's values."""
-    values: dict[str, Array] = interpreter.run(graph, integer_samples(graph, BATCH))
+    values: dict[str, Array] = interpreter.run(graph, x)
     wrong = []
     for name, offer, inputs, writes in calls_of(graph, plan):
         read = [pack(values[x], graph.types[x], s) for x, s in zip(inputs, offer.reads, strict=True)]
@@ -50,7 +52,18 @@ def test_networks_in_packed_storages(name: str, pairs: tuple[str, ...]) -> None:
     graph = integers_of(name, pairs)
     plan = plan_storages(graph, T4, 128, batch=BATCH, palette="channels_last")
     assert any(storage.order == "NHWC" for storage in plan.storages.values())
-    assert stored_wrongly(graph, plan) == []
+    assert stored_wrongly(graph, plan, integer_samples(graph, BATCH)) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["u8", "s8", "u4"])
+def test_concatenations_are_made_of_branches_that_lie_apart(dtype: str) -> None:
+    """Channels that fill whole chunks, as those that CPUs write in place."""
+    graph = nested(dtype)
+    plan = plan_storages(graph, T4, 128, batch=BATCH, palette="channels_last")
+    assert not any(storage.is_part for storage in plan.storages.values())
+    assert stored_wrongly(graph, plan, random_integers(graph.input_type, BATCH)) == []
+    assert lower(graph, T4, storages="channels_last").joins == {}
 
 
 def test_values_of_up_to_4_bits_stay_packed() -> None:

@@ -93,4 +93,5 @@ def test_every_choice_of_parameters_gives_the_same(bits: int) -> None:
     variants = some_variants(name, request, 20)
     assert len(variants) == 8, "whole sets of two pixels, with threads and without"
     for variant in variants:
+        assert ("T.parallel" in variant.build().function.script()) == bool(variant.parameters["threads"])
         writes_what_the_interpreter_says(name, request, variant=variant)

@@ -197,11 +197,14 @@ def test_what_was_found_elsewhere_is_not_taken(made_up: list[str]) -> None:
     plan = plan_storages(graph, HOST.target, 512, batch=1, features=VNNI.features)
     choices = exchangeable(plan)
     rows = {
-        CONDITIONS.key(offers, plan.kernels[name]): TunedLayer(name, plan.kernels[name], {}, 1.0, 2.0, 3)
+        CONDITIONS.key(offers, plan.kernels[name]): TunedLayer(
+            name, plan.kernels[name], plan.offers[name].parameters, 1.0, 2.0, 3
+        )
         for name, offers in choices.items()
     }
     unknown = replace(next(iter(rows.values())), kernel="of another version")
     there = Tuning("a CPU", 2, 1000, rows)
+    assert set(with_tuned(plan, there, CONDITIONS)[1]) == set(choices), "there it is taken"
     for conditions in (
         replace(CONDITIONS, cpu="another CPU"),
         replace(CONDITIONS, target="another target"),

@@ -68,7 +68,7 @@ class NeonUnit(Unit):
         halves = [_rounded_half(factors, rescale, lanes) for lanes in ((0, 1), (2, 3))]
         return shuffle(halves, range(LANES))
 
-    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str = "uint8") -> Expr:
+    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str) -> Expr:
         lanes = LANES * len(values)
         words = shuffle(values, range(lanes)) if len(values) > 1 else values[0]
         return clipped(words, rescale.lo, rescale.hi, "int32", lanes).astype(f"{dtype}x{lanes}")

@@ -26,6 +26,7 @@ from hawq_tvm.kernels.cuda.launch import stored_parameters
 from hawq_tvm.kernels.cuda.registers import load_channels, local
 from hawq_tvm.kernels.cuda.storages import CHUNK_BYTES, stored_values
 from hawq_tvm.kernels.cuda.values import words_of
+from hawq_tvm.kernels.generic.acceptance import refuse_filling_up
 from hawq_tvm.kernels.generic.functions import function
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
 
@@ -123,10 +124,8 @@ def _refuse_conv2d(bits: int) -> Callable[[Request], str | None]:
         if op.groups > 1 and Gemm.of(request, reads).taps_per_chunk > 1:
             stored = reads.channels(request.inputs[0])
             return f"finds groups among the {CHUNK_BYTES} bytes that it loads of a pixel, which has {stored} channels"
-        writes = request.alternatives[node.name]
-        if writes.channels(node.type) > node.type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
-            return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
-        return _refuse_width(request, reads, bits)
+        reason = refuse_filling_up(request.alternatives[node.name], node.type, op.rescale)
+        return reason or _refuse_width(request, reads, bits)
 
     return refuse
 

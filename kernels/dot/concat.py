@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ops import Concat
 from hawq_tvm.kernels.dot.images import Plane, Vectors, refuse_images
-from hawq_tvm.kernels.dot.sums import SharedRescale
+from hawq_tvm.kernels.dot.sums import SharedRescale, sum_type
 from hawq_tvm.kernels.dot.unit import Unit, missing
 from hawq_tvm.kernels.dot.vectors import flat, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -50,7 +50,7 @@ def _row(request: Request, unit: Unit) -> Row:
         multiplier = op.rescale.multiplier[branch.number : branch.number + 1]
         law = SharedRescale.within(replace(op.rescale, multiplier=multiplier), bounds, unit)
         factor = tirx.const(law.multipliers[0].item(), str(law.multipliers.dtype))
-        words = "int16" if branch.storage.dtype(branch.type) == "int8" else "uint16"
+        words = sum_type(branch.type, branch.storage)
         with T.serial(y_type.shape[2]) as w, T.serial(vectors.count) as vector:
             channel = vectors.first(vector)
             place = x_plane.index(n, h + x_plane.top, w + x_plane.left, channel)

@@ -183,12 +183,11 @@ class _Loops:
         self.product, self.unit = product, cut.panels.unit
         self.result = Result(request, self.unit, buffers)
         self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
-        self.threads = request.batch * int(np.prod(request.node.type.shape)) >= MIN_OUTPUTS
 
     def emit(self) -> None:
         """One task is a stored row."""
         height = self.result.plane.height
-        with (T.parallel if self.threads else T.serial)(self.batch * height) as task:
+        with (T.parallel if self.cut.threads else T.serial)(self.batch * height) as task:
             n, stored = task // height, task % height
             with T.serial(self.cut.panels.blocks) as block:
                 for_block(self.cut.panels, block, lambda vectors: self._block(block, vectors, n, stored))

@@ -13,7 +13,7 @@ from hawq_tvm.core.ir import Operator
 from hawq_tvm.core.ops import Add, Requantize
 from hawq_tvm.kernels.dot.images import Plane, Vectors, over_tiles, refuse_vectors
 from hawq_tvm.kernels.dot.result import build_function
-from hawq_tvm.kernels.dot.sums import SharedRescale, in_lanes
+from hawq_tvm.kernels.dot.sums import SharedRescale, in_lanes, sum_type
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import flat, ramp
 from hawq_tvm.kernels.generic.costs import elementwise_work
@@ -40,8 +40,7 @@ def _over_pixels(request: Request, unit: Unit, buffers: tuple[Any, ...], stored:
         )
         loaded = []
         for x, index, type, storage in zip(inputs, places, request.inputs, storages[:-1], strict=True):
-            words = "int16" if storage.dtype(type) == "int8" else "uint16"
-            loaded.append((flat(x)[index].astype(f"{words}x{vectors.lanes}"), storage.offset))
+            loaded.append((flat(x)[index].astype(f"{sum_type(type, storage)}x{vectors.lanes}"), storage.offset))
         value = stored(loaded, multipliers)
         T.buffer_store(flat(y), value.astype(f"{y.dtype}x{vectors.lanes}"), [place])
 

@@ -9,7 +9,7 @@ import numpy as np
 from tvm.tirx import op as tir
 
 from hawq_tvm.core.float32_rescale import MAGIC, float32_is_exact
-from hawq_tvm.core.ir import Bounds, TensorType
+from hawq_tvm.core.ir import Array, Bounds, Rescale, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.kernels.dot.vectors import constant
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -32,6 +32,11 @@ def float_is_exact(op: WeightedOperator, inputs: Sequence[TensorType]) -> bool:
         float32_is_exact(replace(rescale, multiplier=np.array([m])), Bounds.of(bound, bound * int(m), rescale.shift))
         for bound, m in zip(op.accumulator_bounds(inputs), rescale.multiplier, strict=True)
     )
+
+
+def ratios(multipliers: Array, rescale: Rescale) -> Array:
+    """Multipliers of a rescale over 2^shift: float32 of their shape, exact where they have 24 significant bits."""
+    return np.ldexp(multipliers.astype(np.float64), -rescale.shift).astype(np.float32)
 
 
 def rounded_in_float32(accumulator: Expr, ratio: Expr, lanes: int) -> Expr:

@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from hawq_tvm.core.ir import TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.unit import Unit, missing
+from hawq_tvm.kernels.generic.acceptance import refuse_filling_up
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.nhwc import Image, framed_rows
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
@@ -56,10 +57,7 @@ def refuse_vectors(request: Request, unit: Unit) -> str | None:
         return f"takes whole vectors of {unit.lanes} channels, not {storage}"
     rescale = request.node.op.rescale_or_none
     written = request.alternatives.get(request.node.name, Storage())
-    filled_up = written.channels(request.node.type) > request.node.type.shape[0]
-    if filled_up and rescale is not None and not rescale.lo <= 0 <= rescale.hi:
-        return f"channels that fill up hold zero, which its clip {rescale.lo}..{rescale.hi} leaves out"
-    return None
+    return None if rescale is None else refuse_filling_up(written, request.node.type, rescale)
 
 
 @dataclass(frozen=True)

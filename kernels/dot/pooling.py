@@ -17,12 +17,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import op as tir
 
-from hawq_tvm.core.ir import Operator, TensorType, Window
+from hawq_tvm.core.ir import Operator, Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.images import Plane, Vectors, over_tiles, refuse_vectors
 from hawq_tvm.kernels.dot.result import build_function
-from hawq_tvm.kernels.dot.sums import SharedRescale
+from hawq_tvm.kernels.dot.sums import SharedRescale, sum_type
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import LANE_BYTES, Registers, constant, flat, ramp
 from hawq_tvm.kernels.generic.blocking import best_tile
@@ -147,11 +147,6 @@ def _build_max(request: Request, unit: Unit) -> BuiltKernel:
     return build_function(request, (), lambda xy: _over_windows(request, op.window, xy[0], xy[1], reduction))
 
 
-def _sums_of(type: TensorType, storage: Storage, bits: int) -> str:
-    """The dtype in which stored bytes are summed."""
-    return f"{storage.dtype(type).rstrip('8')}{bits}"
-
-
 def _refuse_average(request: Request, unit: Unit) -> str | None:
     op = request.node.op
     assert isinstance(op, AvgPool2d)
@@ -175,7 +170,7 @@ def _build_average(request: Request, unit: Unit) -> BuiltKernel:
             return law.stored(total, factor, start=start, offset=target.offset, dtype=written)
 
         lanes = (2 * unit.lanes, unit.lanes)
-        reduction = _Reduction(_sums_of(x_type, source, 16), lanes, lambda a, b: a + b, finish)
+        reduction = _Reduction(sum_type(x_type, source), lanes, lambda a, b: a + b, finish)
         _over_windows(request, op.window, x, y, reduction)
 
     return build_function(request, (law.multipliers,), emit)
@@ -196,7 +191,7 @@ def _build_global(request: Request, unit: Unit) -> BuiltKernel:
     storage, law = request.alternatives[request.node.inputs[0]], SharedRescale.of(request, unit)
     (channels, height, width), plane = x_type.shape, Plane.of(x_type, storage)
     few = height * width <= MOST_BYTES
-    dtype, lanes = _sums_of(x_type, storage, 16 if few else 32), (unit.pair, unit.lanes) if few else (unit.lanes,)
+    dtype, lanes = sum_type(x_type, storage, 16 if few else 32), (unit.pair, unit.lanes) if few else (unit.lanes,)
     vector = Vectors.of(channels, *lanes).lanes
     side_by_side = next(count for count in (MAX_SUMS, 4, 2, 1) if count * vector <= channels)
     blocks = Vectors(channels, side_by_side * vector)

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.float32_residual import FloorForm, floor_form
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
-from hawq_tvm.kernels.dot.float32 import in_float32, rounded_in_float32
+from hawq_tvm.kernels.dot.float32 import in_float32, ratios, rounded_in_float32
 from hawq_tvm.kernels.dot.images import Plane, refuse_images
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
 from hawq_tvm.kernels.dot.tile import Tile
 from hawq_tvm.kernels.dot.unit import Residual, Unit, missing
 from hawq_tvm.kernels.dot.vectors import constant, flat, ramp
+from hawq_tvm.kernels.generic.acceptance import refuse_filling_up
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.generic.functions import constant_parameters, function, stored_parameter
 from hawq_tvm.kernels.interface import BuiltKernel, Request
@@ -44,9 +44,7 @@ def refuse(request: Request, unit: Unit, *, in_planes: bool = False) -> str | No
     storage = storages[-1]
     if storage.channels(type) % unit.lanes or any(s.channels(type) != storage.channels(type) for s in storages[1:]):
         return f"writes whole vectors of {unit.lanes} channels, not {storage}"
-    if storage.channels(type) > type.shape[0] and not op.rescale.lo <= 0 <= op.rescale.hi:
-        return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
-    return None
+    return refuse_filling_up(storage, type, op.rescale)
 
 
 def per_channel(request: Request, panels: Panels, product: Product) -> tuple[Array, ...]:
@@ -60,7 +58,7 @@ def per_channel(request: Request, panels: Panels, product: Product) -> tuple[Arr
     bias, multiplier, *rest = (panels.pack_lanes(array) for array in values)
     floors = floors_of(request, panels.unit) is not None
     if floors or in_float32(request):
-        multiplier = np.ldexp(multiplier.astype(np.float64), -op.rescale.shift).astype(np.float32)
+        multiplier = ratios(multiplier, op.rescale)
     return (bias, multiplier) if floors else (bias, multiplier, *rest)
 
 

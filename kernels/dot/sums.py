@@ -9,8 +9,9 @@ from tvm import tirx
 from tvm.tirx import op
 
 from hawq_tvm.core.float32_rescale import float32_is_exact
-from hawq_tvm.core.ir import Array, Bounds, Rescale
-from hawq_tvm.kernels.dot.float32 import rounded_in_float32
+from hawq_tvm.core.ir import Array, Bounds, Rescale, TensorType
+from hawq_tvm.core.storage import Storage
+from hawq_tvm.kernels.dot.float32 import ratios, rounded_in_float32
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import constant, shuffle
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -49,7 +50,7 @@ class SharedRescale:
         """A kernel's constant: float32, their ratios, where that is exact, else int32; one row."""
         values = self.rescale.multiplier.reshape(-1)
         if self.in_float32:
-            return np.ldexp(values.astype(np.float64), -self.rescale.shift).astype(np.float32)
+            return ratios(values, self.rescale)
         return values.astype(np.int32)
 
     def stored(self, sums: Expr, multiplier: Expr, *, start: int, offset: int, dtype: str) -> Expr:
@@ -70,6 +71,11 @@ class SharedRescale:
         else:
             values = [self.unit.rounded([(value, shared)], self.rescale) for value in wide]
         return self.unit.packed(values, self.rescale, offset, dtype)
+
+
+def sum_type(type: TensorType, storage: Storage, bits: int = 16) -> str:
+    """The dtype in which a value's stored bytes are summed."""
+    return f"{storage.dtype(type).rstrip('8')}{bits}"
 
 
 def in_lanes(sums: Expr, start: int, unit: Unit) -> list[Expr]:

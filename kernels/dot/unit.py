@@ -114,7 +114,7 @@ class Unit(ABC):
         """
 
     @abstractmethod
-    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str = "uint8") -> Expr:
+    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str) -> Expr:
         """Clipped values as they are stored.
 
         Args:

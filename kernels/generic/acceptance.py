@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from hawq_tvm.core.ir import Operator
+from hawq_tvm.core.ir import Operator, Rescale, TensorType
 from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.interface import BuiltKernel, Offer, Request
 
 ANY_WEIGHT = range(2, 9)
@@ -50,6 +51,13 @@ def canonical(
         return with_weights(plain, request, packed=weight_bits == PACKED_WEIGHT)
 
     return offer
+
+
+def refuse_filling_up(storage: Storage, type: TensorType, rescale: Rescale) -> str | None:
+    """Why a kernel that computes all stored channels alike cannot write those that fill up; None where it can."""
+    if storage.channels(type) > type.shape[0] and not rescale.lo <= 0 <= rescale.hi:
+        return f"channels that fill up hold zero, which its clip {rescale.lo}..{rescale.hi} leaves out"
+    return None
 
 
 def with_weights(offer: Offer, request: Request, *, packed: bool) -> Offer:

@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Array
 from hawq_tvm.core.ops import Conv2d
-from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT
+from hawq_tvm.kernels.generic.acceptance import BYTE_WEIGHT, PACKED_WEIGHT, refuse_filling_up
 from hawq_tvm.kernels.generic.blocking import Blocking, PackedWeight, best_tile
 from hawq_tvm.kernels.generic.costs import Work, cost, empty_lanes
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
@@ -71,9 +71,7 @@ def _refuse(request: Request) -> str | None:
     fill = storage.channels(type) - type.shape[0]
     if shape.groups > 1 and (fill or empty_lanes(shape.blocking.lanes, request) > 2):
         return f"groups of {type.shape[0] // op.groups} channels of {type.shape[0]} do not fill half a vector each"
-    if fill and not op.rescale.lo <= 0 <= op.rescale.hi:
-        return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
-    return None
+    return refuse_filling_up(storage, type, op.rescale)
 
 
 def _build(request: Request, nibbles: bool) -> BuiltKernel:

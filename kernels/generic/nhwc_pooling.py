@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from hawq_tvm.kernels.generic.acceptance import refuse_filling_up
 from hawq_tvm.kernels.generic.costs import Work, cost
 from hawq_tvm.kernels.generic.expressions import Expr, int64, rescale
 from hawq_tvm.kernels.generic.functions import function, stored_parameter
@@ -83,12 +84,9 @@ def _build_max(request: Request) -> BuiltKernel:
 
 
 def _refuse_average(request: Request) -> str | None:
-    op, type = request.node.op, request.node.type
+    op, node = request.node.op, request.node
     assert isinstance(op, AvgPool2d)
-    fill = request.alternatives[request.node.name].channels(type) - type.shape[0]
-    if fill and not op.rescale.lo <= 0 <= op.rescale.hi:
-        return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
-    return None
+    return refuse_filling_up(request.alternatives[node.name], node.type, op.rescale)
 
 
 def _build_average(request: Request) -> BuiltKernel:

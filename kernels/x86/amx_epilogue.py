@@ -15,7 +15,7 @@ from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import Array, Rescale, TensorType
 from hawq_tvm.core.ops import WeightedOperator
-from hawq_tvm.kernels.dot.float32 import float_is_exact, rounded_in_float32
+from hawq_tvm.kernels.dot.float32 import float_is_exact, ratios, rounded_in_float32
 from hawq_tvm.kernels.dot.vectors import clipped, constant, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS
@@ -54,8 +54,7 @@ class Rescaling:
             exact = float_is_exact(op, inputs)
             multiplier = rescale.multiplier.astype(np.int32)
             if exact:
-                ratio = np.ldexp(rescale.multiplier.astype(np.float64), -rescale.shift)
-                multiplier = ratio.astype(np.float32).view(np.int32)
+                multiplier = ratios(rescale.multiplier, rescale).view(np.int32)
             return cls(exact, _in_groups([multiplier], NATURAL), rescale, None, signed)
         offset = UNSIGNED_OFFSET if inputs[1].dtype.signed else 0
         rows = [row.astype(np.int32) for row in op.multipliers]

@@ -9,7 +9,7 @@ from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.images import LARGEST
 from hawq_tvm.kernels.dot.unit import missing
-from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
+from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, refuse_filling_up, with_weights
 from hawq_tvm.kernels.generic.costs import CALL_US
 from hawq_tvm.kernels.interface import Kernel, Offer, Request
 from hawq_tvm.kernels.x86.amx_conv2d import Source, Tiling, build_conv2d, source_of, source_of_few_channels
@@ -58,9 +58,7 @@ def _refuse_conv2d(request: Request) -> str | None:
     for name in (*node.inputs, node.name):
         if name not in request.alternatives or request.alternatives[name].block != PLANE_CHANNELS:
             return f"computes on planes of {PLANE_CHANNELS} channels, in which '{name}' is not in play"
-    if node.type.shape[0] % PLANE_CHANNELS and not op.rescale.lo <= 0 <= op.rescale.hi:
-        return f"channels that fill up hold zero, which its clip {op.rescale.lo}..{op.rescale.hi} leaves out"
-    return None
+    return refuse_filling_up(request.alternatives[node.name], node.type, op.rescale)
 
 
 def _conv2d(find: Callable[[Request, Plane], Source | str], *, packed: bool) -> Callable[[Request], Offer | str]:

@@ -113,7 +113,7 @@ class X86Unit(Unit):
     def packed_floors(self, values: Sequence[Expr], rescale: Rescale, offset: int, form: FloorForm) -> Expr:
         return stored_floors(values, rescale, offset, form)
 
-    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str = "uint8") -> Expr:
+    def packed(self, values: Sequence[Expr], rescale: Rescale, offset: int, dtype: str) -> Expr:
         lanes, pair = self.lanes * len(values), len(values) == 2
         if not offset:
             packed, carrier = (

@@ -289,8 +289,8 @@ def plan_storages(
         raise CompileError(f"unknown palette of storages '{palette}'; known: {', '.join(PALETTES)}")
     types = graph.types
     alternatives = {} if palette == "canonical" else alternatives_of(graph, target, vector_bits, features)
-    arrays: dict[str, str] = {}
-    if target.kind == "llvm":  # kernels for GPUs know no parts of an array
+    arrays: Mapping[str, str] = {}
+    if target.gpu is None:  # a GPU's kernels write whole arrays
         alternatives, arrays = join_branches(graph, alternatives)
     requests: dict[str, Request] = {}
     answers: dict[str, dict[str, Offer | str]] = {}
