@@ -108,7 +108,7 @@ class Search:
             str(weights.resolve()),
             "cifar10:{}/cifar10.zip",
             IMAGES,
-            *(256, 250, 2000, Bits(4, 4)),
+            *(256, 250, 2000),
         )
         self.subject = Subject("mobilenet_v1", entry, data)
         self.subject.calibrate()
