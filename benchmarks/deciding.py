@@ -80,10 +80,10 @@ def decide(cells: Sequence[Cell], *, seed: int = 0) -> Decision:
     """Apply the rule.
 
     Args:
-        cells: of the same metrics, the default among them; at least one.
+        cells: at least one, each with the default; metrics that all of them have are compared.
         seed: of the resampling.
     """
-    metrics = list(cells[0].losses)
+    metrics = [metric for metric in cells[0].losses if all(metric in cell.losses for cell in cells)]
     means = np.array([[cell.losses[metric].mean() for metric in metrics] for cell in cells])
     ranks = np.mean([_ranks(row) for row in means], axis=0)
     drawn = _resampled(cells, metrics, seed)

@@ -57,6 +57,7 @@ from hawq_tvm.sources.options import DataOptions, Preprocessing
 from hawq_tvm.sources.splits import Subset
 from hawq_tvm.stages.calibrate import calibrate
 from hawq_tvm.stages.capture import capture
+from hawq_tvm.stages.profile import profiles
 from hawq_tvm.stages.stage import Step
 from hawq_tvm.stages.work import Work
 
@@ -164,7 +165,7 @@ class Subject:
         self.calibrate()
         for metric in metrics:
             start = time.process_time()
-            if self._perform((metric,), pipeline.PROFILE, rounded=True):
+            if self._perform((metric,), profiles, rounded=True):
                 note = self._folder / f"seconds.{metric}"
                 note.write_text(f"{time.process_time() - start:.1f}\n")
 

@@ -47,6 +47,12 @@ def test_images_are_drawn_alike_for_all_budgets_of_a_network() -> None:
     assert apart[2] - apart[1] < 0.8 * (alone[2] - alone[1])
 
 
+def test_a_metric_that_one_network_lacks_is_left_out() -> None:
+    one, two = cell("one", {"fisher": 10}), cell("two", {})
+    without = Cell(two.network, two.limit, {name: losses for name, losses in two.losses.items() if name != "fisher"})
+    assert set(decide([one, without]).scores) == set(METRICS) - {"fisher"}
+
+
 def test_the_interval_is_that_of_a_mean_of_paired_differences() -> None:
     """Where 10 % of 400 images differ, the mean deviates by sqrt(0.1 * 0.9 / 400), 1.96 times that on each side."""
     mean, low, high = decide([cell("one", {OTHER: 60})]).scores[OTHER].beside
