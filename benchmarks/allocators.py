@@ -51,7 +51,7 @@ OPTUNA = ("optuna",) if find_spec("optuna") else ()  # left out where it is not 
 DRAWING = ("random", "ddpg", *OPTUNA)
 HALF = (0.5, 0.5, 0.5)
 
-_HESSIAN = HessianSettings(samples=16, max_probes=64)  # of networks of 224 x 224, on a CPU
+_POWER = HessianSettings(samples=4, max_iterations=4)  # of networks of 224 x 224, on a CPU
 
 NETWORKS = {
     "resnet20 digits": Entry("resnet20", None, "digits", Preprocessing(), *(256, 250, 540)),
@@ -68,7 +68,7 @@ NETWORKS = {
         "imagefolder:{}/imagenet_sample.zip",
         Preprocessing(),
         *(64, 64, 450, 400),
-        effort=Effort(_HESSIAN, HessianSettings(samples=8, max_iterations=4), loss_samples=32),
+        effort=Effort(HessianSettings(samples=16, max_probes=64), _POWER, loss_samples=16),
     ),
     "mobilenet_v2": Entry(
         "{}/networks.py:mobilenet_v2",
@@ -76,7 +76,7 @@ NETWORKS = {
         "imagefolder:{}/imagenet_sample.zip",
         Preprocessing(mean=HALF, std=HALF),
         *(48, 64, 450, 400, range(4, 9)),
-        effort=Effort(_HESSIAN, HessianSettings(samples=4, max_iterations=4), loss_samples=16),
+        effort=Effort(HessianSettings(samples=8, max_probes=32), _POWER, loss_samples=16),
     ),
 }
 
