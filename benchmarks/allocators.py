@@ -85,7 +85,7 @@ MARKS: Mapping[str, tuple[tuple[CostName, str], ...]] = {
     "resnet20 digits": (("size_bytes", "w2a8,w3a8"), ("bops", "w3a3"), ("latency_us", "w3a3")),
     "resnet20": (("size_bytes", "w2a8,w3a8"), ("bops", "w3a3"), ("latency_us", "w3a3")),
     "squeezenet1_1": (("size_bytes", "w3a8"), ("bops", "w4a4"), ("latency_us", "w4a4")),
-    "mobilenet_v2": (("size_bytes", "w4a8"), ("bops", "w4a5"), ("latency_us", "w4a5")),
+    "mobilenet_v2": (("bops", "w5a5"), ("latency_us", "w5a5"), ("size_bytes", "w4a8,w5a8")),
 }
 """The budgets of each network: what uniform bits cost, a mean where two are named. At these the uniform network, the
 first that is named, loses points, so that it matters which layer has the bits."""
