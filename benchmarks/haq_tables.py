@@ -1,7 +1,7 @@
 """The tables of ``docs/haq.md``, from the rows of `benchmarks.haq`.
 
-Its "accuracy" is of all choices for a goal, "bits" of their mean bits, "elsewhere" of HAQ's table 1: every policy on
-the accelerators that it was not made for.
+Its "accuracy" has all choices for a goal, "one more bit" what bits cost on each accelerator, "bits" the mean bits of
+each choice, "elsewhere" HAQ's table 1: every policy on the accelerators that it was not made for.
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.pages import fill
 from benchmarks.runs import markdown
+from benchmarks.train_mobilenet import mobilenet_v1
+from hawq_tvm.frontend.capture import capture
+from hawq_tvm.ilp.simulators import ACCELERATORS, workloads
 
 PAGE = Path(__file__).parents[1] / "docs" / "haq.md"
 ACCELERATED = {"fusion": "bitfusion", "edge": "bismo-edge", "cloud": "bismo-cloud"}
@@ -29,7 +34,12 @@ def write_tables(results: Mapping[str, Row]) -> None:
     rows = list(results.values())
     goals = dict.fromkeys(row["goal"] for row in rows)
     by_goal = {goal: [row for row in rows if row["goal"] == goal] for goal in goals}
-    tables = {"accuracy": accuracies(by_goal), "bits": mean_bits(by_goal), "elsewhere": elsewhere(by_goal)}
+    tables = {
+        "accuracy": accuracies(by_goal),
+        "one more bit": one_more_bit(),
+        "bits": mean_bits(by_goal),
+        "elsewhere": elsewhere(by_goal),
+    }
     for name, table in tables.items():
         print(f"\n## {name}\n\n{table}")
     fill(PAGE, tables)
@@ -67,6 +77,26 @@ def difference(row: Row, uniform: Row | None, what: str) -> str:
     mean = row[what]["integer_top1"] - uniform[what]["integer_top1"]
     error = hypot(row[what]["standard_error"], uniform[what]["standard_error"])
     return f"{100 * mean:+.1f} ± {100 * error:.1f}"
+
+
+def one_more_bit() -> str:
+    """What the depthwise and the pointwise layers take at w3a3 on each accelerator, and more with one more bit."""
+    graph = capture(mobilenet_v1(), torch.zeros(1, 3, 32, 32))
+    works = workloads(graph)
+    layers = {"depthwise": [n for n in graph.layers[1:-1] if n.groups > 1]}
+    layers["pointwise"] = [n for n in graph.layers[1:-1] if n not in layers["depthwise"]]
+
+    def total(accelerator: str, kind: str, weight: int, activation: int) -> float:
+        found = ACCELERATORS[accelerator]
+        return sum(found.simulate(works[node.name], weight, activation).latency_us for node in layers[kind])
+
+    rows = []
+    for accelerator in ACCELERATED.values():
+        for kind in layers:
+            now = total(accelerator, kind, 3, 3)
+            more = (total(accelerator, kind, *pair) - now for pair in ((4, 3), (3, 4), (4, 4)))
+            rows.append([accelerator, kind, f"{now:,.0f}", *(f"{value:+,.0f}" for value in more)])
+    return markdown(("us", "layers", "w3a3", "w4a3", "w3a4", "w4a4"), rows)
 
 
 def mean_bits(by_goal: Mapping[str, Sequence[Row]]) -> str:
