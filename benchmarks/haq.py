@@ -57,10 +57,10 @@ from hawq_tvm.sources.samples import Batch
 SEED = 234
 """Of the published search."""
 
-CALIBRATION, SEARCH, REPORT = 256, 1000, 10_000
+CALIBRATION, SEARCH, REPORT = 256, 1000, 5000
 """Images: ranges, roundings and sensitivities come of the first, rewards of the second; the third are reported."""
 
-BRIEF_IMAGES, LONG_IMAGES = 640, 20_000
+BRIEF_IMAGES, LONG_IMAGES = 640, 10_000
 BRIEF = FinetuneSettings(rate=5e-3)
 """HAQ's, with a larger step for its fewer images: 640 where HAQ has 20,000."""
 LONG = FinetuneSettings(rate=5e-3, schedule="cosine")
@@ -163,7 +163,6 @@ class Laboratory:
         self._calibration = (images[:CALIBRATION], labels[:CALIBRATION])
         self._training = (images[first:], labels[first:])
         self._weights = file_sha256(weights)
-        self._reported: dict[str, dict[str, Any]] = {}
 
     @cached_property
     def rounded(self) -> Alone:
@@ -242,17 +241,18 @@ class Laboratory:
         return json_sha256({"haq": self._weights, reward: [CALIBRATION, SEARCH], **brief})
 
     def reported(self, bits: BitConfig) -> dict[str, Any]:
-        """Accuracy of the integers on test images after rounding, and after fine-tuning; once for each policy."""
-        key = repr(bits.layers)
-        if key not in self._reported:
-            network = TrainableNetwork(self.graph, ActivationTypes(self.graph, self.ranges, bits))
-            fine_tune(network, self._training, LONG)
-            self._reported[key] = {
-                "search_top1": self.after_rounding(bits),
-                "rounded": self.subject.integer_accuracy(bits, self.subject.rounded_for(bits)),
-                "finetuned": self.subject.integer_accuracy(bits, network.deployed()),
-            }
-        return self._reported[key]
+        """Accuracy of the integers on test images after rounding, and after fine-tuning; see `MEASURED`."""
+        network = TrainableNetwork(self.graph, ActivationTypes(self.graph, self.ranges, bits))
+        fine_tune(network, self._training, LONG)
+        return {
+            "search_top1": self.after_rounding(bits),
+            "rounded": self.subject.integer_accuracy(bits, self.subject.rounded_for(bits)),
+            "finetuned": self.subject.integer_accuracy(bits, network.deployed()),
+        }
+
+
+MEASURED = ("search_top1", "rounded", "finetuned")
+"""What `Laboratory.reported` finds, once for rows of the same bits."""
 
 
 def _metric(name: str) -> MeasuredMetric:
@@ -264,18 +264,20 @@ def row(laboratory: Laboratory, name: str, choice: Choice, evaluations: int) -> 
     goal, graph = GOALS[name], laboratory.graph
     bits = laboratory.chosen(goal, choice, evaluations)
     table = laboratory.priced(goal, goal.accelerator)
+    named = {layer: repr(pair) for layer, pair in bits.layers.items()}
+    alike = next((other for other in read_results("haq").values() if other["bits"] == named), None)
     return {
         "goal": name,
         "choice": vars(choice),
         "evaluations": evaluations if choice.allocator in ("ddpg", "random") else 0,
-        "bits": {layer: repr(pair) for layer, pair in bits.layers.items()},
+        "bits": named,
         "origin": bits.origin,
         "bounded": goal.cost,
         "cost": table.total(bits, goal.cost),
         "limit": goal.problem(table).limits[goal.cost],
         "means": kinds(graph, bits),
         "on": {accelerator: prices(laboratory.priced(goal, accelerator), bits) for accelerator in ACCELERATORS},
-        **laboratory.reported(bits),
+        **(laboratory.reported(bits) if alike is None else {what: alike[what] for what in MEASURED}),
     }
 
 
