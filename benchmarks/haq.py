@@ -26,9 +26,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from benchmarks.allocators import PAIRS, PIN, Entry, Subject, whole
 from benchmarks.haq_tables import write_tables
 from benchmarks.runs import read_results, write_results
+from benchmarks.subjects import WIDTHS, Entry, Subject, whole
 from benchmarks.train_mobilenet import IMAGES
 from hawq_tvm.core.activation_types import ActivationTypes
 from hawq_tvm.core.budget import Budget
@@ -66,6 +66,8 @@ BRIEF = FinetuneSettings(rate=5e-3)
 LONG = FinetuneSettings(rate=5e-3, schedule="cosine")
 """The rate is, of 2, 5, 10 and 20 thousandths, that of most right answers of uniform w3a3 on the search's images."""
 
+PIN = Bits(8, 8)
+PAIRS = tuple(Bits(weight, activation) for weight in WIDTHS for activation in WIDTHS)
 KMEANS = (*(Bits(bits, 8, codebook=True) for bits in range(2, 7)), Bits(7, 8), Bits(8, 8))
 """As in HAQ's published search, weights of more than 6 bits are in no codebook."""
 
@@ -150,9 +152,9 @@ class Laboratory:
             str(weights.resolve()),
             "cifar10:{}/cifar10.zip",
             IMAGES,
-            *(CALIBRATION, SEARCH, REPORT, PIN),
+            *(CALIBRATION, SEARCH, REPORT),
         )
-        self.subject = Subject("mobilenet_v1", entry, data)
+        self.subject = Subject("mobilenet_v1", entry, data, work)
         self.subject.calibrate()
         self.graph, self.ranges = self.subject.graph, self.subject.ranges
         options = DataOptions(
