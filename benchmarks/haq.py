@@ -154,7 +154,7 @@ class Laboratory:
             IMAGES,
             *(CALIBRATION, SEARCH, REPORT),
         )
-        self.subject = Subject("mobilenet_v1", entry, data, work)
+        self.subject = Subject("mobilenet_v1", entry, data)
         self.subject.calibrate()
         self.graph, self.ranges = self.subject.graph, self.subject.ranges
         options = DataOptions(
