@@ -32,7 +32,7 @@ import pulp
 
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.ilp.problem import FloatArray
-from hawq_tvm.ilp.program import IntArray, Program
+from hawq_tvm.ilp.program import IntArray, Program, classes
 
 SOLVERS = ("cbc", "highs")
 """Solvers by name; CBC comes with PuLP, HiGHS with the package highspy."""
@@ -40,6 +40,7 @@ SOLVERS = ("cbc", "highs")
 _OBJECTIVE_SCALE = 1e6  # far above the solvers' absolute tolerances of 1e-7 to 1e-5
 _ROOM = 1e-6  # of rows, relative and absolute: HiGHS was seen to lose optimal answers with none, and with 1e-7
 _CUTOFF_ROOM = 1e-2  # above the objective's limit, far above the tolerance that a solver takes off it
+_HEURISTICS = 0.3  # of HiGHS's effort, 0.05 by default: each better configuration strikes out more choices
 _MOST_CUTS = 1000
 _EPSILON = float(np.finfo(np.float64).eps)
 
@@ -113,8 +114,8 @@ class PulpProgram:
         """The borders' terms, added to those of the groups; and what ties their variables to the choices."""
         added = []
         for edge, ((first, second), values) in enumerate(zip(self.program.ends, self.program.together, strict=True)):
-            rows, row_of = _classes(values.transpose(1, 0, 2))
-            columns, column_of = _classes(values.transpose(2, 0, 1))
+            rows, row_of = classes(values.transpose(1, 0, 2))
+            columns, column_of = classes(values.transpose(2, 0, 1))
             self._classes.append((row_of, column_of))
             ours = [
                 [x for x, c in zip(self._variables[first], row_of, strict=False) if c == k] for k in range(len(rows))
@@ -265,14 +266,8 @@ def _solver(name: str, gap: float, seconds: float, cutoff: float) -> pulp.LpSolv
             gapAbs=gap,
             timeLimit=limit,
             objective_bound=cutoff,
+            mip_heuristic_effort=_HEURISTICS,
             mip_allow_cut_separation_at_nodes=False,
             mip_allow_restart=False,
         )
     raise AllocationError(f"unknown solver '{name}'; known: {', '.join(SOLVERS)}")
-
-
-def _classes(slices: FloatArray) -> tuple[IntArray, IntArray]:
-    """Which of [choices, ...] are equal: a choice of each class, and the number of each choice's class."""
-    flat = slices.reshape(len(slices), -1)
-    _, standing, number = np.unique(flat, axis=0, return_index=True, return_inverse=True)
-    return standing, number.reshape(-1)
