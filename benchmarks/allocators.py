@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deciding import Cell, Decision, decide
+from benchmarks.deciding import PAPERS, Cell, Decision, decide
 from benchmarks.runs import markdown, read_results, write_results
 from benchmarks.subjects import WIDTHS, Effort, paired
 from benchmarks.subjects import Entry as Entry
@@ -38,7 +38,7 @@ from hawq_tvm.core.specs import BitConfig, Bits, CostName, CostTable
 from hawq_tvm.ilp import Problem, formulate
 from hawq_tvm.search import ALLOCATORS, Resources
 from hawq_tvm.search.states import layer_states
-from hawq_tvm.settings import DEFAULT_METRIC, METRICS, HessianSettings, parse_bits
+from hawq_tvm.settings import METRICS, HessianSettings, parse_bits
 from hawq_tvm.sources.options import Preprocessing
 
 PAIRS = tuple(Bits(weight, activation) for weight in WIDTHS for activation in WIDTHS)
@@ -236,7 +236,7 @@ def cells(subject: Subject, rows: Iterable[Mapping[str, Any]], *, reported: bool
         if row["allocator"] == "highs":
             bits = BitConfig({layer: Bits.parse(pair) for layer, pair in row["bits"].items()})
             found.setdefault(row["limit"], {})[row["metric"]] = expected - subject.right(bits)[reported]
-    return [Cell(subject.name, limit, by) for limit, by in found.items() if DEFAULT_METRIC in by]
+    return [Cell(subject.name, limit, by) for limit, by in found.items() if PAPERS in by]
 
 
 def main() -> None:
@@ -296,9 +296,8 @@ def decision_table(decision: Decision) -> str:
         lines.append(
             [metric, f"{100 * score.loss:.2f}", f"{score.rank:.1f}", f"{more:+.2f} ({low:+.2f} to {high:+.2f})"]
         )
-    told = "changes" if decision.is_clear else "stays"
-    table = markdown(("metric", "points lost", "mean place", "more than the default"), lines)
-    return f"best without labels: {decision.best}; the default {told}: {decision.metric}\n\n{table}"
+    table = markdown(("metric", "points lost", "mean place", f"more than {PAPERS}"), lines)
+    return f"best without labels: {decision.best}; the default that follows: {decision.metric}\n\n{table}"
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ Every metric's bits, as the integer program chooses them, lose some share of the
 right. A metric's score is that loss, a mean over the networks and their budgets. Images are drawn again with
 replacement, those of a network alike for all of its budgets and metrics: differences between metrics are paired.
 
-The default changes where the best metric's score is lower than that of the default and the interval of their
-difference, 95 %, does not hold 0. Only metrics that need no labels can become the default, since a network has none
-as a rule.
+HAWQ-V3's trace is the default unless another metric's score is lower and the interval of their difference, 95 %, does
+not hold 0: then it is the best one's turn. Only metrics that need no labels can become the default, since a network has
+none as a rule.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.settings import DEFAULT_METRIC
-
 Floats = NDArray[np.float64]
 
 WITHOUT_LABELS = ("omega", "eigenvalue", "fisher-form", "kl", "sqnr")
+
+PAPERS = "omega"
+"""The metric that the rule starts from."""
 
 RESAMPLES = 4000
 
@@ -48,7 +49,7 @@ class Score:
     Attributes:
         loss: share of the images that is lost, a mean over the cells.
         rank: its place by that, 1 the best, a mean over the cells; equals share their places.
-        beside: how much more than the default it loses, with the ends of the 95 % interval.
+        beside: how much more than `PAPERS` it loses, with the ends of the 95 % interval.
     """
 
     loss: float
@@ -72,22 +73,22 @@ class Decision:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the default has to change."""
-        return self.metric != DEFAULT_METRIC
+        """Whether another metric than `PAPERS` is the default."""
+        return self.metric != PAPERS
 
 
 def decide(cells: Sequence[Cell], *, seed: int = 0) -> Decision:
     """Apply the rule.
 
     Args:
-        cells: at least one, each with the default; metrics that all of them have are compared.
+        cells: at least one, each with `PAPERS`; metrics that all of them have are compared.
         seed: of the resampling.
     """
     metrics = [metric for metric in cells[0].losses if all(metric in cell.losses for cell in cells)]
     means = np.array([[cell.losses[metric].mean() for metric in metrics] for cell in cells])
     ranks = np.mean([_ranks(row) for row in means], axis=0)
     drawn = _resampled(cells, metrics, seed)
-    default = metrics.index(DEFAULT_METRIC)
+    default = metrics.index(PAPERS)
     scores = {}
     for m, metric in enumerate(metrics):
         low, high = np.percentile(drawn[m] - drawn[default], (2.5, 97.5))
@@ -95,7 +96,7 @@ def decide(cells: Sequence[Cell], *, seed: int = 0) -> Decision:
         scores[metric] = Score(float(means[:, m].mean()), float(ranks[m]), (difference, float(low), float(high)))
     best = min((metric for metric in metrics if metric in WITHOUT_LABELS), key=lambda metric: scores[metric].loss)
     clear = scores[best].beside[2] < 0
-    return Decision(scores, best, best if clear else DEFAULT_METRIC)
+    return Decision(scores, best, best if clear else PAPERS)
 
 
 def _ranks(values: Floats) -> Floats:
