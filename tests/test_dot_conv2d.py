@@ -18,7 +18,7 @@ from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer, Request, collect_offers, unit_of
-from hawq_tvm.kernels.dot.conv2d import Cut
+from hawq_tvm.kernels.dot.cut import Cut
 from hawq_tvm.kernels.dot.float32 import in_float32
 from hawq_tvm.kernels.dot.result import floors_of
 from hawq_tvm.kernels.dot.unit import Unit

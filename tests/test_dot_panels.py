@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.kernels.dot.conv2d import Cut, Shape, Tiling, tile_of
+from hawq_tvm.kernels.dot.cut import Cut, Shape, Tiling, tile_of
 from hawq_tvm.kernels.dot.panels import Panels
 
 from .dot_kernels import VNNI

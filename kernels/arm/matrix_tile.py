@@ -34,10 +34,13 @@ class MatrixTile(Tile):
                     own = 2 * half, 2 * half + 1
                     self._accumulators[self._number(pair, vector, half)] = shuffle([sums[vector]], own * 2)
 
-    def add(self, activations: Callable[[int], Expr], weights: Callable[[int], Expr]) -> None:
+    def add(
+        self, activations: Callable[[int], Expr], weights: Callable[[int], Expr], pixels: range | None = None
+    ) -> None:
+        assert pixels is None, "both pixels of a pair at once"
         loaded = [weights(vector) for vector in range(self._vectors)]
-        for pair, pixels in enumerate(self._pairs):
-            both = shuffle([activations(pixel) for pixel in pixels], range(_BYTES))
+        for pair, both_pixels in enumerate(self._pairs):
+            both = shuffle([activations(pixel) for pixel in both_pixels], range(_BYTES))
             rows = op.reinterpret(f"int8x{_BYTES}", both)
             for vector in range(self._vectors):
                 for half in _HALVES:

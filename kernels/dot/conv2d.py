@@ -11,205 +11,35 @@ Where nothing is padded and the kernel is 1x1, the pixels of all rows and sample
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
+from tvm.tirx import op as tir
 
 from hawq_tvm.core.ir import Array, Graph
 from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.kernels.dot.cut import Cut, Shape, Tiling, block_inputs, depth_of, run_of, steps_of
 from hawq_tvm.kernels.dot.excess import Excess
 from hawq_tvm.kernels.dot.images import Plane
-from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
 from hawq_tvm.kernels.dot.result import Result, build_function, for_block, per_channel, refuse, weights_of
 from hawq_tvm.kernels.dot.tile import Tile
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import LINE_BYTES, flat, prefetch, ramp
 from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
-from hawq_tvm.kernels.generic.blocking import best_tile
 from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.generic.expressions import Expr
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
 
-MIN_MACS = 3_000_000
-"""Multiply-accumulates from which threads pay: 6 us of one core, where workers are awake within a network."""
-
-L1_BYTES = 32 * 1024
-"""What a layer's weights may take to stay in the first cache beside activations: then blocks are the inner loop."""
-
-L2_BYTES = 400 * 1024
-"""What the activations of a group of rows may take to stay in the second cache while panels pass."""
-
-
-MAX_WEIGHTS_OF_HALVES = 2
-"""Bytes of weights beside one of activations up to which rows are cut in halves: so each of two threads reads what it
-wrote itself, and both read all weights. With more of them, and where all pixels are one row and little is computed with
-each weight, each thread takes half of the channels of all rows."""
-
 MAX_UNROLL = 8
 """Steps of a run that are written out."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the work is.
-
-    Attributes:
-        flat: whether all pixels are one row.
-        stored_rows: of all samples.
-        width: output pixels of a row.
-        panels: the weights.
-        depth: input channels that a block reads.
-        run: bytes that lie together: of all taps of a kernel's row where those do, else of one tap.
-        activation_bytes: of input and result.
-    """
-
-    flat: bool
-    stored_rows: int
-    width: int
-    panels: Panels
-    depth: int
-    run: int
-    activation_bytes: int
-
-    def rows(self, tile: int) -> int:
-        """What tasks are counted by: stored rows, or tiles where all pixels are one row."""
-        return -(-self.width // tile) if self.flat else self.stored_rows
-
-    @classmethod
-    def of(cls, request: Request, unit: Unit, *, packed: bool) -> Shape:
-        op, type = request.node.op, request.node.type
-        assert isinstance(op, Conv2d)
-        source, *_, target = storages = [
-            request.alternatives[name] for name in (*request.node.inputs, request.node.name)
-        ]
-        pointwise = op.window.kernel == op.window.strides == (1, 1) and not any(op.window.pads)
-        is_flat = pointwise and not any(any(storage.frame) or storage.block > 1 for storage in storages)
-        _, height, width = type.shape
-        top, _, bottom, _ = target.frame
-        depth = _depth(op, unit, source.channels(request.inputs[0]))
-        run = _run(op, unit, source.channels(request.inputs[0]))
-        count = prod(op.window.kernel) * depth // run
-        panels = Panels(unit, target.channels(type), count * -(-run // unit.step), packed)
-        activations = source.size_bytes(request.inputs[0], request.batch) + target.size_bytes(type, request.batch)
-        width = request.batch * height * width if is_flat else width
-        return cls(is_flat, request.batch * (top + height + bottom), width, panels, depth, run, activations)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """What is free in how the work is cut; the integers are the same whatever it is.
-
-    Attributes:
-        tile: pixels of a row computed together at most; where all pixels are one row the last tile moves left until it
-            fits.
-        groups: groups of rows; all blocks pass over one before the next begins. 0: all blocks pass over each row.
-        ahead: how many panels ahead of the one that is read memory is fetched; 0 for nothing.
-        threads: whether tasks are shared among threads.
-    """
-
-    tile: int
-    groups: int
-    ahead: int
-    threads: bool
-
-    @classmethod
-    def choose(cls, request: Request, shape: Shape) -> Tiling:
-        """By what the caches hold."""
-        op, unit = request.node.op, shape.panels.unit
-        assert isinstance(op, Conv2d)
-        spare = 0 if shape.flat or op.rescale.residual is not None else unit.spare_tile
-        tile = tile_of(shape.width, unit, spare)
-        halved = not shape.flat and shape.panels.size_bytes <= MAX_WEIGHTS_OF_HALVES * shape.activation_bytes
-        groups = min(shape.rows(tile), max(1 + halved, -(-shape.activation_bytes // L2_BYTES)))
-        if shape.panels.size_bytes <= L1_BYTES:
-            groups = 0
-        return cls(tile, groups, 1, op.macs(request.node.type) * request.batch >= MIN_MACS)
-
-    @classmethod
-    def candidates(cls, request: Request, shape: Shape) -> tuple[Tiling, ...]:
-        """All that are worth timing, the chosen one first.
-
-        Tiles of half as many pixels as usual load weights too often, of half as many again leave no registers.
-        """
-        own, usual = cls.choose(request, shape), shape.panels.unit.max_tile
-        most = min(3 * usual // 2, shape.width)
-        tiles, groups = range(most, min(usual // 2, most) - 1, -1), sorted({0, 1, 2, 4, 8, own.groups})
-        choices = (cls(*choice) for choice in product(tiles, groups, (0, 1, 2), (True, False)))
-        return tuple(dict.fromkeys((own, *(it for it in choices if it.groups <= shape.rows(it.tile)))))
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the work is cut.
-
-    Attributes:
-        shape: what it is.
-        tiling: what was free.
-    """
-
-    shape: Shape
-    tiling: Tiling
-
-    @property
-    def panels(self) -> Panels:
-        return self.shape.panels
-
-    @property
-    def tile(self) -> int:
-        return self.tiling.tile
-
-    @property
-    def rows(self) -> int:
-        return self.shape.rows(self.tile)
-
-    @property
-    def tiles(self) -> int:
-        """Of a row."""
-        return 1 if self.shape.flat else -(-self.shape.width // self.tile)
-
-    @property
-    def runs(self) -> tuple[tuple[int, int], ...]:
-        """The tiles of a row: how many of how many pixels, which differ by one at most."""
-        widest = -(-self.shape.width // self.tiles)
-        wide = self.shape.width - self.tiles * (widest - 1)
-        return tuple(run for run in ((wide, widest), (self.tiles - wide, widest - 1)) if run[0])
-
-    @property
-    def group_rows(self) -> int:
-        return -(-self.rows // max(1, self.tiling.groups))
-
-    @classmethod
-    def of(cls, request: Request, unit: Unit, *, packed: bool, tiling: Tiling | None = None) -> Cut:
-        shape = Shape.of(request, unit, packed=packed)
-        return cls(shape, tiling or Tiling.choose(request, shape))
-
-
-def tile_of(width: int, unit: Unit, spare: int = 0) -> int:
-    """Pixels of a tile of such a row, `spare` more than usual at most."""
-    return best_tile(width, range(min(unit.max_tile + spare, width), 0, -1))
-
-
-def _block_inputs(op: Conv2d, block: int, pair: int) -> tuple[int, int]:
-    """The input channels, first and behind the last, of the groups that a block of output channels touches."""
-    out_per_group = op.out_channels // op.groups
-    last = min(block * pair + pair, op.out_channels) - 1
-    per_group = op.weight.shape[1]
-    return block * pair // out_per_group * per_group, (last // out_per_group + 1) * per_group
-
-
-def _depth(op: Conv2d, unit: Unit, stored: int) -> int:
-    """Input channels that each block reads: enough for the one that touches most, in whole steps."""
-    if op.groups == 1:
-        return stored
-    ranges = [_block_inputs(op, block, unit.pair) for block in range(-(-op.out_channels // unit.pair))]
-    return min(-(-max(end - start for start, end in ranges) // unit.step) * unit.step, stored)
 
 
 def _within_planes(request: Request, unit: Unit) -> bool:
@@ -220,17 +50,10 @@ def _within_planes(request: Request, unit: Unit) -> bool:
         return False
     storage = request.alternatives[name]
     stored = storage.channels(request.inputs[0])
-    depth = _depth(op, unit, stored)
+    depth = depth_of(op, unit, stored)
     blocks = range(-(-op.out_channels // unit.pair))
-    firsts = [min(_block_inputs(op, block, unit.pair)[0], stored - depth) for block in blocks]
+    firsts = [min(block_inputs(op, block, unit.pair)[0], stored - depth) for block in blocks]
     return all(first // storage.block == (first + depth - 1) // storage.block for first in firsts)
-
-
-def _run(op: Conv2d, unit: Unit, stored: int) -> int:
-    """Bytes that lie together in an image of so many channels."""
-    depth = _depth(op, unit, stored)
-    together = op.window.dilations[1] == 1 and depth == stored
-    return op.window.kernel[1] * depth if together else depth
 
 
 def _taps(request: Request, shape: Shape) -> Array:
@@ -241,10 +64,12 @@ def _taps(request: Request, shape: Shape) -> Array:
     out_per_group, per_group = op.out_channels // op.groups, op.weight.shape[1]
     weight = np.zeros((op.out_channels, *op.window.kernel, shape.depth), np.int8)
     for channel in range(op.out_channels):
-        start = min(_block_inputs(op, channel // shape.panels.pair, shape.panels.pair)[0], stored - shape.depth)
+        start = min(block_inputs(op, channel // shape.panels.pair, shape.panels.pair)[0], stored - shape.depth)
         first = channel // out_per_group * per_group - start
         weight[channel, ..., first : first + per_group] = op.weight[channel].transpose(1, 2, 0)
     runs, step = weight.reshape(op.out_channels, -1, shape.run), shape.panels.unit.step
+    if shape.rests:
+        return shape.rests.pack(runs)
     rest = shape.run % step
     if rest:  # the last step moves left until it fits: what it reads again weighs nothing
         again = np.zeros((*runs.shape[:2], step - rest), np.int8)
@@ -275,19 +100,33 @@ def _excess(request: Request, cut: Cut, weight: Array) -> Excess:
     return Excess.of(panels.blocks_of(panels.pack(weight)), places.reshape(-1))
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A few activations of each pixel, and where the weights begin that they meet.
+
+    Attributes:
+        activations: of a pixel, by its number in the tile.
+        weights: a place in the stream.
+    """
+
+    activations: Callable[[int], Expr]
+    weights: Expr
+
+
 class _Loops:
     """Emits the loops of one convolution."""
 
     def __init__(self, request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...]) -> None:
         op = request.node.op
         assert isinstance(op, Conv2d)
-        self.op, self.cut, self.product, self.unit, self.batch = op, cut, product, cut.panels.unit, request.batch
+        self.op, self.cut, self.product, self.unit = op, cut, product, cut.panels.unit
+        self.height = request.node.type.shape[1]
         self.result = Result(request, self.unit, buffers, flat_pixels=cut.shape.width if cut.shape.flat else 0)
         self.x, (self.weight, *further) = flat(buffers[0]), buffers[len(request.inputs) :]
         self.further = further[:3]  # where there is an excess
 
     def emit(self) -> None:
-        """One task is a block of one stored row, or of one tile where all pixels are one row."""
+        """One task is a block of one row, or of one tile where all pixels are one row."""
         cut, blocks, tiling = self.cut, self.cut.panels.blocks, self.cut.tiling
         loop = T.parallel if tiling.threads else T.serial
         if not tiling.groups:
@@ -304,15 +143,15 @@ class _Loops:
                 self._task(block, row, within)
 
     def _task(self, block: Expr, row: Expr, within: Expr) -> None:
-        """All tiles of a stored row; `within` is the row's number in its group."""
+        """All tiles of a row; `within` is the row's number in its group."""
         cut, zero = self.cut, tirx.const(0, "int32")
 
         def tiles(vectors: int, n: Expr, h: Expr) -> None:
-            before, column = 0, 0
+            gathered, before, column = self._gather(n, h), 0, 0
             for count, pixels in cut.runs:
                 with T.serial(count) as tile:
                     at = n, h, column + tile * pixels
-                    self._tile(block, vectors, pixels, at, within * cut.tiles + (before + tile))
+                    self._tile(block, vectors, pixels, at, within * cut.tiles + (before + tile), gathered)
                 before, column = before + count, column + count * pixels
 
         def body(vectors: int) -> None:
@@ -320,38 +159,68 @@ class _Loops:
                 start = tirx.min(row * cut.tile, cut.shape.width - cut.tile)
                 self._tile(block, vectors, cut.tile, (zero, zero, start), within)
             else:
-                height = self.result.plane.height
-                n, stored = row // height, row % height
-                self.result.in_frame(block, vectors, n, stored, lambda h: tiles(vectors, n, h))
+                n, h = row // self.height, row % self.height
+                self.result.in_frame(block, vectors, n, h, lambda: tiles(vectors, n, h))
 
         for_block(cut.panels, block, body)
 
-    def _tile(self, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
+    def _tile(
+        self, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr], position: Expr, gathered: Any = None
+    ) -> None:
         """A tile's outputs at (sample, row, first column); `position` counts the tiles of a block."""
         tile = self.unit.tile(self.product, pixels, vectors)
         self.result.start(tile, block, vectors)
-        self._accumulate(tile, block, vectors, at, position)
+        last = self._accumulate(tile, block, vectors, at, position, gathered)
         if self.product.excess is not None:
             self._accumulate_excess(tile, block, at)
-        self.result.finish(tile, block, vectors, pixels, at)
+        if not last:
+            self.result.finish(tile, block, vectors, range(pixels), at)
+            return
+        for pixel in range(pixels):
+            self._take(tile, last, range(pixel, pixel + 1))
+            self.result.finish(tile, block, vectors, range(pixel, pixel + 1), at)
 
-    def _accumulate(self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr) -> None:
-        """All products of a tile."""
-        window, cut, plane = self.op.window, self.cut, self.result.source
-        (kh, kw), (dy, dx), corner = window.kernel, window.dilations, self._corner(block, at)
-        panel, run = block * cut.panels.panel_bytes, cut.shape.run
-        steps, kw = -(-run // self.unit.step), kw * cut.shape.depth // run
+    def _accumulate(
+        self, tile: Tile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr], position: Expr, gathered: Any
+    ) -> list[_Step]:
+        """All products of a tile but those of its last steps, which are given back."""
+        cut, step, plane = self.cut, self.unit.step, self.result.source
+        (kh, kw), (dy, dx), corner = self.op.window.kernel, self.op.window.dilations, self._corner(block, at)
+        steps, run = cut.shape.run_steps, cut.shape.run
         unroll = steps if steps <= MAX_UNROLL else next(u for u in (2, 1) if steps % u == 0)
-        with T.serial(kh) as ry, T.serial(kw) as rx, T.serial(steps // unroll) as part:
-            iteration = (ry * kw + rx) * (steps // unroll) + part
+        extents = kh, kw * cut.shape.depth // run, steps // unroll
+        panel, room = block * cut.panels.panel_bytes, cut.panels.step_bytes(vectors)
+
+        def iteration(ry: Expr, rx: Expr, part: Expr) -> list[_Step]:
+            number = (ry * extents[1] + rx) * extents[2] + part
+            self._prefetch(panel, position, number, prod(extents))
+            first, found = corner + (ry * (dy * plane.width) + rx * dx) * plane.together, []
             for offset in range(unroll):
-                byte = (part * unroll + offset) * self.unit.step
-                if run % self.unit.step and offset == unroll - 1:
-                    byte = run - self.unit.step
-                x = corner + (ry * (dy * plane.width) + rx * dx) * plane.together + byte
-                weights = panel + (iteration * unroll + offset) * cut.panels.step_bytes(vectors)
-                self._step(tile, x, self.weight, weights)
-            self._prefetch(panel, position, iteration, kh * kw * (steps // unroll))
+                byte = (part * unroll + offset) * step
+                if run % step and not cut.shape.rests and offset == unroll - 1:
+                    byte = run - step
+                found.append(self._step(first + byte, panel + (number * unroll + offset) * room))
+            return found
+
+        _over_all_but_last(extents, lambda *index: self._take(tile, iteration(*index)))
+        final = iteration(*(tirx.const(extent - 1, "int32") for extent in extents))
+        if cut.shape.rests:
+            behind = panel + prod(extents) * unroll * room
+            words = range(cut.shape.rests.words)
+            final += [self._gathered_step(gathered, word, at[2], behind + word * room) for word in words]
+        split = max(0, len(final) - self.unit.last_steps)
+        self._take(tile, final[:split])
+        return final[split:]
+
+    def _gather(self, n: Expr, h: Expr) -> Any:
+        """What rows of taps leave over for a row of outputs; None where that is nothing."""
+        rests, plane, window = self.cut.shape.rests, self.result.source, self.op.window
+        if rests is None:
+            return None
+        zero = tirx.const(0, "int32")
+        first = self._corner(zero, (n, h, zero)) + self.cut.shape.run_steps * self.unit.step
+        row, between = window.dilations[0] * plane.width * plane.together, window.strides[1] * plane.together
+        return rests.gather(self.x, lambda tap: first + tap * row, between, self.cut.shape.width, self.unit.lanes)
 
     def _accumulate_excess(self, tile: Tile, block: Expr, at: tuple[Expr, Expr, Expr]) -> None:
         """What pairs of weights have too much for one product."""
@@ -360,7 +229,8 @@ class _Loops:
         most = int(stream.shape[0]) // room - 1
         with T.serial(starts[block], starts[block + 1]) as index:
             number = _within(index, most)
-            self._step(tile, corner + _within(places[number], self._farthest), stream, number * room)
+            step = self._step(corner + _within(places[number], self._farthest), number * room)
+            self._take(tile, [step], stream=stream)
 
     @property
     def _farthest(self) -> int:
@@ -382,13 +252,24 @@ class _Loops:
         first = block * self.unit.pair // out_per_group * self.op.weight.shape[1]
         return tirx.min(first, self.result.source.channels - self.cut.shape.depth)
 
-    def _step(self, tile: Tile, x: Expr, stream: Any, weights: Expr) -> None:
-        """A few input channels of every pixel, by the weights that lie there in a stream."""
+    def _step(self, x: Expr, weights: Expr) -> _Step:
+        """Activations from that byte of the image on."""
         between, step = self.op.window.strides[1] * self.result.source.together, self.unit.step
-        tile.add(
-            lambda pixel: self.x[ramp(x + pixel * between, step)],
-            lambda vector: weights_of(self.cut.panels, self.product, stream, weights, vector),
-        )
+        return _Step(lambda pixel: self.x[ramp(x + pixel * between, step)], weights)
+
+    def _gathered_step(self, gathered: Any, word: int, column: Expr, weights: Expr) -> _Step:
+        """Activations of such a word of what was gathered for a row of outputs."""
+        first = word * self.cut.shape.width + column
+        return _Step(lambda pixel: tir.reinterpret("int8x4", gathered[first + pixel]), weights)
+
+    def _take(self, tile: Tile, steps: Sequence[_Step], pixels: range | None = None, *, stream: Any = None) -> None:
+        """Add steps to some pixels, or to all, by weights of a stream."""
+        stream = self.weight if stream is None else stream
+        for step in steps:
+            tile.add(step.activations, partial(self._weights, stream, step.weights), pixels)
+
+    def _weights(self, stream: Any, first: Expr, vector: int) -> Expr:
+        return weights_of(self.cut.panels, self.product, stream, first, vector)
 
     def _prefetch(self, panel: Expr, position: Expr, iteration: Expr, iterations: int) -> None:
         """A share of the next panel, so that all tiles of this one together bring it closer."""
@@ -403,6 +284,15 @@ class _Loops:
             prefetch(self.weight[tirx.min(address, panels.size_bytes - 1)])
 
 
+def _over_all_but_last(extents: Sequence[int], body: Callable[..., None]) -> None:
+    """Emit loops over all places of a box but the last: for each axis one over what lies before its end."""
+    for axis, extent in enumerate(extents):
+        if extent > 1:
+            with ExitStack() as loops:
+                ends = [tirx.const(end - 1, "int32") for end in extents[:axis]]
+                body(*ends, *[loops.enter_context(T.serial(count)) for count in (extent - 1, *extents[axis + 1 :])])
+
+
 def _within(value: Expr, most: int) -> Expr:
     """A value from 0 to `most`, as it is: from this form it can be proved that no access leaves its buffer."""
     return tirx.max(tirx.min(value, most), 0)
@@ -412,7 +302,7 @@ def _refuse_run(request: Request, unit: Unit) -> str | None:
     """A run that is no whole number of steps has its last one moved left, which is written out."""
     op, source = request.node.op, request.alternatives[request.node.inputs[0]]
     assert isinstance(op, Conv2d)
-    run, most = _run(op, unit, source.channels(request.inputs[0])), MAX_UNROLL * unit.step
+    run, most = run_of(op, unit, source.channels(request.inputs[0])), MAX_UNROLL * unit.step
     if run % unit.step and (op.groups > 1 or not unit.step < run <= most):
         return f"reads {unit.step} channels at once, or a row of taps of {unit.step + 1} to {most} bytes, not {source}"
     return None
@@ -421,7 +311,7 @@ def _refuse_run(request: Request, unit: Unit) -> str | None:
 def pixels_save_steps(graph: Graph, name: str, unit: Unit) -> bool:
     """Whether all that reads a value takes fewer steps where its pixels are not filled up to whole ones.
 
-    A row of 7 taps of 3 channels is 21 bytes, 6 steps of 4, and 7 steps where each pixel has 4 bytes.
+    A row of 7 taps of 3 channels is 21 bytes, 6 steps of 4 or less, and 7 steps where each pixel has 4 bytes.
     """
     channels, readers = graph.types[name].shape[0], [node for node in graph if name in node.inputs]
     return channels < unit.step and all(
@@ -429,7 +319,8 @@ def pixels_save_steps(graph: Graph, name: str, unit: Unit) -> bool:
         and node.inputs == (name,)
         and node.op.groups == node.op.window.dilations[1] == 1
         and unit.step < node.op.window.kernel[1] * channels <= MAX_UNROLL * unit.step
-        and -(-node.op.window.kernel[1] * channels // unit.step) < node.op.window.kernel[1]
+        and steps_of(node.op.window.kernel[0], node.op.window.kernel[1] * channels, node.type.shape[2], unit)
+        < prod(node.op.window.kernel)
         for node in readers
     )
 

@@ -179,31 +179,31 @@ class _Loops:
     def __init__(self, request: Request, cut: Cut, product: Product, buffers: tuple[Any, ...]) -> None:
         op = request.node.op
         assert isinstance(op, Conv2d)
-        self.window, self.cut, self.width, self.batch = op.window, cut, request.node.type.shape[2], request.batch
+        self.window, self.cut, self.batch = op.window, cut, request.batch
+        self.height, self.width = request.node.type.shape[1:]
         self.product, self.unit = product, cut.panels.unit
         self.result = Result(request, self.unit, buffers)
         self.x, self.weight = flat(buffers[0]), buffers[len(request.inputs)]
 
     def emit(self) -> None:
-        """One task is a stored row."""
-        height = self.result.plane.height
-        with (T.parallel if self.cut.threads else T.serial)(self.batch * height) as task:
-            n, stored = task // height, task % height
+        """One task is a row."""
+        with (T.parallel if self.cut.threads else T.serial)(self.batch * self.height) as task:
+            n, h = task // self.height, task % self.height
             with T.serial(self.cut.panels.blocks) as block:
-                for_block(self.cut.panels, block, lambda vectors: self._block(block, vectors, n, stored))
+                for_block(self.cut.panels, block, lambda vectors: self._block(block, vectors, n, h))
 
-    def _block(self, block: Expr, vectors: int, n: Expr, stored: Expr) -> None:
+    def _block(self, block: Expr, vectors: int, n: Expr, h: Expr) -> None:
         cut = self.cut
 
-        def tiles(h: Expr) -> None:
+        def tiles() -> None:
             with T.serial(cut.tiles) as number:
                 start = tirx.min(number * cut.tile, self.width - cut.tile)
                 tile = DotTile(self.product, cut.tile, vectors, self.unit.lanes)
                 self.result.start(tile, block, vectors)
                 self._accumulate(tile, block, vectors, (n, h, start))
-                self.result.finish(tile, block, vectors, cut.tile, (n, h, start))
+                self.result.finish(tile, block, vectors, range(cut.tile), (n, h, start))
 
-        self.result.in_frame(block, vectors, n, stored, tiles)
+        self.result.in_frame(block, vectors, n, h, tiles)
 
     def _accumulate(self, tile: DotTile, block: Expr, vectors: int, at: tuple[Expr, Expr, Expr]) -> None:
         """All products of a tile."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.core.float32_residual import FloorForm, floor_form
@@ -115,19 +114,20 @@ class Result:
             -2 - (1 if self._floors else len(op.multipliers)) : -1
         ]
 
-    def in_frame(self, block: Expr, vectors: int, n: Expr, stored: Expr, row: Callable[[Expr], None]) -> None:
-        """A stored row of a block: its share of the frame, and what `row` makes of the inner row of its number."""
+    def in_frame(self, block: Expr, vectors: int, n: Expr, h: Expr, row: Callable[[], None]) -> None:
+        """A row of outputs of a block, which `row` makes, and its share of the frame.
+
+        That is what lies beside it, and with the first and the last row what lies above and below.
+        """
         plane, (height, width) = self.plane, self.type.shape[1:]
-        if plane.height == height and plane.width == width:
-            row(stored)
-            return
-        with T.If(tirx.all(stored >= plane.top, stored < plane.top + height)):
-            with T.Then():
-                self._zeros(block, vectors, (n, stored), 0, plane.left)
-                self._zeros(block, vectors, (n, stored), plane.left + width, plane.width - plane.left - width)
-                row(stored - plane.top)
-            with T.Else():
-                self._zeros(block, vectors, (n, stored), 0, plane.width)
+        below = plane.height - plane.top - height
+        self._zeros(block, vectors, (n, h + plane.top), 0, plane.left)
+        self._zeros(block, vectors, (n, h + plane.top), plane.left + width, plane.width - plane.left - width)
+        for edge, first, count in ((0, 0, plane.top), (height - 1, plane.top + height, below)):
+            if count:
+                with T.If(h == edge), T.Then(), T.serial(count) as number:
+                    self._zeros(block, vectors, (n, first + number), 0, plane.width)
+        row()
 
     def _zeros(self, block: Expr, vectors: int, row: tuple[Expr, Expr], start: int, count: int) -> None:
         """Stored columns of the frame."""
@@ -142,10 +142,10 @@ class Result:
         """Accumulators begin as the bias."""
         tile.start([self.bias[lanes] for lanes in self._lanes(block, vectors)])
 
-    def finish(self, tile: Tile, block: Expr, vectors: int, pixels: int, at: tuple[Expr, Expr, Expr]) -> None:
-        """Residual, rounding, clip and store of a tile whose first pixel is (sample, row, column)."""
+    def finish(self, tile: Tile, block: Expr, vectors: int, pixels: range, at: tuple[Expr, Expr, Expr]) -> None:
+        """Residual, rounding, clip and store of those pixels of a tile whose first one is (sample, row, column)."""
         n, h, start = at
-        for pixel in range(pixels):
+        for pixel in pixels:
             values, residual = [], self._residual(block, vectors, (n, h, start + pixel))
             for vector, lanes in enumerate(self._lanes(block, vectors)):
                 product = tile.sums(pixel, vector), self._multiplier[lanes]

@@ -18,8 +18,16 @@ class Tile(ABC):
         """All pixels begin with these sums: int32, for each vector."""
 
     @abstractmethod
-    def add(self, activations: Callable[[int], Expr], weights: Callable[[int], Expr]) -> None:
-        """Add one step: neighbouring bytes of every pixel, by its number, times weights of every vector, by its."""
+    def add(
+        self, activations: Callable[[int], Expr], weights: Callable[[int], Expr], pixels: range | None = None
+    ) -> None:
+        """Add one step: neighbouring bytes of each pixel, by its number, times weights of every vector, by its.
+
+        Args:
+            activations: four bytes of a pixel, or as many as the instruction takes.
+            weights: of a vector.
+            pixels: which ones; all where None.
+        """
 
     @abstractmethod
     def sums(self, pixel: int, vector: int) -> Expr:
@@ -39,9 +47,11 @@ class DotTile(Tile):
             for vector in range(self._vectors):
                 self._accumulators[pixel * self._vectors + vector] = sums[vector]
 
-    def add(self, activations: Callable[[int], Expr], weights: Callable[[int], Expr]) -> None:
+    def add(
+        self, activations: Callable[[int], Expr], weights: Callable[[int], Expr], pixels: range | None = None
+    ) -> None:
         loaded = [weights(vector) for vector in range(self._vectors)]
-        for pixel in range(self._pixels):
+        for pixel in range(self._pixels) if pixels is None else pixels:
             four = in_all_lanes(self._product.operand(activations(pixel), DOT_STEP), self._lanes)
             for vector in range(self._vectors):
                 self.multiply(pixel, vector, four, loaded[vector])

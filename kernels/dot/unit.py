@@ -59,6 +59,8 @@ class Unit(ABC):
         step: neighbouring channels that the instruction takes at once.
         spare_tile: pixels that a tile may have more where no residual takes registers.
         pixels_at_once: pixels, or samples, that it takes at once.
+        last_steps: how many steps of a convolution's tile are taken pixel by pixel, each of which is then finished: so
+            that one pixel's rescale runs beside the next one's products.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Unit(ABC):
     step: int = DOT_STEP
     spare_tile: int = 0
     pixels_at_once: int = 1
+    last_steps: int = 0
 
     @property
     def pair(self) -> int:

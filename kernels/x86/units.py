@@ -146,7 +146,9 @@ MOST_EXCESS = 0.5
 AVX2 = frozenset({"avx2", "fma"})
 """What the 256-bit kernels are made of."""
 
-VNNI_512 = X86Unit("avx512vnni", AVX512_VNNI, LANES, max_tile=8, signed_offset=UNSIGNED_OFFSET, spare_tile=1)
+VNNI_512 = X86Unit(
+    "avx512vnni", AVX512_VNNI, LANES, max_tile=8, signed_offset=UNSIGNED_OFFSET, spare_tile=1, last_steps=2
+)
 """Of its 32 registers a tile of 8 pixels leaves half to the epilogue, which spills a residual's factors with fewer; 12
 were seen to take 5 % longer with a residual, and no less without. Rows of 17 pixels (Inception-V3's) are two tiles of 9
 and 8, which take 6 % less than three of 6 do, one of whose pixels is computed twice."""
