@@ -14,7 +14,7 @@ import numpy as np
 
 from hawq_tvm.ilp.elimination import Elimination
 from hawq_tvm.ilp.problem import FloatArray
-from hawq_tvm.ilp.program import IntArray, Program
+from hawq_tvm.ilp.program import IntArray, Program, classes
 
 
 class PricedTerms:
@@ -26,23 +26,27 @@ class PricedTerms:
     """
 
     def __init__(self, program: Program) -> None:
-        rows = range(len(program.limits))
-        every = (*program.alone, *program.together)
-        self.least = [fsum(float(terms[row].min()) for terms in every) for row in rows]
-        ranges = [fsum(float(np.ptp(terms[row])) for terms in every) for row in rows]
+        rows, starts = range(len(program.limits)), program.starts[:-1]
+        lowest = np.minimum.reduceat(program.choices, starts, axis=1)
+        highest = np.maximum.reduceat(program.choices, starts, axis=1)
+        shared = [[program.together[edge][row] for edge in program.bordering[row]] for row in rows]
+        self.least = [fsum([*lowest[row], *(float(terms.min()) for terms in shared[row])]) for row in rows]
+        ranges = [fsum([*(highest - lowest)[row], *(float(np.ptp(terms)) for terms in shared[row])]) for row in rows]
         self.scale = np.array([value or 1.0 for value in ranges])
-        alone = [self._excess(terms) for terms in program.alone]
-        ends, together = [], []
+        excess = (program.choices - np.repeat(lowest, np.diff(program.starts), axis=1)) / self.scale[:, None]
+        alone: list[FloatArray] = np.split(excess, program.starts[1:-1], axis=1)
+        ends: list[tuple[int, int]] = []
+        together: list[FloatArray] = []
         state_of, standing = _states(program)
         for (g, h), terms in zip(program.ends, program.together, strict=True):
-            excess = self._excess(terms)
+            above = (terms - terms.min(axis=(1, 2), keepdims=True)) / self.scale[:, None, None]
             if len(standing[g]) == 1:
-                alone[h] = alone[h] + excess[:, 0]
+                alone[h] = alone[h] + above[:, 0]
             elif len(standing[h]) == 1:
-                alone[g] = alone[g] + excess[:, :, 0]
+                alone[g] = alone[g] + above[:, :, 0]
             else:
                 ends.append((g, h))
-                together.append(excess[:, standing[g]][:, :, standing[h]])
+                together.append(above[:, standing[g]][:, :, standing[h]])
         self._ends = np.array(ends, np.intp).reshape(-1, 2)
         self._shapes = [terms.shape[1:] for terms in together]
         self._edge_starts = np.cumsum([0, *(height * width for height, width in self._shapes)])
@@ -60,12 +64,6 @@ class PricedTerms:
         self._groups = np.cumsum([0, *counts])
         self._joined = np.array(joined, np.intp)
         self._elimination = Elimination([counts[group] for group in joined], [(number[g], number[h]) for g, h in ends])
-
-    def _excess(self, terms: FloatArray) -> FloatArray:
-        """[rows, ...] above each row's least, scaled."""
-        flat = terms.reshape(len(terms), -1)
-        excess: FloatArray = ((flat - flat.min(axis=1, keepdims=True)) / self.scale[:, None]).reshape(terms.shape)
-        return excess
 
     def _priced(self, weights: FloatArray) -> tuple[FloatArray, FloatArray, list[FloatArray]]:
         """The rows' terms summed with these weights: of all choices in their order, of all states, of the edges."""
@@ -113,17 +111,15 @@ class PricedTerms:
 
     def totals(self, configurations: IntArray) -> FloatArray:
         """By configuration [configurations, groups] its sums by row, [configurations, rows]."""
-        widths = np.array([width for _, width in self._shapes], np.intp)
-        found = []
-        for picks in configurations:
-            states = np.array([own[pick] for own, pick in zip(self._state_of, picks, strict=True)])
-            places = [int(np.flatnonzero(order == pick)[0]) for order, pick in zip(self._order, picks, strict=True)]
-            total = self._alone[:, self._starts[:-1] + places].sum(axis=1)
-            if len(self._ends):
-                at = self._edge_starts[:-1] + states[self._ends[:, 0]] * widths + states[self._ends[:, 1]]
-                total = total + self._together[:, at].sum(axis=1)
-            found.append(total)
-        return np.array(found)
+        states = np.stack([own[column] for own, column in zip(self._state_of, configurations.T, strict=True)])
+        places = [np.argsort(order)[column] for order, column in zip(self._order, configurations.T, strict=True)]
+        total = self._alone[:, self._starts[:-1, None] + np.stack(places)].sum(axis=1)
+        if len(self._ends):
+            widths = np.array([width for _, width in self._shapes], np.intp)
+            first, second = self._ends.T
+            at = self._edge_starts[:-1, None] + states[first] * widths[:, None] + states[second]
+            total = total + self._together[:, at].sum(axis=1)
+        return np.ascontiguousarray(total.T)
 
     def marginals(self, weights: FloatArray) -> list[FloatArray]:
         """By group, by how much each choice raises the least sum: its state's marginal, and its own above that."""
@@ -143,7 +139,7 @@ class PricedTerms:
         return found
 
 
-def _states(program: Program) -> tuple[list[IntArray], list[list[int]]]:
+def _states(program: Program) -> tuple[list[IntArray], list[IntArray]]:
     """By group, the state of each choice, and for each state a choice that has it.
 
     Choices are of one state where every border costs them the same, whatever the neighbours have.
@@ -152,11 +148,5 @@ def _states(program: Program) -> tuple[list[IntArray], list[list[int]]]:
     for (first, second), terms in zip(program.ends, program.together, strict=True):
         profiles[first].append(terms.transpose(1, 0, 2).reshape(terms.shape[1], -1))
         profiles[second].append(terms.transpose(2, 0, 1).reshape(terms.shape[2], -1))
-    states, standing = [], []
-    for profile in profiles:
-        first_of: dict[bytes, int] = {}
-        rows = np.concatenate(profile, axis=1) + 0.0  # -0.0 becomes 0.0
-        stands = [first_of.setdefault(row.tobytes(), k) for k, row in enumerate(rows)]
-        standing.append(list(first_of.values()))
-        states.append(np.searchsorted(standing[-1], stands))
-    return states, standing
+    found = [classes(np.concatenate(profile, axis=1)) for profile in profiles]
+    return [number for _, number in found], [standing for standing, _ in found]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import fsum
 
 import numpy as np
@@ -66,6 +67,22 @@ class Program:
             tuple(np.arange(terms.shape[1]) for terms in alone),
         )
 
+    @cached_property
+    def choices(self) -> FloatArray:
+        """The groups' terms side by side, float64 [rows, all choices]."""
+        return np.concatenate(self.alone, axis=1)
+
+    @cached_property
+    def starts(self) -> IntArray:
+        """Where each group's choices begin among all, and where the last one's end, int [groups + 1]."""
+        return np.cumsum([0, *(len(numbers) for numbers in self.numbers)])
+
+    @cached_property
+    def bordering(self) -> tuple[tuple[int, ...], ...]:
+        """By row, the edges that cost something in it."""
+        costly: list[NDArray[np.bool_]] = [np.any(terms != 0, axis=(1, 2)) for terms in self.together]
+        return tuple(tuple(e for e, rows in enumerate(costly) if rows[row]) for row in range(len(self.limits)))
+
     @property
     def size(self) -> int:
         """How many choices there are in all."""
@@ -117,3 +134,12 @@ class Program:
         there = np.all([np.isin(column, numbers) for numbers, column in columns], axis=0)
         found = [np.searchsorted(numbers, column[there]) for numbers, column in columns]
         return np.array(found, np.intp).T
+
+
+def classes(rows: FloatArray) -> tuple[IntArray, IntArray]:
+    """Which rows [choices, ...] are equal: the first choice of each class, ascending, and each choice's class."""
+    first_of: dict[bytes, int] = {}
+    plain = np.ascontiguousarray(rows) + 0.0  # -0.0 becomes 0.0
+    stands = [first_of.setdefault(row.tobytes(), k) for k, row in enumerate(plain)]
+    standing = np.array(list(first_of.values()), np.intp)
+    return standing, np.searchsorted(standing, stands)

@@ -32,14 +32,17 @@ import pulp
 
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.ilp.problem import FloatArray
-from hawq_tvm.ilp.program import IntArray, Program
+from hawq_tvm.ilp.program import IntArray, Program, classes
 
 SOLVERS = ("cbc", "highs")
 """Solvers by name; CBC comes with PuLP, HiGHS with the package highspy."""
 
 _OBJECTIVE_SCALE = 1e6  # far above the solvers' absolute tolerances of 1e-7 to 1e-5
 _ROOM = 1e-6  # of rows, relative and absolute: HiGHS was seen to lose optimal answers with none, and with 1e-7
+_CUTOFF_ROOM = 1e-2  # above the objective's limit, far above the tolerance that a solver takes off it
+_HEURISTICS = 0.3  # of HiGHS's effort, 0.05 by default: each better configuration strikes out more choices
 _MOST_CUTS = 1000
+_EPSILON = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ class PulpProgram:
         """The borders' terms, added to those of the groups; and what ties their variables to the choices."""
         added = []
         for edge, ((first, second), values) in enumerate(zip(self.program.ends, self.program.together, strict=True)):
-            rows, row_of = _classes(values.transpose(1, 0, 2))
-            columns, column_of = _classes(values.transpose(2, 0, 1))
+            rows, row_of = classes(values.transpose(1, 0, 2))
+            columns, column_of = classes(values.transpose(2, 0, 1))
             self._classes.append((row_of, column_of))
             ours = [
                 [x for x, c in zip(self._variables[first], row_of, strict=False) if c == k] for k in range(len(rows))
@@ -199,6 +202,9 @@ class PulpProgram:
     def solve(self, effort: Effort) -> tuple[list[int] | None, bool]:
         """The best pick within the limits, or None; and whether that is proved, as it is unless time ran out.
 
+        Where the program's objective has a limit, as it has once a configuration is known, a pick above it, and None,
+        say alike that nothing within the limits is below it.
+
         Raises:
             AllocationError: the solver is not installed or failed.
         """
@@ -225,7 +231,7 @@ class PulpProgram:
 
     def _run(self, effort: Effort, seconds: float) -> tuple[int, bool]:
         """Solve with the solver of that name; PuLP's status, and whether it is final."""
-        solver = _solver(effort.solver, effort.gap * _OBJECTIVE_SCALE / self._unit, seconds)
+        solver = _solver(effort.solver, effort.gap * _OBJECTIVE_SCALE / self._unit, seconds, self._cutoff())
         if not solver.available():
             extra = "; pip install highspy" if effort.solver == "highs" else ""
             raise AllocationError(f"the solver '{effort.solver}' is not installed{extra}")
@@ -233,20 +239,35 @@ class PulpProgram:
             status = int(self._model.solve(solver))
         except pulp.PulpError as error:
             raise AllocationError(f"the solver '{effort.solver}' failed ({error}); try the other solver") from error
+        if effort.solver == "highs" and self._model.solverModel.getModelStatus().name == "kObjectiveBound":
+            return pulp.LpStatusInfeasible, True  # of what is worth finding; PuLP calls it optimal
         return status, self._model.sol_status == pulp.LpSolutionOptimal
 
+    def _cutoff(self) -> float:
+        """In the solver's unit, what no objective of interest is above: its limit, and what rounding may add to it.
 
-def _solver(name: str, gap: float, seconds: float) -> pulp.LpSolver:
+        All of what is below lets a solver strike out choices at its first bound, before it has found anything itself.
+        """
+        limit = float(self.program.limits[0])
+        least = [float(term.values[0].min()) for term in self._terms]
+        lost = (len(least) + 1) * 4 * _EPSILON * (fsum(map(abs, least)) + abs(limit))
+        return (limit - fsum(least) + lost) * (_OBJECTIVE_SCALE / self._unit) + _CUTOFF_ROOM
+
+
+def _solver(name: str, gap: float, seconds: float, cutoff: float) -> pulp.LpSolver:
+    """A solver that looks for nothing above a cutoff; CBC, which PuLP gives none, still looks."""
     limit = None if seconds == inf else max(seconds, 0.01)
     if name == "cbc":
         return pulp.PULP_CBC_CMD(msg=False, gapRel=0, gapAbs=gap, timeLimit=limit, cuts=False)
     if name == "highs":
-        return pulp.HiGHS(msg=False, gapRel=0, gapAbs=gap, timeLimit=limit, mip_allow_cut_separation_at_nodes=False)
+        return pulp.HiGHS(
+            msg=False,
+            gapRel=0,
+            gapAbs=gap,
+            timeLimit=limit,
+            objective_bound=cutoff,
+            mip_heuristic_effort=_HEURISTICS,
+            mip_allow_cut_separation_at_nodes=False,
+            mip_allow_restart=False,
+        )
     raise AllocationError(f"unknown solver '{name}'; known: {', '.join(SOLVERS)}")
-
-
-def _classes(slices: FloatArray) -> tuple[IntArray, IntArray]:
-    """Which of [choices, ...] are equal: a choice of each class, and the number of each choice's class."""
-    flat = slices.reshape(len(slices), -1)
-    _, standing, number = np.unique(flat, axis=0, return_index=True, return_inverse=True)
-    return standing, number.reshape(-1)

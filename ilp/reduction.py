@@ -67,25 +67,28 @@ def within_reach(program: Program) -> Program | None:
 
 def _within(program: Program, row: int) -> list[NDArray[np.bool_]]:
     """By group, which choices a row's limit allows."""
-    limit = float(program.limits[row])
-    own = [terms[row] for terms in program.alone]
-    shared = [terms[row] for terms in program.together]
-    least = [*(float(terms.min()) for terms in own), *(float(terms.min()) for terms in shared)]
-    total = fsum(least)
+    limit, starts = float(program.limits[row]), program.starts
+    own = program.choices[row]
+    least = np.minimum.reduceat(own, starts[:-1])
+    over = own - np.repeat(least, np.diff(starts))
+    borders = program.bordering[row]
+    shared = [program.together[e][row] for e in borders]
+    sides = [(terms.min(axis=1), terms.min(axis=0)) for terms in shared]  # by each end's choice, the least of the other
+    between = np.array([first.min() for first, _ in sides])
+    for e, both, lowest in zip(borders, sides, between, strict=True):
+        for group, side in zip(program.ends[e], both, strict=True):
+            over[starts[group] : starts[group + 1]] += side - lowest
+    terms = [*least.tolist(), *between.tolist()]
     # What may be lost where sums are compared in plain float64, far more than is.
-    doubt = 8 * _EPSILON * (fsum(map(abs, least)) + abs(limit))
-    masks = []
-    for group, (terms, borders) in enumerate(zip(own, _borders(program), strict=True)):
-        at_border = {len(own) + e: shared[e].min(axis=1 if is_first else 0) for e, is_first in borders}
-        over = terms - least[group] + sum((border - least[e] for e, border in at_border.items()), np.zeros(len(terms)))
-        excess = total + over - limit
-        margin = doubt + 8 * _EPSILON * np.abs(over)
-        mask = excess <= 0
-        for choice in np.flatnonzero(np.abs(excess) <= margin):
-            exact = list(least)
-            exact[group] = float(terms[choice])
-            for e, border in at_border.items():
-                exact[e] = float(border[choice])
-            mask[choice] = fsum(exact) <= limit
-        masks.append(mask)
-    return masks
+    doubt = 8 * _EPSILON * (fsum(map(abs, terms)) + abs(limit))
+    excess = fsum(terms) + over - limit
+    mask = excess <= 0
+    for place in np.flatnonzero(np.abs(excess) <= doubt + 8 * _EPSILON * np.abs(over)):
+        group = int(np.searchsorted(starts, place, side="right")) - 1
+        exact = list(terms)
+        exact[group] = float(own[place])
+        for at, (e, both) in enumerate(zip(borders, sides, strict=True)):
+            if group in program.ends[e]:
+                exact[len(least) + at] = float(both[program.ends[e].index(group)][place - starts[group]])
+        mask[place] = fsum(exact) <= limit
+    return np.split(mask, starts[1:-1])

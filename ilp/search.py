@@ -3,10 +3,11 @@
 At each node, what need not be looked at goes first (`reduction`), then what the Lagrangian bound rules out
 (`lagrangian`). Where few choices are left, a solver takes the node as it is (`pulp_program`). Elsewhere the node is
 split at the group on which the relaxation is most undecided: whether it takes more of the budgets than the relaxation's
-mixture does on average, or no more. The node of the least bound is next, so what is left when it ends is no better.
+mixture does on average, or no more. The search dives from the node of the least bound, so what is left when it ends is
+no better.
 
 Good configurations rule out most choices. They come from the *core* of a node, the choices that cost least beyond the
-bound, which a solver is given at the first node and at every so many after it.
+bound, which a solver is given at the first node and at the end of every dive.
 
 Sources: Balas and Zemel, "An algorithm for large zero-one knapsack problems" (1980), for the core; Beale and Tomlin
 (1970) for splitting sets of choices of which one is taken.
@@ -29,18 +30,19 @@ from hawq_tvm.ilp.program import IntArray, Program
 from hawq_tvm.ilp.pulp_program import Effort, PulpProgram
 from hawq_tvm.ilp.reduction import within_reach, without_dominated
 
-_LEAF = 700
+_LEAF = 1000
 """Choices in all, beyond one a group, that a solver is given as they are."""
 
-_CORE = 350
+_CORE = 700
 """Choices, beyond one a group, that it is given to find good configurations."""
 
-_ROUGH = 0.1
+_ROUGH = 0.05
 """How far above its best the answer to a core may be, as a share of what is not known yet."""
 
-_EVERY = 8
-"""Nodes from one core to the next."""
+_DEPTH = 4
+"""Nodes of a dive, whose end is where the next core is taken from."""
 
+_EPSILON = float(np.finfo(np.float64).eps)
 _RESCALED = 8.0  # solved again where striking out choices shrinks the objective's largest term at least so much
 
 
@@ -123,21 +125,47 @@ class _Search:
             if value < self._value:
                 self._best, self._value = original, value
 
+    def _nearly_better(self, program: Program, configurations: IntArray) -> NDArray[np.bool_]:
+        """Which configurations may have a lower objective than the best so far, by sums in plain float64."""
+        if program.bordering[0]:
+            return np.ones(len(configurations), np.bool_)
+        terms = program.choices[0][program.starts[:-1] + configurations]
+        doubt = len(terms[0]) * _EPSILON * np.abs(terms).sum(axis=1)
+        nearly: NDArray[np.bool_] = terms.sum(axis=1) - doubt < self._value
+        return nearly
+
     def _bound_and_branch(self, program: Program) -> None:
-        """From the root, always the node of the least bound; the core of the first, and of some after it, before."""
-        self._push(program, np.zeros((0, len(program.alone)), np.intp))
-        looked = 0
+        """Dive from the node of the least bound, again and again; the core of the root before."""
+        root = self._relaxed(program, np.zeros((0, len(program.alone)), np.intp))
+        if root is None:
+            return
+        self._bound = root.relaxation.bound
+        self._rough(root)
+        self._put(root)
         while self._ahead:
             self._bound, _, node = heapq.heappop(self._ahead)
             if self._bound >= self._target:
                 break
-            if looked % _EVERY == 0:
-                self._rough(node)
-            self._split(node)
-            looked += 1
+            self._dive(node)
 
-    def _push(self, program: Program, met: IntArray) -> None:
-        """Relax a part of the program, and keep it if it can hold what is worth finding.
+    def _dive(self, node: _Node) -> None:
+        """Split a node, then the half of the lesser bound, and so on; and solve the core of where that ends."""
+        for _ in range(_DEPTH):
+            halves = sorted(self._split(node), key=lambda half: half.relaxation.bound)
+            if not halves:
+                return
+            node, *others = halves
+            for other in others:
+                self._put(other)
+        self._rough(node)
+        self._put(node)
+
+    def _put(self, node: _Node) -> None:
+        self._pushed += 1  # of equal bounds the older is first
+        heapq.heappush(self._ahead, (node.relaxation.bound, self._pushed, node))
+
+    def _relaxed(self, program: Program, met: IntArray) -> _Node | None:
+        """Relax a part of the program; None if it cannot hold what is worth finding.
 
         Args:
             program: the part.
@@ -145,32 +173,30 @@ class _Search:
         """
         reached = within_reach(program.bounded(self._target))
         if reached is None:
-            return
+            return None
         relaxation = relax(reached, reached.having(met))
-        for picks in relaxation.met:
+        for picks in relaxation.met[self._nearly_better(reached, relaxation.met)]:
             self._take(reached, picks)
-        if relaxation.bound < self._target:
-            self._pushed += 1  # of equal bounds the older is first
-            heapq.heappush(self._ahead, (relaxation.bound, self._pushed, _Node(reached, relaxation)))
+        return _Node(reached, relaxation) if relaxation.bound < self._target else None
 
     def _worth(self, node: _Node) -> list[NDArray[np.bool_]]:
         """By group, the choices of a node that what is worth finding can have."""
         worth = self._target - node.relaxation.bound + node.relaxation.doubt
         return [own <= worth for own in node.relaxation.marginals]
 
-    def _split(self, node: _Node) -> None:
-        """Split a node in two, or solve it where it is small."""
+    def _split(self, node: _Node) -> list[_Node]:
+        """What is still to be looked at of a node's two halves; nothing where it is small and was solved."""
         kept = self._worth(node)
         left = within_reach(node.program.keep(kept).bounded(self._target)) if all(map(np.any, kept)) else None
         if left is None:
-            return
+            return []
         halves = None if _freedom(left) <= _LEAF else _halves(node.program, node.relaxation, kept)
         if halves is None:
             self._solve(left)
-            return
+            return []
         met = node.program.originals(node.relaxation.met)
-        for half in halves:
-            self._push(node.program.keep(half), met)
+        nodes = [self._relaxed(node.program.keep(half), met) for half in halves]
+        return [half for half in nodes if half is not None]
 
     def _rough(self, node: _Node) -> None:
         """Solve the core of a node, roughly, for a good configuration."""

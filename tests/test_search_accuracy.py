@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -156,3 +157,15 @@ def test_accuracy_after_fine_tuning_beats_that_before() -> None:
     before, after = (measure(bits) for measure in measures)
     assert after > before
     assert measures[1](bits) == after, "the float network's weights are left as they were"
+
+
+@pytest.mark.parametrize(("schedule", "shares"), [("constant", [1, 1, 1, 1]), ("cosine", [1, 0.854, 0.5, 0.146])])
+def test_the_rate_stays_or_falls_along_half_a_cosine(
+    schedule: Literal["constant", "cosine"], shares: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
+    types = ActivationTypes(captured(NAME), ranges_of(NAME), uniform(NAME, Bits(8, 8)))
+    network = TrainableNetwork(captured(NAME), types)
+    fine_tune(network, labelled(20), FinetuneSettings(epochs=2, batch=10, rate=0.3, schedule=schedule))
+    assert rates == pytest.approx([0.3 * share for share in shares], abs=1e-3)

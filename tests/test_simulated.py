@@ -17,7 +17,7 @@ from hawq_tvm.settings import SIMULATED, Settings
 from .builders import captured
 from .conftest import NETWORKS, QUICK, Run
 
-PAIRS = (Bits(2, 8), Bits(4, 4), Bits(8, 8))
+PAIRS = (Bits(2, 8), Bits(4, 4), Bits(3, 8, codebook=True), Bits(8, 8))
 
 
 def test_settings_name_the_accelerators_that_there_are() -> None:
@@ -33,7 +33,8 @@ def test_each_layer_gets_what_its_accelerator_takes(name: str) -> None:
     for node, row, before in zip(graph.layers, costs.layers, plain.layers, strict=True):
         assert row.name == node.name
         for bits, cost in row.choices.items():
-            expected = accelerator.simulate(workload_of(node), bits.weight, bits.activation)
+            multiplied = 8 if bits.codebook else bits.weight
+            expected = accelerator.simulate(workload_of(node), multiplied, bits.activation)
             assert (cost.latency_us, cost.energy_uj) == (expected.latency_us, expected.energy_uj)
             assert (cost.size_bytes, cost.bops) == (before.choices[bits].size_bytes, before.choices[bits].bops)
     assert f"simulated for {accelerator.name}, from " in costs.sources["latency_us"]

@@ -12,6 +12,8 @@ from hawq_tvm.ilp.simulators import Simulated, Workload, find_accelerator, workl
 def on_accelerator(costs: CostTable, graph: FloatGraph, name: str) -> CostTable:
     """The same costs with microseconds and microjoules of an accelerator.
 
+    The accelerators know no codebooks: such weights are decoded before they get there, and take what 8 bits take.
+
     Args:
         costs: of the graph's layers.
         graph: from capture.
@@ -27,7 +29,7 @@ def on_accelerator(costs: CostTable, graph: FloatGraph, name: str) -> CostTable:
     def simulated(workload: Workload, bits: Bits, cost: Cost) -> Cost:
         key = (workload, bits)
         if key not in known:
-            known[key] = accelerator.simulate(workload, bits.weight, bits.activation)
+            known[key] = accelerator.simulate(workload, bits.format.carried_bits, bits.activation)
         found = known[key]
         return replace(cost, latency_us=found.latency_us, latency_spread_us=None, energy_uj=found.energy_uj)
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import cos, pi
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,7 @@ class FinetuneSettings:
         rate: SGD's learning rate.
         momentum: its momentum.
         weight_decay: its weight decay.
+        schedule: whether the rate stays, or falls to 0 along half a cosine, as in HAQ's last fine-tuning.
     """
 
     epochs: int = 1
@@ -48,6 +51,7 @@ class FinetuneSettings:
     rate: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 4e-5
+    schedule: Literal["constant", "cosine"] = "constant"
 
 
 class FinetunedAccuracy:
@@ -175,9 +179,13 @@ def fine_tune(network: TrainableNetwork, samples: Samples, settings: FinetuneSet
     optimizer = torch.optim.SGD(
         network.parameters, settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    for _ in range(settings.epochs):
+    steps = len(images) // size
+    for epoch in range(settings.epochs):
         order = torch.randperm(len(images), generator=generator)
-        for batch in order[: len(order) // size * size].view(-1, size):
+        for step, batch in enumerate(order[: steps * size].view(-1, size)):
+            if settings.schedule == "cosine":
+                done = (epoch * steps + step) / (settings.epochs * steps)
+                optimizer.param_groups[0]["lr"] = settings.rate * (1 + cos(pi * done)) / 2
             loss = F.cross_entropy(network(images[batch]).flatten(1), labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
