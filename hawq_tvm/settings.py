@@ -38,7 +38,8 @@ MOST_DAMPING = 1_000_000
 METRICS = ("omega", "eigenvalue", "fisher", "fisher-form", "kl", "loss", "sqnr")
 """How much a layer is said to lose; `hawq_tvm.measure.sensitivity` has what each is."""
 
-DEFAULT_METRIC = "omega"
+DEFAULT_METRIC = "kl"
+"""By what the chosen bits lost under budgets, on other images than those reported (`docs/sensitivity.md`)."""
 
 SIMULATED = ("bismo-edge", "bismo-cloud", "bitfusion")
 """Accelerators that are simulated, by the names that `hawq_tvm.ilp.simulators.ACCELERATORS` has."""

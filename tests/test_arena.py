@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -94,17 +95,18 @@ def test_a_paired_difference() -> None:
     assert found["standard_error"] == pytest.approx((2 / 3) ** 0.5 / 2)
 
 
-def test_a_table_has_the_seeds_of_a_search_together() -> None:
+def test_a_table_has_the_seeds_of_a_search_together_and_sensitivities_that_did_the_same() -> None:
     row = {"limit": "bytes", "allocator": "random", "metric": "", "seed": 0}
     rows = [
         {**row, "seed": seed, "reported": {"difference": -0.01 * (1 + seed), "standard_error": 0.005}}
         for seed in (0, 2)
     ]
     rows.append({**row, "limit": "BOPS", "reported": {"difference": -0.1, "standard_error": 0.01}})
-    rows.append({**row, "allocator": "highs", "metric": "kl", "reported": rows[0]["reported"]})
+    for metric in ("kl", "loss"):
+        rows.append({**row, "allocator": "highs", "metric": metric, "reported": rows[0]["reported"]})
     assert network_table(rows).splitlines()[2:] == [
+        "| highs | kl, loss | -1.0 ± 0.5 | not run |",
         "| random |  | -2.0 ± 0.5 (-3.0 to -1.0) | -10.0 ± 1.0 |",
-        "| highs | kl | -1.0 ± 0.5 | not run |",
     ]
 
 
@@ -173,3 +175,30 @@ def test_a_contest_goes_on_where_it_was(
         bits = BitConfig({layer: Bits.parse(pair) for layer, pair in row["bits"].items()})
         assert problem.meets([_pick(bits, group) for group in problem.groups])
         assert row["reported"]["images"] == 40 and row["deciding"]["images"] == 20
+
+
+class _Fake:
+    """A network of two images to decide on and one to report, float right on all; w2 loses the first of each."""
+
+    name = "fake"
+
+    def float_right(self) -> tuple[subjects.Right, subjects.Right]:
+        return np.array([True, True]), np.array([True])
+
+    def right(self, bits: BitConfig) -> tuple[subjects.Right, subjects.Right]:
+        good = bits.layers["x"].weight > 2
+        return np.array([good, True]), np.array([good])
+
+
+def test_the_rule_is_given_the_budgets_that_all_metrics_have_a_row_of() -> None:
+    def row(limit: str, metric: str, bits: str, allocator: str = "highs") -> dict[str, object]:
+        return {"limit": limit, "metric": metric, "allocator": allocator, "bits": {"x": bits}}
+
+    rows = [row("bytes", "omega", "w2a8"), row("bytes", "kl", "w4a8"), row("BOPS", "omega", "w4a8")]
+    rows.append(row("BOPS", "kl", "w4a8", allocator="greedy"))
+    subject = cast(Subject, _Fake())
+    (found,) = allocators.cells(subject, rows, reported=False)
+    assert (found.network, found.limit) == ("fake", "bytes")
+    assert {metric: list(losses) for metric, losses in found.losses.items()} == {"omega": [1, 0], "kl": [0, 0]}
+    (found,) = allocators.cells(subject, rows, reported=True)
+    assert {metric: list(losses) for metric, losses in found.losses.items()} == {"omega": [1], "kl": [0]}

@@ -36,7 +36,7 @@ from hawq_tvm.runs.layers import describe_layers
 from hawq_tvm.runs.report import render_card, render_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run
 from hawq_tvm.runs.summary import describe, summarize
-from hawq_tvm.settings import RoundingSettings, Settings
+from hawq_tvm.settings import DEFAULT_METRIC, RoundingSettings, Settings
 
 from .builders import integers_of
 
@@ -127,7 +127,10 @@ def write_run(
             library_of(graph, run.path / TARGET.library_name).write(run.path / TARGET.library_name)
 
         proof = VerifyReport(EXECUTORS, 256, len(graph.nodes), 1000, ())
-        stage("profile", {files.sensitivity_file("omega"): {"method": "by hand", "layers": {}, **(sensitivity or {})}})
+        stage(
+            "profile",
+            {files.sensitivity_file(DEFAULT_METRIC): {"method": "by hand", "layers": {}, **(sensitivity or {})}},
+        )
         stage("cost", {files.COSTS: (costs or costs_of(graph)).to_json()})
         stage("allocate", {files.BITS: BitConfig({"x": Bits(4, 4)}).to_json(), files.ALLOCATION: {"limits": {}}})
         written = [files.MODEL, *([files.LAYERS] if described else [])]
@@ -233,11 +236,11 @@ def test_reports_of_other_shapes_are_refused_in_a_sentence(graph: Graph, tmp_pat
     run = write_run(tmp_path / "run", graph, sensitivity={})
     for name, stage in (
         (files.ACCURACY, "evaluate"), (files.FIDELITY, "fidelity"), (files.verify_file(TARGET), "verify llvm"),
-        (files.bench_file(TARGET), "benchmark llvm"), (files.sensitivity_file("omega"), "profile"),
+        (files.bench_file(TARGET), "benchmark llvm"), (files.sensitivity_file(DEFAULT_METRIC), "profile"),
     ):  # fmt: skip
         kept = (run.path / name).read_bytes()
         for data in ([], 3, {"contenders": [{}]}, {"executors": 1}, {"unknown": 1}):
-            if name == files.sensitivity_file("omega") and isinstance(data, dict):
+            if name == files.sensitivity_file(DEFAULT_METRIC) and isinstance(data, dict):
                 continue  # whatever it holds, nothing of it is needed here
             (run.path / name).write_text(json.dumps(data))
             run.manifest["stages"][stage]["files"][name] = file_sha256(run.path / name)
