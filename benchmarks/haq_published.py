@@ -3,7 +3,7 @@
     python -m benchmarks.haq_published DATA [--folder FOLDER]
 
 DATA and FOLDER are as for `benchmarks.allocators`, whose network, images, roundings and profile are taken. Their policy
-was found for their own checkpoint and fine-tuned for a hundred epochs. Here no policy is fine-tuned: weights are
+was found for their own checkpoint, and fine-tuned before it was measured. Here no policy is fine-tuned: weights are
 rounded on calibration images, each layer by itself, and the integers run on others, in the library that TVM compiles of
 them. Each budget is what theirs costs: on one of the simulated accelerators, in bytes, or in BOPS. Within it stand the
 program by the network's divergence, of 4 to 8 bits, and the most uniform bits, first and last layer at 8.

@@ -33,7 +33,8 @@ def write_tables(results: Mapping[str, Row]) -> None:
     """Print them, and put them in their page."""
     rows = list(results.values())
     goals = dict.fromkeys(row["goal"] for row in rows)
-    by_goal = {goal: [row for row in rows if row["goal"] == goal] for goal in goals}
+    by_goal = {goal: sorted((row for row in rows if row["goal"] == goal), key=place) for goal in goals}
+    by_goal = {goal: rows for goal, rows in by_goal.items() if len(rows) > 1}  # uniform bits alone say nothing
     tables = {
         "accuracy": accuracies(by_goal),
         "one more bit": one_more_bit(),
@@ -43,6 +44,12 @@ def write_tables(results: Mapping[str, Row]) -> None:
     for name, table in tables.items():
         print(f"\n## {name}\n\n{table}")
     fill(PAGE, tables)
+
+
+def place(row: Row) -> tuple[int, str, int]:
+    """Where a row stands among those of its goal."""
+    choice = row["choice"]
+    return ("uniform", "highs", "ddpg", "random").index(choice["allocator"]), choice["by"], choice["seed"]
 
 
 def named(row: Row) -> str:
@@ -113,14 +120,15 @@ def mean_bits(by_goal: Mapping[str, Sequence[Row]]) -> str:
 
 def elsewhere(by_goal: Mapping[str, Sequence[Row]]) -> str:
     """HAQ's table 1: each policy on each accelerator, microseconds, and beside the policy made for that one."""
-    goals = [goal for goal in ACCELERATED if goal in by_goal]
-    names = ("choice", "made for", *(f"on {ACCELERATED[goal]}" for goal in goals))
+    names = ("choice", "made for", *(f"on {accelerator}" for accelerator in ACCELERATED.values()))
+    rows = {goal: by_goal.get(goal, []) for goal in ACCELERATED}
     found = []
-    for who in choosers(by_goal[goal] for goal in goals):
-        policies = {goal: next((row for row in by_goal[goal] if named(row) == who), None) for goal in goals}
+    for who in choosers(rows.values()):
+        policies = {goal: next((row for row in rows[goal] if named(row) == who), None) for goal in rows}
         for goal, row in policies.items():
             if row is not None:
-                cells = [beside(row, policies[other], ACCELERATED[other]) for other in goals]
+                uniform = rows[goal][0]["on"]
+                cells = [beside(row, policies[other], uniform, ACCELERATED[other]) for other in rows]
                 found.append([who, goal, *cells])
     return markdown(names, found)
 
@@ -131,9 +139,10 @@ def choosers(goals: Iterable[Sequence[Row]]) -> list[str]:
     return list(dict.fromkeys(map(named, rows)))
 
 
-def beside(row: Row, native: Row | None, accelerator: str) -> str:
-    """Microseconds on an accelerator, and how much more than the policy made for it takes."""
+def beside(row: Row, native: Row | None, uniform: Mapping[str, Any], accelerator: str) -> str:
+    """Microseconds on an accelerator, beside uniform bits and, where there is one, the same choice made for it."""
     latency = row["on"][accelerator]["latency_us"]
+    cell = f"{latency:,.0f}, {latency / uniform[accelerator]['latency_us']:.2f} of uniform"
     if native is None or native is row:
-        return f"{latency:,.0f}"
-    return f"{latency:,.0f} ({latency / native['on'][accelerator]['latency_us'] - 1:+.0%})"
+        return cell
+    return f"{cell}, {latency / native['on'][accelerator]['latency_us'] - 1:+.0%}"

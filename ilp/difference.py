@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, CostTable
+from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, CostName, CostTable
 from hawq_tvm.ilp.problem import Quantity
 
 
@@ -34,10 +34,12 @@ class Difference:
         layers: those that differ, in the network's order.
         totals: of the network, in the first and in the second: sensitivity and every cost that both have, borders
             included.
+        between: what of these lies between layers, in the first and in the second, where that is not nothing.
     """
 
     layers: tuple[LayerDifference, ...]
     totals: Mapping[Quantity, tuple[float, float]]
+    between: Mapping[CostName, tuple[float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,6 +48,7 @@ class Difference:
                 for row in self.layers
             ],
             "totals": {measure: list(pair) for measure, pair in self.totals.items()},
+            "between": {cost: list(pair) for cost, pair in self.between.items()},
         }
 
 
@@ -73,4 +76,10 @@ def difference(table: CostTable, first: BitConfig, second: BitConfig) -> Differe
             before, after = row.choices[pair[0]], row.choices[pair[1]]
             changes = {measure: getattr(after, measure) - getattr(before, measure) for measure in measures}
             rows.append(LayerDifference(row.name, pair, changes))
-    return Difference(tuple(rows), totals)
+    ours, theirs = table.between(first.layers), table.between(second.layers)
+    between = {
+        cost: (ours.get(cost, 0.0), theirs.get(cost, 0.0))
+        for cost in COST_NAMES
+        if cost in measures and (cost in ours or cost in theirs)
+    }
+    return Difference(tuple(rows), totals, between)

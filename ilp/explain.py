@@ -8,13 +8,15 @@ underrated by that much, whatever the other layers do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypedDict
 
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, CostName, CostTable, summed_error
+from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, CostName, CostTable, parsed_bits, summed_error
+from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.ilp.problem import Allocation, Problem, formulate
 from hawq_tvm.ilp.pulp_solver import solve_ilp
 
@@ -72,6 +74,7 @@ class Explanation:
         alternatives: every choice, ascending; that of the program has a regret of 0.
         budgets: the limits, in the order of `COST_NAMES`.
         error: standard error of the tied layers' sensitivity, relative; None where it is not known.
+        borders: what lies between the tied layers and their neighbours, by cost; none where that is nothing.
     """
 
     layer: str
@@ -83,6 +86,7 @@ class Explanation:
     alternatives: tuple[Alternative, ...]
     budgets: tuple[BudgetReading, ...]
     error: float | None
+    borders: Mapping[CostName, float] = field(default_factory=dict)
 
     @property
     def nearest(self) -> Alternative | None:
@@ -123,7 +127,87 @@ class Explanation:
                 for choice in self.alternatives
             ],
             "budgets": [{**vars(reading), "bits": repr(reading.bits)} for reading in self.budgets],
+            "borders": dict(self.borders),
         }
+
+    @classmethod
+    def from_json(cls, reader: JsonReader, data: Any) -> Explanation:
+        """Read what `to_json` wrote.
+
+        Args:
+            reader: of its file.
+            data: as it parses it.
+
+        Raises:
+            HawqError: anything else, of the reader's kind.
+        """
+        found = reader.take(data, _Row, signed=("sensitivity", "regret"))
+        layer = found["layer"]
+        for costs in (found["borders"], *(row["costs"] for row in found["alternatives"])):
+            _check_names(reader, costs)
+        _check_names(reader, [row["cost"] for row in found["budgets"]])
+
+        def read(text: str) -> Bits:
+            return parsed_bits(reader, layer, text)
+
+        return cls(
+            layer,
+            read(found["bits"]),
+            found["tied"],
+            found["pinned"],
+            read(found["optimal"]),
+            found["sensitivity"],
+            tuple(
+                Alternative(read(row["bits"]), row["sensitivity"], row["costs"], row["regret"])
+                for row in found["alternatives"]
+            ),
+            tuple(
+                BudgetReading(row["cost"], row["limit"], row["spent"], row["gain"], read(row["bits"]))
+                for row in found["budgets"]
+            ),
+            found["sensitivity_error"],
+            found["borders"],
+        )
+
+
+def _check_names(reader: JsonReader, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in COST_NAMES:
+            raise reader.fault(f"{name!r} is no cost; there are {', '.join(COST_NAMES)}")
+
+
+class _ChoiceRow(TypedDict):
+    """The JSON of an `Alternative`."""
+
+    bits: str
+    sensitivity: float
+    costs: Mapping[str, float]
+    regret: float | None
+
+
+class _BudgetRow(TypedDict):
+    """The JSON of a `BudgetReading`."""
+
+    cost: str
+    limit: float
+    spent: float
+    gain: float
+    bits: str
+
+
+class _Row(TypedDict):
+    """The JSON of an `Explanation`."""
+
+    layer: str
+    bits: str
+    tied: tuple[str, ...]
+    pinned: bool
+    optimal: str
+    sensitivity: float
+    sensitivity_error: float | None
+    alternatives: tuple[_ChoiceRow, ...]
+    budgets: tuple[_BudgetRow, ...]
+    borders: Mapping[str, float]
 
 
 def explain(
@@ -153,49 +237,103 @@ def explain(
     """
     if layer not in table.names:
         raise AllocationError(f"no layer '{layer}'; the layers are {', '.join(table.names)}")
-    pins = dict(pins or {})
+    return _Asked(table, bits, limits, candidates, pins or {}, solve).about(layer)
 
-    def solved(within: Mapping[CostName, float], held: Mapping[str, Bits]) -> Allocation | None:
+
+def explain_all(
+    table: CostTable,
+    bits: BitConfig,
+    limits: Mapping[CostName, float],
+    *,
+    candidates: Sequence[Bits] | None = None,
+    pins: Mapping[str, Bits] | None = None,
+    solve: Callable[[Problem], Allocation] = solve_ilp,
+) -> Iterator[Explanation]:
+    """The same of every layer, one of those that are tied; what all ask alike is solved once.
+
+    Arguments and errors as of `explain`.
+    """
+    asked = _Asked(table, bits, limits, candidates, pins or {}, solve)
+    for group in formulate(table, Budget()).groups:
+        yield asked.about(group.layers[0])
+
+
+class _Asked:
+    """One allocation that is asked about."""
+
+    def __init__(
+        self,
+        table: CostTable,
+        bits: BitConfig,
+        limits: Mapping[CostName, float],
+        candidates: Sequence[Bits] | None,
+        pins: Mapping[str, Bits],
+        solve: Callable[[Problem], Allocation],
+    ) -> None:
+        self._table, self._bits, self._limits = table, bits, dict(limits)
+        self._candidates, self._pins, self._solve = candidates, dict(pins), solve
+        self._best = solve(self._problem(self._limits, self._pins))
+
+    def _problem(self, limits: Mapping[CostName, float], pins: Mapping[str, Bits]) -> Problem:
+        return formulate(self._table, Budget.absolute(limits), candidates=self._candidates, pins=pins)
+
+    def _solved(self, limits: Mapping[CostName, float], pins: Mapping[str, Bits]) -> Allocation | None:
+        """The optimum within some limits; None where they leave nothing."""
         try:
-            return solve(formulate(table, Budget.absolute(within), candidates=candidates, pins=held))
+            return self._solve(self._problem(limits, pins))
         except InfeasibleBudget:
             return None
 
-    best = solve(formulate(table, Budget.absolute(limits), candidates=candidates, pins=pins))
-    free = {name: pair for name, pair in pins.items() if name not in _tied(table, layer)}
-    group = next(
-        group for group in formulate(table, Budget(), candidates=candidates, pins=free).groups if layer in group.layers
-    )
-    alternatives = []
-    for choice in group.choices:
-        found = best if choice.bits == best.bits.layers[layer] else solved(limits, {**free, layer: choice.bits})
-        costs = {cost: choice.cost(cost) for cost in COST_NAMES if getattr(choice, cost) is not None}
-        regret = None if found is None else found.sensitivity - best.sensitivity
-        alternatives.append(Alternative(choice.bits, choice.sensitivity, costs, regret))
-    budgets = []
-    for cost in COST_NAMES:
-        if cost in limits:
-            without = solved({name: limit for name, limit in limits.items() if name != cost}, pins)
-            assert without is not None, "fewer budgets leave more"
-            gain = max(0.0, best.sensitivity - without.sensitivity)
-            spent = table.total(bits, cost)
-            budgets.append(BudgetReading(cost, limits[cost], spent, gain, without.bits.layers[layer]))
-    rows = {row.name: row for row in table.layers}
-    loses_most = max(group.choices, key=lambda choice: choice.sensitivity).bits  # 0 would tell of no error
-    error = summed_error(
-        (rows[name].choices[loses_most].sensitivity, rows[name].sensitivity_error) for name in group.layers
-    )
-    return Explanation(
-        layer,
-        bits.layers[layer],
-        group.layers,
-        any(name in pins for name in group.layers),
-        best.bits.layers[layer],
-        best.sensitivity,
-        tuple(alternatives),
-        tuple(budgets),
-        error,
-    )
+    @cached_property
+    def _without(self) -> dict[CostName, Allocation]:
+        """By budget, what would be best if it were not there."""
+        found = {}
+        for cost in COST_NAMES:
+            if cost in self._limits:
+                rest = {name: limit for name, limit in self._limits.items() if name != cost}
+                answer = self._solved(rest, self._pins)
+                assert answer is not None, "fewer budgets leave more"
+                found[cost] = answer
+        return found
+
+    def about(self, layer: str) -> Explanation:
+        """Of one layer."""
+        tied = _tied(self._table, layer)
+        free = {name: pair for name, pair in self._pins.items() if name not in tied}
+        group = next(group for group in self._problem({}, free).groups if layer in group.layers)
+        alternatives = []
+        for choice in group.choices:
+            is_best = choice.bits == self._best.bits.layers[layer]
+            found = self._best if is_best else self._solved(self._limits, {**free, layer: choice.bits})
+            costs = {cost: choice.cost(cost) for cost in COST_NAMES if getattr(choice, cost) is not None}
+            regret = None if found is None else found.sensitivity - self._best.sensitivity
+            alternatives.append(Alternative(choice.bits, choice.sensitivity, costs, regret))
+        rows = {row.name: row for row in self._table.layers}
+        loses_most = max(group.choices, key=lambda choice: choice.sensitivity).bits  # 0 would tell of no error
+        return Explanation(
+            layer=layer,
+            bits=self._bits.layers[layer],
+            tied=group.layers,
+            pinned=any(name in self._pins for name in group.layers),
+            optimal=self._best.bits.layers[layer],
+            sensitivity=self._best.sensitivity,
+            alternatives=tuple(alternatives),
+            budgets=tuple(self._reading(cost, without, layer) for cost, without in self._without.items()),
+            error=summed_error(
+                (rows[name].choices[loses_most].sensitivity, rows[name].sensitivity_error) for name in group.layers
+            ),
+            borders=self._at_borders(group.layers),
+        )
+
+    def _reading(self, cost: CostName, without: Allocation, layer: str) -> BudgetReading:
+        gain = max(0.0, self._best.sensitivity - without.sensitivity)
+        spent = self._table.total(self._bits, cost)
+        return BudgetReading(cost, self._limits[cost], spent, gain, without.bits.layers[layer])
+
+    def _at_borders(self, layers: Sequence[str]) -> dict[CostName, float]:
+        """What lies between some layers and their neighbours, under the bits that all have."""
+        ends = [border for border in self._table.borders if border.first in layers or border.second in layers]
+        return replace(self._table, borders=tuple(ends)).between(self._bits.layers)
 
 
 def _tied(table: CostTable, layer: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: PyTorch's threads would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: PyTorch's threads 
 from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler, find_cuda_compiler
 from hawq_tvm.cli.app import main
 from hawq_tvm.core.errors import CompileError
+
+settings.register_profile("no limit of time", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no limit of time")  # a machine that others use too may take any time
 
 HERE = Path(__file__).parent
 NETWORKS = HERE / "networks.py"

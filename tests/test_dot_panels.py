@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm.kernels.dot.cut import Cut, Shape, Tiling, tile_of
+from hawq_tvm.kernels.dot.cut import Cut, Shape, Tiling, even_groups, tile_of
 from hawq_tvm.kernels.dot.panels import Panels
 
 from .dot_kernels import VNNI
@@ -50,3 +50,24 @@ def test_panels_hold_every_weight_once(channels: int, steps: int, packed: bool, 
             else:
                 value = int(stream[start + lane * 4 + k % 4])
             assert value == (weight[channel, k] if channel < out else 0)
+
+
+@given(rows=st.integers(1, 500), wanted=st.integers(1, 20), multiple=st.integers(1, 2))
+def test_groups_of_rows_are_of_one_size_and_near_as_many_as_wanted(rows: int, wanted: int, multiple: int) -> None:
+    found = even_groups(rows, wanted, multiple)
+    if rows % multiple:
+        assert found == min(rows, wanted)
+        return
+    assert rows % found == found % multiple == 0
+    others = [count for count in range(multiple, rows + 1, multiple) if rows % count == 0]
+    assert abs(found - wanted) == min(abs(count - wanted) for count in others)
+
+
+def test_eight_samples_are_cut_between_them() -> None:
+    """So that two threads get as many rows each, of the same samples layer after layer."""
+    assert [even_groups(8 * height, wanted, 2) for height, wanted in ((56, 9), (28, 5), (14, 3), (7, 3))] == [
+        8,
+        4,
+        4,
+        4,
+    ]

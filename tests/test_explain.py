@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -10,15 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawq_tvm.cli.explain import sentences
 from hawq_tvm.core.budget import Budget
-from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.specs import BitConfig, Bits, Cost, CostName, CostTable, LayerCosts
+from hawq_tvm.core.errors import AllocationError, RunError
+from hawq_tvm.core.specs import BitConfig, Bits, Border, BorderCost, Cost, CostName, CostTable, LayerCosts
+from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.ilp import formulate, solve_ilp
 from hawq_tvm.ilp.explain import Explanation, explain
+from hawq_tvm.runs.explanations import sentences
 
 PAIRS = tuple(map(Bits.parse, ("w4a4", "w4a8", "w8a8")))
 VALUES = st.integers(0, 40)
+READER = JsonReader("explanations.json", RunError, "make it again")
 
 
 @st.composite
@@ -133,3 +136,37 @@ def test_json_says_what_the_table_says() -> None:
     assert data["bits"] == "w4a4"
     assert [row["regret"] for row in data["alternatives"]] == [0.0, 5.0]
     assert data["budgets"][0]["bits"] == "w8a8"
+
+
+def written() -> dict[str, Any]:
+    """An explanation as its file holds it."""
+    bits = BitConfig({"conv": PAIRS[0], "fc": PAIRS[2]})
+    layers = tuple(
+        LayerCosts(name, 10, 100, {pair: Cost(9.0 - pair.weight, float(pair.weight), pair.weight) for pair in PAIRS})
+        for name in bits.layers
+    )
+    between = {(one, other): BorderCost(latency_us=2.5) for one in PAIRS for other in PAIRS if one != other}
+    table = CostTable(layers, borders=(Border("conv", "fc", between),))
+    return explain(table, "conv", bits, {"size_bytes": 12.0}).to_json()
+
+
+def test_an_explanation_reads_back() -> None:
+    """What lies at the layer's borders too."""
+    data = json.loads(json.dumps(written()))
+    assert data["borders"] == {"latency_us": 2.5}
+    assert Explanation.from_json(READER, data).to_json() == data
+    assert any("2.5 us are spent on repacking" in text for text in sentences(Explanation.from_json(READER, data)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"alternatives": 3}, "alternatives is 3, expected"),
+        ({"bits": "w9a9"}, "w9a9"),
+        ({"borders": {"time": 3.0}}, "'time' is no cost; there are size_bytes, bops, latency_us, energy_uj"),
+        ({"tied": [1]}, "tied"),
+    ],
+)
+def test_damaged_explanations_are_refused(change: Mapping[str, Any], said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        Explanation.from_json(READER, {**json.loads(json.dumps(written())), **change})

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from hawq_tvm.cli.app import main
+from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.rundir import read_run
 
 from .conftest import Run
 
@@ -67,6 +69,19 @@ def test_explain_answers_from_the_run(profiled: Path, cli: Run) -> None:
     status, out, _ = cli("explain", profiled, "conv1")
     assert status == 0 and "conv1 has w8a8, at which it is pinned" in out
     assert "no layer 'conv7'" in cli("explain", profiled, "conv7")[2]
+
+
+def test_explain_without_a_layer_keeps_all(profiled: Path, cli: Run) -> None:
+    """Every number of the kept file is what asking of the layer alone says."""
+    status, out, _ = cli("explain", profiled, "--json")
+    found = json.loads(out)
+    assert status == 0 and found == json.loads((profiled / "explanations.json").read_text())["layers"]
+    assert {name for row in found for name in row["tied"]} == set(own_bits(profiled))
+    assert found[1] == json.loads(cli("explain", profiled, found[1]["layer"], "--json")[1])
+    kept = read_run(profiled, lambda run: Artifacts(run).explanations)
+    assert [row.to_json() for row in kept] == found
+    status, out, _ = cli("explain", profiled)
+    assert status == 0 and "regret: by how much" in out and "explanations.json" in out
 
 
 def test_an_allocation_is_taken_up_and_explained(profiled: Path, cli: Run, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_network_is_timed_whole(known: Served, cli: Run, scratch: Path, monkey
         assert ours["name"] == "hawq_tvm" and 0 < ours["p10_us"] <= ours["median_us"] <= ours["p90_us"]
         assert json.loads((scratch / "bench.llvm.json").read_text()) == found
         again = hawq_tvm.load(scratch, trust_code=True).benchmark(device=device, seconds=0.2, threads=1)
-        assert again.machine == found["machine"] and again.contenders[0].runs > 1
+        assert again.machine == found["machine"] and again.contenders[0].runs >= 1
         found = json.loads((scratch / "bench.llvm.json").read_text())
         assert found == json.loads(json.dumps(again.to_json()))
         with monkeypatch.context() as patch:

@@ -367,7 +367,9 @@ def diff(
 @app.command()
 def explain(
     path: RunPath,
-    layer: Annotated[str, typer.Argument(help="its name, as hawq-tvm inspect lists it")],
+    layer: Annotated[
+        str | None, typer.Argument(help="its name, as hawq-tvm inspect lists it; default: all, kept for the report")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Say why a layer has its bits: what other bits would cost, which budget binds, what would change the answer."""

@@ -165,11 +165,11 @@ def allocate(path: Path, changes: Changes, name: str | None, as_json: bool) -> i
                 config, chosen = work.artifacts.bits, run.json(files.ALLOCATION)
             else:
                 config, chosen = work.artifacts.named_allocation(name)
-            result = Allocation(bits=config, **chosen)
+            result, table = Allocation(bits=config, **chosen), work.artifacts.costs
     if as_json:
         console.print_json({**result.bits.to_json(), **result.to_json()})
     else:
-        console.print_allocation(result)
+        console.print_allocation(result, table.between(result.bits.layers))
     return 0
 
 

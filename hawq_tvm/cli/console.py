@@ -17,13 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hawq_tvm.core.reporter import Advance, LineReporter
-from hawq_tvm.core.specs import LAYER_TIMES
+from hawq_tvm.core.specs import COST_UNITS, LAYER_TIMES, TOTAL_NAMES, written
 from hawq_tvm.measure.fidelity import RATIOS
 
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.records import Tuning
     from hawq_tvm.cli.doctor import Check
-    from hawq_tvm.core.specs import CostTable
+    from hawq_tvm.core.specs import CostName, CostTable
     from hawq_tvm.ilp import Allocation
     from hawq_tvm.measure.bench import BenchReport
     from hawq_tvm.measure.comparison import Comparison
@@ -93,7 +93,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
     """
     table = Table(box=None, header_style="bold")
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < texts else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if index < texts else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     if Measurement.get(out, out.options, table).maximum < out.width:
@@ -109,6 +109,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts:
 def print_layers(summary: RunSummary) -> None:
     """The table of layers, and the totals with their budgets."""
     targets = list(summary.benchmark)
+    has_energy = any(layer.energy_uj is not None for layer in summary.layers)
     within = ["us within"] if len(targets) == 1 else [f"us within {target}" for target in targets]
     rows = [
         (
@@ -121,6 +122,7 @@ def print_layers(summary: RunSummary) -> None:
             f"{layer.macs:,}",
             f"{layer.bops:,}",
             _number(layer.latency_us, ".1f"),
+            *([_number(layer.energy_uj, ".2f")] if has_energy else []),
             *(_number(layer.within_us.get(target), ".1f") for target in targets),
             _number(layer.sensitivity, ".2e"),
             _number(layer.sensitivity_error, ".0%"),
@@ -135,6 +137,7 @@ def print_layers(summary: RunSummary) -> None:
         "MACs",
         "BOPS",
         "us alone",
+        *(["uJ"] if has_energy else []),
         *within,
         "sensitivity",
         "+-",
@@ -234,15 +237,12 @@ def _number(value: float | None, form: str) -> str:
 def print_totals(summary: RunSummary) -> None:
     """What the compiled network costs, beside its budgets."""
     totals = summary.totals
-    for cost, title, unit in (
-        ("size_bytes", "weights", "bytes"),
-        ("bops", "bit operations", "a sample"),
-        ("latency_us", "kernels of all layers, each alone", "us"),
-    ):
+    for cost, (title, unit) in TOTAL_NAMES.items():
         value, limit = getattr(totals, cost), totals.limits.get(cost)
         if value is not None:
-            bounded = "" if limit is None else f", budget {limit:,.0f}: {'met' if value <= limit else 'EXCEEDED'}"
-            out.print(Text(f"{title}: {value:,.0f} {unit}{bounded}"))
+            between = f", {written(totals.borders[cost])} of it between layers" if cost in totals.borders else ""
+            bounded = "" if limit is None else f", budget {written(limit)}: {'met' if value <= limit else 'EXCEEDED'}"
+            out.print(Text(f"{title}: {written(value)} {unit}{between}{bounded}"))
     for remark in summary.remarks:
         out.print(Text(remark, style="yellow"))
     for note in summary.notes:
@@ -405,21 +405,39 @@ def print_comparison(report: Comparison) -> None:
 def print_costs(table: CostTable) -> None:
     """Every layer's costs at every candidate pair, and where the numbers come from."""
     pairs = sorted({bits for layer in table.layers for bits in layer.choices})
+    has_energy = any(cost.energy_uj is not None for layer in table.layers for cost in layer.choices.values())
     rows = []
     for layer in table.layers:
         costs = [layer.choices.get(bits) for bits in pairs]
         rises = (_number(None if cost is None else cost.sensitivity, ".2e") for cost in costs)
         times = (_number(None if cost is None else cost.latency_us, ".1f") for cost in costs)
+        energies = (_number(None if cost is None else cost.energy_uj, ".3g") for cost in costs)
         error = _number(layer.sensitivity_error, ".0%")
-        rows.append((layer.name, f"{layer.parameters:,}", f"{layer.macs:,}", *rises, error, *times))
+        tail = energies if has_energy else ()
+        rows.append((layer.name, f"{layer.parameters:,}", f"{layer.macs:,}", *rises, error, *times, *tail))
     rises_of, times_of = [f"sensitivity {bits}" for bits in pairs], [f"us alone {bits}" for bits in pairs]
-    print_table(("layer", "weights", "MACs", *rises_of, "+-", *times_of), rows)
+    energies_of = [f"uJ {bits}" for bits in pairs] if has_energy else []
+    print_table(("layer", "weights", "MACs", *rises_of, "+-", *times_of, *energies_of), rows)
+    _print_borders(table)
     for name, source in table.sources.items():
         out.print(Text(f"{name}: {source}"))
 
 
-def print_allocation(result: Allocation) -> None:
-    """The chosen bits, and what they cost within which limits."""
+def _print_borders(table: CostTable) -> None:
+    """What lies between layers costs at most, where it costs anything."""
+    found = [
+        (f"{border.first} to {border.second}", cost, max(getattr(each, cost) for each in border.costs.values()))
+        for border in table.borders
+        for cost in COST_UNITS
+        if border.costs
+    ]
+    rows = [(ends, f"{written(most)} {COST_UNITS[cost]}") for ends, cost, most in found if most]
+    if rows:
+        print_table(("between layers", "costs at most"), rows)
+
+
+def print_allocation(result: Allocation, between: Mapping[CostName, float]) -> None:
+    """The chosen bits, and what they cost within which limits, what lies between layers among it."""
     for name, bits in result.bits.layers.items():
         out.print(Text(f"{bits}  {name}"))
     out.print(Text(f"chosen by {result.bits.origin}"))
@@ -428,8 +446,14 @@ def print_allocation(result: Allocation) -> None:
     how = f"{result.solver}, {result.seconds:.3f} s{proof}"
     out.print(Text(f"sensitivity: {result.sensitivity:.3g}{error} ({how})"))
     for cost, value in result.costs.items():
-        limit = result.limits.get(cost)
-        out.print(Text(f"{cost}: {value:,.0f}" + ("" if limit is None else f", budget {limit:,.0f}")))
+        limit, border = result.limits.get(cost), between.get(cost)
+        out.print(
+            Text(
+                f"{cost}: {written(value)}"
+                + ("" if not border else f", {written(border)} of it between layers")
+                + ("" if limit is None else f", budget {written(limit)}")
+            )
+        )
 
 
 def print_checks(checks: list[Check]) -> None:

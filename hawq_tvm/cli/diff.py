@@ -8,7 +8,7 @@ from rich.text import Text
 
 from hawq_tvm.cli import console
 from hawq_tvm.core.errors import RunError
-from hawq_tvm.core.specs import COST_NAMES, COST_UNITS, BitConfig
+from hawq_tvm.core.specs import COST_NAMES, COST_UNITS, BitConfig, written
 from hawq_tvm.ilp.difference import Difference, difference
 from hawq_tvm.ilp.problem import Quantity
 from hawq_tvm.runs.artifacts import Artifacts
@@ -69,4 +69,6 @@ def print_difference(found: Difference, first: str, second: str) -> None:
         console.print_table(columns, rows, texts=3)
     for measure, (before, after) in found.totals.items():
         share = f" ({after / before - 1:+.1%})" if before > 0 else ""
-        out.print(Text(f"{measure}: {before:,.6g} to {after:,.6g} {units[measure]}".rstrip() + share))
+        out.print(Text(f"{measure}: {written(before)} to {written(after)} {units[measure]}".rstrip() + share))
+    for cost, (before, after) in found.between.items():
+        out.print(Text(f"{cost} between layers, counted in: {written(before)} to {written(after)} {units[cost]}"))

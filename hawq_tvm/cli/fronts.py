@@ -13,6 +13,7 @@ from hawq_tvm.cli.options import Changes
 from hawq_tvm.core.errors import SettingsError
 from hawq_tvm.ilp.front import Front
 from hawq_tvm.runs import artifacts as files
+from hawq_tvm.runs.front import worth
 from hawq_tvm.runs.provenance import stored_data, stored_settings
 from hawq_tvm.runs.report import write_report
 from hawq_tvm.runs.rundir import edit_run, read_run
@@ -65,11 +66,13 @@ def _print_front(front: Front) -> None:
         step = front.steps[number - 1] if number else None
         changed = "" if step is None else _some(tuple(step.changes))
         accuracy = ["" if point.accuracy is None else f"{point.accuracy:.2%}"] if measured else []
-        price = "" if step is None else f"{step.price:.3g}"
+        price = "" if step is None else f"{step.less:.3g}"
         rows.append((*(f"{point.totals[name]:,.4g}" for name in names), *accuracy, price, changed))
-    bought = f"{front.axes[1]} a unit bought"
+    bought = f"{front.axes[1]} saved"
     console.print_table((*names, *(["top-1"] if measured else []), bought, "layers that change"), rows, texts=0)
-    console.out.print(Text(front.statement))
+    for sentence in (front.statement, worth(front)):
+        if sentence is not None:
+            console.out.print(Text(sentence))
 
 
 def _some(layers: tuple[str, ...]) -> str:

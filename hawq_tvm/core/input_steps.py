@@ -4,14 +4,20 @@
 each integer. Another function that never decreases, and that agrees with it at every step and at the float right below,
 agrees on every float32. That makes 2 * 255 comparisons a proof for 8 bits.
 
-The function compared is ``floor(fma(x, 1 / scale, HALF))`` in float64: a fused multiply-add rounds once (IEEE 754-2019,
+The function compared is ``floor(fma(x, inverse, half))`` in float64: a fused multiply-add rounds once (IEEE 754-2019,
 section 5.4.1), and neither rounding nor flooring ever decreases. It is several times as fast as a division.
+
+Where is `half`? A float that a step reaches wants it no less than some number, the float below wants it less than
+another. Steps lie 2^-25 and more from the floats around them, so it is 0.5 and a little, unless a float lies right at a
+step: as half of the largest input does, of which a scale is the 127th part. There the division falls to one side or
+the other by its last digit, and `half` has to follow it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import floor, inf, nextafter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +27,6 @@ from hawq_tvm.core.ir import TensorType
 
 LARGEST = np.finfo(np.float32).max
 """The largest finite float32."""
-
-HALF = 0.5 + 2.0**-44
-"""Where a step lies at a float, a product may miss it by 2^-46; the next float lies 2^-25 from it, or more."""
 
 _SMALLEST_SCALE = 2.0**-100
 """Well above it floats are dense enough for every integer to have a step of its own."""
@@ -54,24 +57,47 @@ def input_steps(type: TensorType) -> NDArray[np.float32]:
     return _at(reached)
 
 
-def multiplication_is_exact(type: TensorType) -> bool:
-    """Whether ``floor(fma(x, 1 / scale, HALF))`` is the integer of every float32 between the outer steps.
+@dataclass(frozen=True)
+class Multiplication:
+    """``floor(fma(x, inverse, half))`` in float64."""
+
+    inverse: float
+    half: float
+
+    def __call__(self, x: np.float32) -> int:
+        """Exactly: the sum in fractions, rounded once, ties to even as float() does."""
+        return floor(float(Fraction(float(x)) * Fraction(self.inverse) + Fraction(self.half)))
+
+    @classmethod
+    def between(cls, inverse: float, steps: NDArray[np.float32], lowest: int) -> Multiplication:
+        """The one in the middle of what every step and the float below it ask for."""
+        products = [Fraction(float(x)) * Fraction(inverse) for x in steps]
+        below = [Fraction(float(x)) * Fraction(inverse) for x in np.nextafter(steps, -LARGEST)]
+        least = max(integer - product for integer, product in enumerate(products, lowest + 1))
+        most = min(integer - product for integer, product in enumerate(below, lowest + 1))
+        return cls(inverse, float((least + most) / 2))
+
+    def agrees(self, steps: NDArray[np.float32], lowest: int) -> bool:
+        """Whether it is an integer at its step, and one less below: so for every float32 between the outer steps."""
+        return all(
+            self(step) == integer and self(np.nextafter(step, -LARGEST)) == integer - 1
+            for integer, step in enumerate(steps, lowest + 1)
+        )
+
+
+def exact_multiplication(type: TensorType) -> Multiplication | None:
+    """The multiplication that gives the integer of every float32 between the outer steps; None where none is proved.
 
     Args:
         type: the graph's `input_type`.
     """
-    steps = input_steps(type)
+    steps, lowest = input_steps(type), type.dtype.lo
     if type.scale < _SMALLEST_SCALE or not np.isfinite(steps).all():
-        return False
-    inverse = Fraction(1 / type.scale)
-
-    def multiplied(x: np.float32) -> int:
-        return floor(float(Fraction(float(x)) * inverse + Fraction(HALF)))  # float() rounds to nearest, ties to even
-
-    return all(
-        multiplied(step) == integer and multiplied(np.nextafter(step, -LARGEST)) == integer - 1
-        for integer, step in enumerate(steps, type.dtype.lo + 1)
-    )
+        return None
+    nearest = 1 / type.scale
+    inverses = (nearest, nextafter(nearest, 0), nextafter(nearest, inf))
+    found = (Multiplication.between(inverse, steps, lowest) for inverse in inverses)
+    return next((it for it in found if it.agrees(steps, lowest)), None)
 
 
 def _at(place: NDArray[np.int64]) -> NDArray[np.float32]:

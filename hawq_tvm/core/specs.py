@@ -19,6 +19,14 @@ from hawq_tvm.core.strict_json import JsonReader
 CostName = Literal["size_bytes", "bops", "latency_us", "energy_uj"]
 COST_NAMES: tuple[CostName, ...] = ("size_bytes", "bops", "latency_us", "energy_uj")
 COST_UNITS: Mapping[CostName, str] = {"size_bytes": "bytes", "bops": "BOPS", "latency_us": "us", "energy_uj": "uJ"}
+TOTAL_NAMES: Mapping[CostName, tuple[str, str]] = {
+    "size_bytes": ("weights", "bytes"),
+    "bops": ("bit operations", "a sample"),
+    "latency_us": ("kernels of all layers, each alone", "us"),
+    "energy_uj": ("energy", "uJ a sample"),
+}
+"""What a network's costs are called for the reader, and their units."""
+
 """How a number of each cost is written."""
 
 RESIDUAL_BITS = 8
@@ -253,6 +261,11 @@ class Border:
         return {"first": self.first, "second": self.second, "costs": table}
 
 
+def written(value: float) -> str:
+    """A cost for the reader: whole where it is large, else four digits."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+
+
 def summed_error(estimates: Iterable[tuple[float, float | None]]) -> float | None:
     """The relative standard error of a sum of estimates, each with its own; None where one is not known.
 
@@ -307,6 +320,12 @@ class CostTable:
             found = border.at(bits.layers)
             total += 0.0 if found is None else getattr(found, cost)
         return total
+
+    def between(self, bits: Mapping[str, Bits]) -> dict[CostName, float]:
+        """What of each cost lies between layers under these bits; none of those where that is nothing."""
+        found = [border.at(bits) for border in self.borders if border.first in bits and border.second in bits]
+        sums = {name: sum(getattr(cost, name) for cost in found if cost is not None) for name in COST_NAMES}
+        return {name: value for name, value in sums.items() if value}
 
     def sensitivity_error(self, bits: BitConfig) -> float | None:
         """Relative standard error of the summed sensitivity under a configuration; see `summed_error`."""

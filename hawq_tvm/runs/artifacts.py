@@ -17,6 +17,7 @@ from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import LayerWeights, Range, RangeTable
 from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
+from hawq_tvm.ilp.explain import Explanation
 from hawq_tvm.ilp.front import Front
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
@@ -42,6 +43,7 @@ BITS = "bits.json"
 ALLOCATION = "allocation.json"
 FRONT = "front.json"
 FRONT_TABLE = "front.csv"
+EXPLANATIONS = "explanations.json"
 WEIGHTS = "weights.safetensors"
 MODEL = "model.onnx"
 BOUNDS = "bounds.json"
@@ -161,6 +163,13 @@ class Artifacts:
         return Front.from_json(self.run.json(FRONT), self.run.reader(FRONT).name)
 
     @property
+    def explanations(self) -> tuple[Explanation, ...]:
+        """Why each layer has its bits, as it was asked for last."""
+        reader = self.run.reader(EXPLANATIONS)
+        found = reader.take(self.run.json(EXPLANATIONS), _ExplanationsFile)
+        return tuple(Explanation.from_json(reader, row) for row in found["layers"])
+
+    @property
     def named(self) -> tuple[str, ...]:
         """The names of the allocations that lie beside the run's own, sorted."""
         return tuple(sorted(path.stem for path in (self.run.path / _NAMED).glob("*.json")))
@@ -276,6 +285,12 @@ class Artifacts:
         if not self.run.is_intact(name):
             return None
         return BenchReport.from_json(self.run.json(name), self.run.reader(name).name)
+
+
+class _ExplanationsFile(TypedDict):
+    """The JSON of the explanations."""
+
+    layers: tuple[Mapping[str, Any], ...]
 
 
 class _NamedFile(TypedDict):

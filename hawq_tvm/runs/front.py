@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
+from math import log
 
-from hawq_tvm.ilp.front import Front
+from hawq_tvm.ilp.front import Front, Step
 from hawq_tvm.ilp.problem import Quantity
+from hawq_tvm.runs.html import table
 
-_WIDTH, _HEIGHT, _EDGE = 360, 240, 46
+_WIDTH, _HEIGHT = 360, 270  # of the plot: on a telephone a unit of it is about a pixel
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 46  # of its margins
+_TICKS = 4
+_DECADES = 30.0  # from the least to the greatest, above which an axis is logarithmic
 
 _TITLES: dict[Quantity, tuple[str, float, str]] = {
     "size_bytes": ("weights", 1e3, "kB"),
@@ -25,7 +31,10 @@ def render_front(front: Front | None) -> str:
         return ""
     second = "accuracy" if any(point.accuracy is not None for point in front.points) else front.axes[1]
     plot = _plot(front, accuracy=second == "accuracy")
-    return f"<h2>Front</h2>{plot}<p><small>{escape(front.statement)}.</small></p>{_table(front)}"
+    said = "".join(
+        f"<p>{escape(text[0].upper() + text[1:])}.</p>" for text in (front.statement, worth(front)) if text is not None
+    )
+    return f"<h2>Front</h2>{plot}{said}{_table(front)}"
 
 
 def _written(value: float, axis: Quantity) -> str:
@@ -40,37 +49,113 @@ def _plot(front: Front, *, accuracy: bool) -> str:
     across = [point.totals[first] for point in points]
     up = [point.accuracy or 0.0 if accuracy else point.totals[second] for point in points]
     x0, x1, y0, y1 = min(across), max(across), min(up), max(up)
+    is_log = not accuracy and y0 > 0 and y1 > _DECADES * y0
     marks, line = [], []
     for point, x, y in zip(points, across, up, strict=True):
-        left = _EDGE + (_WIDTH - 2 * _EDGE) * ((x - x0) / (x1 - x0) if x1 > x0 else 0.5)
-        top = _HEIGHT - _EDGE - (_HEIGHT - 2 * _EDGE) * ((y - y0) / (y1 - y0) if y1 > y0 else 0.5)
+        left = _LEFT + (_WIDTH - _LEFT - _RIGHT) * _place(x, x0, x1, False)
+        top = _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * _place(y, y0, y1, is_log)
         line.append(f"{left:.1f},{top:.1f}")
         words = ", ".join(f"{name} {_written(value, name)}" for name, value in point.totals.items())
         measured = "" if point.accuracy is None else f", top-1 {point.accuracy:.2%}"
         marks.append(f"<circle cx='{left:.1f}' cy='{top:.1f}' r='4'><title>{escape(words + measured)}</title></circle>")
-    title_up = "top-1, integers" if accuracy else _TITLES[second][0]
-    low, high = (f"{y0:.2%}", f"{y1:.2%}") if accuracy else (_written(y0, second), _written(y1, second))
-    bottom, right = _HEIGHT - _EDGE, _WIDTH - _EDGE
+    up_title = "top-1 of the integer network" if accuracy else _title(second) + (", logarithmic" if is_log else "")
+    form = (lambda value: f"{value:.1%}") if accuracy else (lambda value: _number(value, second))
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    label = escape(f"{up_title} over {_title(first)}")
     return (
-        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' style='width:100%;max-width:40rem' font-size='11'>"
-        f"<path d='M{_EDGE} {_EDGE - 20}V{bottom}H{right + 20}' fill='none' stroke='#888'/>"
-        f"<polyline points='{' '.join(line)}' fill='none' stroke='#b9cfe4'/><g fill='#4a7db5'>{''.join(marks)}</g>"
-        f"<text x='{_EDGE}' y='{_EDGE - 28}'>{escape(title_up)}: {escape(low)} to {escape(high)}</text>"
-        f"<text x='{_EDGE}' y='{bottom + 16}'>{escape(_written(x0, first))}</text>"
-        f"<text x='{right}' y='{bottom + 16}' text-anchor='end'>{escape(_written(x1, first))}</text>"
-        f"<text x='{_WIDTH / 2}' y='{bottom + 32}' text-anchor='middle'>{escape(_TITLES[first][0])}</text></svg>"
+        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='{label}'>"
+        f"<path d='M{_LEFT} {_TOP - 6}V{bottom}H{right + 6}'/>"
+        f"<polyline points='{' '.join(line)}'/><g>{''.join(marks)}</g>"
+        f"<text x='4' y='16'>{escape(up_title)}</text>"
+        f"{_up_ticks(y0, y1, is_log, form)}{_across_ticks(x0, x1, lambda value: _number(value, first))}"
+        f"<text x='{(_LEFT + right) / 2}' y='{_HEIGHT - 6}' text-anchor='middle'>{escape(_title(first))}</text></svg>"
+    )
+
+
+def _title(axis: Quantity) -> str:
+    name, _, unit = _TITLES[axis]
+    return f"{name}, {unit}" if unit else name
+
+
+def _number(value: float, axis: Quantity) -> str:
+    scaled = value / _TITLES[axis][1]
+    return f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:,.3g}"
+
+
+def _place(value: float, low: float, high: float, is_log: bool) -> float:
+    """Where a value lies between two, 0 to 1."""
+    if high == low:
+        return 0.5
+    return log(value / low) / log(high / low) if is_log else (value - low) / (high - low)
+
+
+def _ticks(low: float, high: float, is_log: bool) -> list[tuple[float, float]]:
+    """Values at even distances on the axis, and where they lie between the two, 0 to 1."""
+    if high == low:
+        return [(low, 0.5)]
+    shares = [tick / (_TICKS - 1) for tick in range(_TICKS)]
+    return [(low * (high / low) ** at if is_log else low + (high - low) * at, at) for at in shares]
+
+
+def _up_ticks(low: float, high: float, is_log: bool, form: Callable[[float], str]) -> str:
+    span, bottom = _HEIGHT - _TOP - _BOTTOM, _HEIGHT - _BOTTOM
+    return "".join(
+        f"<path d='M{_LEFT - 4} {bottom - span * at:.1f}h4'/>"
+        f"<text x='{_LEFT - 7}' y='{bottom - span * at + 4:.1f}' text-anchor='end'>{escape(form(value))}</text>"
+        for value, at in _ticks(low, high, is_log)
+    )
+
+
+def _across_ticks(low: float, high: float, form: Callable[[float], str]) -> str:
+    span, bottom = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM
+    return "".join(
+        f"<path d='M{_LEFT + span * at:.1f} {bottom}v4'/>"
+        f"<text x='{_LEFT + span * at:.1f}' y='{bottom + 18}' text-anchor='{'end' if at == 1 else 'middle'}'>"
+        f"{escape(form(value))}</text>"
+        for value, at in _ticks(low, high, False)
     )
 
 
 def _table(front: Front) -> str:
+    """The points, then what each step takes and buys, and the layers that change in it."""
+    if not front.steps:
+        return ""
+    measured = any(point.accuracy is not None for point in front.points)
+    totals = [name for name in front.points[0].totals if all(name in point.totals for point in front.points)]
+    points = (
+        (
+            f"{number}",
+            *(_number(point.totals[name], name) for name in totals),
+            *(["" if point.accuracy is None else f"{point.accuracy:.2%}"] if measured else []),
+        )
+        for number, point in enumerate(front.points, 1)
+    )
+    head = ("point", *map(_title, totals), *(["top-1"] if measured else []))
+    steps = "".join(f"<li>{escape(text)}</li>" for text in step_sentences(front))
+    return f"{table(head, points, kind='wide')}<h3>What each step buys</h3><ul>{steps}</ul>"
+
+
+def step_sentences(front: Front) -> list[str]:
     """What each step takes and buys, and the layers that change in it."""
-    first, second = front.axes
-    rows = []
+    found = []
     for number, step in enumerate(front.steps, 1):
-        named = [f"{escape(name)} {a} to {b}" for name, (a, b) in list(step.changes.items())[:_MOST_CHANGES]]
+        named = [f"{name} {a} to {b}" for name, (a, b) in list(step.changes.items())[:_MOST_CHANGES]]
         more = len(step.changes) - len(named)
-        layers = f"{'; '.join(named)}{f' and {more} more' if more else ''}"
-        cells = (f"{number} to {number + 1}", _written(step.more, first), _written(step.less, second), layers)
-        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    head = f"<tr><th>points</th><th>{_TITLES[first][0]} more</th><th>{_TITLES[second][0]} less</th><th>layers</th></tr>"
-    return f"<div style='overflow-x:auto'><table>{head}{''.join(rows)}</table></div>" if rows else ""
+        layers = f"{', '.join(named)}{f' and {more} more' if more else ''}"
+        found.append(f"{_bought(front, number, step)}: {layers}")
+    return found
+
+
+def _bought(front: Front, number: int, step: Step) -> str:
+    first, second = front.axes
+    less = f"{_written(step.less, second)} less {_TITLES[second][0]}"
+    return f"from point {number} to {number + 1}, {_written(step.more, first)} more {_TITLES[first][0]} buy {less}"
+
+
+def worth(front: Front) -> str | None:
+    """Where a unit of the first quantity buys most of the second and where least, a sentence; None of two points."""
+    steps = list(enumerate(front.steps, 1))
+    if len(steps) < 2:
+        return None
+    most, least = (pick(steps, key=lambda item: item[1].price) for pick in (max, min))
+    return f"A unit buys most {_bought(front, *most)}; and least {_bought(front, *least)}"

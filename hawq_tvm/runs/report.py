@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from hawq_tvm.core.specs import LAYER_TIMES
+from hawq_tvm.core.specs import LAYER_TIMES, TOTAL_NAMES, written
 from hawq_tvm.measure.fidelity import RATIOS
 from hawq_tvm.runs.artifacts import REPORT
+from hawq_tvm.runs.choices import render_allocations, render_explanations
 from hawq_tvm.runs.front import render_front
+from hawq_tvm.runs.html import table
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.runs.summary import LayerSummary, RunSummary, summarize
 from hawq_tvm.sources.names import shown
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --faint: #5c5c5c; --line: #ddd; --row: #e6f0fa;
+  --bar: #3d6fa5; --pale: #b9cfe4; --bad: #b00020; --good: #1b6e31; --remark: #7d5100; }
+@media (prefers-color-scheme: dark) { :root { --text: #e2e2e2; --page: #16181b; --faint: #a6a6a6; --line: #3a3e44;
+  --row: #1d2a38; --bar: #79aee6; --pale: #35506d; --bad: #ff8a94; --good: #79cf8d; --remark: #e5b567; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem;
+  color: var(--text); background: var(--page); overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+p, li { max-width: 48rem; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; }
+td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.prose td, .prose th { white-space: normal; text-align: left; vertical-align: top; }
+li { margin: .2rem 0; }
 td:first-child, th:first-child { text-align: left; } th { font-weight: 600; }
-.bar { display: inline-block; height: .7rem; background: #4a7db5; vertical-align: middle; }
-.error { display: inline-block; height: .7rem; background: #b9cfe4; vertical-align: middle; }
-.low { background: #e6f0fa; } .bad { color: #b00020; font-weight: 600; } .good { color: #1b7837; font-weight: 600; }
-.remark { color: #8a5a00; }
-small { color: #666; }
+.wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: var(--page); }
+.bar, .error { display: inline-block; height: .7rem; vertical-align: middle; }
+.bar { background: var(--bar); } .error { background: var(--pale); }
+.low td, .wide .low td:first-child { background: var(--row); }
+.bad { color: var(--bad); font-weight: 600; } .good { color: var(--good); font-weight: 600; }
+.remark { color: var(--remark); }
+small { font-size: 13px; color: var(--faint); }
+summary { cursor: pointer; padding: .3rem 0; } details { border-bottom: 1px solid var(--line); }
+svg { width: 100%; max-width: 30rem; height: auto; font-size: 13px; fill: var(--text); }
+svg path { fill: none; stroke: var(--faint); } svg polyline { fill: none; stroke: var(--pale); stroke-width: 2; }
+svg circle { fill: var(--bar); }
 """
 
 
@@ -52,16 +68,18 @@ def render_report(summary: RunSummary) -> str:
         _costs(summary),
         "<h2>Layers</h2>",
         _layers(summary),
+        render_allocations(summary.allocations),
+        render_explanations(summary.explanations),
         render_front(summary.front),
         _fidelity(summary),
         _benchmarks(summary),
         "<h2>Where the numbers come from</h2>",
-        _table(("what", "source"), ((name, escape(source)) for name, source in summary.sources.items())),
+        table(("what", "source"), ((name, escape(source)) for name, source in summary.sources.items()), kind="prose"),
         "<h2>Versions</h2>",
-        _table(("package", "version"), ((escape(k), escape(v)) for k, v in summary.versions.items())),
+        table(("package", "version"), ((escape(k), escape(v)) for k, v in summary.versions.items())),
     ]
     head = (
-        "<meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>hawq_tvm: {escape(summary.model)}</title><style>{_STYLE}</style>"
     )
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
@@ -123,21 +141,19 @@ def _outcome(summary: RunSummary) -> str:
 def _costs(summary: RunSummary) -> str:
     totals = summary.totals
     rows: list[Sequence[str]] = []
-    for cost, title, unit in (
-        ("size_bytes", "weights", "bytes"),
-        ("bops", "bit operations", "a sample"),
-        ("latency_us", "layers' kernels, each alone", "us"),
-    ):
+    for cost, (title, unit) in TOTAL_NAMES.items():
         value, limit = getattr(totals, cost), totals.limits.get(cost)
-        shown = "not measured" if value is None else f"{value:,.0f} {unit}"
-        rows.append((title, shown, "none" if limit is None else f"{limit:,.0f} {unit}"))
+        shown = "not known" if value is None else f"{written(value)} {unit}"
+        if cost in totals.borders:
+            shown += f", {written(totals.borders[cost])} of it between layers"
+        rows.append((title, shown, "none" if limit is None else f"{written(limit)} {unit}"))
     if totals.sensitivity is not None:
         rows.append(
             ("predicted rise of the loss", f"{totals.sensitivity:.2e}{_error(totals.sensitivity_error)}", "none")
         )
     for target, size in summary.activation_bytes.items():
         rows.append((f"activation memory, {escape(target)}", f"{size:,} bytes", "none"))
-    return _table(("cost", "compiled network", "budget"), rows)
+    return table(("cost", "compiled network", "budget"), rows, kind="prose")
 
 
 def _error(error: float | None) -> str:
@@ -159,18 +175,24 @@ def _bar(omega: float | None, error: float | None, most: float) -> str:
 
 def _layers(summary: RunSummary) -> str:
     layers, targets = summary.layers, list(summary.benchmark)
+    has_energy = any(layer.energy_uj is not None for layer in layers)
     most = max((layer.sensitivity or 0.0 for layer in layers), default=0.0) or 1.0
     names = (
-        "layer", "operator", "bits", "output", "weights", "MACs", "bytes", "us alone",
+        "layer", "operator", "bits", "output", "weights", "MACs", "bytes", "us alone", *(["uJ"] if has_energy else []),
         *(f"us within, {escape(target)}" for target in targets), "accumulator under", "sensitivity",
     )  # fmt: skip
-    rows = "".join(_layer(layer, targets, most) for layer in layers)
-    table = f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{rows}</table>"
-    return f"{table}<p><small>{escape(LAYER_TIMES)}. The pale end of a bar is the standard error.</small></p>"
+    rows = "".join(_layer(layer, targets, most, has_energy) for layer in layers)
+    head = "".join(f"<th>{name}</th>" for name in names)
+    found = f"<div class='scroll wide'><table><tr>{head}</tr>{rows}</table></div>"
+    return f"{found}<p><small>{escape(LAYER_TIMES)}. The pale end of a bar is the standard error.</small></p>"
 
 
-def _layer(layer: LayerSummary, targets: Sequence[str], most: float) -> str:
-    times = [layer.latency_us, *(layer.within_us.get(target) for target in targets)]
+def _layer(layer: LayerSummary, targets: Sequence[str], most: float, has_energy: bool) -> str:
+    times = [
+        layer.latency_us,
+        *([layer.energy_uj] if has_energy else []),
+        *(layer.within_us.get(target) for target in targets),
+    ]
     cells = (
         escape(layer.name),
         escape(layer.kind),
@@ -216,7 +238,7 @@ def _fidelity(summary: RunSummary) -> str:
         "range used", "bits used", "channels apart",
     )  # fmt: skip
     return (
-        f"<h2>Signal over error</h2>{_table(names, rows)}<p><small>On {summary.fidelity.samples} samples. "
+        f"<h2>Signal over error</h2>{table(names, rows, kind='wide')}<p><small>On {summary.fidelity.samples} samples. "
         f"{escape(RATIOS)}. By inputs, by weights, by result: were only they rounded. Bits used: by the 99.9% of the "
         "elements of least magnitude. Channels apart: the strongest over the weakest.</small></p>"
     )
@@ -237,15 +259,10 @@ def _benchmarks(summary: RunSummary) -> str:
             )
             for item in report.contenders
         )
-        table = _table(("contender", "median us", "p10", "p90", "times hawq_tvm", "calls", "note"), rows)
+        times = table(("contender", "median us", "p10", "p90", "times hawq_tvm", "calls", "note"), rows)
         parts.append(
-            f"<h2>Latency, {escape(target)}</h2>{table}<p><small>{escape(report.machine)}, {report.threads} threads, "
+            f"<h2>Latency, {escape(target)}</h2>{times}<p><small>{escape(report.machine)}, {report.threads} threads, "
             f"batch {report.batch}; interleaved, after at most {report.warmup} warm-up calls each; "
             "input already quantised, logits not yet dequantised.</small></p>"
         )
     return "".join(parts)
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{body}</table>"

@@ -7,14 +7,17 @@ read from JSON, so that a run is inspected in an instant: neither PyTorch, ONNX 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo, LibraryInfo, PredictedTimes
 from hawq_tvm.backends.tvm.records import TunedLayer
-from hawq_tvm.core.errors import RunError
-from hawq_tvm.core.specs import CostTable, summed_error
+from hawq_tvm.core.errors import AllocationError, RunError
+from hawq_tvm.core.specs import BitConfig, CostName, CostTable, summed_error
 from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.ilp.difference import Difference, difference
+from hawq_tvm.ilp.explain import Explanation
 from hawq_tvm.ilp.front import Front
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
@@ -46,6 +49,7 @@ class LayerSummary:
         sensitivity: what it is taken to lose at these bits; None where it was not profiled.
         sensitivity_error: its relative standard error; None where it is not known.
         latency_us: of its kernel alone, from the cost table; see `LAYER_TIMES`.
+        energy_uj: microjoules a sample, from the cost table.
         within_us: of its call inside the running network, from the benchmark, by target.
         accumulator_bound: proved magnitude of its accumulator.
         fidelity: how much of its signal is left; None where it was not measured.
@@ -66,6 +70,7 @@ class LayerSummary:
     sensitivity: float | None
     sensitivity_error: float | None
     latency_us: float | None
+    energy_uj: float | None
     within_us: Mapping[str, float]
     accumulator_bound: int
     fidelity: ValueFidelity | None
@@ -115,9 +120,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the layers; limits are those that the allocator was held to.
+    """Sums over the layers and, of what the cost table knows, over what lies between them.
 
     The error of the sensitivity adds up those of the layers, which bounds it however they depend on each other.
+
+    Attributes:
+        limits: those that the allocator was held to, by cost.
+        borders: what of latency and energy lies between layers, by the cost table; none where that is nothing.
     """
 
     parameters: int
@@ -126,9 +135,11 @@ class Totals:
     stored_bytes: int
     bops: int
     latency_us: float | None
+    energy_uj: float | None
     sensitivity: float | None
     sensitivity_error: float | None
     limits: Mapping[str, float]
+    borders: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,8 @@ class RunSummary:
         sources: where each cost comes from.
         versions: of the packages that made the run.
         front: of the profile that the network is made from; None where none was asked for.
+        allocations: by name, what tells each that lies beside the run's own bits apart from these.
+        explanations: why each layer has its bits; None where nobody asked, or of other bits.
     """
 
     path: str
@@ -177,6 +190,8 @@ class RunSummary:
     sources: Mapping[str, str]
     versions: Mapping[str, str]
     front: Front | None = None
+    allocations: Mapping[str, Difference] = field(default_factory=dict)
+    explanations: tuple[Explanation, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -196,6 +211,8 @@ class RunSummary:
             "sources": dict(self.sources),
             "versions": dict(self.versions),
             "front": None if self.front is None else self.front.to_json(),
+            "allocations": {name: found.to_json() for name, found in self.allocations.items()},
+            "explanations": None if self.explanations is None else [row.to_json() for row in self.explanations],
         }
 
 
@@ -228,7 +245,7 @@ def summarize(run: Run) -> RunSummary:
         weights=identity["weights"],
         data=shown(identity["data"]),
         layers=layers,
-        totals=_totals(layers, _limits(run), _borders_us(costs, facts)),
+        totals=_totals(layers, _limits(run), costs.between({layer.name: layer.bits for layer in facts})),
         activation_bytes={name: info.planned_bytes for name, info in libraries.items()},
         storages={name: stored_values(info) for name, info in libraries.items()},
         launches={name: launches(info.gpu, info.calls) for name, info in libraries.items() if info.gpu is not None},
@@ -251,6 +268,8 @@ def summarize(run: Run) -> RunSummary:
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
         front=found.front if run.is_fresh(files.FRONT) else None,
+        allocations=_allocations(found, costs, facts),
+        explanations=found.explanations if run.is_fresh(files.EXPLANATIONS) else None,
     )
 
 
@@ -324,6 +343,7 @@ def _layer(
         sensitivity=cost.sensitivity if cost is not None and profiled else None,
         sensitivity_error=row.sensitivity_error if row is not None and profiled else None,
         latency_us=cost.latency_us if cost is not None else None,
+        energy_uj=cost.energy_uj if cost is not None else None,
         within_us={
             target: report.layers_us[facts.name]
             for target, report in benchmark.items()
@@ -383,6 +403,17 @@ def _sensitivity_notes(found: Artifacts, profiled: Iterable[str], costs: CostTab
     return tuple(note for note in notes if isinstance(note, str) and note in costs.sources.get("sensitivity", ""))
 
 
+def _allocations(found: Artifacts, costs: CostTable, facts: Sequence[LayerFacts]) -> dict[str, Difference]:
+    """The allocations by name, beside the network's bits; none where the cost table does not price them any more."""
+    own = BitConfig({layer.name: layer.bits for layer in facts})
+    differences = {}
+    for name in found.named:
+        if found.run.is_fresh(files.named_file(name)):
+            with suppress(AllocationError):
+                differences[name] = difference(costs, own, found.named_allocation(name)[0])
+    return differences
+
+
 def _limits(run: Run) -> Mapping[str, float]:
     """The budgets that were asked for; none where the network is older than they are."""
     if not (run.is_fresh(files.MODEL) and run.is_fresh(files.ALLOCATION)):
@@ -390,26 +421,29 @@ def _limits(run: Run) -> Mapping[str, float]:
     return Artifacts(run).limits
 
 
-def _borders_us(costs: CostTable, facts: Sequence[LayerFacts]) -> float:
-    """What lies between the layers takes, by the cost table, under their bits."""
-    bits = {layer.name: layer.bits for layer in facts}
-    known = (border.at(bits) for border in costs.borders if border.first in bits and border.second in bits)
-    return sum((cost.latency_us for cost in known if cost is not None), 0.0)
+_TABLED: tuple[CostName, ...] = ("latency_us", "energy_uj")
+"""What a network's layers cost by the cost table alone; bytes and BOPS are the integer graph's own."""
 
 
-def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float], borders_us: float) -> Totals:
-    latencies = [layer.latency_us for layer in layers]
+def _totals(layers: tuple[LayerSummary, ...], limits: Mapping[str, float], between: Mapping[CostName, float]) -> Totals:
     omegas = [layer.sensitivity for layer in layers]
     omega = None if None in omegas else sum(value for value in omegas if value is not None)
     errors = [(layer.sensitivity or 0.0, layer.sensitivity_error) for layer in layers]
+
+    def tabled(name: CostName) -> float | None:
+        values = [getattr(layer, name) for layer in layers]
+        return None if None in values else sum(values, between.get(name, 0.0))
+
     return Totals(
         parameters=sum(layer.parameters for layer in layers),
         macs=sum(layer.macs for layer in layers),
         size_bytes=sum(layer.size_bytes for layer in layers),
         stored_bytes=sum(layer.stored_bytes for layer in layers),
         bops=sum(layer.bops for layer in layers),
-        latency_us=None if None in latencies else sum((us for us in latencies if us is not None), borders_us),
+        latency_us=tabled("latency_us"),
+        energy_uj=tabled("energy_uj"),
         sensitivity=omega,
         sensitivity_error=None if omega is None else summed_error(errors),
         limits=limits,
+        borders={name: between[name] for name in _TABLED if name in between},
     )

@@ -10,6 +10,7 @@ _FRONT = "allocate --pareto size,sensitivity"
 _MAKES = {
     "profile": ("float.safetensors", "ranges.json", "sensitivity.*", "costs.json"),
     "allocate": ("bits.json", "allocation.json", "allocations/*"),
+    "explain": ("explanations.json",),
     _FRONT: ("front.json", "front.csv"),
     "compile": (
         "model.*",
@@ -49,7 +50,15 @@ def how_to_make(name: str, run: object, there: Collection[str]) -> str:
     verb = next((verb for verb, patterns in _MAKES.items() if _matches(name, patterns)), None)
     if verb is None:
         return f"hawq-tvm run MODEL -o {run}"
-    before = _CHAIN[:1] if verb in _OF_A_PROFILE else _CHAIN[: _CHAIN.index(verb)] if verb in _CHAIN else _CHAIN
+    before = (
+        _CHAIN[:1]
+        if verb in _OF_A_PROFILE
+        else _CHAIN[:2]
+        if verb == "explain"
+        else _CHAIN[: _CHAIN.index(verb)]
+        if verb in _CHAIN
+        else _CHAIN
+    )
     missing = [earlier for earlier in before if not any(_matches(file, _MAKES[earlier]) for file in there)]
     return ", then ".join(_command(each, run) for each in (*missing, verb))
 

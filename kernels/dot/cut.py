@@ -114,7 +114,8 @@ class Tiling:
         spare = 0 if shape.flat or op.rescale.residual is not None else unit.spare_tile
         tile = tile_of(shape.width, unit, spare)
         halved = not shape.flat and shape.panels.size_bytes <= MAX_WEIGHTS_OF_HALVES * shape.activation_bytes
-        groups = min(shape.rows(tile), max(1 + halved, -(-shape.activation_bytes // L2_BYTES)))
+        groups = max(1 + halved, -(-shape.activation_bytes // L2_BYTES))
+        groups = min(shape.rows(tile), groups) if shape.flat else even_groups(shape.output_rows, groups, 1 + halved)
         if shape.panels.size_bytes <= L1_BYTES:
             groups = 0
         return cls(tile, groups, 1, op.macs(request.node.type) * request.batch >= MIN_MACS)
@@ -176,6 +177,12 @@ class Cut:
     def of(cls, request: Request, unit: Unit, *, packed: bool, tiling: Tiling | None = None) -> Cut:
         shape = Shape.of(request, unit, packed=packed)
         return cls(shape, tiling or Tiling.choose(request, shape))
+
+
+def even_groups(rows: int, wanted: int, multiple: int) -> int:
+    """About as many groups of rows as are wanted, all of one size, and a multiple of that number where one is."""
+    counts = [count for count in range(multiple, rows + 1, multiple) if rows % count == 0]
+    return min(counts, key=lambda count: (abs(count - wanted), -count), default=min(rows, wanted))
 
 
 def steps_of(runs: int, size: int, width: int, unit: Unit) -> int:

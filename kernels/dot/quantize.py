@@ -1,11 +1,12 @@
 """Real pixels of up to four channels, quantised on their way from NCHW to channels last: a vector of them at once.
 
 This is how float images enter a network, in one pass over them: what `hawq_tvm.core.interpreter.quantize_input` says,
-then what `kernels/dot/convert.py` says, by a multiplication that `multiplication_is_exact` proves.
+then what `kernels/dot/convert.py` says, by an `exact_multiplication`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import op as tir
 
-from hawq_tvm.core.input_steps import HALF, LARGEST, input_steps, multiplication_is_exact
+from hawq_tvm.core.input_steps import LARGEST, Multiplication, exact_multiplication, input_steps
 from hawq_tvm.core.ir import TensorType
 from hawq_tvm.kernels.dot.convert import offer_pixels, store_pixels
 from hawq_tvm.kernels.dot.product import DOT_STEP
@@ -31,7 +32,7 @@ _INFINITE = 0x7F800000
 """Bits of a float32 without its sign, and of infinity; those of NaN are more (IEEE 754-2019, section 3.4)."""
 
 
-def _build(request: ConvertRequest, lanes: int) -> BuiltKernel:
+def _build(request: ConvertRequest, lanes: int, by: Multiplication) -> BuiltKernel:
     type, batch = request.type, request.batch
     channels, height, width = type.shape
 
@@ -52,7 +53,7 @@ def _build(request: ConvertRequest, lanes: int) -> BuiltKernel:
                     real = planes[ramp(((n * channels + channel) * height + h) * width + start, lanes)]
                     magnitude = tir.reinterpret(f"int32x{lanes}", real) & constant(_MAGNITUDE, "int32", lanes)
                     T.buffer_store(largest, tirx.max(largest[places], magnitude), [places])
-                    integers = _quantized(real, type, lanes) & constant(0xFF, "int32", lanes)
+                    integers = _quantized(real, type, by, lanes) & constant(0xFF, "int32", lanes)
                     words = words ^ tir.shift_left(integers, constant(8 * channel, "int32", lanes))
                 place = (n * y.shape[1] + h + top) * (left + width + right) + left + start
                 store_pixels(pixels, words, lanes, place, image.channels)
@@ -66,14 +67,14 @@ def _build(request: ConvertRequest, lanes: int) -> BuiltKernel:
     return BuiltKernel(function(parameters, body, anywhere=(REALS,)), ())
 
 
-def _quantized(real: Expr, type: TensorType, lanes: int) -> Expr:
+def _quantized(real: Expr, type: TensorType, by: Multiplication, lanes: int) -> Expr:
     """Integers of a vector of reals, int32."""
     steps = input_steps(type)
     least, most = np.nextafter(steps[0], -LARGEST), steps[-1]  # beyond them nothing changes any more
     upper, lower = (constant(float(end), "float32", lanes) for end in (most, least))
     limited = tirx.max(tirx.min(real, upper), lower)
     wide, wides = limited.astype(f"float64x{lanes}"), f"float64x{lanes}"
-    inverse, half = constant(1 / type.scale, "float64", lanes), constant(HALF, "float64", lanes)
+    inverse, half = (constant(value, "float64", lanes) for value in (by.inverse, by.half))
     scaled = tir.call_llvm_pure_intrin(wides, "llvm.fma", wide, inverse, half)
     return tirx.floor(scaled).astype(f"int32x{lanes}")
 
@@ -82,8 +83,9 @@ def pixel_quantizer(unit: Unit) -> Converter:
     """By vectors of a unit."""
 
     def offer(request: ConvertRequest) -> Offer | str:
-        if not multiplication_is_exact(request.type):
+        found = exact_multiplication(request.type)
+        if found is None:
             return f"multiplies by 1 / scale, which is not proved to divide by {request.type.scale}"
-        return offer_pixels(request, unit, _build)
+        return offer_pixels(request, unit, partial(_build, by=found))
 
     return Converter(f"quantize_pixels_{unit.name}", offer)
