@@ -28,10 +28,17 @@ _MAKES = {
     "compare": ("comparison.json",),
 }
 _CHAIN = ("profile", "allocate", "compile")
-"""Each needs what those before it make; `tune`, `verify`, `bench` and `debug` need them all."""
+"""`tune`, `verify`, `bench` and `debug` need what all three make."""
 
-_OF_A_PROFILE = ("compare", _FRONT)
-"""These need `profile` alone."""
+_NEEDS = {
+    "profile": (),
+    "allocate": _CHAIN[:1],
+    "compare": _CHAIN[:1],
+    _FRONT: _CHAIN[:1],
+    "explain": _CHAIN[:2],
+    "compile": _CHAIN[:2],
+}
+"""The verbs whose files each needs, where that is not the whole chain."""
 
 
 def how_to_make(name: str, run: object, there: Collection[str]) -> str:
@@ -50,16 +57,9 @@ def how_to_make(name: str, run: object, there: Collection[str]) -> str:
     verb = next((verb for verb, patterns in _MAKES.items() if _matches(name, patterns)), None)
     if verb is None:
         return f"hawq-tvm run MODEL -o {run}"
-    before = (
-        _CHAIN[:1]
-        if verb in _OF_A_PROFILE
-        else _CHAIN[:2]
-        if verb == "explain"
-        else _CHAIN[: _CHAIN.index(verb)]
-        if verb in _CHAIN
-        else _CHAIN
-    )
-    missing = [earlier for earlier in before if not any(_matches(file, _MAKES[earlier]) for file in there)]
+    missing = [
+        earlier for earlier in _NEEDS.get(verb, _CHAIN) if not any(_matches(file, _MAKES[earlier]) for file in there)
+    ]
     return ", then ".join(_command(each, run) for each in (*missing, verb))
 
 
