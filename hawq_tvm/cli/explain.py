@@ -8,10 +8,9 @@ from pathlib import Path
 from rich.text import Text
 
 from hawq_tvm.cli import console
-from hawq_tvm.core.specs import COST_UNITS, CostName, written
-from hawq_tvm.ilp.explain import Alternative, Explanation
+from hawq_tvm.ilp.explain import Explanation
 from hawq_tvm.runs.artifacts import EXPLANATIONS, MODEL
-from hawq_tvm.runs.explanations import REGRET, explain_in, in_a_row, keep_all, priced, sentences
+from hawq_tvm.runs.explanations import REGRET, choices, explain_in, in_a_row, keep_all, sentences
 from hawq_tvm.runs.report import write_report
 from hawq_tvm.runs.rundir import edit_run, read_run
 
@@ -56,18 +55,7 @@ def print_explanation(found: Explanation) -> None:
     out = console.out
     for sentence in sentences(found):
         out.print(Text(sentence))
-    costs = [cost for cost in COST_UNITS if all(cost in choice.costs for choice in found.alternatives)]
-    columns = ("bits", "sensitivity", *(priced(cost) for cost in costs), "regret")
-    console.print_table(columns, [_row(choice, costs, found) for choice in found.alternatives])
+    columns, rows = choices(found)
+    own = repr(found.bits)
+    console.print_table(columns, [(f"{bits} <" if bits == own else bits, *cells) for bits, *cells in rows])
     out.print(Text(REGRET))
-
-
-def _row(choice: Alternative, costs: list[CostName], found: Explanation) -> tuple[str, ...]:
-    mark = " <" if choice.bits == found.bits else ""
-    regret = "over budget" if choice.regret is None else f"{choice.regret:.3g}"
-    return (
-        f"{choice.bits}{mark}",
-        f"{choice.sensitivity:.3g}",
-        *(f"{written(choice.costs[cost])}" for cost in costs),
-        regret,
-    )

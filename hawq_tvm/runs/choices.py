@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from hawq_tvm.core.specs import COST_UNITS, written
+from hawq_tvm.core.specs import written
 from hawq_tvm.ilp.difference import Difference
 from hawq_tvm.ilp.explain import Explanation
-from hawq_tvm.runs.explanations import REGRET, in_a_row, priced, sentences
+from hawq_tvm.runs.explanations import REGRET, choices, in_a_row, priced, sentences
 from hawq_tvm.runs.html import table
 
 OWN = "the run's own"
@@ -68,16 +68,7 @@ def render_explanations(found: Sequence[Explanation] | None) -> str:
 
 
 def _explanation(found: Explanation) -> str:
-    costs = [cost for cost in COST_UNITS if all(cost in choice.costs for choice in found.alternatives)]
-    rows = (
-        (
-            f"<b>{choice.bits}</b>" if choice.bits == found.bits else f"{choice.bits}",
-            f"{choice.sensitivity:.3g}",
-            *(written(choice.costs[cost]) for cost in costs),
-            "over budget" if choice.regret is None else f"{choice.regret:.3g}",
-        )
-        for choice in found.alternatives
-    )
+    names, rows = choices(found)
+    marked = ((f"<b>{bits}</b>" if bits == repr(found.bits) else bits, *cells) for bits, *cells in rows)
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(found))
-    names = ("bits", "sensitivity", *map(priced, costs), "regret")
-    return f"<ul>{said}</ul>{table(names, rows)}"
+    return f"<ul>{said}</ul>{table(names, marked)}"

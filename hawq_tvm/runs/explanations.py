@@ -126,6 +126,21 @@ def in_a_row(found: Explanation) -> tuple[str, ...]:
     return name, repr(found.bits), repr(nearest.bits), f"{nearest.regret:.3g}", share, sure
 
 
+def choices(found: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A layer's choices as a table: the names of its columns, and a row for each of `found.alternatives`."""
+    costs = [cost for cost in COST_UNITS if all(cost in choice.costs for choice in found.alternatives)]
+    rows = [
+        (
+            repr(choice.bits),
+            f"{choice.sensitivity:.3g}",
+            *(written(choice.costs[cost]) for cost in costs),
+            "over budget" if choice.regret is None else f"{choice.regret:.3g}",
+        )
+        for choice in found.alternatives
+    ]
+    return ("bits", "sensitivity", *map(priced, costs), "regret"), rows
+
+
 def sentences(found: Explanation) -> list[str]:
     """What a person wants to hear, most important first."""
     return [
