@@ -17,7 +17,13 @@ from hawq_tvm.backends.tvm.cuda.compiler import CudaCompiler, find_cuda_compiler
 from hawq_tvm.cli.app import main
 from hawq_tvm.core.errors import CompileError
 
-settings.register_profile("no limit of time", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_given = settings()  # as `tests.mutate` and Hypothesis in CI have it
+settings.register_profile(
+    "no limit of time",
+    _given,
+    deadline=None,
+    suppress_health_check={*_given.suppress_health_check, HealthCheck.too_slow},
+)
 settings.load_profile("no limit of time")  # a machine that others use too may take any time
 
 HERE = Path(__file__).parent
