@@ -76,7 +76,7 @@ def batches(draw: st.DrawFn) -> list[Case]:
 
 
 @needs_vectors
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(batches())
 def test_convolutions(cases: list[Case]) -> None:
     with soft_tiles() as target:

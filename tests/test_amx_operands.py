@@ -95,7 +95,7 @@ def interleaved_copy(x: Array, to: Interleaved) -> Array:
     return copied.reshape(-1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     channels=st.sampled_from([1, 3, 12, 16, 64, 65, 130]),
     out=st.sampled_from([1, 33]),
@@ -137,7 +137,6 @@ def test_few_channels_are_those_whose_column_fits_64_bytes(channels: int, stride
         assert found.column_bytes == stored * stride
 
 
-@settings(deadline=None)
 @given(features=st.integers(1, 200), batch=st.integers(1, 70))
 def test_samples_are_pixels(features: int, batch: int) -> None:
     rng = np.random.default_rng(features)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hawq_tvm.measure import bench
@@ -44,7 +44,6 @@ def run(clock: Clock, seconds: float, **contenders: Iterator[float] | float) -> 
     return {item.name: item for item in interleave(calls, seconds=seconds)}
 
 
-@settings(deadline=None)
 @given(
     seconds=st.floats(0.001, 20),
     taken=st.dictionaries(st.sampled_from("abcd"), st.floats(1e-3, 20), min_size=1),

@@ -47,7 +47,7 @@ def loss(codebook: Array, mass: np.ndarray) -> float:
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([*CODEBOOK_BITS]), st.floats(0.01, 1.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_codebook_ascends_and_no_move_of_one_value_betters_it(seed: int, bits: int, density: float) -> None:
     draw = np.random.default_rng(seed)
     mass = draw.exponential(size=255) * (draw.random(255) < density)

@@ -64,7 +64,7 @@ layers = st.fixed_dictionaries(
     }
 )
 gpus = st.sampled_from(GPUS)
-sweep = settings(max_examples=60, deadline=None)
+sweep = settings(max_examples=60)
 
 
 @sweep

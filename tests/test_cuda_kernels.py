@@ -48,7 +48,7 @@ from .kernel_requests import offers_of
 GPUS = sorted(name for name, target in TARGETS.items() if target.gpu is not None)
 NARROW = ("s2", "u3", "s4", "u4", "s6", "s8", "u8")
 CHANNELS = (1, 3, 4, 5, 8, 9, 16, 17, 24, 32, 40, 48, 64, 96, 130)
-sweep = settings(max_examples=20, deadline=None)
+sweep = settings(max_examples=20)
 
 
 def halves(count: int, dtype: IntType, shift: int = 34) -> Rescale:
@@ -154,7 +154,7 @@ def test_convolutions_on_tensor_cores(
 
 
 @needs_compiler
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     groups=st.integers(2, 9),
     per_group=st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 4, 8])),

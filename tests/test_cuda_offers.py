@@ -178,7 +178,7 @@ def test_few_channels_take_narrow_tiles() -> None:
     assert tile.n == 32
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     channels=st.sampled_from([64, 100, 256]),
     out=st.sampled_from([64, 100, 512]),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hawq_tvm.core.activation_types import ActivationTypes
@@ -23,7 +23,6 @@ from .float_graphs import conv, graph
 logits = st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=4)
 
 
-@settings(deadline=None)
 @given(logits, st.integers(0, 99), st.floats(-5, 5, width=32))
 def test_it_is_the_kl_divergence(rows: list[list[float]], seed: int, shift: float) -> None:
     wanted = torch.tensor(rows)
@@ -35,7 +34,6 @@ def test_it_is_the_kl_divergence(rows: list[list[float]], seed: int, shift: floa
     assert output_divergence(wanted, wanted + shift).max() < 1e-9, "probabilities, not logits"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 99), st.sampled_from([(3, 5), (3, 5, 2, 2)]))
 def test_it_is_a_mean_over_positions(seed: int, shape: tuple[int, ...]) -> None:
     expected, got = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed)) * 3

@@ -38,7 +38,7 @@ from .dot_kernels import (
 )
 
 KERNEL = {8: "conv2d_u8s8s32_avx512vnni", 4: "conv2d_u8s4s32_avx512vnni"}
-sweep = settings(max_examples=12, deadline=None)
+sweep = settings(max_examples=12)
 every_unit = pytest.mark.parametrize("name", UNIT)
 
 
@@ -132,7 +132,7 @@ def test_convolutions(
 
 
 @every_unit
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     channels=st.integers(1, 3),
     kernel=st.tuples(st.integers(1, 7), st.integers(2, 11)),
@@ -160,7 +160,7 @@ def test_pixels_that_are_not_filled_up(
     writes_what_the_interpreter_says(kernel_of(request, unit), replace(request, alternatives=dense))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     out=st.sampled_from([16, 24, 48, 64]),
     width=st.integers(3, 17),
@@ -426,7 +426,7 @@ def test_every_instruction_set_that_is_asked_for_is_one_of_llvms(name: str) -> N
     assert (best.name, name) == ("i8mm", "usdot") or best is UNIT[name], "all but what stands in for another are best"
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     groups=st.sampled_from([8, 16, 32]), per_group=st.sampled_from([4, 8]),
     size=st.tuples(st.integers(3, 6), st.integers(3, 18)),

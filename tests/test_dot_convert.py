@@ -30,7 +30,7 @@ def request_of(
 
 
 @pytest.mark.parametrize("name", UNIT)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     channels=st.integers(1, 4),
     width=st.integers(16, 50),

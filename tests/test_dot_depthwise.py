@@ -18,7 +18,7 @@ BYTES = "conv2d_depthwise_u8s8s32_avx512vnni"
 
 
 @pytest.mark.parametrize("name", [name for name, unit in UNIT.items() if unit.step == DOT_STEP])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     channels=st.sampled_from([5, 16, 17, 32, 48, 70]),
     size=st.tuples(st.integers(3, 8), st.integers(1, 19)),

@@ -42,7 +42,7 @@ def pairs_of_extremes(types: list[TensorType], batch: int) -> list[Array]:
 
 
 @pytest.mark.parametrize("name", X86)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     inputs=st.integers(1, 2), channels=st.sampled_from([13, 16, 17, 32, 40, 64, 90]),
     size=st.tuples(st.integers(1, 5), st.integers(2, 9)), types=st.tuples(TYPES, TYPES, TYPES),

@@ -56,7 +56,7 @@ def linear_request(
 
 
 @pytest.mark.parametrize("name", UNIT)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     features=st.integers(4, 70),
     outputs=st.sampled_from([16, 17, 31, 32, 64, 100, 128, 129, 300]),

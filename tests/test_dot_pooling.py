@@ -25,7 +25,7 @@ MAX, AVERAGE, GLOBAL = "max_pool2d_avx512vnni", "avg_pool2d_avx512vnni", "global
 CHANNELS = st.sampled_from([13, 16, 17, 31, 32, 40, 64, 70, 96, 130])
 TYPES = st.sampled_from(["u8", "s8", "u4", "s5"])
 PADS = st.tuples(*[st.integers(0, 2)] * 4)
-sweep = settings(max_examples=12, deadline=None)
+sweep = settings(max_examples=12)
 
 
 def multipliers(shape: Shape, shift: int, terms: int, *, odd: bool, seed: int = 0) -> Array:

@@ -68,7 +68,7 @@ def built(converter: Converter, request: ConvertRequest) -> BuiltKernel:
 
 
 @pytest.mark.parametrize("name", UNIT)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     channels=st.integers(1, 4),
     width=st.integers(16, 50),
@@ -96,7 +96,7 @@ def test_pixels_are_quantised_and_stored(
     assert np.array_equal(found, pack(quantize_input(x, request.type), request.type, request.to))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     shape=st.sampled_from([(3, 5, 7), (10,), (1, 1, 1), (3, 200, 200), (4097,)]),
     dtype=st.sampled_from(["u8", "s8", "u4", "s3"]),
@@ -117,7 +117,7 @@ def test_canonical_integers_are_quantised(
         assert np.array_equal(found, quantize_input(x, type))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(dtype=st.sampled_from(["s32", "u8", "s4"]), scale=st.floats(1e-9, 1e3), batch=st.integers(1, 3))
 def test_logits_are_multiplied_in_float64(dtype: str, scale: float, batch: int) -> None:
     type = TensorType(IntType.parse(dtype), (37,), scale)

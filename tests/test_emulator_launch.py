@@ -51,7 +51,7 @@ def test_constants_are_read() -> None:
     assert y.tolist() == [48, 15, 37, 26]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(I32.min, I32.max), st.integers(I32.min, I32.max))
 def test_integers_wrap_around(a: int, b: int) -> None:
     text = cuda("int* x_ptr, int* y_ptr", "y_ptr[0] = x_ptr[0] + x_ptr[1]; y_ptr[1] = x_ptr[0] * x_ptr[1];")

@@ -243,7 +243,7 @@ def arithmetic_kernel() -> CompiledKernel:
     return load_kernel(cuda("uint* x_ptr, uint* y_ptr", "\n".join(lines)), "kernel")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(WORDS)
 def test_arithmetic(words: list[int]) -> None:
     results = np.zeros(len(ARITHMETIC), np.uint32)

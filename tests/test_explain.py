@@ -47,7 +47,7 @@ def every(table: CostTable, limits: Mapping[CostName, float]) -> list[tuple[floa
 
 
 @given(tables(), st.integers(20, 150), st.integers(20, 150), st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_regrets_and_gains_are_those_of_brute_force(
     table: CostTable, size: int, bops: int, data: st.DataObject
 ) -> None:

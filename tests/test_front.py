@@ -42,7 +42,7 @@ def by_force(problem: Problem, axes: tuple[Quantity, Quantity]) -> list[tuple[fl
     return sorted((a, b) for a, b in totals if not any(c <= a and d <= b and (c, d) != (a, b) for c, d in totals))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(table=tables(), axes=st.permutations(list(AXES)).map(lambda names: (AXES[names[0]], AXES[names[1]])),
        limit=st.sampled_from([None, 12.0]))  # fmt: skip
 def test_a_whole_front_is_every_point(table: CostTable, axes: tuple[Quantity, Quantity], limit: float | None) -> None:

@@ -246,7 +246,7 @@ def test_ranges_that_no_integers_are_made_by_are_told() -> None:
     assert told.endswith("'c' is stored as a part of 'cat', whose range counts; and 2 more")
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 @drawn(st.dictionaries(st.sampled_from(["stem", "pool", "conv1", "conv2", "project", "gap", "fc"]), st.floats(0.01, 3)))
 def test_clips_hold_and_change_nothing_else(given: dict[str, float]) -> None:
     """Every value stays within its range; twice is as once; without a given range nothing is clipped."""

@@ -36,7 +36,7 @@ from .builders import captured, ranges_of, uniform
 
 CLOCK = 1000.0
 
-sweep = settings(max_examples=60, deadline=None)
+sweep = settings(max_examples=60)
 
 
 def kernel(**changes: object) -> KernelWork:

@@ -98,7 +98,7 @@ def problems(draw: st.DrawFn) -> tuple[CostTable, Budget]:
     return CostTable(rows, ties, borders=borders), Budget(**limits)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=problems(), solver=st.sampled_from(SOLVERS), leaf=st.sampled_from([0, 600]))
 def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str, leaf: int) -> None:
     """With and without branching, which small problems would not need."""

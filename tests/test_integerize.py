@@ -51,7 +51,7 @@ def test_more_bits_come_closer(name: str) -> None:
     assert by_bits[-1] > by_bits[0] + 15
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(2, 8), st.integers(2, 8)), min_size=5, max_size=5))
 def test_any_layer_may_have_any_bits(pairs: list[tuple[int, int]]) -> None:
     names = [layer.name for layer in captured("Residual").layers]

@@ -32,7 +32,7 @@ S8, U8, U4, S32 = (IntType.parse(text) for text in ("s8", "u8", "u4", "s32"))
 STORAGES = ("canonical", "channels_last")
 SSE = Target("llvm/nehalem", "llvm", "an x86 CPU without AVX, for tests", attributes={"mcpu": "nehalem"})
 CPUS = [name for name, target in TARGETS.items() if target.gpu is None and target.cpu is None]
-sweep = settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+sweep = settings(max_examples=16, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def agrees(op: Operator, inputs: list[TensorType], output: IntType, folder: Path, **how: Any) -> None:
@@ -131,7 +131,7 @@ def test_grouped_and_depthwise_conv2d(
     graph_agrees(conv_graph(op, x, U8), tmp_path, target=target, storages=storages)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     channels=st.integers(1, 9),
     out_channels=st.sampled_from([1, 3, 16, 17, 33, 48, 65]),

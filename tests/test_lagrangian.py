@@ -27,7 +27,7 @@ def graphs(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int]], int]:
     return states, sorted(draw(st.sets(st.sampled_from(every)))) if every else [], draw(st.integers(0, 2**32 - 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graph=graphs(), most_entries=st.sampled_from([1, 20, 1 << 17]))
 def test_elimination_finds_the_least_and_every_min_marginal(
     graph: tuple[list[int], list[tuple[int, int]], int], most_entries: int
@@ -58,7 +58,7 @@ def test_elimination_finds_the_least_and_every_min_marginal(
             assert marginal == pytest.approx(best - least, abs=1e-9)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=problems())
 def test_bounds_hold_for_every_configuration(case: tuple[CostTable, Budget]) -> None:
     """The bound and each choice's marginal; and what is struck out is no loss."""

@@ -49,7 +49,7 @@ def spread(found: Histogram, parts: int = 300) -> tuple[NDArray[np.float64], NDA
     return np.concatenate(values), np.concatenate(weights)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), bits=st.sampled_from(WIDTHS), signed=st.booleans(), share=st.floats(0.01, 1))
 def test_squared_errors_are_those_of_every_point_quantised(seed: int, bits: int, signed: bool, share: float) -> None:
     made, dtype = small(seed), IntType(bits, signed)
@@ -83,7 +83,7 @@ def divergence(made: Histogram, limit: float, dtype: IntType) -> float:
     return sum(p[v] / whole * math.log((p[v] / whole) / (q[v] / rest)) for v in p)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 99), bits=st.integers(2, 5), signed=st.booleans(), scale=st.integers(1, 20))
 def test_divergences_are_those_of_the_definition(seed: int, bits: int, signed: bool, scale: int) -> None:
     made, dtype = small(seed), IntType(bits, signed)
@@ -128,7 +128,7 @@ def test_percentile_counts_zeros_and_stays_above_them() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 99), factor=st.floats(1e-3, 1e3), signed=st.booleans())
 def test_ranges_grow_with_the_values(name: str, seed: int, factor: float, signed: bool) -> None:
     """Up to a bin; up to some candidates where bins fall otherwise and the criterion is flat."""
@@ -150,7 +150,7 @@ def test_doubled_values_have_doubled_ranges_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20).filter(any), st.sampled_from(WIDTHS))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_limit_is_above_0_and_within_what_was_seen(name: str, elements: list[float], bits: int) -> None:
     made = Histogram()
     made.observe(torch.tensor(elements))

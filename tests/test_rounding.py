@@ -60,7 +60,7 @@ def problem(seed: int, groups: int = 2, rows: int = 3, columns: int = 6) -> tupl
 
 
 @given(SEEDS, st.integers(2, 8), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_grid_that_weights_lie_on_is_found_exactly(seed: int, bits: int, folded: bool) -> None:
     """Whatever level a channel's largest weight stands at, and after a batch norm was folded in float32."""
     generator = np.random.default_rng(seed)
@@ -100,7 +100,7 @@ def test_candidates_are_narrower_and_wider_than_max_abs() -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_scale_search_beats_max_abs_by_its_own_measure(seed: int) -> None:
     weight, inputs = problem(seed)
     start = max_abs_scales(weight, 7)
@@ -122,7 +122,7 @@ def test_dead_inputs_do_not_set_the_scale() -> None:
 
 
 @given(SEEDS, st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_descent_never_raises_the_error_and_stays_on_the_grid(seed: int, bits: int) -> None:
     limit = (1 << bits) - 1
     weight, inputs = problem(seed)
@@ -138,7 +138,7 @@ def test_descent_never_raises_the_error_and_stays_on_the_grid(seed: int, bits: i
 
 
 @given(SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_descent_ends_where_no_single_integer_does_better(seed: int) -> None:
     weight, inputs = problem(seed, groups=1, rows=2, columns=4)
     scales = max_abs_scales(weight, 3)  # so few integers that each move counts as more than settled
@@ -165,7 +165,7 @@ def test_elimination_and_descent_come_near_the_best_of_all_integers() -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_elimination_is_nearest_rounding_where_inputs_do_not_correlate(seed: int) -> None:
     weight, inputs = problem(seed)
     diagonal = torch.diag_embed(inputs.diagonal(dim1=1, dim2=2))
@@ -194,7 +194,7 @@ def test_elimination_makes_up_for_what_it_rounded() -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_search_ends_with_the_least_error_over_the_promising_candidates(seed: int) -> None:
     weight, inputs = problem(seed, groups=1, rows=3, columns=66)
     scales = max_abs_scales(weight, 7)
@@ -223,7 +223,7 @@ def test_promising_candidates_are_hardly_worse_than_all() -> None:
 
 
 @given(SEEDS, st.floats(0.001, 3.0))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_target_is_ridge_regression_drawn_to_the_weights(seed: int, damping: float) -> None:
     """The gradient of ``tr(V H V^T - 2 V C^T) + l |V - W|^2`` is 0 there."""
     weight, inputs = problem(seed)
@@ -270,7 +270,7 @@ def convolution(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Flo
 
 
 @given(CONVOLUTIONS, SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_patches_are_what_outputs_are_sums_over(shape: tuple[int, ...], seed: int) -> None:
     node, x = convolution(shape, torch.Generator().manual_seed(seed))
     at = positions(node, 9, np.random.default_rng(seed))

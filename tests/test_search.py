@@ -87,7 +87,7 @@ def resources(table: CostTable, **fields: Any) -> Resources:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(1, 7), seed=st.integers(0, 9), shares=st.tuples(*[st.integers(0, 100)] * 3))
 def test_budgets_ties_and_pins_are_kept(name: str, count: int, seed: int, shares: tuple[int, int, int]) -> None:
     layers = rows(count, seed)
@@ -291,7 +291,7 @@ def test_blocks_rank_by_eigenvalue_over_weights() -> None:
 
 
 @given(share=st.integers(0, 100), seed=st.integers(0, 20))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_bits_descend_with_the_ranking(share: int, seed: int) -> None:
     pairs = tuple(Bits(bits, bits) for bits in range(2, 9))
     problem = formulate(CostTable(rows(8, seed, pairs)), Budget(size=f"{share}%"), pins={"m3.conv": W8})

@@ -66,7 +66,7 @@ class OptionA(nn.Module):
         return self.conv(x) + F.pad(x[:, :, ::down, ::right], (0, 0, 0, 0, shape.before, shape.after))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(SHAPES, st.booleans(), st.integers(0, 99))
 def test_any_shortcut_is_captured_and_equal_in_every_back_end(shape: Shape, signed: bool, seed: int) -> None:
     torch.manual_seed(seed)

@@ -89,7 +89,7 @@ def test_the_whole_network_stays_beside_the_integers(name: str) -> None:
             assert torch.isin(got, points).all(), f"{value} is off its grid"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(2, 8), st.integers(2, 8)), min_size=6, max_size=6))
 def test_any_layer_reads_at_any_bits(pairs: list[tuple[int, int]]) -> None:
     net = captured("Mobile")

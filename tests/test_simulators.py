@@ -133,7 +133,7 @@ SMALL = BitSerialArray(
 BITS = st.integers(1, 4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 25), st.integers(1, 60), st.integers(1, 25), BITS, BITS)
 def test_the_closed_form_is_the_rules_operation_by_operation(
     pixels: int, window: int, channels: int, weight: int, activation: int
@@ -184,7 +184,7 @@ LAYERS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(layer=LAYERS, weight=st.integers(1, 7), activation=st.integers(1, 7))
 def test_more_bits_take_no_less_bit_by_bit(layer: Workload, weight: int, activation: int) -> None:
     """But for the few cycles that chunks of other sizes may win."""
@@ -204,7 +204,7 @@ def test_more_bits_take_no_less_of_bitfusion(networks: dict[str, list[Workload]]
                 assert (found.energy_uj or 0) > (least.energy_uj or 0), (layer, bits, more)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(LAYERS, st.integers(2, 8), st.integers(2, 8))
 def test_no_accelerator_beats_its_array(layer: Workload, weight: int, activation: int) -> None:
     for array in (BISMO_EDGE, BISMO_CLOUD):
