@@ -6,21 +6,21 @@ twelve,
 
     OUTPUT [(WEIGHTS g) * (INPUT d)] = 24 y
 
-The usual matrices of weights hold fractions; here each row is multiplied by what clears them, and some by more, so that
-few multiplications are left in OUTPUT. All three hold integers, and the result is 24 times the convolution: that is an
-identity of polynomials with integer coefficients, so it holds modulo any number, and a test multiplies it out. In two
-dimensions rows are transformed, then columns: 36 products of one input channel instead of 144, and 576 times the result.
+The usual matrix of weights holds fractions; here each row is multiplied by what clears them, and some by more, so that
+few multiplications are left in OUTPUT. All three hold integers, and the result is 24 times the convolution. That is an
+identity of polynomials with integer coefficients, so it holds modulo any number; a test multiplies it out. In two
+dimensions rows are transformed, then columns: 36 products an input channel instead of 144, and 576 times the result.
 
-**16 bits hold both factors.** The absolute values of a row of INPUT add up to 10 at most, those of WEIGHTS to 12. So bytes
-from 0 to 255 become at most 100 * 255 = 25,500, and weights from -128 to 127 at most 144 * 128 = 18,432, in size; and what
-comes between the two transforms is smaller.
+**16 bits hold both factors.** The absolute values of a row of INPUT add up to 10 at most, those of WEIGHTS to 12. So
+bytes from 0 to 255 become at most 100 * 255 = 25,500 in size, and weights from -128 to 127 at most 144 * 128 = 18,432.
+What comes between may wrap around: the results are known modulo 2^16 and fit.
 
-**32 bits hold the result.** Sums over channels and OUTPUT are taken modulo 2^32, and end as 576 y = 9 * 64 y. Nine is odd,
-so it has an inverse modulo 2^32, which leaves 64 y modulo 2^32; with ``|y| < 2^25`` that is 64 y itself as a signed
-number, and an arithmetic shift by 6 leaves y. `Bounds` proves that of accumulators.
+**32 bits hold the result.** Sums over channels and OUTPUT are taken modulo 2^32, and end as 576 y = 9 * 64 y. Nine is
+odd, so it has an inverse modulo 2^32, which leaves 64 y modulo 2^32. With ``|y| < 2^25`` that is 64 y itself as a
+signed number, and an arithmetic shift by 6 leaves y. `Bounds` proves that of accumulators.
 
-What accumulators of a direct convolution begin with is 576 times itself at one of the 36 points alone, (1, 1):
-OUTPUT takes it into all 16 results with the factor -1 * -1.
+What accumulators of a direct convolution begin with is 576 times itself at one of the 36 points alone, (1, 1): OUTPUT
+takes it into all 16 results with the factor -1 * -1.
 
 Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308, section 4.
 """
@@ -33,7 +33,14 @@ from typing import Protocol, TypeVar
 OUTPUTS, TAPS, POINTS = 4, 3, 6
 """In one dimension: outputs of a tile, taps of the window, and points, which are as many as inputs of a tile."""
 
-INPUT = ((4, 0, -5, 0, 1, 0), (0, 4, 0, -5, 0, 1), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0))  # fmt: skip
+INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+)
 WEIGHTS = ((6, 0, 0), (0, 0, 12), (4, 4, 4), (4, -4, 4), (1, 2, 4), (1, -2, 4))
 OUTPUT = ((1, 0, -1, -1, 1, 1), (0, 0, -1, 1, 2, -2), (0, 0, -1, -1, 4, 4), (0, 2, -1, 1, 8, -8))
 

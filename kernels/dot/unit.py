@@ -144,7 +144,7 @@ class Unit(ABC):
 
     @property
     def dot_words(self) -> Dot | None:
-        """As `Product.dot`, of activations and weights of 16 bits, of which a lane has two; None where there is none."""
+        """As `Product.dot`, of activations and weights of 16 bits, two a lane; None where no instruction does it."""
         return None
 
     @property

@@ -1,9 +1,9 @@
 """Convolution of 3x3 windows by a quarter of the multiplications, exactly, where instructions multiply 16-bit numbers.
 
-A tile is 4x4 pixels of the result and the 6x6 pixels that they read. Three steps: all channels of some tiles become numbers at 36
-points; at each point these are one product of matrices, tiles by channels; and the 36 sums of a tile become its 16
-results (`kernels/dot/minimal_filtering.py` has the arithmetic and why it is exact). Multiplications are by instructions of
-half the rate, so that half of the time is won at best, less what the transforms take.
+A tile is 4x4 pixels of the result and the 6x6 pixels that they read. Three steps: all channels of some tiles become
+numbers at 36 points; at each point these are one product of matrices, tiles by channels; and the 36 sums of a tile
+become its 16 results (`kernels/dot/minimal_filtering.py` has the arithmetic and why it is exact). Multiplications are
+by instructions of half the rate, so that half of the time is won at best, less what the transforms take.
 
 Weights stay bytes in memory and become 16-bit numbers at 36 points in each call: eight times as many bytes, which would
 come from far otherwise.
@@ -11,7 +11,7 @@ come from far otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -105,11 +105,10 @@ def _refuse(request: Request, unit: Unit) -> str | None:
 
 def _cost(request: Request, layout: Layout, tiling: Tiling) -> float:
     """Of all lanes, and of all pixels that are computed twice."""
-    tiles, stored, op = layout.all_rows * layout.columns, layout.panels.channels, request.node.op
-    points = POINTS * POINTS
+    tiles, stored, points = layout.all_rows * layout.columns, layout.panels.channels, POINTS * POINTS
     passes = 1 if tiling.once else layout.all_rows // tiling.rows
     transformed = points * layout.channels * (tiles + passes * stored)
-    rates = "winograd vnni" if op.rescale_or_none is None or not request.inputs[1:] else "winograd vnni residual"
+    rates = "winograd vnni residual" if request.inputs[1:] else "winograd vnni"
     work = Work(points * tiles * layout.channels * stored, OUTPUTS * OUTPUTS * tiles * stored, transformed)
     return layout.unit.cost(rates, work)
 

@@ -4,8 +4,9 @@ Three scratch arrays: inputs at each point, int16 [36][tiles][channels]; weights
 [36][channels / 2][vectors][lanes][2]; products, int32 [tiles][36][vectors][lanes]. Rows of the first two are 128 bytes
 longer than they need to be: at a multiple of 4096 bytes apart all points would fall into one set of the first cache.
 
-Weights are transformed in one of two ways. Where they are few, or tiles many, once in a call, before all else. Otherwise
-when they are needed: those of a block of output channels and 12 points, which the caches hold until they are used.
+Weights are transformed in one of two ways: where they are few, or tiles many, once in a call, before all else;
+otherwise when they are needed, those of a block of output channels at 12 points, which the caches hold until they are
+used.
 
 The last tiles of a row and of a column move back until they fit, so that nothing outside is read.
 """
@@ -13,6 +14,7 @@ The last tiles of a row and of a column move back until they fit, so that nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from tvm import tirx
@@ -50,7 +52,7 @@ PADDING = 64
 """16-bit numbers between rows of scratch."""
 
 WORD_BYTES = 2
-UNROLL = 4
+UNROLL = 1
 """Pairs of channels whose products are written out."""
 
 
@@ -188,63 +190,56 @@ class Loops:
     # Products
 
     def _block(self, inputs: Any, weights: Any, group: Expr, block: Expr, vectors: int) -> None:
-        """A block of output channels of some rows of tiles."""
-        layout = self.layout
+        """A block of output channels of some rows of tiles; `weights` are all of them, or None."""
         products = T.alloc_buffer((self.tiles * ALL_POINTS, self.panels.pair), "int32", align=64)
-        first: Expr = block * ALL_POINTS
-        if not self.tiling.once:
-            weights, first = self._weights_scratch(PAIR_POINTS), tirx.const(0, "int32")
+        few = self._weights_scratch(PAIR_POINTS) if weights is None else None
         with T.serial(PAIRS) as pair:
-            if self.tiling.once:
-                start = first + pair * PAIR_POINTS
-            else:
-                start = first
+            if few is not None:
                 for number in range(PAIRS):
                     with T.If(pair == number), T.Then():
-                        self._weights(weights, first, block, vectors, number)
+                        self._weights(few, tirx.const(0, "int32"), block, vectors, number)
             with T.serial(PAIR_POINTS) as number:
                 point = pair * PAIR_POINTS + number
-                if not self.tiling.once:
-                    self._prefetch_block(block, point)
-                self._point(inputs, weights, products, (block, vectors, point, start + number))
+                if few is not None:
+                    self._prefetch(block, point)
+                    self._multiply(inputs, few, number, products, (block, vectors, point))
+                else:
+                    self._multiply(inputs, weights, block * ALL_POINTS + point, products, (block, vectors, point))
         with T.serial(self.tiling.rows) as row:
-            with T.serial(layout.columns) as column:
-                self._outputs(products, row * layout.columns + column, (group, row, column), block, vectors)
+            with T.serial(self.layout.columns) as column:
+                self._outputs(products, (group, row, column), block, vectors)
             n, top = self._top(group, row)
             with T.serial(OUTPUTS) as down:
                 self.result.in_frame(block, vectors, n, top + down, lambda: None)
 
-    def _point(self, inputs: Any, weights: Any, products: Any, at: tuple[Expr, int, Expr, Expr]) -> None:
-        """The products of all tiles at one point."""
-        block, vectors, point, weights_row = at
-        layout, lanes, words, before = self.layout, self.unit.lanes, self.words, 0
-        starts = [
-            self.result.bias[ramp(block * self.panels.pair + vector * lanes, lanes)]
-            * tirx.Broadcast(tirx.Select(point == BIAS_POINT, tirx.const(FACTOR, "int32"), tirx.const(0, "int32")), lanes)
-            for vector in range(vectors)
-        ]
-        runs, steps = self._runs(), layout.channels // 2
-        for count, size in runs:
+    def _multiply(
+        self, inputs: Any, weights: Any, weights_row: Expr, products: Any, at: tuple[Expr, int, Expr]
+    ) -> None:
+        """All tiles by a block's weights at one point, those of that row of the scratch."""
+        (block, vectors, point), channels, before = at, self.layout.channels, 0
+        lanes, words = self.unit.lanes, self.words
+        starts = [self._start(block, vector, point) for vector in range(vectors)]
+        for count, size in self._runs():
             with T.serial(count) as run:
                 first = before + run * size
                 tile = DotTile(self.product, size, vectors, lanes)
                 tile.start(starts)
-                with T.serial(steps // UNROLL) as part:
-                    for offset in range(UNROLL):
-                        step = part * UNROLL + offset
-
-                        def activations(number: int, step: Expr = step, first: Expr = first) -> Expr:
-                            return inputs[point, ramp((first + number) * layout.channels + 2 * step, 2)]
-
-                        def taps(vector: int, step: Expr = step) -> Expr:
-                            return weights[weights_row, ramp((step * vectors + vector) * words, words)]
-
-                        tile.add(activations, taps)
-                for number in range(size):
-                    for vector in range(vectors):
-                        place = [(first + number) * ALL_POINTS + point, ramp(vector * lanes, lanes)]
-                        T.buffer_store(products, tile.sums(number, vector), place)
+                with T.serial(channels // 2) as step:
+                    tile.add(
+                        lambda number: inputs[point, ramp((first + number) * channels + 2 * step, 2)],  # noqa: B023
+                        lambda vector: weights[weights_row, ramp((step * vectors + vector) * words, words)],
+                    )
+                for number, vector in product(range(size), range(vectors)):
+                    place = [(first + number) * ALL_POINTS + point, ramp(vector * lanes, lanes)]
+                    T.buffer_store(products, tile.sums(number, vector), place)
             before += count * size
+
+    def _start(self, block: Expr, vector: int, point: Expr) -> Expr:
+        """What a vector's accumulators begin with."""
+        lanes = self.unit.lanes
+        bias = Wrapping(self.result.bias[ramp(block * self.panels.pair + vector * lanes, lanes)], "int32", lanes)
+        all_bits = tirx.Select(point == BIAS_POINT, tirx.const(-1, "int32"), tirx.const(0, "int32"))
+        return (bias * FACTOR).value & tirx.Broadcast(all_bits, lanes)
 
     def _runs(self) -> list[tuple[int, int]]:
         """How many times how many tiles are multiplied at once; sizes differ by one at most."""
@@ -253,7 +248,7 @@ class Loops:
         size, larger = divmod(self.tiles, count)
         return [run for run in ((larger, size + 1), (count - larger, size)) if run[0]]
 
-    def _prefetch_block(self, block: Expr, point: Expr) -> None:
+    def _prefetch(self, block: Expr, point: Expr) -> None:
         """A share of the next block's bytes."""
         panels = self.panels
         if panels.blocks == 1:
@@ -265,28 +260,23 @@ class Loops:
 
     # The result
 
-    def _outputs(
-        self, products: Any, number: Expr, at: tuple[Expr, Expr, Expr], block: Expr, vectors: int
-    ) -> None:
-        """The pixels of a tile."""
-        group, row, column = at
-        lanes = self.unit.lanes
+    def _outputs(self, products: Any, at: tuple[Expr, Expr, Expr], block: Expr, vectors: int) -> None:
+        """The pixels of a tile: of a group of rows, a row of it and a column."""
+        (group, row, column), lanes = at, self.unit.lanes
+        first = (row * self.layout.columns + column) * ALL_POINTS
+
+        def at_point(down: int, right: int, vector: int) -> Wrapping:
+            return Wrapping(products[first + (down * POINTS + right), ramp(vector * lanes, lanes)], "int32", lanes)
+
+        columns = [
+            [transform_output([at_point(down, right, vector) for down in range(POINTS)]) for right in range(POINTS)]
+            for vector in range(vectors)
+        ]
         n, top = self._top(group, row)
-        halves: list[list[list[Wrapping]]] = []
-        for vector in range(vectors):
-            rows = [
-                [
-                    products[number * ALL_POINTS + (down * POINTS + right), ramp(vector * lanes, lanes)]
-                    for down in range(POINTS)
-                ]
-                for right in range(POINTS)
-            ]
-            halves.append([transform_output([Wrapping(each, "int32", lanes) for each in column]) for column in rows])
         for down in range(OUTPUTS):
-            sums = [transform_output([column[down] for column in half]) for half in halves]
-            self.result.finish(
-                _Divided(sums, lanes), block, vectors, range(OUTPUTS), (n, top + down, self._left(column))
-            )
+            sums = [transform_output([values[down] for values in of_vector]) for of_vector in columns]
+            place = n, top + down, self._left(column)
+            self.result.finish(_Quotients(sums, lanes), block, vectors, range(OUTPUTS), place)
 
     # Where tiles lie
 
@@ -299,13 +289,12 @@ class Loops:
         return tirx.min(column * OUTPUTS, self.width - OUTPUTS)
 
 
-class _Divided(Sums):
+class _Quotients(Sums):
     """Accumulators of neighbouring pixels, from 576 times them."""
 
-    def __init__(self, sums: list[list[Wrapping]], lanes: int) -> None:
-        self._sums, self._lanes = sums, lanes
+    def __init__(self, times: list[list[Wrapping]], lanes: int) -> None:
+        self._times, self._lanes = times, lanes
 
     def sums(self, pixel: int, vector: int) -> Expr:
-        inverse = INVERSE_OF_NINE - (1 << 32) if INVERSE_OF_NINE >> 31 else INVERSE_OF_NINE
-        product = self._sums[vector][pixel] * inverse
-        return tir.shift_right(product.value, constant(FACTOR_SHIFT, "int32", self._lanes))
+        times_64 = self._times[vector][pixel] * INVERSE_OF_NINE
+        return tir.shift_right(times_64.value, constant(FACTOR_SHIFT, "int32", self._lanes))
