@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,7 @@ from hawq_tvm.runs.provenance import (
 from hawq_tvm.runs.report import render_card, write_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run, read_run, refuse_full_disk
 from hawq_tvm.runs.summary import describe, summarize
+from hawq_tvm.runs.temporary import remove_temporary_run, temporary_run
 from hawq_tvm.settings import (
     DEFAULT_BITS,
     DEFAULT_METRIC,
@@ -147,14 +148,13 @@ def quantize(
     named = isinstance(data, str)
     options = replace(options, input_shape=options.input_shape or loaded.input_shape) if named else options
     source = _samples(data, options)
-    scratch = tempfile.TemporaryDirectory(prefix="hawq_tvm-")
-    path = Path(scratch.name) / "run"
     spec = model if isinstance(model, str) else f"{PYTHON_OBJECT} {loaded.name}"
-    with edit_run(path, identity=run_identity(spec, loaded, data if named else PYTHON_OBJECT)) as run:
+    identity = run_identity(spec, loaded, data if named else PYTHON_OBJECT)
+    with temporary_run() as path, edit_run(path, identity=identity) as run:
         describe_run(run, settings, data if named else PYTHON_OBJECT, options, source)
         work = Work(run, settings, model=loaded, data=source, reporter=as_reporter(progress))
         pipeline.perform(work, pipeline.QUANTIZE)
-    return QuantizedNetwork(path, settings, data=source, progress=progress, scratch=scratch)
+    return QuantizedNetwork(path, settings, data=source, progress=progress, temporary=True)
 
 
 def _brought(
@@ -185,13 +185,14 @@ class QuantizedNetwork:
         *,
         data: Data | None = None,
         progress: bool | Reporter = False,
-        scratch: tempfile.TemporaryDirectory[str] | None = None,
+        temporary: bool = False,
     ) -> None:
         self.path = path
         self._settings = settings
         self._data = data
         self._reporter = as_reporter(progress)
-        self._scratch = scratch  # removes the temporary run when this object goes
+        if temporary:
+            weakref.finalize(self, remove_temporary_run, path)
         self._modules: dict[str, CompiledModule] = {}
         self._lock = threading.Lock()  # callers from several threads compile once
 
@@ -249,16 +250,15 @@ class QuantizedNetwork:
         settings = replace(self._settings, budget=budget or Budget())
         if pins is not None:
             settings = replace(settings, pins={name: Bits.parse(value) for name, value in pins.items()})
-        scratch = tempfile.TemporaryDirectory(prefix="hawq_tvm-")
-        path = Path(scratch.name) / "run"
-        shutil.copytree(self.path, path)
-        (path / files.BITS).unlink(missing_ok=True)  # edited by hand or not: these are the other network's
-        with edit_run(path) as run:
-            run.manifest["settings"] = settings.to_json()
-            run.save_manifest()
-            work = Work(run, settings, data=self._data, given=bits, reporter=self._reporter)
-            pipeline.perform(work, (*pipeline.ALLOCATE, *pipeline.INTEGERIZE))
-        return QuantizedNetwork(path, settings, data=self._data, progress=self._reporter, scratch=scratch)
+        with temporary_run() as path:
+            shutil.copytree(self.path, path)
+            (path / files.BITS).unlink(missing_ok=True)  # edited by hand or not: these are the other network's
+            with edit_run(path) as run:
+                run.manifest["settings"] = settings.to_json()
+                run.save_manifest()
+                work = Work(run, settings, data=self._data, given=bits, reporter=self._reporter)
+                pipeline.perform(work, (*pipeline.ALLOCATE, *pipeline.INTEGERIZE))
+        return QuantizedNetwork(path, settings, data=self._data, progress=self._reporter, temporary=True)
 
     def pareto(self, axes: str = "size,sensitivity", *, points: int | None = 20, budget: Budget | None = None) -> Front:
         """The front over two of size, BOPS, latency, energy, sensitivity; each point is proved optimal.
