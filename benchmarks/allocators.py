@@ -41,7 +41,11 @@ from hawq_tvm.sources.options import Preprocessing
 PIN = Bits(8, 8)
 ACCELERATOR = "bismo-edge"
 """Whose latency is the third budget: it takes every bit of weights and of activations into account."""
-FROM_TABLE = ("highs", "hawq", "greedy")
+WEIGHTS_ALONE = "hawq, weights alone"
+"""HAWQ's order with bits as of its paper's ResNet-20: a few widths of weights, activations as uniform bits have."""
+FEW = (2, 3, 4, 6, 8)
+"""Those widths: the paper leaves them to its reader."""
+FROM_TABLE = ("highs", "hawq", WEIGHTS_ALONE, "greedy")
 """What is chosen from the table of a sensitivity, and so runs once for each."""
 OPTUNA = ("optuna",) if find_spec("optuna") else ()  # left out where it is not installed
 DRAWING = ("random", "ddpg", *OPTUNA)
@@ -151,9 +155,17 @@ def with_ends(table: CostTable, uniform: Bits) -> BitConfig:
     return BitConfig({name: pinned.get(name, uniform) for name in table.names})
 
 
-def pinned_problem(table: CostTable, budget: Budget) -> Problem:
-    """First and last layer at 8 bits."""
-    return formulate(table, budget, pins={table.names[0]: PIN, table.names[-1]: PIN})
+def pinned_problem(table: CostTable, budget: Budget, candidates: Sequence[Bits] | None = None) -> Problem:
+    """First and last layer at 8 bits, the others at any of the table's or of `candidates`."""
+    return formulate(table, budget, candidates=candidates, pins={table.names[0]: PIN, table.names[-1]: PIN})
+
+
+def choices(allocator: str, goal: Goal, widths: Iterable[int]) -> list[Bits] | None:
+    """What the layers between the ends may have; None for all that the table has."""
+    if allocator != WEIGHTS_ALONE:
+        return None
+    activation = list(goal.uniform.layers.values())[1].activation
+    return [Bits(weight, activation) for weight in widths if weight in FEW]
 
 
 def contenders(metrics: Iterable[str], seeds: int) -> tuple[list[Contender], list[Contender]]:
@@ -178,7 +190,7 @@ def contest(
     any_table = next(iter(tables.values()))
     states, curvatures, simulated = layer_states(subject.graph), subject.curvatures(), subject.simulated()
     quick, searches = contenders(metrics, seeds)
-    limits = goals(any_table, MARKS[subject.name])
+    limits, widths = goals(any_table, MARKS[subject.name]), subject.entry.widths
     for goal, contender in [(goal, one) for part in (quick, searches) for goal in limits for one in part]:
         asked = evaluations if contender.measures else 0
         key = f"{goal.limit} | {contender.allocator} {contender.metric} | {asked} | {contender.seed}"
@@ -186,7 +198,8 @@ def contest(
             continue
         start, bits = time.perf_counter(), goal.uniform
         if contender.allocator != "uniform":
-            problem = pinned_problem(tables.get(contender.metric, any_table), goal.budget)
+            table, candidates = tables.get(contender.metric, any_table), choices(contender.allocator, goal, widths)
+            problem = pinned_problem(table, goal.budget, candidates)
             resources = Resources(
                 simulated,
                 subject.question,
@@ -195,7 +208,7 @@ def contest(
                 states=states,
                 curvatures=curvatures,
             )
-            bits = ALLOCATORS[contender.allocator](problem, resources).bits
+            bits = ALLOCATORS[contender.allocator.partition(",")[0]](problem, resources).bits
         seconds = time.perf_counter() - start
         yield (
             key,

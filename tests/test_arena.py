@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import allocators, runs, subjects
-from benchmarks.allocators import contenders, contest, goals, network_table, pinned_problem
+from benchmarks.allocators import choices, contenders, contest, goals, network_table, pinned_problem
 from benchmarks.subjects import Effort, Entry, Subject, paired
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
@@ -72,6 +72,15 @@ def test_a_budget_is_what_uniform_bits_cost_with_their_ends_at_8() -> None:
         assert problem.meets([_pick(goal.uniform, group) for group in problem.groups])
 
 
+def test_weights_alone_keep_the_activations_of_uniform_bits() -> None:
+    goal = goals(table(), (("bops", "w3a4"),))[0]
+    assert choices("hawq", goal, range(2, 9)) is None
+    found = choices("hawq, weights alone", goal, range(2, 9))
+    assert found == [Bits(2, 4), Bits(3, 4), Bits(4, 4), Bits(6, 4), Bits(8, 4)]
+    problem = pinned_problem(table(), goal.budget, found)
+    assert [len(group.choices) for group in problem.groups] == [1, 4, 4, 1], "of those that the table has"
+
+
 def _pick(bits: BitConfig, group: Group) -> int:
     return [choice.bits for choice in group.choices].index(bits.layers[group.layers[0]])
 
@@ -82,7 +91,7 @@ def test_searches_come_last_and_only_what_draws_has_seeds() -> None:
         ("uniform", ""),
         ("highs", "omega"),
         ("hawq", "omega"),
-        ("greedy", "omega"),
+        ("hawq, weights alone", "omega"),
     ]
     assert not any(one.measures or one.seed for one in quick) and all(one.measures for one in searches)
     assert [one.seed for one in searches if one.allocator == "random"] == [0, 1, 2]
