@@ -177,7 +177,7 @@ def test_a_contest_goes_on_where_it_was(
     runs.write_results("allocators_tiny", dict(first))
     rest = list(contest(subject, ("sqnr",), evaluations=3, seeds=2))
     found = dict([*first, *rest])
-    assert len(found) == len(first) + len(rest) == 2 * (1 + 3 + 1 + 2)
+    assert len(found) == len(first) + len(rest) == 2 * (1 + 4 + 1 + 2)
     limits = {goal.limit: goal.budget for goal in goals(subject.costs("sqnr", "bismo-edge"), allocators.MARKS["tiny"])}
     for row in found.values():
         problem = pinned_problem(subject.costs("sqnr", "bismo-edge"), limits[row["limit"]])
