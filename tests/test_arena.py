@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import allocators, runs, subjects
-from benchmarks.allocators import choices, contenders, contest, goals, network_table, pinned_problem
+from benchmarks.allocators import choices, contenders, contest, goals, pinned_problem
 from benchmarks.subjects import Effort, Entry, Subject, paired
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.pytorch.integer_module import IntegerModule
@@ -102,21 +102,6 @@ def test_a_paired_difference() -> None:
     found = paired(np.array([True, False, True, False]), np.array([True, True, False, False]))
     assert (found["float_top1"], found["integer_top1"], found["difference"], found["images"]) == (0.5, 0.5, 0.0, 4)
     assert found["standard_error"] == pytest.approx((2 / 3) ** 0.5 / 2)
-
-
-def test_a_table_has_the_seeds_of_a_search_together_and_sensitivities_that_did_the_same() -> None:
-    row = {"limit": "bytes", "allocator": "random", "metric": "", "seed": 0}
-    rows = [
-        {**row, "seed": seed, "reported": {"difference": -0.01 * (1 + seed), "standard_error": 0.005}}
-        for seed in (0, 2)
-    ]
-    rows.append({**row, "limit": "BOPS", "reported": {"difference": -0.1, "standard_error": 0.01}})
-    for metric in ("kl", "loss"):
-        rows.append({**row, "allocator": "highs", "metric": metric, "reported": rows[0]["reported"]})
-    assert network_table(rows).splitlines()[2:] == [
-        "| highs | kl, loss | -1.0 ± 0.5 | not run |",
-        "| random |  | -2.0 ± 0.5 (-3.0 to -1.0) | -10.0 ± 1.0 |",
-    ]
 
 
 @pytest.fixture(scope="module")
