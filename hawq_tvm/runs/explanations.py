@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import COST_UNITS, BitConfig, Bits, CostName, CostTable, parsed_bits, written
-from hawq_tvm.ilp.explain import BudgetReading, Explanation, explain, explain_all
+from hawq_tvm.ilp.explain import BorderReading, BudgetReading, Explanation, explain, explain_all
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS, EXPLANATIONS, Artifacts
 from hawq_tvm.runs.rundir import Run
 
@@ -182,10 +182,17 @@ def _budget(reading: BudgetReading) -> str:
 
 
 def _borders(found: Explanation) -> list[str]:
-    if not found.borders:
-        return []
-    costs = " and ".join(f"{written(value)} {COST_UNITS[cost]}" for cost, value in found.borders.items())
-    return [f"at its borders, where its bits meet its neighbours', {costs} are spent on repacking"]
+    """What lies between it and its neighbours; a border that never costs anything is told by its source alone."""
+    return [_border(reading) for reading in found.meets if reading.costs or reading.source]
+
+
+def _border(reading: BorderReading) -> str:
+    """What a border costs now, how sure, and where that comes from."""
+    costs = " and ".join(f"{written(value)} {COST_UNITS[cost]}" for cost, value in reading.costs.items())
+    low, high = reading.latency_spread_us or (0.0, 0.0)
+    spread = f" ({written(low)} to {written(high)})" if reading.latency_spread_us else ""
+    now = f"at these bits of both: {costs or 'nothing'}{spread}"
+    return f"between {reading.first} and {reading.second}, {now}{f'; {reading.source}' if reading.source else ''}"
 
 
 def _next(found: Explanation) -> list[str]:
