@@ -26,9 +26,11 @@ from hawq_tvm.core.targets import find_target
 from hawq_tvm.ilp import formulate, solve_ilp
 from hawq_tvm.ilp.explain import explain
 from hawq_tvm.measure.costing import cost_table, read_latency_table
+from hawq_tvm.runs.artifacts import COSTS
 from hawq_tvm.runs.explanations import sentences
 
 from .builders import candidates_of, captured, compiled, uniform
+from .conftest import NETWORKS, QUICK, Run
 
 W4, W48, W8 = Bits(4, 4), Bits(4, 8), Bits(8, 8)
 BATCH = 8
@@ -234,3 +236,21 @@ def test_borders_that_users_give_reach_the_cost_table(network: str, tmp_path: Pa
     path.write_text(json.dumps({"latency_us": times, "borders": [{**border, "second": "none"}]}))
     with pytest.raises(AllocationError, match="borders names 'none', which is no layer of layers"):
         read_latency_table(path, names)
+
+
+def test_a_border_that_changed_in_the_users_file_reaches_a_run_that_was_profiled(tmp_path: Path, cli: Run) -> None:
+    names = list(candidates_of("Padded").layers)
+    path, run = tmp_path / "latency.json", tmp_path / "run"
+    arguments = ["profile", f"{NETWORKS}:padded", "--data", f"{NETWORKS}:samples", *QUICK[:4], "--bits", "w4a4,w8a8"]
+    given = {"latency_us": 2.5, "latency_spread_us": [2.0, 3.0]}
+    changes = ({}, {"latency_us": 2.75}, {"latency_spread_us": [2.5, 2.5]})
+    for source in ("a stopwatch", "a better stopwatch"):
+        for change in changes:
+            cost = given | change
+            border = {"first": names[0], "second": names[1], "source": source, "costs": {"w4a4": {"w8a8": cost}}}
+            times = {name: {"w4a4": 1.0, "w8a8": 2.0} for name in names}
+            path.write_text(json.dumps({"latency_us": times, "borders": [border]}))
+            assert cli(*arguments, "--latency-table", path, "-o", run)[0] == 0
+            (found,) = json.loads((run / COSTS).read_text())["borders"]
+            assert found["source"] == source
+            assert {name: found["costs"]["w4a4"]["w8a8"][name] for name in cost} == cost
