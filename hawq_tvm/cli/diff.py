@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hawq_tvm.cli import console
+from hawq_tvm.cli import terminal
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import COST_NAMES, COST_UNITS, BitConfig, written
 from hawq_tvm.ilp.difference import Difference, difference
@@ -22,7 +22,7 @@ def diff(path: Path, first: str, second: str | None, as_json: bool) -> int:
     """Compare two allocations of a run."""
     found = read_run(path, lambda run: difference_in(run, first, second))
     if as_json:
-        console.print_json({"first": first, "second": second, **found.to_json()})
+        terminal.print_json({"first": first, "second": second, **found.to_json()})
     else:
         print_difference(found, first, second or _OWN)
     return 0
@@ -54,7 +54,7 @@ def _bits(run: Run, name: str) -> BitConfig:
 
 def print_difference(found: Difference, first: str, second: str) -> None:
     """Layers that differ, then the totals."""
-    out = console.out
+    out = terminal.out
     units: dict[Quantity, str] = {"sensitivity": ""}
     units.update((cost, COST_UNITS[cost]) for cost in COST_NAMES)
     measures = list(found.totals)
@@ -66,7 +66,7 @@ def print_difference(found: Difference, first: str, second: str) -> None:
             (row.layer, *map(repr, row.bits), *(f"{row.changes[measure]:+,.4g}" for measure in measures))
             for row in found.layers
         ]
-        console.print_table(columns, rows, texts=3)
+        terminal.print_table(columns, rows, texts=3)
     for measure, (before, after) in found.totals.items():
         share = f" ({after / before - 1:+.1%})" if before > 0 else ""
         out.print(Text(f"{measure}: {written(before)} to {written(after)} {units[measure]}".rstrip() + share))

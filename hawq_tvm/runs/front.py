@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from math import log
 
+from hawq_tvm.core.specs import COST_UNITS, Bits
 from hawq_tvm.ilp.front import Front, Step
-from hawq_tvm.ilp.problem import Quantity
+from hawq_tvm.ilp.problem import Quantity, ShadowPrice
+from hawq_tvm.runs.explanations import SHORT
 from hawq_tvm.runs.html import table
 
 _WIDTH, _HEIGHT = 360, 270  # of the plot: on a telephone a unit of it is about a pixel
@@ -39,6 +41,8 @@ def render_front(front: Front | None) -> str:
 
 def _written(value: float, axis: Quantity) -> str:
     _, unit, name = _TITLES[axis]
+    if axis != "sensitivity" and abs(value) < unit:
+        return f"{value:,.4g} {COST_UNITS[axis]}"
     return f"{value / unit:,.4g} {name}".strip()
 
 
@@ -58,26 +62,38 @@ def _plot(front: Front, *, accuracy: bool) -> str:
         words = ", ".join(f"{name} {_written(value, name)}" for name, value in point.totals.items())
         measured = "" if point.accuracy is None else f", top-1 {point.accuracy:.2%}"
         marks.append(f"<circle cx='{left:.1f}' cy='{top:.1f}' r='4'><title>{escape(words + measured)}</title></circle>")
-    up_title = "top-1 of the integer network" if accuracy else _title(second) + (", logarithmic" if is_log else "")
-    form = (lambda value: f"{value:.1%}") if accuracy else (lambda value: _number(value, second))
+    up_title = "top-1 of the integer network" if accuracy else title_of(second) + (", logarithmic" if is_log else "")
+    form = (lambda value: f"{value:.1%}") if accuracy else (lambda value: number_of(value, second))
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    label = escape(f"{up_title} over {_title(first)}")
+    label = escape(f"{up_title} over {title_of(first)}")
     return (
         f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='{label}'>"
         f"<path d='M{_LEFT} {_TOP - 6}V{bottom}H{right + 6}'/>"
         f"<polyline points='{' '.join(line)}'/><g>{''.join(marks)}</g>"
         f"<text x='4' y='16'>{escape(up_title)}</text>"
-        f"{_up_ticks(y0, y1, is_log, form)}{_across_ticks(x0, x1, lambda value: _number(value, first))}"
-        f"<text x='{(_LEFT + right) / 2}' y='{_HEIGHT - 6}' text-anchor='middle'>{escape(_title(first))}</text></svg>"
+        f"{_up_ticks(y0, y1, is_log, form)}{_across_ticks(x0, x1, lambda value: number_of(value, first))}"
+        f"<text x='{(_LEFT + right) / 2}' y='{_HEIGHT - 6}' text-anchor='middle'>{escape(title_of(first))}</text></svg>"
     )
 
 
-def _title(axis: Quantity) -> str:
+def a_unit_of(axis: Quantity) -> str:
+    """How one of the units that a quantity is written in is called."""
+    return {"bops": "a million", "sensitivity": "a unit"}.get(axis, f"a {_TITLES[axis][2]}")
+
+
+def unit_of(axis: Quantity) -> float:
+    """That unit, in the quantity's own."""
+    return _TITLES[axis][1]
+
+
+def title_of(axis: Quantity) -> str:
+    """A quantity and its unit, over a column or at an axis."""
     name, _, unit = _TITLES[axis]
     return f"{name}, {unit}" if unit else name
 
 
-def _number(value: float, axis: Quantity) -> str:
+def number_of(value: float, axis: Quantity) -> str:
+    """A value in that unit."""
     scaled = value / _TITLES[axis][1]
     return f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:,.3g}"
 
@@ -125,25 +141,38 @@ def _table(front: Front) -> str:
     points = (
         (
             f"{number}",
-            *(_number(point.totals[name], name) for name in totals),
+            *(number_of(point.totals[name], name) for name in totals),
             *(["" if point.accuracy is None else f"{point.accuracy:.2%}"] if measured else []),
         )
         for number, point in enumerate(front.points, 1)
     )
-    head = ("point", *map(_title, totals), *(["top-1"] if measured else []))
+    head = ("point", *map(title_of, totals), *(["top-1"] if measured else []))
     steps = "".join(f"<li>{escape(text)}</li>" for text in step_sentences(front))
     return f"{table(head, points, kind='wide')}<h3>What each step buys</h3><ul>{steps}</ul>"
 
 
 def step_sentences(front: Front) -> list[str]:
     """What each step takes and buys, and the layers that change in it."""
+    return [f"{_bought(front, number, step)}: {changed(step.changes)}" for number, step in enumerate(front.steps, 1)]
+
+
+def price_sentences(prices: Iterable[ShadowPrice]) -> list[str]:
+    """What a round amount more of each budget that binds buys, and the layers that change for it."""
     found = []
-    for number, step in enumerate(front.steps, 1):
-        named = [f"{name} {a} to {b}" for name, (a, b) in list(step.changes.items())[:_MOST_CHANGES]]
-        more = len(step.changes) - len(named)
-        layers = f"{', '.join(named)}{f' and {more} more' if more else ''}"
-        found.append(f"{_bought(front, number, step)}: {layers}")
+    for price in prices:
+        share = f" ({price.less / price.sensitivity:.1%} of it)" if price.sensitivity > 0 else ""
+        more, less = _written(price.more, price.cost), _written(price.less, "sensitivity")
+        found.append(
+            f"{SHORT[price.cost]} binds: {more} more buy {less} less sensitivity{share}: {changed(price.changes)}"
+        )
     return found
+
+
+def changed(changes: Mapping[str, tuple[Bits, Bits]]) -> str:
+    """The first layers that change, and from what to what."""
+    named = [f"{name} {a} to {b}" for name, (a, b) in list(changes.items())[:_MOST_CHANGES]]
+    more = len(changes) - len(named)
+    return f"{', '.join(named)}{f' and {more} more' if more else ''}"
 
 
 def _bought(front: Front, number: int, step: Step) -> str:
