@@ -214,7 +214,10 @@ def find_axes(text: str) -> tuple[Quantity, Quantity]:
     """
     names = [name.strip() for name in text.split(",")]
     if len(names) != 2 or names[0] == names[1] or not all(name in AXES for name in names):
-        raise AllocationError(f"a front is over two of {', '.join(AXES)}, written size,sensitivity; got {text!r}")
+        raise AllocationError(
+            f"a front is over two of {', '.join(AXES)}, written size,sensitivity, or over one of them and accuracy, "
+            f"written size,accuracy; got {text!r}"
+        )
     return AXES[names[0]], AXES[names[1]]
 
 

@@ -114,8 +114,8 @@ def test_energy_and_borders_stand_with_the_costs(summary: RunSummary) -> None:
 
 def test_allocations_stand_side_by_side(summary: RunSummary) -> None:
     text = render_allocations(summary.allocations)
-    assert "<td>small</td><td>1</td><td>0.5 (+400.0%)</td><td>10 (-50.0%)</td>" in text
-    assert f"<td>{LONG}</td><td>w8a8</td><td>w4a4</td><td>+0.4</td><td>-10</td>" in text
+    assert "<td>small</td><td>1</td><td>0.5 (+400.0%)</td><td>0.01 (-50.0%)</td>" in text
+    assert f"<td>{LONG}</td><td>w8a8</td><td>w4a4</td><td>+0.4</td><td>-0.01</td>" in text
     assert render_allocations({}) == ""
 
 
@@ -130,8 +130,8 @@ def test_each_layer_is_explained() -> None:
 
 def test_a_front_says_its_axes_units_and_what_steps_buy() -> None:
     text = render_front(front())
-    assert ">weights, kB<" in text and ">sensitivity, logarithmic<" in text
-    assert f"from point 1 to 2, 1,000 kB more weights buy 8.5 less sensitivity: {LONG} w4a4 to w4a8" in text
+    assert ">size, kB<" in text and ">sensitivity, logarithmic<" in text
+    assert f"from point 1 to 2, 1,000 kB more size buys 8.5 less sensitivity: {LONG} w4a4 to w4a8" in text
     said = worth(front())
     assert said is not None and said.startswith("A unit buys most from point 1 to 2")
     alone = Front(("size_bytes", "sensitivity"), front().points[:1], {}, True, "highs")

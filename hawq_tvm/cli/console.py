@@ -82,7 +82,9 @@ def print_layers(summary: RunSummary) -> None:
         "dB all",
         "bound",
     )
-    print_table(("layer", "operator", "bits", "output", *numbers), rows, texts=4)
+    spare = ("uJ", "dB all", "+-", "weights", "output", "operator", "MACs", "BOPS", "bound")
+    columns = ("layer", "operator", "bits", "output", *numbers)
+    print_table(columns, rows, texts=4, spare=[name for name in spare if name in columns])
     if targets and any(layer.latency_us is not None for layer in summary.layers):
         out.print(Text(LAYER_TIMES))
     if summary.fidelity is not None:
@@ -108,7 +110,7 @@ def print_storages(summary: RunSummary) -> None:
             for call in calls
         ]
         names = (f"value on {target}", "storage", "kernel", "tuned", "bytes", "bits a weight", "bytes of constants")
-        print_table(names, rows, texts=4)
+        print_table(names, rows, texts=4, spare=("bits a weight", "bytes of constants", "bytes", "tuned"))
         resident = sum(call.constant_bytes for call in calls)
         out.print(
             Text(

@@ -13,8 +13,9 @@ from hawq_tvm.cli.options import Changes
 from hawq_tvm.core.errors import SettingsError
 from hawq_tvm.ilp.front import Front
 from hawq_tvm.runs import artifacts as files
-from hawq_tvm.runs.front import a_unit_of, changed, number_of, title_of, unit_of, worth
+from hawq_tvm.runs.front import changed, worth
 from hawq_tvm.runs.provenance import stored_data, stored_settings
+from hawq_tvm.runs.quantities import a_unit_of, number_of, title_of, unit_of
 from hawq_tvm.runs.report import write_report
 from hawq_tvm.runs.rundir import edit_run, read_run
 

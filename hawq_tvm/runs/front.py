@@ -6,24 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from math import log
 
-from hawq_tvm.core.specs import COST_UNITS, Bits
+from hawq_tvm.core.specs import Bits
 from hawq_tvm.ilp.front import Front, Step
-from hawq_tvm.ilp.problem import Quantity, ShadowPrice
-from hawq_tvm.runs.explanations import SHORT
+from hawq_tvm.ilp.problem import ShadowPrice
 from hawq_tvm.runs.html import table
+from hawq_tvm.runs.quantities import amount_of, name_of, number_of, title_of
 
 _WIDTH, _HEIGHT = 360, 270  # of the plot: on a telephone a unit of it is about a pixel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 46  # of its margins
 _TICKS = 4
 _DECADES = 30.0  # from the least to the greatest, above which an axis is logarithmic
 
-_TITLES: dict[Quantity, tuple[str, float, str]] = {
-    "size_bytes": ("weights", 1e3, "kB"),
-    "bops": ("bit operations", 1e6, "M"),
-    "latency_us": ("kernels", 1.0, "us"),
-    "energy_uj": ("energy", 1.0, "uJ"),
-    "sensitivity": ("sensitivity", 1.0, ""),
-}
 _MOST_CHANGES = 3  # layers named in a row of the table
 
 
@@ -39,13 +32,6 @@ def render_front(front: Front | None) -> str:
     return f"<h2>Front</h2>{plot}{said}{_table(front)}"
 
 
-def _written(value: float, axis: Quantity) -> str:
-    _, unit, name = _TITLES[axis]
-    if axis != "sensitivity" and abs(value) < unit:
-        return f"{value:,.4g} {COST_UNITS[axis]}"
-    return f"{value / unit:,.4g} {name}".strip()
-
-
 def _plot(front: Front, *, accuracy: bool) -> str:
     """Points by both quantities; one that is named when it is pointed at."""
     first, second = front.axes
@@ -59,7 +45,7 @@ def _plot(front: Front, *, accuracy: bool) -> str:
         left = _LEFT + (_WIDTH - _LEFT - _RIGHT) * _place(x, x0, x1, False)
         top = _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * _place(y, y0, y1, is_log)
         line.append(f"{left:.1f},{top:.1f}")
-        words = ", ".join(f"{name} {_written(value, name)}" for name, value in point.totals.items())
+        words = ", ".join(f"{name} {amount_of(value, name)}" for name, value in point.totals.items())
         measured = "" if point.accuracy is None else f", top-1 {point.accuracy:.2%}"
         marks.append(f"<circle cx='{left:.1f}' cy='{top:.1f}' r='4'><title>{escape(words + measured)}</title></circle>")
     up_title = "top-1 of the integer network" if accuracy else title_of(second) + (", logarithmic" if is_log else "")
@@ -74,28 +60,6 @@ def _plot(front: Front, *, accuracy: bool) -> str:
         f"{_up_ticks(y0, y1, is_log, form)}{_across_ticks(x0, x1, lambda value: number_of(value, first))}"
         f"<text x='{(_LEFT + right) / 2}' y='{_HEIGHT - 6}' text-anchor='middle'>{escape(title_of(first))}</text></svg>"
     )
-
-
-def a_unit_of(axis: Quantity) -> str:
-    """How one of the units that a quantity is written in is called."""
-    return {"bops": "a million", "sensitivity": "a unit"}.get(axis, f"a {_TITLES[axis][2]}")
-
-
-def unit_of(axis: Quantity) -> float:
-    """That unit, in the quantity's own."""
-    return _TITLES[axis][1]
-
-
-def title_of(axis: Quantity) -> str:
-    """A quantity and its unit, over a column or at an axis."""
-    name, _, unit = _TITLES[axis]
-    return f"{name}, {unit}" if unit else name
-
-
-def number_of(value: float, axis: Quantity) -> str:
-    """A value in that unit."""
-    scaled = value / _TITLES[axis][1]
-    return f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:,.3g}"
 
 
 def _place(value: float, low: float, high: float, is_log: bool) -> float:
@@ -161,9 +125,9 @@ def price_sentences(prices: Iterable[ShadowPrice]) -> list[str]:
     found = []
     for price in prices:
         share = f" ({price.less / price.sensitivity:.1%} of it)" if price.sensitivity > 0 else ""
-        more, less = _written(price.more, price.cost), _written(price.less, "sensitivity")
+        more, less = amount_of(price.more, price.cost), amount_of(price.less, "sensitivity")
         found.append(
-            f"{SHORT[price.cost]} binds: {more} more buy {less} less sensitivity{share}: {changed(price.changes)}"
+            f"{name_of(price.cost)} binds: {more} more buy {less} less sensitivity{share}: {changed(price.changes)}"
         )
     return found
 
@@ -177,8 +141,9 @@ def changed(changes: Mapping[str, tuple[Bits, Bits]]) -> str:
 
 def _bought(front: Front, number: int, step: Step) -> str:
     first, second = front.axes
-    less = f"{_written(step.less, second)} less {_TITLES[second][0]}"
-    return f"from point {number} to {number + 1}, {_written(step.more, first)} more {_TITLES[first][0]} buy {less}"
+    fewer, buys = ("fewer" if second == "bops" else "less"), ("buy" if first == "bops" else "buys")
+    less = f"{amount_of(step.less, second)} {fewer} {name_of(second)}"
+    return f"from point {number} to {number + 1}, {amount_of(step.more, first)} more {name_of(first)} {buys} {less}"
 
 
 def worth(front: Front) -> str | None:
