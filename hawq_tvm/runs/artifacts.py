@@ -19,6 +19,7 @@ from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
 from hawq_tvm.ilp.explain import Explanation
 from hawq_tvm.ilp.front import Front
+from hawq_tvm.ilp.problem import PriceRow, ShadowPrice, parsed_prices
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.comparison import Comparison
@@ -193,6 +194,13 @@ class Artifacts:
         return limits
 
     @property
+    def shadow_prices(self) -> tuple[ShadowPrice, ...]:
+        """What more of each budget that binds would buy; none where bits were given or searched."""
+        reader = self.run.reader(ALLOCATION)
+        found = reader.take(self.run.json(ALLOCATION), _AllocationFile, signed=("sensitivity", "lower_bound"))
+        return parsed_prices(reader, found.get("prices", ()))
+
+    @property
     def graph(self) -> Graph:
         """The integer graph, read back from the ONNX file."""
         from hawq_tvm.backends.onnx.io import read_onnx
@@ -326,3 +334,4 @@ class _AllocationFile(TypedDict):
     """The JSON of an allocation; where bits were given there are no limits."""
 
     limits: NotRequired[Mapping[str, float]]
+    prices: NotRequired[tuple[PriceRow, ...]]

@@ -153,7 +153,8 @@ def _costs(summary: RunSummary) -> str:
         )
     for target, size in summary.activation_bytes.items():
         rows.append((f"activation memory, {escape(target)}", f"{size:,} bytes", "none"))
-    return table(("cost", "compiled network", "budget"), rows, kind="prose")
+    prices = "".join(f"<p>{escape(sentence[0].upper() + sentence[1:])}.</p>" for sentence in summary.prices)
+    return table(("cost", "compiled network", "budget"), rows, kind="prose") + prices
 
 
 def _error(error: float | None) -> str:
