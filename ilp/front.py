@@ -207,6 +207,11 @@ class _FrontFile(TypedDict):
     solver: str
 
 
+def measures_accuracy(text: str) -> bool:
+    """Whether a front is over one quantity and accuracy, written ``size,accuracy``."""
+    return text.replace(" ", "").endswith(",accuracy")
+
+
 def find_axes(text: str) -> tuple[Quantity, Quantity]:
     """Two quantities, written ``size,sensitivity``.
 
