@@ -27,7 +27,7 @@ from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.core.reporter import Reporter, as_reporter
 from hawq_tvm.core.specs import BitConfig, Bits, CostTable
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
-from hawq_tvm.ilp.front import Front, find_axes, pareto_front
+from hawq_tvm.ilp.front import Front, find_axes, measures_accuracy, pareto_front
 from hawq_tvm.ilp.problem import ShadowPrice
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
@@ -268,7 +268,7 @@ class QuantizedNetwork:
             InfeasibleBudget: no configuration meets the budget.
             AllocationError: axes that there are not, or that are not known of every layer.
         """
-        measured = axes.replace(" ", "").endswith(",accuracy")
+        measured = measures_accuracy(axes)
         wanted = find_axes(axes.replace("accuracy", "sensitivity") if measured else axes)
         if measured and self._data is None:
             raise DataError("this run's samples are not at hand, on which accuracy is measured; give them as data=")

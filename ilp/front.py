@@ -109,7 +109,8 @@ class Front:
     @property
     def statement(self) -> str:
         """How much the front is, for the reader."""
-        names, count = " and ".join(self.axes), len(self.points)
+        named = {quantity: name for name, quantity in AXES.items()}
+        names, count = " and ".join(named[axis] for axis in self.axes), len(self.points)
         proved = f"of the front of {names}, each proved optimal by {self.solver}"
         if count == 1:
             return f"the only point {proved.replace('each ', '')}: nothing else is better in either"
@@ -204,6 +205,11 @@ class _FrontFile(TypedDict):
     limits: Mapping[str, float]
     is_whole: bool
     solver: str
+
+
+def measures_accuracy(text: str) -> bool:
+    """Whether a front is over one quantity and accuracy, written ``size,accuracy``."""
+    return text.replace(" ", "").endswith(",accuracy")
 
 
 def find_axes(text: str) -> tuple[Quantity, Quantity]:

@@ -410,6 +410,6 @@ def require_cost(groups: Sequence[Group], cost: CostName) -> None:
         for choice in group.choices:
             if getattr(choice, cost) is None:
                 raise AllocationError(
-                    f"a budget on {cost} or a front over it needs it for every layer, and {group.layers[0]} has none "
+                    f"a budget on {cost} or a front over it needs it for every layer, and '{group.layers[0]}' has none "
                     f"at {choice.bits}; {_OBTAINED[cost]}"
                 )

@@ -68,7 +68,9 @@ def test_a_whole_front_is_every_point(names: tuple[str, str], table: CostTable, 
 
 
 def test_a_front_over_what_is_not_known_is_refused() -> None:
-    with pytest.raises(AllocationError, match="a front over it needs it for every layer, and a has none at w4a4; prof"):
+    with pytest.raises(
+        AllocationError, match="a front over it needs it for every layer, and 'a' has none at w4a4; prof"
+    ):
         pareto_front(simple(), ("energy_uj", "sensitivity"))
 
 

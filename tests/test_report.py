@@ -123,7 +123,7 @@ def test_each_layer_is_explained() -> None:
     text = render_explanations([explanation("<conv>")])
     row = ("&lt;conv&gt;", "w8a8", "w4a8", "0.25", "50.00%", "yes")
     assert "".join(f"<td>{cell}</td>" for cell in row) in text
-    assert "energy: 99.5 of 100 uJ; it binds" in text and "1.25 us (1 to 1.5); measured: a copy" in text
+    assert "energy: 99.5 of 100 uJ; it binds" in text and "1.25 us (1 to 1.5) at these bits; measured: a copy" in text
     assert "<td>over budget</td>" in text and "<th>energy, uJ</th>" in text
     assert render_explanations(None) == ""
 

@@ -82,7 +82,7 @@ def print_layers(summary: RunSummary) -> None:
         "dB all",
         "bound",
     )
-    spare = ("uJ", "dB all", "+-", "weights", "output", "operator", "MACs", "BOPS", "bound")
+    spare = ("dB alone", "uJ", "dB all", "+-", "weights", "output", "operator", "MACs", "BOPS", "bound")
     columns = ("layer", "operator", "bits", "output", *numbers)
     print_table(columns, rows, texts=4, spare=[name for name in spare if name in columns])
     if targets and any(layer.latency_us is not None for layer in summary.layers):

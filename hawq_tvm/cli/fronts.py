@@ -10,14 +10,15 @@ from rich.text import Text
 from hawq_tvm.api import QuantizedNetwork
 from hawq_tvm.cli import terminal
 from hawq_tvm.cli.options import Changes
-from hawq_tvm.core.errors import SettingsError
-from hawq_tvm.ilp.front import Front
+from hawq_tvm.core.errors import DataError, SettingsError
+from hawq_tvm.ilp.front import Front, measures_accuracy
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.front import changed, worth
-from hawq_tvm.runs.provenance import stored_data, stored_settings
+from hawq_tvm.runs.provenance import stored_data, stored_settings, withheld_code
 from hawq_tvm.runs.quantities import a_unit_of, number_of, title_of, unit_of
 from hawq_tvm.runs.report import write_report
-from hawq_tvm.runs.rundir import edit_run, read_run
+from hawq_tvm.runs.rundir import Run, edit_run, read_run
+from hawq_tvm.sources.samples import Data
 
 
 def pareto(path: Path, axes: str, points: int | None, changes: Changes, trust_code: bool, as_json: bool) -> int:
@@ -26,7 +27,7 @@ def pareto(path: Path, axes: str, points: int | None, changes: Changes, trust_co
         raise SettingsError(f"a front is kept with its run; give the run directory, not {path}")
     run_settings = read_run(path, stored_settings)
     settings = replace(run_settings, **changes)
-    data = read_run(path, lambda run: stored_data(run, trust_code=trust_code)) if "accuracy" in axes else None
+    data = read_run(path, lambda run: _samples(run, trust_code=trust_code)) if measures_accuracy(axes) else None
     network = QuantizedNetwork(path, settings, data=data, progress=terminal.ConsoleReporter())
     front = network.pareto(axes, points=points, budget=settings.budget)
     options = {
@@ -54,6 +55,21 @@ def pareto(path: Path, axes: str, points: int | None, changes: Changes, trust_co
         _print_front(front)
         terminal.out.print(f"wrote {path}/{files.FRONT} and {path}/{files.FRONT_TABLE}")
     return 0
+
+
+def _samples(run: Run, *, trust_code: bool) -> Data | None:
+    """The run's samples, on which accuracy is measured.
+
+    Raises:
+        DataError: they come from a Python file that may not be executed.
+    """
+    code = withheld_code(run, trust_code=trust_code)
+    if code is not None:
+        raise DataError(
+            f"accuracy is measured on the samples of {run.name}, which come from {code}, and that is not executed "
+            "unasked; if you trust it, add --trust-code"
+        )
+    return stored_data(run, trust_code=trust_code)
 
 
 def _print_front(front: Front) -> None:

@@ -86,7 +86,7 @@ def print_table(
     for count in range(len(spare), -1, -1):
         left_out = spare[count:]
         shown = [index for index, name in enumerate(columns) if name not in left_out]
-        if sum(widths[index] + _PADDING for index in shown) <= out.width:
+        if sum(widths[index] + _BETWEEN for index in shown) - _BETWEEN <= out.width:
             _print_columns(columns, rows, shown, texts=texts, wraps=wraps)
             if left_out:
                 out.print(Text(f"a wider terminal, or --json, shows {', '.join(left_out)} too", style="dim"))
@@ -98,14 +98,14 @@ def print_table(
             out.print(Text(f"  {line}".replace("\0", " ")))
 
 
-_PADDING = 2  # blanks around a cell
+_BETWEEN = 2  # blanks between columns
 
 
 def _print_columns(
     columns: Sequence[str], rows: Sequence[Sequence[str]], shown: Sequence[int], *, texts: int, wraps: bool
 ) -> None:
     """Some columns of a table that fit."""
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", padding=(0, _BETWEEN, 0, 0), pad_edge=False)
     for index in shown:
         goes_on = wraps and index == len(columns) - 1
         table.add_column(

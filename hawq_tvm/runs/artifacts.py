@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.records import Tuning
+from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import LayerWeights, Range, RangeTable
@@ -152,6 +153,12 @@ class Artifacts:
         profiled = Settings.from_json(self.run.manifest.get("settings"))
         if (metric, caution) == (profiled.metric, profiled.caution):
             return self.costs
+        if sensitivity_file(metric) not in self.run:
+            others = ", ".join(self.profiled) or "none"
+            raise RunError(
+                f"{self.run.name} was not profiled with {metric}; it has {others}; profile it again with "
+                f"--metric {','.join((*self.profiled, metric))} and the same --output"
+            )
         return rated(self.costs, self.sensitivity(metric), caution)
 
     @property

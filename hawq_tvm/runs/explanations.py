@@ -185,8 +185,8 @@ def _border(reading: BorderReading) -> str:
     costs = " and ".join(f"{written(value)} {COST_UNITS[cost]}" for cost, value in reading.costs.items())
     low, high = reading.latency_spread_us or (0.0, 0.0)
     spread = f" ({written(low)} to {written(high)})" if reading.latency_spread_us else ""
-    now = f"at these bits of both: {costs or 'nothing'}{spread}"
-    return f"between {reading.first} and {reading.second}, {now}{f'; {reading.source}' if reading.source else ''}"
+    source = f"; {reading.source}" if reading.source else ""
+    return f"between {reading.first} and {reading.second}: {costs or 0}{spread} at these bits{source}"
 
 
 def _next(found: Explanation) -> list[str]:

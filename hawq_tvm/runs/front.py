@@ -10,7 +10,7 @@ from hawq_tvm.core.specs import Bits
 from hawq_tvm.ilp.front import Front, Step
 from hawq_tvm.ilp.problem import ShadowPrice
 from hawq_tvm.runs.html import table
-from hawq_tvm.runs.quantities import amount_of, name_of, number_of, title_of
+from hawq_tvm.runs.quantities import amount_of, name_of, number_of, tick_of, title_of
 
 _WIDTH, _HEIGHT = 360, 270  # of the plot: on a telephone a unit of it is about a pixel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 46  # of its margins
@@ -49,7 +49,7 @@ def _plot(front: Front, *, accuracy: bool) -> str:
         measured = "" if point.accuracy is None else f", top-1 {point.accuracy:.2%}"
         marks.append(f"<circle cx='{left:.1f}' cy='{top:.1f}' r='4'><title>{escape(words + measured)}</title></circle>")
     up_title = "top-1 of the integer network" if accuracy else title_of(second) + (", logarithmic" if is_log else "")
-    form = (lambda value: f"{value:.1%}") if accuracy else (lambda value: number_of(value, second))
+    form = (lambda value: f"{value:.1%}") if accuracy else (lambda value: tick_of(value, second))
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     label = escape(f"{up_title} over {title_of(first)}")
     return (
@@ -57,7 +57,7 @@ def _plot(front: Front, *, accuracy: bool) -> str:
         f"<path d='M{_LEFT} {_TOP - 6}V{bottom}H{right + 6}'/>"
         f"<polyline points='{' '.join(line)}'/><g>{''.join(marks)}</g>"
         f"<text x='4' y='16'>{escape(up_title)}</text>"
-        f"{_up_ticks(y0, y1, is_log, form)}{_across_ticks(x0, x1, lambda value: number_of(value, first))}"
+        f"{_up_ticks(y0, y1, is_log, form)}{_across_ticks(x0, x1, lambda value: tick_of(value, first))}"
         f"<text x='{(_LEFT + right) / 2}' y='{_HEIGHT - 6}' text-anchor='middle'>{escape(title_of(first))}</text></svg>"
     )
 

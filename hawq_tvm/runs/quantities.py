@@ -47,6 +47,16 @@ def number_of(value: float, quantity: Quantity) -> str:
     return f"{scaled:,.0f}" if abs(scaled) >= 1000 else f"{scaled:,.4g}"
 
 
+def tick_of(value: float, quantity: Quantity) -> str:
+    """The same in seven characters at most, at an axis.
+
+    >>> tick_of(0.0075071, "sensitivity"), tick_of(0.00012345, "sensitivity"), tick_of(135_168, "size_bytes")
+    ('0.0075', '0.00012', '135')
+    """
+    scaled = value / unit_of(quantity)
+    return f"{scaled:,.0f}" if abs(scaled) >= 1000 else f"{scaled:.3g}" if abs(scaled) >= 1 else f"{scaled:.2g}"
+
+
 def change_of(value: float, quantity: Quantity) -> str:
     """The same with its sign."""
     return f"{'+' if value >= 0 else '-'}{number_of(abs(value), quantity)}"

@@ -26,7 +26,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto
   color: var(--text); background: var(--page); overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 p, li { max-width: 48rem; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
+table { border-collapse: separate; border-spacing: 0; }
 td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 .prose td, .prose th { white-space: normal; text-align: left; vertical-align: top; }
 li { margin: .2rem 0; }
