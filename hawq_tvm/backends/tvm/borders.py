@@ -125,7 +125,7 @@ class BorderKernels:
             takes = "takes longer" if longer else "takes no longer, as far as that can be told,"
             parts.append(f"{self.first} {takes} where it writes for a reader of other bits")
         if not parts:
-            return f"0: nothing runs between, {self.second} reads what is written"
+            return f"nothing runs there at any bits, {self.second} reads what is written"
         return f"{how}: {', and '.join(parts)}"
 
 
