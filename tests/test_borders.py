@@ -121,7 +121,7 @@ def test_what_a_layer_takes_longer_is_counted_once_where_two_read_it() -> None:
     assert set(found["one"].costs) == {(W4, W8)}
     assert found["one"].source == "predicted: squeeze takes longer where it writes for a reader of other bits"
     assert not found["three"].costs
-    assert found["three"].source == "0: nothing runs between, three reads what is written"
+    assert found["three"].source == "nothing runs there at any bits, three reads what is written"
 
 
 @pytest.mark.parametrize("target", ["llvm", "x86/sapphirerapids", "arm/neoverse-v1"])
@@ -135,7 +135,7 @@ def test_what_a_layer_reads_is_nothing_of_the_border_behind_it(target: str) -> N
     (border,) = (border for border in kernels.borders if border.first == "project")
     assert not any(list(crossing.kernels) for crossing in border.crossings.values())
     by_first = {border.first: border for border in table.borders}
-    assert by_first["project"].source == "0: nothing runs between, grouped reads what is written"
+    assert by_first["project"].source == "nothing runs there at any bits, grouped reads what is written"
     assert "stem takes no longer, as far as that can be told, where it writes" in by_first["stem"].source
     for each in kernels.borders:
         for here, alone in (crossing.writes for crossing in each.crossings.values() if crossing.writes is not None):
