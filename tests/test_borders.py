@@ -33,7 +33,7 @@ from hawq_tvm.core.targets import find_target
 from hawq_tvm.frontend.capture import capture
 from hawq_tvm.ilp import formulate, solve_ilp
 from hawq_tvm.ilp.explain import explain
-from hawq_tvm.kernels import Request
+from hawq_tvm.kernels import ConvertRequest, Request
 from hawq_tvm.measure.costing import cost_table, read_latency_table
 from hawq_tvm.runs.artifacts import COSTS
 from hawq_tvm.runs.explanations import sentences
@@ -283,6 +283,29 @@ def test_what_was_timed_is_what_the_library_calls(network: str, tmp_path: Path) 
         else:
             assert cost is None or "takes longer" in border.source
     assert any(border.at(pairs) for border in table.borders)
+
+
+@compiles
+def test_a_copy_in_another_storage_is_timed_and_named() -> None:
+    """`Pools` ends in a convolution of what an average pool writes otherwise than it reads it."""
+    candidates = candidates_of("Pools", W8)
+    (border,) = measure_latency(candidates, LLVM).borders
+    assert border.source == "measured: last reads a copy as NCHW (convert_generic)"
+    cost = border.costs[W8, W8]
+    assert cost.latency_spread_us is not None
+    assert 0 < cost.latency_spread_us[0] <= cost.latency_us <= cost.latency_spread_us[1]
+    (border_kernels,) = TableKernels.of(candidates, Machine.resolve(LLVM)).borders
+    (copy,) = border_kernels.crossings[8, 8].copies
+    assert isinstance(copy.request, ConvertRequest)
+    assert copy.inputs == (copy.output,)
+
+
+def test_copies_are_called_copies_and_layers_layers() -> None:
+    """In a message of a kernel that does not build, as in the source of a border."""
+    planned = candidates_of("Padded", W4, W8).planned(uniform("Padded", W4), Machine.resolve(LLVM))
+    titles = {name: ChosenKernel.of_node(planned.plan, name).title for name in ("stem", "stem.u4")}
+    assert titles["stem"] == "layer 'stem' (conv2d)"
+    assert titles["stem.u4"] == f"a copy at 4 bits ({planned.plan.kernels['stem.u4']})"
 
 
 def test_a_kernel_takes_longer_only_beyond_the_spreads() -> None:

@@ -33,8 +33,8 @@ def explanation(layer: str) -> Explanation:
         Alternative(Bits(4, 8), 0.2, {"size_bytes": 10.0, "bops": 2e9, "latency_us": 2.5, "energy_uj": 8.5}, 0.25),
     )
     reading = BudgetReading("energy_uj", 100.0, 99.5, 0.125, W8)
-    meets = (BorderReading(layer, LONG, {"latency_us": 1.25}, (1.0, 1.5), "measured: a copy"),)
-    return Explanation(layer, W8, (layer,), False, W8, 0.5, choices, (reading,), 0.1, {"latency_us": 1.25}, meets)
+    borders = (BorderReading(layer, LONG, {"latency_us": 1.25}, (1.0, 1.5), "measured: a copy"),)
+    return Explanation(layer, W8, (layer,), False, W8, 0.5, choices, (reading,), 0.1, borders)
 
 
 def front() -> Front:

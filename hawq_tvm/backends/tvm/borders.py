@@ -21,7 +21,6 @@ from hawq_tvm.backends.tvm.chosen import Candidates, ChosenKernel, Planned
 from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.specs import BitConfig, Bits, Border, BorderCost
-from hawq_tvm.kernels import ConvertRequest
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class BorderKernels:
 
     def _source(self, how: str, longer: bool) -> str:
         """What runs here, and where its microseconds come from."""
-        copies = dict.fromkeys(copied(copy) for each in self.crossings.values() for copy in each.copies)
+        copies = dict.fromkeys(copy.title for each in self.crossings.values() for copy in each.copies)
         parts = [f"{self.second} reads {', '.join(copies)}"] if copies else []
         if any(each.writes is not None for each in self.crossings.values()):
             takes = "takes longer" if longer else "takes no longer, as far as that can be told,"
@@ -127,13 +126,6 @@ class BorderKernels:
         if not parts:
             return f"nothing runs there at any bits, {self.second} reads what is written"
         return f"{how}: {', and '.join(parts)}"
-
-
-def copied(copy: ChosenKernel) -> str:
-    """A copy in words."""
-    if isinstance(copy.request, ConvertRequest):
-        return f"a copy as {copy.request.to} ({copy.kernel})"
-    return f"a copy at {copy.output.dtype.bits} bits ({copy.kernel})"
 
 
 def find_borders(candidates: Candidates, machine: Machine) -> tuple[BorderKernels, ...]:

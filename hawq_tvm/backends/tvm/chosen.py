@@ -14,7 +14,7 @@ from hawq_tvm.backends.tvm.timing import TimedKernel
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Array, Graph, TensorType
-from hawq_tvm.core.ops import Conv2d, WeightedOperator
+from hawq_tvm.core.ops import Conv2d, Requantize, WeightedOperator
 from hawq_tvm.core.quantizer import RangeTable
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.storage import Storage, pack
@@ -64,6 +64,8 @@ class ChosenKernel:
         if isinstance(self.request, ConvertRequest):
             return f"a copy as {self.request.to} ({self.kernel})"
         node = self.request.node
+        if isinstance(node.op, Requantize):
+            return f"a copy at {node.type.dtype.bits} bits ({self.kernel})"
         return f"layer '{node.name}' ({node.op.kind})"
 
     @property
