@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.chosen import Candidates
 from hawq_tvm.backends.tvm.records import Tuning
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.calibration import make_observer, observe_ranges
@@ -60,6 +61,11 @@ def rounded(name: str) -> Mapping[str, Mapping[WeightFormat, LayerWeights]]:
 def uniform(name: str, bits: Bits) -> BitConfig:
     """That network with all its layers at one pair."""
     return BitConfig.uniform(tuple(layer.name for layer in captured(name).layers), bits)
+
+
+def candidates_of(name: str, *pairs: Bits, batch: int = 1) -> Candidates:
+    """That network and the pairs that its layers may have."""
+    return Candidates(captured(name), ranges_of(name), pairs, batch=batch)
 
 
 def integers_of(name: str, pairs: Sequence[str] = ("w8a8",)) -> Graph:
