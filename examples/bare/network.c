@@ -9,6 +9,7 @@
 #include "network.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -428,12 +429,16 @@ Network *network_open(const char *path, const char *function) {
   Network *network = calloc(1, sizeof *network);
   Program program = {0};
   if (!network) return NULL;
-  network->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  char *absolute = realpath(path, NULL); /* the loader looks for a bare name in its own path only */
+  network->library = absolute ? dlopen(absolute, RTLD_NOW | RTLD_LOCAL) : NULL;
   if (!network->library) {
-    fail("%s", dlerror());
+    if (absolute) fail("%s", dlerror());
+    else fail("%s: %s", path, strerror(errno));
+    free(absolute);
     network_close(network);
     return NULL;
   }
+  free(absolute);
   const uint8_t *packed = dlsym(network->library, "__tvm_ffi__library_bin");
   fail("%s was not compiled by hawq_tvm for a CPU with TVM 0.27", path); /* unless something else is said below */
   offer_functions(network->library);
