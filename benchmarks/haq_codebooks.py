@@ -87,6 +87,8 @@ def rows(data: Path, folder: Path | None) -> Iterator[tuple[str, dict[str, Any]]
     for who, bits in policies(table, theirs):
         if who in read_results("haq_codebooks"):
             continue
+        got = subject.right(bits)[1]
+        beside = paired(got, subject.right(theirs)[1])
         yield (
             who,
             {
@@ -95,8 +97,8 @@ def rows(data: Path, folder: Path | None) -> Iterator[tuple[str, dict[str, Any]]
                 "size_bytes": table.total(bits, "size_bytes"),
                 "index_bytes": sum(parameters[name] * pair.weight for name, pair in bits.layers.items()) / 8,
                 "divergence": table.total(bits, "sensitivity"),
-                **paired(subject.right(bits)[1], subject.float_right()[1]),
-                "beside_theirs": paired(subject.right(bits)[1], subject.right(theirs)[1]),
+                **paired(got, subject.float_right()[1]),
+                "beside_theirs": {name: beside[name] for name in ("difference", "standard_error")},
             },
         )
 
