@@ -11,11 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, CostName, CostTable, parsed_bits, summed_error
+from hawq_tvm.core.specs import (
+    COST_NAMES,
+    BitConfig,
+    Bits,
+    Border,
+    BorderCost,
+    CostName,
+    CostTable,
+    parsed_bits,
+    summed_error,
+)
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.ilp.problem import Allocation, Problem, formulate
 from hawq_tvm.ilp.pulp_solver import solve_ilp
@@ -61,6 +71,25 @@ class BudgetReading:
 
 
 @dataclass(frozen=True)
+class BorderReading:
+    """One border of the layer, under the bits that all layers have.
+
+    Attributes:
+        first: the layer before.
+        second: the layer behind; one of the two is tied to the one that is asked about.
+        costs: what lies between them, those that are not nothing.
+        latency_spread_us: tenth and ninetieth percentile of what was measured; None where that is not known.
+        source: what runs there, and where the numbers come from.
+    """
+
+    first: str
+    second: str
+    costs: Mapping[CostName, float]
+    latency_spread_us: tuple[float, float] | None
+    source: str
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Why a layer has its bits.
 
@@ -75,6 +104,7 @@ class Explanation:
         budgets: the limits, in the order of `COST_NAMES`.
         error: standard error of the tied layers' sensitivity, relative; None where it is not known.
         borders: what lies between the tied layers and their neighbours, by cost; none where that is nothing.
+        meets: each of these borders, those that cost nothing too.
     """
 
     layer: str
@@ -87,6 +117,7 @@ class Explanation:
     budgets: tuple[BudgetReading, ...]
     error: float | None
     borders: Mapping[CostName, float] = field(default_factory=dict)
+    meets: tuple[BorderReading, ...] = ()
 
     @property
     def nearest(self) -> Alternative | None:
@@ -128,6 +159,7 @@ class Explanation:
             ],
             "budgets": [{**vars(reading), "bits": repr(reading.bits)} for reading in self.budgets],
             "borders": dict(self.borders),
+            "meets": [vars(reading) for reading in self.meets],
         }
 
     @classmethod
@@ -143,7 +175,8 @@ class Explanation:
         """
         found = reader.take(data, _Row, signed=("sensitivity", "regret"))
         layer = found["layer"]
-        for costs in (found["borders"], *(row["costs"] for row in found["alternatives"])):
+        meets = found.get("meets", ())
+        for costs in (found["borders"], *(row["costs"] for row in (*found["alternatives"], *meets))):
             _check_names(reader, costs)
         _check_names(reader, [row["cost"] for row in found["budgets"]])
 
@@ -167,6 +200,7 @@ class Explanation:
             ),
             found["sensitivity_error"],
             found["borders"],
+            tuple(BorderReading(**row) for row in meets),
         )
 
 
@@ -195,6 +229,16 @@ class _BudgetRow(TypedDict):
     bits: str
 
 
+class _BorderRow(TypedDict):
+    """The JSON of a `BorderReading`."""
+
+    first: str
+    second: str
+    costs: Mapping[str, float]
+    latency_spread_us: tuple[float, float] | None
+    source: str
+
+
 class _Row(TypedDict):
     """The JSON of an `Explanation`."""
 
@@ -208,6 +252,7 @@ class _Row(TypedDict):
     alternatives: tuple[_ChoiceRow, ...]
     budgets: tuple[_BudgetRow, ...]
     borders: Mapping[str, float]
+    meets: NotRequired[tuple[_BorderRow, ...]]
 
 
 def explain(
@@ -322,7 +367,8 @@ class _Asked:
             error=summed_error(
                 (rows[name].choices[loses_most].sensitivity, rows[name].sensitivity_error) for name in group.layers
             ),
-            borders=self._at_borders(group.layers),
+            borders=self._between(group.layers),
+            meets=tuple(self._meeting(border) for border in self._borders_of(group.layers)),
         )
 
     def _reading(self, cost: CostName, without: Allocation, layer: str) -> BudgetReading:
@@ -330,10 +376,17 @@ class _Asked:
         spent = self._table.total(self._bits, cost)
         return BudgetReading(cost, self._limits[cost], spent, gain, without.bits.layers[layer])
 
-    def _at_borders(self, layers: Sequence[str]) -> dict[CostName, float]:
+    def _borders_of(self, layers: Sequence[str]) -> tuple[Border, ...]:
+        return tuple(border for border in self._table.borders if border.first in layers or border.second in layers)
+
+    def _between(self, layers: Sequence[str]) -> dict[CostName, float]:
         """What lies between some layers and their neighbours, under the bits that all have."""
-        ends = [border for border in self._table.borders if border.first in layers or border.second in layers]
-        return replace(self._table, borders=tuple(ends)).between(self._bits.layers)
+        return replace(self._table, borders=self._borders_of(layers)).between(self._bits.layers)
+
+    def _meeting(self, border: Border) -> BorderReading:
+        cost = border.at(self._bits.layers) or BorderCost()
+        costs: dict[CostName, float] = {name: value for name in COST_NAMES if (value := getattr(cost, name))}
+        return BorderReading(border.first, border.second, costs, cost.latency_spread_us, border.source)
 
 
 def _tied(table: CostTable, layer: str) -> tuple[str, ...]:

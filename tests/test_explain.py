@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -146,7 +147,8 @@ def written() -> dict[str, Any]:
         for name in bits.layers
     )
     between = {(one, other): BorderCost(latency_us=2.5) for one in PAIRS for other in PAIRS if one != other}
-    table = CostTable(layers, borders=(Border("conv", "fc", between),))
+    between[PAIRS[0], PAIRS[2]] = BorderCost(latency_us=2.5, latency_spread_us=(2.25, 3.0))
+    table = CostTable(layers, borders=(Border("conv", "fc", between, "measured: a copy"),))
     return explain(table, "conv", bits, {"size_bytes": 12.0}).to_json()
 
 
@@ -154,8 +156,21 @@ def test_an_explanation_reads_back() -> None:
     """What lies at the layer's borders too."""
     data = json.loads(json.dumps(written()))
     assert data["borders"] == {"latency_us": 2.5}
-    assert Explanation.from_json(READER, data).to_json() == data
-    assert any("2.5 us are spent on repacking" in text for text in sentences(Explanation.from_json(READER, data)))
+    assert json.loads(json.dumps(Explanation.from_json(READER, data).to_json())) == data
+    told = sentences(Explanation.from_json(READER, data))
+    assert "between conv and fc: 2.5 us (2.25 to 3) at these bits; measured: a copy" in told
+
+
+def test_an_explanation_that_was_kept_before_borders_had_sources_reads_back() -> None:
+    data = json.loads(json.dumps(written()))
+    del data["meets"]
+    assert Explanation.from_json(READER, data).to_json() == {**data, "meets": []}
+
+
+def test_a_border_that_costs_nothing_says_why() -> None:
+    table = replace(table_of(), borders=(Border("stem", "head", {}, "nothing runs there at any bits"),))
+    found = explain(table, "head", BitConfig({"stem": Bits(8, 8), "head": Bits(4, 4)}), {"size_bytes": 12.0})
+    assert "between stem and head: 0 at these bits; nothing runs there at any bits" in sentences(found)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +180,7 @@ def test_an_explanation_reads_back() -> None:
         ({"bits": "w9a9"}, "w9a9"),
         ({"borders": {"time": 3.0}}, "'time' is no cost; there are size_bytes, bops, latency_us, energy_uj"),
         ({"tied": [1]}, "tied"),
+        ({"meets": [{"first": "conv"}]}, r"meets\[0\]"),
     ],
 )
 def test_damaged_explanations_are_refused(change: Mapping[str, Any], said: str) -> None:

@@ -228,10 +228,12 @@ class BorderCost:
     size_bytes: float = 0.0
     bops: float = 0.0
     latency_us: float = 0.0
+    latency_spread_us: tuple[float, float] | None = None
     energy_uj: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name in COST_NAMES:
+            value = getattr(self, name)
             if not is_number(value) or value < 0:
                 raise AllocationError(f"{name} of a border must be a finite number of at least 0, got {value!r}")
 
@@ -244,11 +246,13 @@ class Border:
         first: a layer, as a rule the one that makes the value.
         second: another, as a rule one that reads it.
         costs: by the bits of the first and of the second; a combination that is not there costs nothing.
+        source: what runs there, and where the numbers come from; empty where nobody said.
     """
 
     first: str
     second: str
     costs: Mapping[tuple[Bits, Bits], BorderCost]
+    source: str = ""
 
     def at(self, bits: Mapping[str, Bits]) -> BorderCost | None:
         """What it costs under the bits of the layers; None for nothing."""
@@ -258,7 +262,7 @@ class Border:
         table: dict[str, dict[str, Any]] = {}
         for (first, second), cost in self.costs.items():
             table.setdefault(repr(first), {})[repr(second)] = vars(cost)
-        return {"first": self.first, "second": self.second, "costs": table}
+        return {"first": self.first, "second": self.second, "source": self.source, "costs": table}
 
 
 def written(value: float) -> str:
@@ -395,6 +399,7 @@ class BorderRow(TypedDict):
 
     first: str
     second: str
+    source: NotRequired[str]
     costs: Mapping[str, Mapping[str, BorderCost]]
 
 
@@ -422,7 +427,7 @@ def _border(reader: JsonReader, row: BorderRow, layers: Mapping[str, Collection[
             if pair in costs:
                 raise reader.fault(f"the border of {first!r} and {second!r} has two costs for {pair[0]} and {pair[1]}")
             costs[pair] = cost
-    return Border(first, second, costs)
+    return Border(first, second, costs, row.get("source", ""))
 
 
 class _CostRow(TypedDict):
