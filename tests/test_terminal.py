@@ -58,7 +58,7 @@ def test_a_table_gives_up_what_is_spare_and_wraps_before_it_is_a_list(shown: Cal
     whole = shown(140)
     assert whole[0].split() == list(COLUMNS) and len(whole) == 3
     assert shown(90, wraps=True)[0].split() == list(COLUMNS), "the sentence goes on below"
-    less = shown(75, wraps=True, spare=("BOPS",))
+    less = shown(72, wraps=True, spare=("BOPS",))
     assert less[0].split() == [name for name in COLUMNS if name != "BOPS"]
     assert less[-1] == "a wider terminal, or --json, shows BOPS too"
     listed = shown(50)
