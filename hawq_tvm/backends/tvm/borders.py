@@ -63,29 +63,29 @@ class Crossing:
         if self.writes is not None and self.rewrites:
             yield from self.writes
 
+    def longer(self, price: Price) -> list[Taken]:
+        """What the first layer's kernel takes longer here; nothing where it does not, or where that may be chance."""
+        if self.writes is None or not self.rewrites:
+            return []
+        here, alone = map(price, self.writes)
+        if here.spread_us is None or alone.spread_us is None:
+            return [Taken(here.us - alone.us)] if here.us > alone.us else []
+        low, high = here.spread_us[0] - alone.spread_us[1], here.spread_us[1] - alone.spread_us[0]
+        return [Taken(here.us - alone.us, (low, high))] if low > 0 else []
+
     def cost(self, price: Price) -> BorderCost:
         """Microseconds of the copies, and those that the first layer's kernel takes longer.
 
         What a kernel saves by writing fewer bits is not counted, nor a difference between two times that lies within
         their spreads: a border costs nothing at least.
         """
-        parts = [price(copy) for copy in self.copies]
-        if self.writes is not None and self.rewrites:
-            parts += _longer(*map(price, self.writes))
+        parts = [*map(price, self.copies), *self.longer(price)]
         spreads = [part.spread_us for part in parts if part.spread_us is not None]
         low, high = (sum(spread[end] for spread in spreads) for end in (0, 1))
         return BorderCost(
             latency_us=sum(part.us for part in parts),
             latency_spread_us=(low, high) if spreads else None,
         )
-
-
-def _longer(here: Taken, alone: Taken) -> list[Taken]:
-    """What the one took longer than the other; nothing where it did not, or where that may be chance."""
-    if here.spread_us is None or alone.spread_us is None:
-        return [Taken(here.us - alone.us)] if here.us > alone.us else []
-    low, high = here.spread_us[0] - alone.spread_us[1], here.spread_us[1] - alone.spread_us[0]
-    return [Taken(here.us - alone.us, (low, high))] if low > 0 else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +116,17 @@ class BorderKernels:
             if cost.latency_us > 0:
                 ours, theirs = ([pair for pair in pairs if pair.activation == width] for width in (one, other))
                 costs.update({(p, q): cost for p in ours for q in theirs})
-        return Border(self.first, self.second, costs, self._source(how, costs=bool(costs)))
+        return Border(self.first, self.second, costs, self._source(price, how))
 
-    def _source(self, how: str, *, costs: bool) -> str:
+    def _source(self, price: Price, how: str) -> str:
         """What runs here, and where its microseconds come from."""
         copies = dict.fromkeys(copied(copy) for each in self.crossings.values() for copy in each.copies)
-        rewrites = any(each.rewrites for each in self.crossings.values())
+        rewriting = [each for each in self.crossings.values() if each.rewrites]
         parts = [f"{self.second} reads {', '.join(copies)}"] if copies else []
-        if rewrites:
-            longer = "takes longer" if costs or copies else "takes no longer, as far as that can be told,"
-            parts.append(f"{self.first} {longer} where it writes for a reader of other bits")
+        if any(each.longer(price) for each in rewriting):
+            parts.append(f"{self.first} takes longer where it writes for a reader of other bits")
+        elif rewriting and not copies:
+            parts.append(f"{self.first} takes no longer, as far as that can be told, where its reader has other bits")
         if not parts:
             return f"nothing runs there at any bits, {self.second} reads what is written"
         return f"{how}: {', and '.join(parts)}"
