@@ -155,16 +155,21 @@ def written() -> dict[str, Any]:
 def test_an_explanation_reads_back() -> None:
     """What lies at the layer's borders too."""
     data = json.loads(json.dumps(written()))
-    assert data["borders"] == {"latency_us": 2.5}
-    assert json.loads(json.dumps(Explanation.from_json(READER, data).to_json())) == data
-    told = sentences(Explanation.from_json(READER, data))
+    (border,) = data["borders"]
+    assert border["costs"] == {"latency_us": 2.5}
+    found = Explanation.from_json(READER, data)
+    assert json.loads(json.dumps(found.to_json())) == data
+    told = sentences(found)
     assert "between conv and fc: 2.5 us (2.25 to 3) at these bits; measured: a copy" in told
 
 
-def test_an_explanation_that_was_kept_before_borders_had_sources_reads_back() -> None:
+def test_an_explanation_that_was_kept_before_each_border_had_a_row_tells_what_they_cost() -> None:
     data = json.loads(json.dumps(written()))
-    del data["meets"]
-    assert Explanation.from_json(READER, data).to_json() == {**data, "meets": []}
+    told = sentences(Explanation.from_json(READER, {**data, "borders": {"latency_us": 2.5}}))
+    assert "between conv and its neighbours: 2.5 us at these bits" in told
+    assert not any(
+        line.startswith("between") for line in sentences(Explanation.from_json(READER, {**data, "borders": {}}))
+    )
 
 
 def test_a_border_that_costs_nothing_says_why() -> None:
@@ -180,7 +185,7 @@ def test_a_border_that_costs_nothing_says_why() -> None:
         ({"bits": "w9a9"}, "w9a9"),
         ({"borders": {"time": 3.0}}, "'time' is no cost; there are size_bytes, bops, latency_us, energy_uj"),
         ({"tied": [1]}, "tied"),
-        ({"meets": [{"first": "conv"}]}, r"meets\[0\]"),
+        ({"borders": [{"first": "conv"}]}, r"borders"),
     ],
 )
 def test_damaged_explanations_are_refused(change: Mapping[str, Any], said: str) -> None:

@@ -223,7 +223,15 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class BorderCost:
-    """What one border costs at one pair of bit pairs, beside what both layers cost alone; units as of `Cost`."""
+    """What one border costs at one pair of bit pairs, beside what both layers cost alone; units as of `Cost`.
+
+    Attributes:
+        latency_spread_us: how far `latency_us` may lie off, low and high, low first; None where that is not known. Of
+            one kernel that was timed, the tenth and ninetieth percentile of its calls; of several, the sums of these,
+            which are no percentiles of the sum but hold it at least as often where the kernels vary by themselves; of a
+            difference of two kernels, the one's tenth less the other's ninetieth, and the one's ninetieth less the
+            other's tenth.
+    """
 
     size_bytes: float = 0.0
     bops: float = 0.0
@@ -236,6 +244,12 @@ class BorderCost:
             value = getattr(self, name)
             if not is_number(value) or value < 0:
                 raise AllocationError(f"{name} of a border must be a finite number of at least 0, got {value!r}")
+        spread = self.latency_spread_us
+        if spread is not None and not (all(map(is_number, spread)) and spread[0] <= self.latency_us <= spread[1]):
+            raise AllocationError(
+                f"latency_spread_us of a border must be a low and a high number around its latency_us of "
+                f"{self.latency_us!r}, got {list(spread)!r}: mend it or leave it out"
+            )
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def _budget(reading: BudgetReading) -> str:
 
 def _borders(found: Explanation) -> list[str]:
     """What lies between it and its neighbours; a border that never costs anything is told by its source alone."""
-    return [_border(reading) for reading in found.meets if reading.costs or reading.source]
+    return [_border(reading) for reading in found.borders if reading.costs or reading.source]
 
 
 def _border(reading: BorderReading) -> str:

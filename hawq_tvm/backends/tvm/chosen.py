@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ from hawq_tvm.core.ops import Conv2d, WeightedOperator
 from hawq_tvm.core.quantizer import RangeTable
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.storage import Storage, pack
-from hawq_tvm.kernels import BuiltKernel, ConvertRequest, Offer, Request
+from hawq_tvm.kernels import BuiltKernel, ConvertRequest, Offer, Request, collect_offers
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,24 @@ class ChosenKernel:
     def of_node(cls, plan: Plan, name: str) -> ChosenKernel:
         """The one that computes a node."""
         return cls(plan.requests[name], plan.kernels[name], plan.offers[name])
+
+    def reading(self, reads: Sequence[Storage]) -> ChosenKernel | None:
+        """The same kernel of the same node, writing the same, where it reads its inputs in these storages.
+
+        Returns:
+            None where it does not take them.
+        """
+        if tuple(reads) == self.offer.reads:
+            return self
+        if not isinstance(self.request, Request):
+            return None
+        in_play = zip(self.request.node.inputs, reads, self.request.canonical()[0], strict=True)
+        asked = {name: storage for name, storage, canonical in in_play if storage != canonical}
+        request = replace(self.request, alternatives={**self.request.alternatives, **asked})
+        offer = collect_offers(request)[self.kernel]
+        if isinstance(offer, str) or (offer.reads, offer.writes) != (tuple(reads), self.offer.writes):
+            return None
+        return ChosenKernel(request, self.kernel, offer)
 
     @property
     def title(self) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from hawq_tvm.backends.tvm.borders import BorderKernels, Price, Taken, find_borders
 from hawq_tvm.backends.tvm.chosen import Candidates, ChosenKernel
@@ -41,9 +42,12 @@ class LatencyTable:
     spread_us: Mapping[str, Mapping[Bits, tuple[float, float]]] = field(default_factory=dict)
     borders: tuple[Border, ...] = ()
 
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """The times alone, as users write them."""
-        return {name: {repr(pair): us for pair, us in row.items()} for name, row in self.latency_us.items()}
+    def to_json(self) -> dict[str, Any]:
+        """Times and borders, as users write them: all that a cost table takes from theirs."""
+        return {
+            "latency_us": {name: {repr(pair): us for pair, us in row.items()} for name, row in self.latency_us.items()},
+            "borders": [border.to_json() for border in self.borders],
+        }
 
 
 @dataclass(frozen=True, eq=False)
