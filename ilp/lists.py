@@ -73,7 +73,7 @@ def fits_pairs(terms: Sequence[FloatArray]) -> bool:
 
 def can_list(program: Program) -> bool:
     """Whether a program is of the kind: one row that is bounded, no borders, and sums that are exact."""
-    if len(program.limits) != 2 or program.ends:
+    if len(program.limits) != 2 or not np.isfinite(program.limits[1]) or program.ends:
         return False
     return all(fits_pairs([own[row] for own in program.alone]) for row in range(2))
 
@@ -81,7 +81,7 @@ def can_list(program: Program) -> bool:
 def best_by_lists(
     program: Program, price: float, target: float, width: int, check: Callable[[], None]
 ) -> tuple[list[int] | None, bool]:
-    """The configuration of least objective within the limit, if that is less than the target.
+    """The configuration of least objective within the limit; one that is not less than the target need not be found.
 
     Args:
         program: one that can be listed.
@@ -91,7 +91,7 @@ def best_by_lists(
         check: called for every group; may raise.
 
     Returns:
-        The best that was found; and whether no list was cut, so that there is none better.
+        The best that was found; and whether no list was cut, so that none is better and less than the target.
     """
     order = _order(program, price)
     lists = _Lists([program.alone[group] for group in order], float(program.limits[1]), price, target)

@@ -23,6 +23,7 @@ from hawq_tvm.kernels.dot.pooling import pooling_kernels
 from hawq_tvm.kernels.dot.product import DOT_STEP
 from hawq_tvm.kernels.dot.quantize import pixel_quantizer
 from hawq_tvm.kernels.dot.unit import Unit
+from hawq_tvm.kernels.dot.winograd import winograd_kernel
 from hawq_tvm.kernels.generic import (
     concat,
     conv2d,
@@ -57,7 +58,8 @@ def unit_of(features: frozenset[str]) -> Unit | None:
 
 def _dot_kernels(unit: Unit) -> tuple[Kernel, ...]:
     single = depthwise_kernels(unit) if unit.step == DOT_STEP else ()  # channels of a pixel are not summed up
-    layers = *single, *conv2d_kernels(unit), *linear_kernels(unit)
+    winograd = () if unit.dot_words is None else (winograd_kernel(unit),)
+    layers = *winograd, *single, *conv2d_kernels(unit), *linear_kernels(unit)
     if unit not in X86_UNITS:  # Arm's layers without weights are left to the generic kernels
         return layers
     return *layers, *pooling_kernels(unit), *elementwise_kernels(unit), concat_kernel(unit)

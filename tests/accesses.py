@@ -7,7 +7,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 from tvm.s_tir import SBlock
-from tvm.sym import Analyzer
+from tvm.sym import Analyzer, detect_linear_equation
 from tvm_ffi.structural import structural_visit
 
 
@@ -55,22 +55,40 @@ def accesses_outside(function: Any) -> list[str]:
 
 
 def shared_between_threads(function: Any) -> list[str]:
-    """Names of buffers that a parallel loop writes though an allocation outside it made them: one for all threads."""
-    outside: list[list[Any]] = [[]]
+    """Names of buffers that a parallel loop writes though an allocation outside it made them: one for all threads.
+
+    Those are left out of which every task is proved to write a part of its own.
+    """
+    analyzer, outside, tasks = Analyzer(), [[]], []
     found: list[str] = []
 
     def visit(node: Any, visitor: Any) -> Any:
+        if isinstance(node, tirx.For):
+            analyzer.bind(node.loop_var, tvm.ir.Range.from_min_extent(node.min, node.extent))
         if isinstance(node, tirx.stmt.AllocBuffer):
             outside[-1].append(node.buffer)
         elif isinstance(node, tirx.stmt.BufferStore):
             shared = (buffer for allocations in outside[:-1] for buffer in allocations)
-            found.extend(str(buffer.name) for buffer in shared if buffer.same_as(node.buffer))
+            if tasks and not any(_is_apart(index, tasks[-1], analyzer) for index in node.indices):
+                found.extend(str(buffer.name) for buffer in shared if buffer.same_as(node.buffer))
         elif isinstance(node, tirx.For) and node.kind == tirx.ForKind.PARALLEL:
             outside.append([])
+            tasks.append(node.loop_var)
             result = visitor.default_visit(node)
+            tasks.pop()
             outside.pop()
             return result
         return visitor.default_visit(node)
 
     structural_visit(function.body, visit)
     return found
+
+
+def _is_apart(index: Any, task: Any, analyzer: Analyzer) -> bool:
+    """Whether an index is a multiple of the task's number and something smaller than what it is multiplied by."""
+    first, reach = (index.base, int(index.lanes) - 1) if isinstance(index, tirx.Ramp) else (index, 0)
+    linear = detect_linear_equation(analyzer.simplify(first), [task])
+    if not linear or not isinstance(linear[0], tirx.IntImm):
+        return False
+    distance, rest = int(linear[0]), analyzer.const_int_bound(linear[1])
+    return bool(rest.min_value >= 0 and rest.max_value + reach < distance)

@@ -158,7 +158,7 @@ def test_an_explanation_reads_back() -> None:
     assert data["borders"] == {"latency_us": 2.5}
     assert json.loads(json.dumps(Explanation.from_json(READER, data).to_json())) == data
     told = sentences(Explanation.from_json(READER, data))
-    assert "between conv and fc, at these bits of both: 2.5 us (2.25 to 3); measured: a copy" in told
+    assert "between conv and fc: 2.5 us (2.25 to 3) at these bits; measured: a copy" in told
 
 
 def test_an_explanation_that_was_kept_before_borders_had_sources_reads_back() -> None:
@@ -168,9 +168,9 @@ def test_an_explanation_that_was_kept_before_borders_had_sources_reads_back() ->
 
 
 def test_a_border_that_costs_nothing_says_why() -> None:
-    table = replace(table_of(), borders=(Border("stem", "head", {}, "0: nothing runs between"),))
+    table = replace(table_of(), borders=(Border("stem", "head", {}, "nothing runs there at any bits"),))
     found = explain(table, "head", BitConfig({"stem": Bits(8, 8), "head": Bits(4, 4)}), {"size_bytes": 12.0})
-    assert "between stem and head, at these bits of both: nothing; 0: nothing runs between" in sentences(found)
+    assert "between stem and head: 0 at these bits; nothing runs there at any bits" in sentences(found)
 
 
 @pytest.mark.parametrize(

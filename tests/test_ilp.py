@@ -243,7 +243,7 @@ def test_an_infeasible_budget_names_what_binds_and_the_nearest_value() -> None:
 def test_a_budget_on_what_was_not_measured() -> None:
     costs = CostTable((LayerCosts("a", 1, 1, {W8: Cost(1, 8, 64)}),))
     with pytest.raises(
-        AllocationError, match="a budget on latency_us or a front over it needs it for every layer, and a has none"
+        AllocationError, match="a budget on latency_us or a front over it needs it for every layer, and 'a' has none"
     ):
         formulate(costs, Budget(latency="1ms"))
 

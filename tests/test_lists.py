@@ -77,12 +77,15 @@ def test_lists_find_the_optimum(
             assert least is not None and given_program.total(picks, 0) >= least
         if are_whole and least is not None and least < target:
             assert picks is not None and given_program.total(picks, 0) == least
+        if are_whole and picks is None:
+            assert least is None or least >= target
         assert are_whole or width < 1000
 
 
 def test_what_cannot_be_listed() -> None:
     choices = [[(1.0, 1.0), (0.0, 2.0)]] * 2
     assert can_list(program(choices, 3.0))
+    assert not can_list(program(choices, inf))
     assert not can_list(program([[(1e-30, 1.0), (1.1, 2.0)]] * 2, 3.0)), "sums that a pair of floats does not hold"
     border = np.ones((2, 2, 2))
     plain = program(choices, 3.0)

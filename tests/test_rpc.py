@@ -161,7 +161,7 @@ def test_a_device_that_dies_at_a_copy_between_layers_keeps_what_was_timed(
         assert by_layer[name].source.startswith(f"measured: {name} reads a copy at 4 bits (requantize_")
     assert cli("allocate", tmp_path / "run", "--budget-latency", "100%")[0] == 0
     status, out, _ = cli("explain", tmp_path / "run", "down1")
-    assert status == 0 and "between stem and down1, at these bits of both: " in out
+    assert status == 0 and "between stem and down1: " in out
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_takes_time(known: Served, cli: Run, tmp_path: Path) -> None:

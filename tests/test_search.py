@@ -320,6 +320,15 @@ def test_a_pinned_block_holds_up_none_that_ranks_above_it() -> None:
     assert [bits.weight for bits in found.bits.layers.values()] == [8, 2, 8]
 
 
+def test_a_pair_of_a_pinned_layer_alone_is_passed_over() -> None:
+    choices = {Bits(bits, 4): Cost(loss, float(bits), 1) for bits, loss in ((2, 10.0), (4, 1.0), (8, 0.0))}
+    layers = (LayerCosts("first", 8, 1, choices), LayerCosts("second", 8, 1, choices))
+    pinned = LayerCosts("pinned", 8, 1, {W8: Cost(0.0, 8.0, 1)})
+    problem = formulate(CostTable((*layers, pinned)), Budget(size=8 + 2 + 8), pins={"pinned": W8})
+    found = ALLOCATORS["hawq"](problem, Resources(curvatures={"first": 2.0, "second": 1.0, "pinned": 3.0}))
+    assert [bits.weight for bits in found.bits.layers.values()] == [4, 4, 8]
+
+
 def test_layers_of_a_block_share_their_bits() -> None:
     table = CostTable(rows(6, module="b{}.conv"))
     layers = tuple(replace(layer, name=f"b{i // 2}.conv{i % 2}") for i, layer in enumerate(table.layers))

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from hawq_tvm.backends.onnx.io import to_onnx
 from hawq_tvm.backends.tvm.info import LibraryInfo, ValueInfo
-from hawq_tvm.cli import console
+from hawq_tvm.cli import console, terminal
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.ir import Graph
@@ -163,7 +163,8 @@ class Screen(Console):
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     found = Screen(file=io.StringIO(), width=300, highlight=False, soft_wrap=True)
-    monkeypatch.setattr(console, "out", found)
+    for module in (terminal, console):
+        monkeypatch.setattr(module, "out", found)
     return found
 
 

@@ -41,6 +41,11 @@ CASES: dict[str, tuple[str, Request, str, tuple[int, int, int]]] = {
         "conv2d_u8s8s32_avx512vnni", request_for(conv(20, 16, Window((1, 1))), image(20, 4, 5), "u8", batch=2),
         "conv2d vnni", (40 * 16 * 32, 40 * 16, 0),
     ),
+    # 3 x 4 tiles of 4x4 pixels, at 36 points: numbers of 32 input channels, and as many of the weights of 48 outputs
+    "a quarter of the multiplications": (
+        "conv2d_winograd_u8s8s32_avx512vnni", request_for(conv(32, 40, SAME), image(32, 9, 14), "u8"),
+        "winograd vnni", (36 * 12 * 32 * 48, 16 * 12 * 48, 36 * 32 * (12 + 48)),
+    ),
     # 7 columns in 2 tiles of 4: 4 sets of 2 pixels, each with one quad a row of the kernel
     "depthwise": (
         "conv2d_depthwise_u8s8s32_avx512vnni", request_for(conv(32, 32, SAME, groups=32), image(32, 5, 7), "u8"),

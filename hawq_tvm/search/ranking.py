@@ -105,11 +105,17 @@ class _Stairs:
         return picks
 
     def lower(self, levels: Sequence[Bits]) -> list[Bits] | None:
-        """One step down; None where all are at their fewest bits."""
-        now = self._problem.sensitivity(self.picks(levels))
-        excess = self._excess(levels)
+        """One step down; None where all are at their fewest bits.
+
+        A step to a pair that none of the block's layers may have changes nothing, and is taken first: it would hold up
+        those that rank above.
+        """
+        before = self.picks(levels)
+        now, excess = self._problem.sensitivity(before), self._excess(levels)
         steps = []
         for trial in self._steps(levels, self._below):
+            if self.picks(trial) == before:
+                return trial
             rise, gain = self._problem.sensitivity(self.picks(trial)) - now, excess - self._excess(trial)
             steps.append((rise / gain if gain > 0 else inf, trial))
         return min(steps)[1] if steps else None

@@ -15,7 +15,7 @@ from hawq_tvm.kernels.dot.float32 import in_float32, ratios, rounded_in_float32
 from hawq_tvm.kernels.dot.images import Plane, refuse_images
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.product import Product
-from hawq_tvm.kernels.dot.tile import Tile
+from hawq_tvm.kernels.dot.tile import Sums, Tile
 from hawq_tvm.kernels.dot.unit import Residual, Unit, missing
 from hawq_tvm.kernels.dot.vectors import constant, flat, ramp
 from hawq_tvm.kernels.generic.acceptance import refuse_filling_up
@@ -142,7 +142,7 @@ class Result:
         """Accumulators begin as the bias."""
         tile.start([self.bias[lanes] for lanes in self._lanes(block, vectors)])
 
-    def finish(self, tile: Tile, block: Expr, vectors: int, pixels: range, at: tuple[Expr, Expr, Expr]) -> None:
+    def finish(self, tile: Sums, block: Expr, vectors: int, pixels: range, at: tuple[Expr, Expr, Expr]) -> None:
         """Residual, rounding, clip and store of those pixels of a tile whose first one is (sample, row, column)."""
         n, h, start = at
         for pixel in pixels:

@@ -10,8 +10,16 @@ from hawq_tvm.kernels.dot.vectors import Registers, in_all_lanes
 from hawq_tvm.kernels.generic.expressions import Expr
 
 
-class Tile(ABC):
-    """Accumulators of some pixels, or samples, by some vectors of output channels."""
+class Sums(ABC):
+    """What has been added up for some pixels, or samples, by some vectors of output channels."""
+
+    @abstractmethod
+    def sums(self, pixel: int, vector: int) -> Expr:
+        """Of one of each: int32, a lane each output channel."""
+
+
+class Tile(Sums):
+    """Accumulators, and what is added to them."""
 
     @abstractmethod
     def start(self, sums: Sequence[Expr]) -> None:
@@ -28,10 +36,6 @@ class Tile(ABC):
             weights: of a vector.
             pixels: which ones; all where None.
         """
-
-    @abstractmethod
-    def sums(self, pixel: int, vector: int) -> Expr:
-        """What has been added up: int32, a lane each output channel."""
 
 
 class DotTile(Tile):

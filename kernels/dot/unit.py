@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hawq_tvm.core.float32_residual import FloorForm
 from hawq_tvm.core.ir import Array, Rescale, TensorType
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.dot.product import DOT_STEP, FLIP, Product
+from hawq_tvm.kernels.dot.product import DOT_STEP, FLIP, Dot, Product
 from hawq_tvm.kernels.dot.tile import DotTile, Tile
 from hawq_tvm.kernels.dot.vectors import constant, shuffle
 from hawq_tvm.kernels.generic.costs import RATES, Work
@@ -141,6 +141,11 @@ class Unit(ABC):
             stored = shuffle([stored], self.order[residual.vector * self.lanes :][: self.lanes])
         value = stored.astype(f"int32x{self.lanes}") - constant(residual.offset, "int32", self.lanes)
         return self.rounded([product, (value, residual.factor)], rescale)
+
+    @property
+    def dot_words(self) -> Dot | None:
+        """As `Product.dot`, of activations and weights of 16 bits, two a lane; None where no instruction does it."""
+        return None
 
     @property
     def floors(self) -> bool:

@@ -56,6 +56,32 @@ def prefetch(address: Any) -> None:
     T.evaluate(op.call_llvm_intrin("void", "llvm.prefetch", op.address_of(address), read, keep, data))
 
 
+class Wrapping:
+    """A vector of integers that wrap around, kept by a name so that what uses it twice computes it once.
+
+    TVM tells LLVM of its own sums of 32 bits that they never overflow (``nsw``). These are intrinsics with all lanes
+    switched on, of which LLVM assumes nothing, and makes the same instructions.
+    """
+
+    def __init__(self, value: Expr, dtype: str, lanes: int) -> None:
+        self.value, self._dtype, self._lanes = T.bind(value), dtype, lanes
+
+    def __add__(self, other: Wrapping) -> Wrapping:
+        return self._with("add", other.value)
+
+    def __sub__(self, other: Wrapping) -> Wrapping:
+        return self._with("sub", other.value)
+
+    def __mul__(self, factor: int) -> Wrapping:
+        return self._with("mul", constant(factor, self._dtype, self._lanes))
+
+    def _with(self, operation: str, other: Expr) -> Wrapping:
+        dtype, lanes, all_lanes = self._dtype, self._lanes, constant(True, "bool", self._lanes)
+        operands = self.value, other, all_lanes, tirx.const(lanes, "int32")
+        result = op.call_llvm_pure_intrin(f"{dtype}x{lanes}", f"llvm.vp.{operation}", *operands)
+        return Wrapping(result, dtype, lanes)
+
+
 class Registers:
     """Vectors that LLVM keeps in registers: accumulators, int32 unless told otherwise.
 

@@ -69,6 +69,8 @@ RATES: dict[str, Rates] = {
     "conv2d vnni residual": Rates(0.0018, 0.0512),
     "conv2d vnni w4": Rates(0.0018, 0.022),
     "conv2d vnni w4 residual": Rates(0.0018, 0.056),
+    "winograd vnni": Rates(0.0039, 0.09, 0.03),
+    "winograd vnni residual": Rates(0.0039, 0.128, 0.03),
     "depthwise vnni": Rates(0.0, 0.0189, 0.0078),
     "max pool dot": Rates(0.0008, 0.002),
     "avg pool dot": Rates(0.0, 0.0304),

@@ -21,7 +21,7 @@ from hawq_tvm.core.float32_residual import FloorForm
 from hawq_tvm.core.ir import Array, Rescale, TensorType
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.kernels.dot.excess import excess_of_pairs
-from hawq_tvm.kernels.dot.product import Product
+from hawq_tvm.kernels.dot.product import Dot, Product
 from hawq_tvm.kernels.dot.unit import Factors, Residual, Unit
 from hawq_tvm.kernels.dot.vectors import LANE_BYTES, clipped, constant, halves_of_bytes, shuffle
 from hawq_tvm.kernels.generic.expressions import Expr
@@ -33,6 +33,7 @@ from hawq_tvm.kernels.x86.vectors import (
     dot,
     dot_of_pairs,
     dot_of_words,
+    dot_pairs_of_bytes,
     nibbles,
     pack_signed,
     pack_unsigned,
@@ -99,6 +100,10 @@ class X86Unit(Unit):
         lanes = self.order[residual.vector * LANES :][:LANES]
         quads = bytes_in_quads(residual.stored, lanes[::2]), bytes_in_quads(residual.stored, lanes[1::2])
         return rounded([product], rescale, LANES, (quads, residual.factor))
+
+    @property
+    def dot_words(self) -> Dot | None:
+        return dot_pairs_of_bytes if self.vnni and self.lanes == LANES else None
 
     @property
     def floors(self) -> bool:

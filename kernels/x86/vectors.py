@@ -67,6 +67,11 @@ def dot_pairs(accumulator: Expr, x: Expr, y: Expr) -> Expr:
     return op.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpwssd.512", accumulator, x, y)
 
 
+def dot_pairs_of_bytes(accumulator: Expr, x: Expr, y: Expr) -> Expr:
+    """`dot_pairs` of numbers of which the first are given as bytes, int8x64."""
+    return dot_pairs(accumulator, op.reinterpret("int16x32", x), y)
+
+
 def multiply_add_down(x: Expr, y: Expr, z: Expr) -> Expr:
     """``vfmadd213ps`` with ``{rd-sae}``: x * y + z, float32x16, rounded once, toward minus infinity."""
     down_and_no_exceptions = tirx.const(1 | 8, "int32")

@@ -127,7 +127,7 @@ class BorderKernels:
             longer = "takes longer" if costs or copies else "takes no longer, as far as that can be told,"
             parts.append(f"{self.first} {longer} where it writes for a reader of other bits")
         if not parts:
-            return f"0: nothing runs between, {self.second} reads what is written"
+            return f"nothing runs there at any bits, {self.second} reads what is written"
         return f"{how}: {', and '.join(parts)}"
 
 

@@ -1,0 +1,52 @@
+"""The proofs about PrimFuncs that the kernels' tests rely on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from hawq_tvm.kernels.dot.vectors import constant, ramp
+from hawq_tvm.kernels.generic.functions import function
+
+from .accesses import shared_between_threads
+
+
+def writer(place: Any, lanes: int = 4) -> Any:
+    """Eight tasks that write a buffer of 64 elements, made outside, at `place(task, i)` for i from 0 to 3."""
+
+    def body(result: Any) -> None:
+        scratch = T.alloc_buffer((64,), "int32", align=64)
+        with T.parallel(8) as task, T.serial(4) as i:
+            T.buffer_store(scratch, constant(1, "int32", lanes), [ramp(place(task, i), lanes)])
+        T.buffer_store(result, scratch[0], [0])
+
+    return function([("result", (1,), "int32")], body)
+
+
+@pytest.mark.parametrize(
+    ("place", "apart"),
+    [
+        (lambda task, i: task * 8 + i, True),
+        (lambda task, i: task * 8 + i + 1, True),
+        (lambda task, i: task * 8 + i + 2, False),
+        (lambda task, i: task * 6 + i, False),
+        (lambda task, i: i * 8, False),
+        (lambda task, i: tirx.min(task * 8, 40) + i, False),
+        (lambda task, i: task // 2 * 8 + i, False),
+    ],
+)
+def test_tasks_that_write_parts_of_their_own_share_nothing(place: Any, apart: bool) -> None:
+    assert (shared_between_threads(writer(place)) == []) == apart
+
+
+def test_buffers_of_a_task_are_not_shared() -> None:
+    def body(result: Any) -> None:
+        with T.parallel(8) as task:
+            scratch = T.alloc_buffer((64,), "int32", align=64)
+            T.buffer_store(scratch, tirx.const(1, "int32"), [0])
+            T.buffer_store(result, scratch[0], [task])
+
+    assert shared_between_threads(function([("result", (8,), "int32")], body)) == []
