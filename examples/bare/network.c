@@ -382,8 +382,8 @@ static Value builtin(Machine *machine, Text name, const Value *given, int64_t co
     value.storage.memory = keep(network, bytes, 1);
     value.storage.bytes = bytes;
     value.kind = value.storage.memory ? STORAGE : NOTHING;
-  } else if (is(name, "vm.builtin.alloc_tensor") && count == 4 && given[0].kind == STORAGE && given[1].kind == INTEGER &&
-             given[2].kind == SHAPE && given[3].kind == TYPE) {
+  } else if (is(name, "vm.builtin.alloc_tensor") && count == 4 && given[0].kind == STORAGE &&
+             given[1].kind == INTEGER && given[2].kind == SHAPE && given[3].kind == TYPE) {
     const uint64_t offset = (uint64_t)given[1].integer, bytes = given[0].storage.bytes;
     if (offset > bytes || offset % LINE) return value;
     char *data = given[0].storage.memory + offset;
