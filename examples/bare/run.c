@@ -3,8 +3,8 @@
  *     ./run MODEL.so main|reals INPUT OUTPUT [RUNS]
  *
  * INPUT holds batches as the library takes them, raw, one after the other: integers for "main", float32 for "reals";
- * OUTPUT gets what it makes of each, all or nothing. With RUNS, the last batch is run so many times more, and the median
- * time printed.
+ * OUTPUT gets what it makes of each, all or nothing. With RUNS, the last batch is run so many times more, and the
+ * median time printed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
