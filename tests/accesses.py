@@ -57,10 +57,11 @@ def accesses_outside(function: Any) -> list[str]:
 def shared_between_threads(function: Any) -> list[str]:
     """Names of buffers that a parallel loop writes though an allocation outside it made them: one for all threads.
 
-    Those are left out of which every task is proved to write a part of its own.
+    Those are left out of which every task is proved to write parts of its own.
     """
     analyzer, outside, tasks = Analyzer(), [[]], []
     found: list[str] = []
+    periods: dict[tuple[Any, Any], set[int]] = {}
 
     def visit(node: Any, visitor: Any) -> Any:
         if isinstance(node, tirx.For):
@@ -69,11 +70,13 @@ def shared_between_threads(function: Any) -> list[str]:
             outside[-1].append(node.buffer)
         elif isinstance(node, tirx.stmt.BufferStore):
             shared = (buffer for allocations in outside[:-1] for buffer in allocations)
-            if tasks and not any(_is_apart(index, tasks[-1], analyzer) for index in node.indices):
-                found.extend(str(buffer.name) for buffer in shared if buffer.same_as(node.buffer))
+            if any(buffer.same_as(node.buffer) for buffer in shared):
+                key = str(node.buffer.name), tasks[-1]
+                periods[key] = _periods(node, tasks[-1], analyzer, periods.get(key))
+                found.extend([key[0]] * (not periods[key]))
         elif isinstance(node, tirx.For) and node.kind == tirx.ForKind.PARALLEL:
             outside.append([])
-            tasks.append(node.loop_var)
+            tasks.append(node)
             result = visitor.default_visit(node)
             tasks.pop()
             outside.pop()
@@ -84,11 +87,28 @@ def shared_between_threads(function: Any) -> list[str]:
     return found
 
 
-def _is_apart(index: Any, task: Any, analyzer: Analyzer) -> bool:
-    """Whether an index is a multiple of the task's number and something smaller than what it is multiplied by."""
+def _periods(store: Any, task: Any, analyzer: Analyzer, candidates: set[int] | None) -> set[int]:
+    """Periods of a buffer, one row of elements, in each of which every task stores in a part of its own.
+
+    An index is then a multiple of the task's number, and something that is smaller than what the number is multiplied
+    by, but for whole periods. A single task has all to itself.
+    """
+    if int(task.extent) == 1:
+        return {1}
+    if len(store.indices) > 1:
+        return set()
+    (index,), (size,) = store.indices, store.buffer.shape
     first, reach = (index.base, int(index.lanes) - 1) if isinstance(index, tirx.Ramp) else (index, 0)
-    linear = detect_linear_equation(analyzer.simplify(first), [task])
+    linear = detect_linear_equation(analyzer.simplify(first), [task.loop_var])
     if not linear or not isinstance(linear[0], tirx.IntImm):
-        return False
-    distance, rest = int(linear[0]), analyzer.const_int_bound(linear[1])
-    return bool(rest.min_value >= 0 and rest.max_value + reach < distance)
+        return set()
+    part, rest = int(linear[0]), linear[1]
+    least = max(1, part * int(task.extent))
+    if candidates is None:
+        candidates = {period for period in range(least, int(size) + 1) if int(size) % period == 0}
+    found = set()
+    for period in candidates:
+        bound = analyzer.const_int_bound(analyzer.simplify(rest % period))
+        if period >= least and bound.min_value >= 0 and bound.max_value + reach < part:
+            found.add(period)
+    return found

@@ -75,10 +75,12 @@ def integers_of(name: str, pairs: Sequence[str] = ("w8a8",)) -> Graph:
     return integerize(graph, ranges_of(name), BitConfig(bits))
 
 
-def integers_of_module(name: str, make: Callable[[], nn.Module], size: int, pairs: Sequence[str]) -> Graph:
+def integers_of_module(
+    name: str, make: Callable[[], nn.Module], size: int, pairs: Sequence[str], *, channels: int = 3
+) -> Graph:
     """The integer graph of a network of random weights, its layers taking the pairs in turn; images of some size."""
     torch.manual_seed(0)
-    network, x = make().eval(), torch.randn(4, 3, size, size)
+    network, x = make().eval(), torch.randn(4, channels, size, size)
     graph = capture(network, x, name=name)
     ranges = observe_ranges(lambda x, tap: FloatModule(graph)(x, tap=tap), [x], make_observer("max"))
     bits = {layer.name: Bits.parse(pairs[i % len(pairs)]) for i, layer in enumerate(graph.layers)}

@@ -14,7 +14,7 @@ from hawq_tvm.kernels.generic.functions import function
 from .accesses import shared_between_threads
 
 
-def writer(place: Any, lanes: int = 4) -> Any:
+def writer(place: Any, lanes: int) -> Any:
     """Eight tasks that write a buffer of 64 elements, made outside, at `place(task, i)` for i from 0 to 3."""
 
     def body(result: Any) -> None:
@@ -27,19 +27,35 @@ def writer(place: Any, lanes: int = 4) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("place", "apart"),
+    ("place", "lanes", "apart"),
     [
-        (lambda task, i: task * 8 + i, True),
-        (lambda task, i: task * 8 + i + 1, True),
-        (lambda task, i: task * 8 + i + 2, False),
-        (lambda task, i: task * 6 + i, False),
-        (lambda task, i: i * 8, False),
-        (lambda task, i: tirx.min(task * 8, 40) + i, False),
-        (lambda task, i: task // 2 * 8 + i, False),
+        (lambda task, i: task * 8 + i, 4, True),
+        (lambda task, i: task * 8 + i + 1, 4, True),
+        (lambda task, i: task * 8 + i + 2, 4, False),
+        (lambda task, i: task * 6 + i, 4, False),
+        (lambda task, i: i * 8, 4, False),
+        (lambda task, i: tirx.min(task * 8, 40) + i, 4, False),
+        (lambda task, i: task // 2 * 8 + i, 4, False),
+        (lambda task, i: i * 16 + task * 2, 2, True),
+        (lambda task, i: i * 16 + task, 2, False),
+        (lambda task, i: i * 12 + task * 2, 2, False),
     ],
 )
-def test_tasks_that_write_parts_of_their_own_share_nothing(place: Any, apart: bool) -> None:
-    assert (shared_between_threads(writer(place)) == []) == apart
+def test_tasks_that_write_parts_of_their_own_share_nothing(place: Any, lanes: int, apart: bool) -> None:
+    assert (shared_between_threads(writer(place, lanes)) == []) == apart
+
+
+def test_stores_must_keep_to_the_same_parts() -> None:
+    """Each alone would do: every task its own eighth, and every task its own pair in each quarter."""
+
+    def body(result: Any) -> None:
+        scratch = T.alloc_buffer((64,), "int32", align=64)
+        with T.parallel(8) as task, T.serial(4) as i:
+            T.buffer_store(scratch, tirx.const(1, "int32"), [task * 8 + i])
+            T.buffer_store(scratch, tirx.const(1, "int32"), [i * 16 + task * 2])
+        T.buffer_store(result, scratch[0], [0])
+
+    assert shared_between_threads(function([("result", (1,), "int32")], body)) != []
 
 
 def test_buffers_of_a_task_are_not_shared() -> None:

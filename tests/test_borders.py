@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm import latency
-from hawq_tvm.backends.tvm.borders import Crossing, Taken, find_borders
+from hawq_tvm.backends.tvm.borders import BorderKernels, Crossing, Price, Taken, find_borders
 from hawq_tvm.backends.tvm.chosen import Candidates, ChosenKernel, Planned
 from hawq_tvm.backends.tvm.host import find_c_compiler
 from hawq_tvm.backends.tvm.latency import LatencyTable, TableKernels, measure_latency, predict_latency
@@ -308,6 +308,10 @@ def test_copies_are_called_copies_and_layers_layers() -> None:
     assert titles["stem.u4"] == f"a copy at 4 bits ({planned.plan.kernels['stem.u4']})"
 
 
+def code_of(times: Mapping[Hashable, Taken]) -> Price:
+    return lambda kernel: times[kernel.code]
+
+
 def test_a_kernel_takes_longer_only_beyond_the_spreads() -> None:
     """What a kernel writes for another reader counts where it is told apart from its own time."""
     kernels = TableKernels.of(candidates_of("Padded", W4, W8), Machine.resolve(LLVM))
@@ -324,6 +328,10 @@ def test_a_kernel_takes_longer_only_beyond_the_spreads() -> None:
     assert cost(13.0, 1.0) == BorderCost(latency_us=3.0, latency_spread_us=(1.0, 5.0))
     assert cost(13.0, 2.0) == cost(9.0, 0.1) == BorderCost()
     assert crossing.cost(lambda kernel: Taken(12.0 if kernel.code == here.code else 10.0)) == BorderCost(latency_us=2.0)
+    for us, said in ((13.0, "stem takes longer where it writes"), (10.5, "stem takes no longer, as far as")):
+        border = BorderKernels("stem", "down1", {(4, 8): crossing})
+        times = {here.code: Taken(us, (us - 1, us + 1)), alone.code: Taken(10.0, (9.0, 11.0))}
+        assert border.priced([W4, W8], code_of(times), "measured").source.startswith(f"measured: {said}")
     assert Crossing(()).cost(lambda kernel: pytest.fail("nothing runs")) == BorderCost()
 
 

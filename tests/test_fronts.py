@@ -56,7 +56,7 @@ def test_what_more_of_a_budget_buys_is_said_and_kept(scratch: Path, cli: Run) ->
     out = cli("allocate", scratch, "--budget-size", "40%")[1]
     (line,) = (line for line in out.splitlines() if line.startswith("size binds: "))
     assert re.fullmatch(
-        r"size binds: [\d.]+ kB more buy [\d.e-]+ less sensitivity \([\d.]+% of it\): .* w\da\d.*", line
+        r"size binds: [\d.]+ kB more buys [\d.e-]+ less sensitivity \([\d.]+% of it\): .* w\da\d.*", line
     )
     prices = json.loads((scratch / "allocation.json").read_text())["prices"]
     assert [price["cost"] for price in prices] == ["size_bytes"]

@@ -29,9 +29,16 @@ def test_the_program_and_uniform_bits_keep_within_the_published_bytes() -> None:
     costs = table(1.0, 100.0, 1.0)
     theirs = BitConfig(dict(zip(costs.names, map(indexed, (5, 3, 4)), strict=True)), "published")
     found = dict(policies(costs, theirs))
-    assert list(found) == ["HAQ's authors", "the program by kl", "uniform k4a8", "uniform k5a8"]
+    pinned = "the same, layer2 as theirs"
+    assert list(found) == ["HAQ's authors", "the program by kl", pinned, "uniform k4a8", "uniform k5a8"]
+    assert found[pinned].layers["layer2"] == theirs.layers["layer2"]
     size = {who: costs.total(bits, "size_bytes") for who, bits in found.items()}
-    assert max(size["the program by kl"], size["uniform k4a8"]) <= size["HAQ's authors"] < size["uniform k5a8"]
+    assert (
+        max(size["the program by kl"], size[pinned], size["uniform k4a8"])
+        <= size["HAQ's authors"]
+        < size["uniform k5a8"]
+    )
+    assert found["the program by kl"].layers["layer2"] != theirs.layers["layer2"]
     loss = {who: costs.total(bits, "sensitivity") for who, bits in found.items()}
     assert loss["the program by kl"] <= min(loss["HAQ's authors"], loss["uniform k4a8"])
     assert found["the program by kl"].layers["layer1"].weight > 4, "the most sensitive layer has the most"
@@ -40,10 +47,15 @@ def test_the_program_and_uniform_bits_keep_within_the_published_bytes() -> None:
 def test_the_fewest_bits_have_none_below() -> None:
     costs = table(1.0, 1.0)
     found = dict(policies(costs, BitConfig.uniform(costs.names, indexed(2))))
-    assert list(found)[2:] == ["uniform k2a8", "uniform k3a8"]
+    assert list(found)[3:] == ["uniform k2a8", "uniform k3a8"]
 
 
 def test_sizes_stand_in_megabytes_and_losses_in_points() -> None:
-    row = {"who": "uniform k3a8", "index_bytes": 9.6e6, "size_bytes": 9.7e6, "divergence": 0.0123}
-    text = table_of({"x": {**row, "integer_top1": 0.801, "difference": -0.02, "standard_error": 0.005}})
-    assert text.splitlines()[-1] == "| uniform k3a8 | 9.60 | 9.70 | 0.012 | 80.1% | -2.0 ± 0.5 |"
+    row = {"who": "uniform k3a8", "index_bytes": 9.6e6, "divergence": 0.0123, "integer_top1": 0.801}
+    loss = {"difference": -0.02, "standard_error": 0.005}
+    more, same = {"difference": 0.01, "standard_error": 0.004}, {"difference": 0.0, "standard_error": 0.0}
+    text = table_of({"x": {**row, **loss, "beside_theirs": more}, "y": {**row, **loss, "beside_theirs": same}})
+    assert text.splitlines()[2:] == [
+        "| uniform k3a8 | 9.60 | 0.012 | 80.1% | -2.0 ± 0.5 | +1.0 ± 0.4 |",
+        "| uniform k3a8 | 9.60 | 0.012 | 80.1% | -2.0 ± 0.5 |  |",
+    ]

@@ -85,7 +85,7 @@ def test_the_relaxation_bounds_what_a_budget_buys_and_the_sentence_says_what_it_
     assert 0.75 <= prices["size_bytes"] <= 1.0
     (price,) = shadow_prices(problem, solve_ilp(problem))
     assert price_sentences([price]) == [
-        "size binds: 5 bytes more buy 3 less sensitivity (50.0% of it): l3 w4a4 to w8a8"
+        "size binds: 5 bytes more buys 3 less sensitivity (50.0% of it): l3 w4a4 to w8a8"
     ]
     with pytest.raises(InfeasibleBudget):
         relaxed_prices(six_layers(Budget(size=3)))

@@ -64,7 +64,7 @@ def summary() -> RunSummary:
         fidelity=None, verification={}, benchmark={}, notes=(), remarks=(f"raise {LONG * 2}",),
         sources={"latency_us": f"measured by {LONG * 3}"}, versions={"torch": "2"}, front=front(),
         allocations={"small": Difference((change,), {"sensitivity": (0.1, 0.5), "size_bytes": (20.0, 10.0)})},
-        explanations=(explanation(LONG),), prices=(f"size binds: 5 bytes more buy 3 less sensitivity: {LONG}",),
+        explanations=(explanation(LONG),), prices=(f"size binds: 5 bytes more buys 3 less sensitivity: {LONG}",),
     )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_energy_and_borders_stand_with_the_costs(summary: RunSummary) -> None:
     assert "<td>energy</td><td>9.5 uJ a sample</td><td>100 uJ a sample</td>" in text
     assert "4.25 us, 1.25 of it between layers" in text
     assert "<th>uJ</th>" in text
-    assert f"<p>Size binds: 5 bytes more buy 3 less sensitivity: {LONG}.</p>" in text
+    assert f"<p>Size binds: 5 bytes more buys 3 less sensitivity: {LONG}.</p>" in text
 
 
 def test_allocations_stand_side_by_side(summary: RunSummary) -> None:

@@ -142,7 +142,7 @@ def test_a_device_that_dies_at_a_copy_between_layers_keeps_what_was_timed(
     with mortal_server(known, "cpu", evaluations=2 * layers + 1):
         status, out, err = cli(*command, tmp_path / "run")
     assert (status, out) == (2, "")
-    assert re.search(rf"^error: {device} was lost while timing layer 'stem\.\w+' \(requantize\)", err, re.MULTILINE)
+    assert re.search(rf"^error: {device} was lost while timing a copy at 4 bits \(requantize_\w+\)", err, re.MULTILINE)
     assert len(kept()) == layers
     with server(known, "cpu"):
         assert cli(*command, tmp_path / "run")[0] == 0

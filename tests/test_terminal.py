@@ -58,7 +58,7 @@ def test_a_table_gives_up_what_is_spare_and_wraps_before_it_is_a_list(shown: Cal
     whole = shown(140)
     assert whole[0].split() == list(COLUMNS) and len(whole) == 3
     assert shown(90, wraps=True)[0].split() == list(COLUMNS), "the sentence goes on below"
-    less = shown(75, wraps=True, spare=("BOPS",))
+    less = shown(72, wraps=True, spare=("BOPS",))
     assert less[0].split() == [name for name in COLUMNS if name != "BOPS"]
     assert less[-1] == "a wider terminal, or --json, shows BOPS too"
     listed = shown(50)
@@ -68,7 +68,7 @@ def test_a_table_gives_up_what_is_spare_and_wraps_before_it_is_a_list(shown: Cal
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_terminal_gets_lines_that_break_between_words(columns: int, tmp_path: Path) -> None:
     """Through a terminal, as a person has it: a long sentence keeps its words; elsewhere it keeps its line."""
-    words = "latency binds: 20 us more buy 0.0043 less sensitivity: " + ", ".join(
+    words = "latency binds: 20 us more buys 0.0043 less sensitivity: " + ", ".join(
         f"layer{i} w4a4 to w8a8" for i in range(9)
     )
     script = f"from hawq_tvm.cli import terminal; terminal.out.print({words!r}); terminal.err.print({words!r})"

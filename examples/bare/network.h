@@ -38,7 +38,7 @@ int network_run(Network *network);
 
 void network_close(Network *network);
 
-/* Why the last of these calls failed, in a sentence. */
+/* Why this thread's last network_open or network_run failed, in a sentence; empty where it did not. */
 const char *network_error(void);
 
 #endif

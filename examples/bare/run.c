@@ -3,13 +3,17 @@
  *     ./run MODEL.so main|reals INPUT OUTPUT [RUNS]
  *
  * INPUT holds batches as the library takes them, raw, one after the other: integers for "main", float32 for "reals";
- * OUTPUT gets what it makes of each. With RUNS, the last batch is run so many times more, and the median time printed.
+ * OUTPUT gets what it makes of each, all or nothing. With RUNS, the last batch is run so many times more, and the
+ * median time printed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "network.h"
@@ -39,42 +43,79 @@ static double milliseconds(void) {
 static int print_median(Network *network, int runs) {
   double *times = malloc((size_t)runs * sizeof *times);
   if (!times) return failed("", "no memory");
-  for (int i = 0; i < runs; ++i) {
+  int status = 0;
+  for (int i = 0; i < runs && !status; ++i) {
     const double start = milliseconds();
-    if (network_run(network)) return failed("", network_error());
+    if (network_run(network)) status = failed("", network_error());
     times[i] = milliseconds() - start;
   }
   qsort(times, (size_t)runs, sizeof *times, by_value);
-  printf("%.3f ms a call, median of %d\n", times[runs / 2], runs);
+  if (!status) printf("%.3f ms a call, median of %d\n", times[runs / 2], runs);
   free(times);
-  return 0;
+  return status;
+}
+
+static int run_batches(Network *network, const char *input_path, FILE *from, const char *output_path, FILE *to) {
+  const Array *input = network_input(network), *output = network_output(network);
+  size_t batches = 0, found;
+  while ((found = fread(input->data, 1, input->bytes, from)) == input->bytes) {
+    if (network_run(network)) return failed(input_path, network_error());
+    if (fwrite(output->data, 1, output->bytes, to) != output->bytes) return failed(output_path, strerror(errno));
+    ++batches;
+  }
+  if (ferror(from)) return failed(input_path, strerror(errno));
+  return found || !batches ? failed(input_path, "does not hold whole batches") : 0;
+}
+
+static bool is_same_file(FILE *from, const char *path) {
+  struct stat one, other;
+  return !fstat(fileno(from), &one) && !stat(path, &other) && one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
+/* A file is written under another name until it is whole; a device, a pipe or a link is written as it stands. */
+static int write_output(Network *network, const char *input_path, FILE *from, const char *output_path) {
+  struct stat there;
+  const bool apart = lstat(output_path, &there) || S_ISREG(there.st_mode);
+  char written[PATH_MAX];
+  if (snprintf(written, sizeof written, "%s%s", output_path, apart ? ".part" : "") >= (int)sizeof written)
+    return failed(output_path, strerror(ENAMETOOLONG));
+  FILE *to = fopen(written, "wb");
+  if (!to) return failed(output_path, strerror(errno));
+  int status = run_batches(network, input_path, from, output_path, to);
+  if (fclose(to) && !status) status = failed(output_path, strerror(errno));
+  if (apart && !status && rename(written, output_path)) status = failed(output_path, strerror(errno));
+  if (apart && status) remove(written);
+  return status;
+}
+
+static int run_file(Network *network, const char *input_path, const char *output_path) {
+  FILE *from = fopen(input_path, "rb");
+  if (!from) return failed(input_path, strerror(errno));
+  const int status = is_same_file(from, output_path) ? failed(output_path, "is the input too")
+                                                     : write_output(network, input_path, from, output_path);
+  fclose(from);
+  return status;
+}
+
+/* -1 of what is no number of calls. */
+static int calls_of(const char *text) {
+  char *end;
+  const long calls = strtol(text, &end, 10);
+  return end == text || *end || calls < 1 || calls > INT_MAX ? -1 : (int)calls;
 }
 
 int main(int argc, char **argv) {
-  if (argc < 5 || argc > 6) {
+  const int runs = argc == 6 ? calls_of(argv[5]) : 0;
+  if (argc < 5 || argc > 6 || runs < 0) {
     fputs("usage: ./run MODEL.so main|reals INPUT OUTPUT [RUNS]\n", stderr);
     return 2;
   }
   Network *network = network_open(argv[1], argv[2]);
   if (!network) return failed("", network_error());
-  const Array *input = network_input(network), *output = network_output(network);
-  describe("input", input);
-  describe("output", output);
-  FILE *from = fopen(argv[3], "rb");
-  if (!from) return failed(argv[3], strerror(errno));
-  FILE *to = fopen(argv[4], "wb");
-  if (!to) return failed(argv[4], strerror(errno));
-  size_t batches = 0, found;
-  while ((found = fread(input->data, 1, input->bytes, from)) == input->bytes) {
-    if (network_run(network)) return failed(argv[3], network_error());
-    if (fwrite(output->data, 1, output->bytes, to) != output->bytes) return failed(argv[4], strerror(errno));
-    ++batches;
-  }
-  if (found || !batches) return failed(argv[3], "does not hold whole batches");
-  if (fclose(to)) return failed(argv[4], strerror(errno));
-  fclose(from);
-  const int runs = argc == 6 ? atoi(argv[5]) : 0;
-  const int status = runs > 0 ? print_median(network, runs) : 0;
+  describe("input", network_input(network));
+  describe("output", network_output(network));
+  int status = run_file(network, argv[3], argv[4]);
+  if (!status && runs) status = print_median(network, runs);
   network_close(network);
   return status;
 }

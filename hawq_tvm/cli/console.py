@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from hawq_tvm.runs.front import price_sentences
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.records import Tuning
     from hawq_tvm.cli.doctor import Check
-    from hawq_tvm.core.specs import CostName, CostTable
+    from hawq_tvm.core.specs import CostName, CostTable, LayerCosts
     from hawq_tvm.ilp import Allocation
+    from hawq_tvm.ilp.problem import Quantity
     from hawq_tvm.measure.bench import BenchReport
     from hawq_tvm.measure.comparison import Comparison
     from hawq_tvm.measure.debug_report import DebugReport
@@ -342,37 +343,51 @@ def print_comparison(report: Comparison) -> None:
 
 
 def print_costs(table: CostTable) -> None:
-    """Every layer's costs at every candidate pair, and where the numbers come from."""
+    """Every layer's costs at every candidate pair, a table for each quantity, and where the numbers come from."""
     pairs = sorted({bits for layer in table.layers for bits in layer.choices})
-    has_energy = any(cost.energy_uj is not None for layer in table.layers for cost in layer.choices.values())
-    rows = []
-    for layer in table.layers:
-        costs = [layer.choices.get(bits) for bits in pairs]
-        rises = (_number(None if cost is None else cost.sensitivity, ".2e") for cost in costs)
-        times = (_number(None if cost is None else cost.latency_us, ".1f") for cost in costs)
-        energies = (_number(None if cost is None else cost.energy_uj, ".3g") for cost in costs)
-        error = _number(layer.sensitivity_error, ".0%")
-        tail = energies if has_energy else ()
-        rows.append((layer.name, f"{layer.parameters:,}", f"{layer.macs:,}", *rises, error, *times, *tail))
-    rises_of, times_of = [f"sensitivity {bits}" for bits in pairs], [f"us alone {bits}" for bits in pairs]
-    energies_of = [f"uJ {bits}" for bits in pairs] if has_energy else []
-    print_table(("layer", "weights", "MACs", *rises_of, "+-", *times_of, *energies_of), rows)
+    names = tuple(map(repr, pairs))
+
+    def cells(layer: LayerCosts, quantity: Quantity, form: str) -> Iterator[str]:
+        costs = (layer.choices.get(pair) for pair in pairs)
+        return (_number(None if cost is None else getattr(cost, quantity), form) for cost in costs)
+
+    rows = [
+        (
+            layer.name,
+            f"{layer.parameters:,}",
+            f"{layer.macs:,}",
+            *cells(layer, "sensitivity", ".2e"),
+            _number(layer.sensitivity_error, ".0%"),
+        )
+        for layer in table.layers
+    ]
+    print_table(("sensitivity of layer", "weights", "MACs", *names, "+-"), rows, spare=("MACs", "weights"))
+    measured: tuple[tuple[CostName, str, str], ...] = (("latency_us", "us alone", ".1f"), ("energy_uj", "uJ", ".3g"))
+    for cost, title, form in measured:
+        if any(getattr(each, cost) is not None for layer in table.layers for each in layer.choices.values()):
+            rows = [(layer.name, *cells(layer, cost, form)) for layer in table.layers]
+            print_table((f"{title} of layer", *names), rows)
     _print_borders(table)
     for name, source in table.sources.items():
         out.print(Text(f"{name}: {source}"))
 
 
 def _print_borders(table: CostTable) -> None:
-    """What lies between layers costs at most, where it costs anything."""
+    """What lies between layers costs at most, where it costs anything, and what runs there."""
     found = [
-        (f"{border.first} to {border.second}", cost, max(getattr(each, cost) for each in border.costs.values()))
+        (border, cost, max(getattr(each, cost) for each in border.costs.values()))
         for border in table.borders
         for cost in COST_UNITS
         if border.costs
     ]
-    rows = [(ends, f"{written(most)} {COST_UNITS[cost]}") for ends, cost, most in found if most]
+    rows = [
+        (f"{border.first} to {border.second}", f"{written(most)} {COST_UNITS[cost]}", border.source)
+        for border, cost, most in found
+        if most
+    ]
     if rows:
-        print_table(("between layers", "costs at most"), rows)
+        columns = ("between layers", "costs at most", "what runs there")
+        print_table(columns, rows, wraps=True, spare=columns[2:])
 
 
 def print_allocation(result: Allocation, between: Mapping[CostName, float]) -> None:

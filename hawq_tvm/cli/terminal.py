@@ -59,7 +59,7 @@ def print_error(message: str) -> None:
     err.print(Text("error: ", style="bold red") + Text(message))
 
 
-_LEAST_TEXT = 28
+_LEAST_TEXT = 24
 """Characters that a column of sentences is left, before a table is given up."""
 
 

@@ -4,6 +4,9 @@ A call with so many operations takes no less than they take at the peak, and one
 reading them takes (Williams, Waterman, Patterson: Roofline, CACM 2009). The longer of the two bounds the call. Weights
 are read once a call from wherever a network of its size lies; what layers hand on to one another comes from a cache
 that holds all activations. Both bandwidths are measured with buffers of those sizes.
+
+Operations are those of the convolution as it is defined, whatever computes it. A kernel that needs fewer
+multiplications (`conv2d_winograd_...`) may therefore pass the peak, and its share of it 100 %.
 """
 
 from __future__ import annotations

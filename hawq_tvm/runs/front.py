@@ -127,7 +127,7 @@ def price_sentences(prices: Iterable[ShadowPrice]) -> list[str]:
         share = f" ({price.less / price.sensitivity:.1%} of it)" if price.sensitivity > 0 else ""
         more, less = amount_of(price.more, price.cost), amount_of(price.less, "sensitivity")
         found.append(
-            f"{name_of(price.cost)} binds: {more} more buy {less} less sensitivity{share}: {changed(price.changes)}"
+            f"{name_of(price.cost)} binds: {more} more buys {less} less sensitivity{share}: {changed(price.changes)}"
         )
     return found
 

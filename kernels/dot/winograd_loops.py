@@ -134,18 +134,18 @@ class Loops:
         apart = tiling.once or groups > 1
         within = T.serial if apart else loop
         with (loop if apart else T.serial)(groups) as group:
-            inputs = T.alloc_buffer((ALL_POINTS, self.tiles * layout.channels + PADDING), "int16", align=64)
+            inputs = _Scratch(ALL_POINTS, self.tiles * layout.channels)
             with within(tiling.rows) as row:
                 self._inputs(inputs, group, row)
             with within(blocks) as block:
                 for_block(self.panels, block, lambda vectors: self._block(inputs, weights, group, block, vectors))
 
-    def _weights_scratch(self, points: int) -> Any:
-        return T.alloc_buffer((points, self.layout.channels * self.panels.pair + PADDING), "int16", align=64)
+    def _weights_scratch(self, points: int) -> _Scratch:
+        return _Scratch(points, self.layout.channels * self.panels.pair)
 
     # Transforms of what is multiplied
 
-    def _inputs(self, inputs: Any, group: Expr, row: Expr) -> None:
+    def _inputs(self, inputs: _Scratch, group: Expr, row: Expr) -> None:
         """A row of tiles of all channels at all points."""
         layout, plane, words = self.layout, self.result.source, self.words
         n, top = self._top(group, row)
@@ -161,13 +161,13 @@ class Loops:
             first = (row * layout.columns + column) * layout.channels + channel
             for number in range(POINTS):
                 for point, value in enumerate(transform_input([each[number] for each in columns])):
-                    T.buffer_store(inputs, value.value, [number * POINTS + point, ramp(first, words)])
+                    inputs.store(number * POINTS + point, first, value, words)
 
-    def _all_weights(self, weights: Any, block: Expr, vectors: int) -> None:
+    def _all_weights(self, weights: _Scratch, block: Expr, vectors: int) -> None:
         for pair in range(PAIRS):
             self._weights(weights, block * ALL_POINTS + pair * PAIR_POINTS, block, vectors, pair)
 
-    def _weights(self, weights: Any, first: Expr, block: Expr, vectors: int, pair: int) -> None:
+    def _weights(self, weights: _Scratch, first: Expr, block: Expr, vectors: int, pair: int) -> None:
         """Weights of a block at the points of two rows, which become rows of the scratch from `first` on."""
         words, room = self.words, self.panels.step_bytes(vectors)
         with T.serial(self.layout.channels // 2) as step, T.serial(vectors) as vector:
@@ -182,29 +182,27 @@ class Loops:
                 for right in range(PAIRS):
                     for second, value in enumerate(transform_weights(right, taps)):
                         point = first + (number * POINTS + 2 * right + second)
-                        T.buffer_store(weights, value.value, [point, ramp((step * vectors + vector) * words, words)])
+                        weights.store(point, (step * vectors + vector) * words, value, words)
 
     def _word(self, bytes_: Expr) -> Wrapping:
         return Wrapping(bytes_.astype(f"int16x{self.words}"), "int16", self.words)
 
     # Products
 
-    def _block(self, inputs: Any, weights: Any, group: Expr, block: Expr, vectors: int) -> None:
+    def _block(self, inputs: _Scratch, weights: _Scratch | None, group: Expr, block: Expr, vectors: int) -> None:
         """A block of output channels of some rows of tiles; `weights` are all of them, or None."""
         products = T.alloc_buffer((self.tiles * ALL_POINTS, self.panels.pair), "int32", align=64)
-        few = self._weights_scratch(PAIR_POINTS) if weights is None else None
+        few = weights or self._weights_scratch(PAIR_POINTS)
         with T.serial(PAIRS) as pair:
-            if few is not None:
-                for number in range(PAIRS):
-                    with T.If(pair == number), T.Then():
-                        self._weights(few, tirx.const(0, "int32"), block, vectors, number)
+            for number in range(0 if weights else PAIRS):
+                with T.If(pair == number), T.Then():
+                    self._weights(few, tirx.const(0, "int32"), block, vectors, number)
             with T.serial(PAIR_POINTS) as number:
                 point = pair * PAIR_POINTS + number
-                if few is not None:
+                if not weights:
                     self._prefetch(block, point)
-                    self._multiply(inputs, few, number, products, (block, vectors, point))
-                else:
-                    self._multiply(inputs, weights, block * ALL_POINTS + point, products, (block, vectors, point))
+                row = block * ALL_POINTS + point if weights else number
+                self._multiply(inputs, few, row, products, (block, vectors, point))
         with T.serial(self.tiling.rows) as row:
             with T.serial(self.layout.columns) as column:
                 self._outputs(products, (group, row, column), block, vectors)
@@ -213,7 +211,7 @@ class Loops:
                 self.result.in_frame(block, vectors, n, top + down, lambda: None)
 
     def _multiply(
-        self, inputs: Any, weights: Any, weights_row: Expr, products: Any, at: tuple[Expr, int, Expr]
+        self, inputs: _Scratch, weights: _Scratch, row: Expr, products: Any, at: tuple[Expr, int, Expr]
     ) -> None:
         """All tiles by a block's weights at one point, those of that row of the scratch."""
         (block, vectors, point), channels, before = at, self.layout.channels, 0
@@ -226,8 +224,8 @@ class Loops:
                 tile.start(starts)
                 with T.serial(channels // 2) as step:
                     tile.add(
-                        lambda number: inputs[point, ramp((first + number) * channels + 2 * step, 2)],  # noqa: B023
-                        lambda vector: weights[weights_row, ramp((step * vectors + vector) * words, words)],
+                        lambda number: inputs.load(point, (first + number) * channels + 2 * step, 2),  # noqa: B023
+                        lambda vector: weights.load(row, (step * vectors + vector) * words, words),
                     )
                 for number, vector in product(range(size), range(vectors)):
                     place = [(first + number) * ALL_POINTS + point, ramp(vector * lanes, lanes)]
@@ -287,6 +285,20 @@ class Loops:
 
     def _left(self, column: Expr) -> Expr:
         return tirx.min(column * OUTPUTS, self.width - OUTPUTS)
+
+
+class _Scratch:
+    """Rows of 16-bit numbers, a little apart. One row of elements: TVM would cut padding off rows of their own."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        self._between = length + PADDING
+        self._buffer = T.alloc_buffer((rows * self._between,), "int16", align=64)
+
+    def load(self, row: Expr, place: Expr, count: int) -> Expr:
+        return self._buffer[ramp(row * self._between + place, count)]
+
+    def store(self, row: Expr, place: Expr, numbers: Wrapping, count: int) -> None:
+        T.buffer_store(self._buffer, numbers.value, [ramp(row * self._between + place, count)])
 
 
 class _Quotients(Sums):
