@@ -198,7 +198,9 @@ def test_residuals_that_are_rounded_down_in_float32() -> None:
     [
         (64, 56, 1, Tiling(rows=1, once=True, threads=True)),
         (128, 28, 1, Tiling(rows=7, once=False, threads=True)),
-        (128, 28, 4, Tiling(rows=7, once=True, threads=True)),
+        (128, 28, 3, Tiling(rows=7, once=False, threads=True)),
+        (128, 28, 4, Tiling(rows=4, once=True, threads=True)),
+        (96, 35, 1, Tiling(rows=3, once=False, threads=True)),
         (64, 6, 1, Tiling(rows=2, once=True, threads=False)),
         (256, 14, 1, Tiling(rows=4, once=False, threads=True)),
     ],
@@ -223,7 +225,15 @@ def test_every_choice_of_parameters_gives_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("channels", "size", "batch", "bits", "taken"),
-    [(64, 56, 1, 8, True), (128, 28, 8, 8, True), (96, 35, 1, 8, True), (512, 7, 1, 6, False), (64, 56, 1, 4, False)],
+    [
+        (64, 56, 1, 8, True),
+        (128, 28, 8, 8, True),
+        (96, 35, 1, 8, True),
+        (256, 14, 1, 8, True),
+        (256, 7, 1, 8, False),
+        (512, 7, 8, 6, False),
+        (64, 56, 1, 4, False),
+    ],
 )
 def test_it_is_taken_where_it_was_measured_to_win(channels: int, size: int, batch: int, bits: int, taken: bool) -> None:
     request = request_for(
@@ -247,6 +257,7 @@ def test_declines_are_sentences() -> None:
     assert decline(groups=4).endswith("not 3x3 pads 1,1,1,1 in 4")
     assert decline(bits=4) == "stores weights in 8 bits, these have 4 and stay packed"
     assert decline(x=image(32, 3, 8)) == "computes 4x4 pixels at once, not u8[32,3,8]"
+    assert decline(x=image(400, 8, 8)).endswith("up to 384 input channels in the second cache, not of 400")
     assert decline(x=image(16, 8, 8)) == "transforms 32 channels at once, there are 16"
     request = request_for(conv(32, 32, SAME), x, "u8", unit=UNIT["avxvnni"])
     assert decline_of(KERNEL, request).startswith("needs avx512")

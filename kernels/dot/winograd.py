@@ -31,8 +31,12 @@ from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
 SCRATCH_BYTES = 700 * 1024
 """What tiles that are multiplied together may take of the second cache, before and after their products."""
 
-FEW_PASSES = 2
-"""So often weights are transformed rather than kept from the first time, where the second cache does not hold them."""
+
+MOST_CHANNELS = 384
+"""Input channels up to which the second cache holds a block's weights at 12 points beside tiles; 512 lost at 7x7."""
+
+FEW_PASSES = 3
+"""So often weights that the second cache does not hold are transformed anew rather than kept from the first time."""
 
 
 def layout_of(request: Request, unit: Unit) -> Layout:
@@ -53,7 +57,9 @@ def choose(request: Request, layout: Layout) -> Tiling:
         rows = next((rows for rows in sizes if rows * layout.columns >= layout.unit.max_tile), sizes[-1])
         return Tiling(rows, True, threads)
     rows = max((rows for rows in sizes if layout.scratch_bytes(rows) <= SCRATCH_BYTES), default=1)
-    return Tiling(rows, layout.all_rows // rows > FEW_PASSES, threads)
+    if layout.all_rows // rows <= FEW_PASSES:
+        return Tiling(rows, False, threads)
+    return Tiling(max((rows for rows in sizes if layout.scratch_bytes(rows) <= L2_BYTES), default=1), True, threads)
 
 
 def candidates(request: Request, layout: Layout) -> tuple[Tiling, ...]:
@@ -99,6 +105,8 @@ def _refuse(request: Request, unit: Unit) -> str | None:
     stored = request.alternatives[request.node.inputs[0]].channels(request.inputs[0])
     if stored < 2 * unit.lanes:
         return f"transforms {2 * unit.lanes} channels at once, there are {stored}"
+    if stored > MOST_CHANNELS:
+        return f"keeps transformed weights of up to {MOST_CHANNELS} input channels in the second cache, not of {stored}"
     bound = op.bounds(request.inputs).accumulator
     return None if bound < BOUND else f"accumulators can reach {bound}, and must stay under 2^25 to be divided exactly"
 

@@ -4,9 +4,9 @@ Three scratch arrays: inputs at each point, int16 [36][tiles][channels]; weights
 [36][channels / 2][vectors][lanes][2]; products, int32 [tiles][36][vectors][lanes]. Rows of the first two are 128 bytes
 longer than they need to be: at a multiple of 4096 bytes apart all points would fall into one set of the first cache.
 
-Weights are transformed in one of two ways: where they are few, or tiles many, once in a call, before all else;
-otherwise when they are needed, those of a block of output channels at 12 points, which the caches hold until they are
-used.
+Weights are transformed in one of two ways: once in a call, before all else, where the second cache holds them all or
+tiles are many; otherwise whenever they are needed, those of a block of output channels at 12 points, which it holds
+until they are used.
 
 The last tiles of a row and of a column move back until they fit, so that nothing outside is read.
 """
