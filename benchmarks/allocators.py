@@ -12,8 +12,9 @@ All weights are rounded once for each width, each layer by itself. A run rounds 
 before it give, which loses less and would take minutes for each row.
 
 Rows that are there already are kept, and with FOLDER what they are made of, so that a run that was cut off goes on.
-Writes ``benchmarks/results/allocators_NETWORK.json``, prints the tables of ``docs/allocators.md``, and which metric
-should be the default (`benchmarks.deciding`).
+Writes ``benchmarks/results/allocators_NETWORK.json`` and prints what `benchmarks.allocator_tables` makes of it; with
+the three networks that the documents show, writes their tables there. ``--tables`` measures nothing. Which metric
+should be the default is decided by `benchmarks.deciding`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deciding import PAPERS, Cell, Decision, decide
-from benchmarks.runs import markdown, read_results, write_results
+from benchmarks.allocator_tables import write_tables
+from benchmarks.deciding import PAPERS, Cell
+from benchmarks.runs import read_results, write_results
 from benchmarks.subjects import Effort, Entry, Subject, paired
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.specs import BitConfig, Bits, CostName, CostTable
@@ -41,12 +43,14 @@ from hawq_tvm.sources.options import Preprocessing
 PIN = Bits(8, 8)
 ACCELERATOR = "bismo-edge"
 """Whose latency is the third budget: it takes every bit of weights and of activations into account."""
-FROM_TABLE = ("highs", "hawq", "greedy")
+WEIGHTS_ALONE = "hawq, weights alone"
+"""HAWQ's order with bits as of its paper's ResNet-20: a few widths of weights, activations as uniform bits have."""
+FEW = (2, 3, 4, 6, 8)
+"""Those widths: the paper leaves them to its reader."""
+FROM_TABLE = ("highs", "hawq", WEIGHTS_ALONE, "greedy")
 """What is chosen from the table of a sensitivity, and so runs once for each."""
 OPTUNA = ("optuna",) if find_spec("optuna") else ()  # left out where it is not installed
 DRAWING = ("random", "ddpg", *OPTUNA)
-ORDER = ("uniform", *FROM_TABLE, "greedy-accuracy", "random", "ddpg", "optuna")
-"""Of a table's rows."""
 HALF = (0.5, 0.5, 0.5)
 
 _POWER = HessianSettings(samples=4, max_iterations=4)  # of networks of 224 x 224, on a CPU
@@ -151,9 +155,17 @@ def with_ends(table: CostTable, uniform: Bits) -> BitConfig:
     return BitConfig({name: pinned.get(name, uniform) for name in table.names})
 
 
-def pinned_problem(table: CostTable, budget: Budget) -> Problem:
-    """First and last layer at 8 bits."""
-    return formulate(table, budget, pins={table.names[0]: PIN, table.names[-1]: PIN})
+def pinned_problem(table: CostTable, budget: Budget, candidates: Sequence[Bits] | None = None) -> Problem:
+    """First and last layer at 8 bits, the others at any of the table's or of `candidates`."""
+    return formulate(table, budget, candidates=candidates, pins={table.names[0]: PIN, table.names[-1]: PIN})
+
+
+def choices(allocator: str, goal: Goal, widths: Iterable[int]) -> list[Bits] | None:
+    """What the layers between the ends may have; None for all that the table has."""
+    if allocator != WEIGHTS_ALONE:
+        return None
+    activation = list(goal.uniform.layers.values())[1].activation
+    return [Bits(weight, activation) for weight in widths if weight in FEW]
 
 
 def contenders(metrics: Iterable[str], seeds: int) -> tuple[list[Contender], list[Contender]]:
@@ -178,7 +190,7 @@ def contest(
     any_table = next(iter(tables.values()))
     states, curvatures, simulated = layer_states(subject.graph), subject.curvatures(), subject.simulated()
     quick, searches = contenders(metrics, seeds)
-    limits = goals(any_table, MARKS[subject.name])
+    limits, widths = goals(any_table, MARKS[subject.name]), subject.entry.widths
     for goal, contender in [(goal, one) for part in (quick, searches) for goal in limits for one in part]:
         asked = evaluations if contender.measures else 0
         key = f"{goal.limit} | {contender.allocator} {contender.metric} | {asked} | {contender.seed}"
@@ -186,7 +198,8 @@ def contest(
             continue
         start, bits = time.perf_counter(), goal.uniform
         if contender.allocator != "uniform":
-            problem = pinned_problem(tables.get(contender.metric, any_table), goal.budget)
+            table, candidates = tables.get(contender.metric, any_table), choices(contender.allocator, goal, widths)
+            problem = pinned_problem(table, goal.budget, candidates)
             resources = Resources(
                 simulated,
                 subject.question,
@@ -195,7 +208,7 @@ def contest(
                 states=states,
                 curvatures=curvatures,
             )
-            bits = ALLOCATORS[contender.allocator](problem, resources).bits
+            bits = ALLOCATORS[contender.allocator.partition(",")[0]](problem, resources).bits
         seconds = time.perf_counter() - start
         yield (
             key,
@@ -255,50 +268,12 @@ def main() -> None:
             for key, found in contest(subject, arguments.metrics, arguments.evaluations, arguments.seeds):
                 write_results(results_name(name), {**read_results(results_name(name)), key: found})
                 print(name, key, found["reported"], flush=True)
-        for name in subjects:
-            print(f"\n{network_table(list(read_results(results_name(name)).values()))}")
-        for reported in (False, True):
-            rows = {name: read_results(results_name(name)).values() for name in subjects}
-            found_cells = [cell for name, s in subjects.items() for cell in cells(s, rows[name], reported=reported)]
-            if found_cells:
-                print(f"\n{'reported' if reported else 'deciding'}: {decision_table(decide(found_cells))}")
-
-
-def network_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """A column for each budget, a row for each allocator and sensitivity; sensitivities with the same cells share one.
-
-    What stands there are points beside float, the seeds together.
-    """
-    limits = list(dict.fromkeys(row["limit"] for row in results))
-    metrics: dict[tuple[str, ...], list[str]] = {}
-    for allocator, metric in dict.fromkeys((row["allocator"], row["metric"]) for row in results):
-        own = [row for row in results if (row["allocator"], row["metric"]) == (allocator, metric)]
-        line = (allocator, *(_cell([row for row in own if row["limit"] == limit]) for limit in limits))
-        metrics.setdefault(line, []).append(metric)
-    lines = [(allocator, ", ".join(metrics[allocator, *cells]), *cells) for allocator, *cells in metrics]
-    return markdown(("allocator", "sensitivity", *limits), sorted(lines, key=lambda line: ORDER.index(line[0])))
-
-
-def _cell(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The mean loss of all seeds in points with its standard error on the images, and the seeds' least and most."""
-    if not rows:
-        return "not run"
-    drops = sorted(100 * row["reported"]["difference"] for row in rows)
-    error = max(100 * row["reported"]["standard_error"] for row in rows)
-    spread = f" ({drops[0]:.1f} to {drops[-1]:.1f})" if len(drops) > 1 else ""
-    return f"{sum(drops) / len(drops):.1f} ± {error:.1f}{spread}"
-
-
-def decision_table(decision: Decision) -> str:
-    """Every metric's score, and what follows."""
-    lines = []
-    for metric, score in sorted(decision.scores.items(), key=lambda item: item[1].loss):
-        more, low, high = (100 * part for part in score.beside)
-        lines.append(
-            [metric, f"{100 * score.loss:.2f}", f"{score.rank:.1f}", f"{more:+.2f} ({low:+.2f} to {high:+.2f})"]
-        )
-    table = markdown(("metric", "points lost", "mean place", f"points beside {PAPERS}"), lines)
-    return f"best without labels: {decision.best}; the default that follows: {decision.metric}\n\n{table}"
+        rows = {name: list(read_results(results_name(name)).values()) for name in subjects}
+        scored = {
+            name: (cells(subject, rows[name], reported=False), cells(subject, rows[name], reported=True))
+            for name, subject in subjects.items()
+        }
+        write_tables(rows, {name: both for name, both in scored.items() if all(both)})
 
 
 if __name__ == "__main__":

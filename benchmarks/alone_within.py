@@ -2,28 +2,29 @@
 
     python -m benchmarks.alone_within RUN [--threads 1]
 
-RUN is a run directory with a library for this machine's CPU, made by hawq-tvm run or compile. Each layer's kernel is
-timed three times: called over and over; called as `hawq_tvm.backends.tvm.timing` does, after as many bytes as the
-network touches; and within the library, between two events of the virtual machine.
+RUN is a run directory with a library for this machine's CPU, made by hawq-tvm run or compile. Each layer's kernel, and
+each copy of a value at fewer bits that lies between layers, is timed three times: called over and over; called as
+`hawq_tvm.backends.tvm.timing` does, after as many bytes as the network touches; and within the library, between two
+events of the virtual machine.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.runs import markdown, write_results
+from hawq_tvm.backends.tvm.chosen import ChosenKernel
 from hawq_tvm.backends.tvm.host import cpu_name
-from hawq_tvm.backends.tvm.latency import ChosenKernel, timed_kernel
 from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
 from hawq_tvm.backends.tvm.storage import plan_storages
 from hawq_tvm.backends.tvm.timing import time_kernels
 from hawq_tvm.core.ir import Graph
-from hawq_tvm.core.ops import WeightedOperator
+from hawq_tvm.core.ops import Requantize, WeightedOperator
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.measure.bench import median_layers
 from hawq_tvm.runs.artifacts import Artifacts
@@ -33,19 +34,14 @@ TARGET = TARGETS["llvm"]
 
 
 def alone(graph: Graph, threads: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Microseconds of each layer's kernel: called over and over, and after other memory."""
+    """Microseconds of each kernel of a layer or of a copy: called over and over, and after other memory."""
     machine = Machine.resolve(TARGET)
     plan = plan_storages(graph, TARGET, machine.vector_bits, batch=1, features=machine.features)
-    chosen = [
-        ChosenKernel(request, plan.kernels[name], plan.offers[name])
-        for name, request in plan.requests.items()
-        if isinstance(request.node.op, WeightedOperator)
-    ]
-    kernels = [timed_kernel(it, it.offer.build()) for it in chosen]
+    names = [node.name for node in graph if isinstance(node.op, WeightedOperator | Requantize)]
+    kernels = [it.timed(it.offer.build()) for it in (ChosenKernel.of_node(plan, name) for name in names)]
     size = sum(node.op.weight.size for node in graph if isinstance(node.op, WeightedOperator))
     far = time_kernels(kernels, machine, threads=threads, network_bytes=size)
     warm = [time_kernels([kernel], machine, threads=threads, network_bytes=0)[0] for kernel in kernels]
-    names = [it.request.node.name for it in chosen]
     return (
         {name: taken.median_us for name, taken in zip(names, warm, strict=True)},
         {name: taken.median_us for name, taken in zip(names, far, strict=True)},
@@ -53,11 +49,24 @@ def alone(graph: Graph, threads: int) -> tuple[dict[str, float], dict[str, float
 
 
 def within(module: CompiledModule, layers: Mapping[str, float]) -> dict[str, float]:
-    """Microseconds of each layer's call in the running network."""
+    """Microseconds of each call in the running network."""
     type = module.input_type
     x = np.random.default_rng(0).integers(type.dtype.lo, type.dtype.hi + 1, (1, *type.shape)).astype(type.dtype.carrier)
     found = median_layers(lambda: module.call_times(x), seconds=60, repeats=25)
     return {name: found[name] for name in layers}
+
+
+def row(times: Mapping[str, float], inside: Mapping[str, float], of: Collection[str]) -> tuple[str, ...]:
+    """How far times of some calls are from those within: median, p90, most; told too quick; sums; ranks."""
+    calls = [call for call in inside if call in of]
+    shares = {call: times[call] / inside[call] for call in calls}
+    off = np.abs(np.array(list(shares.values())) - 1)
+    ours, theirs = (np.argsort(np.argsort([found[call] for call in calls])) for found in (times, inside))
+    total = sum(times[call] for call in calls) / sum(inside[call] for call in calls)
+    correlation = f"{np.corrcoef(ours, theirs)[0, 1]:.3f}" if len(calls) > 2 else ""
+    quick = min(shares, key=shares.__getitem__)
+    p50, p90, most = np.median(off), np.percentile(off, 90), off.max()
+    return f"{p50:.1%}", f"{p90:.1%}", f"{most:.1%}", quick, f"{total:.3f}", correlation
 
 
 def main() -> None:
@@ -69,20 +78,15 @@ def main() -> None:
     configure_threads(arguments.threads)
     warm, far = alone(graph, arguments.threads)
     inside = within(module, far)
+    layers = {node.name for node in graph if isinstance(node.op, WeightedOperator)}
     rows, results = [], {}
-    for name, times in (("called over and over", warm), ("after other memory", far)):
-        shares = np.array([times[layer] / inside[layer] for layer in inside])
-        off, total = np.abs(shares - 1), sum(times.values()) / sum(inside.values())
-        rank = np.corrcoef(np.argsort(np.argsort(list(times.values()))), np.argsort(np.argsort(list(inside.values()))))
-        rows.append(
-            (
-                name, f"{np.median(off):.1%}", f"{np.percentile(off, 90):.1%}", f"{off.max():.1%}",
-                min(inside, key=lambda layer: times[layer] / inside[layer]), f"{total:.3f}", f"{rank[0, 1]:.3f}",
-            )
-        )  # fmt: skip
-        results[name] = {layer: [times[layer], inside[layer]] for layer in inside}
+    for what, of in (("a layer", layers), ("a copy between layers", inside.keys() - layers)):
+        for name, times in (("called over and over", warm), ("after other memory", far)):
+            if of:
+                rows.append((f"{what}, {name}", *row(times, inside, of)))
+            results[f"{what}, {name}"] = {call: [times[call], inside[call]] for call in inside if call in of}
     threads = f"{arguments.threads} {'thread' if arguments.threads == 1 else 'threads'}"
-    print(f"{len(inside)} layers with weights, batch 1, {threads}, {cpu_name()}\n")
+    print(f"{len(layers)} layers with weights, {len(inside) - len(layers)} copies, batch 1, {threads}, {cpu_name()}\n")
     names = ("a kernel by itself", "median off", "p90", "most", "told too quick", "sum", "rank correlation")
     print(markdown(names, rows))
     write_results(f"alone_within_{arguments.run.name}_{arguments.threads}", results)

@@ -71,10 +71,6 @@ PAIRS = tuple(Bits(weight, activation) for weight in WIDTHS for activation in WI
 KMEANS = (*(Bits(bits, 8, codebook=True) for bits in range(2, 7)), Bits(7, 8), Bits(8, 8))
 """As in HAQ's published search, weights of more than 6 bits are in no codebook."""
 
-GAP, SECONDS = 0.005, 60.0
-"""How far above the least sensitivity the program's may be, relative, and what it may take: in the cloud it proves less
-than that in some minutes."""
-
 Reward = Literal["rounded", "finetuned"]
 T = TypeVar("T")
 METRICS: tuple[MeasuredMetric, ...] = ("kl", "loss")
@@ -223,7 +219,7 @@ class Laboratory:
             return goal.uniform_bits(tuple(layer.name for layer in self.graph.layers))
         if choice.allocator == "highs":
             problem = goal.problem(self.priced(goal, goal.accelerator, by=_metric(choice.by)))
-            return ALLOCATORS["highs"](problem, Resources(gap=GAP, seconds=SECONDS)).bits
+            return ALLOCATORS["highs"](problem, Resources()).bits
         problem = goal.problem(self.priced(goal, goal.accelerator))
         return ALLOCATORS[choice.allocator](problem, self._resources(choice, evaluations)).bits
 

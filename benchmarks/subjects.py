@@ -99,6 +99,7 @@ class Entry:
         report: images that are reported.
         deciding: images that the default sensitivity is decided on.
         widths: that weights and activations may have.
+        codebooks: bits that the indexes of weights may have, with activations of 8 bits.
         effort: of its profile.
     """
 
@@ -111,12 +112,14 @@ class Entry:
     report: int
     deciding: int = 0
     widths: Sequence[int] = WIDTHS
+    codebooks: Sequence[int] = ()
     effort: Effort = field(default_factory=Effort)
 
     @property
     def pairs(self) -> tuple[Bits, ...]:
         """Every pair of bits that a layer may have."""
-        return tuple(Bits(weight, activation) for weight in self.widths for activation in self.widths)
+        linear = (Bits(weight, activation) for weight in self.widths for activation in self.widths)
+        return (*linear, *(Bits(index, 8, codebook=True) for index in self.codebooks))
 
 
 class Subject:
@@ -207,11 +210,11 @@ class Subject:
     def ranges(self) -> RangeTable:
         return self._found[1]
 
-    def costs(self, metric: str, accelerator: str) -> CostTable:
-        """The table that a profiled sensitivity makes, with the latencies of a simulated accelerator."""
+    def costs(self, metric: str, accelerator: str | None = None) -> CostTable:
+        """The table that a profiled sensitivity makes, with a simulated accelerator's latencies where one is named."""
         found = Artifacts(open_run(self._run)).sensitivity(metric)
         table = cost_table(self.graph, self.entry.pairs, sensitivity=found, latency=None, caution=Settings().caution)
-        return on_accelerator(table, self.graph, accelerator)
+        return table if accelerator is None else on_accelerator(table, self.graph, accelerator)
 
     def curvatures(self) -> dict[str, float]:
         """The top eigenvalue of each layer's Hessian; none where they were not profiled."""
@@ -230,7 +233,7 @@ class Subject:
     @cached_property
     def rounded(self) -> Mapping[str, Mapping[WeightFormat, LayerWeights]]:
         """Every layer's weights at every width, each layer rounded by itself on the float network's values."""
-        formats = [WeightFormat(bits) for bits in self.entry.widths]
+        formats = sorted({pair.format for pair in self.entry.pairs})
         files = {format: self._folder / f"rounded.{format}.safetensors" for format in formats}
         if not all(file.is_file() for file in files.values()):
             found = round_alone(self.graph, self.calibration, formats, RoundingSettings(), threads=self._threads)

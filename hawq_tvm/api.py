@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,15 @@ from hawq_tvm.backends.tvm.records import Tuning
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.devices import Device
-from hawq_tvm.core.errors import DataError, ModelError, RunError, SettingsError
+from hawq_tvm.core.errors import DataError, RunError, SettingsError
 from hawq_tvm.core.given import parse_ranges, parse_scales, read_ranges, read_scales
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import FloatArray
 from hawq_tvm.core.reporter import Reporter, as_reporter
 from hawq_tvm.core.specs import BitConfig, Bits, CostTable
 from hawq_tvm.core.targets import DEFAULT_TARGET, Target, find_target
-from hawq_tvm.ilp.front import Front, find_axes, pareto_front
+from hawq_tvm.ilp.front import Front, find_axes, measures_accuracy, pareto_front
+from hawq_tvm.ilp.problem import ShadowPrice
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.debug_report import DebugReport
@@ -46,6 +47,7 @@ from hawq_tvm.runs.provenance import (
 from hawq_tvm.runs.report import render_card, write_report
 from hawq_tvm.runs.rundir import Run, edit_run, open_run, read_run, refuse_full_disk
 from hawq_tvm.runs.summary import describe, summarize
+from hawq_tvm.runs.temporary import remove_temporary_run, temporary_run
 from hawq_tvm.settings import (
     DEFAULT_BITS,
     DEFAULT_METRIC,
@@ -55,7 +57,7 @@ from hawq_tvm.settings import (
     Settings,
 )
 from hawq_tvm.sources.data import as_data, limited, load_data
-from hawq_tvm.sources.models import LoadedModel, check_module, load_model, module_fingerprint, versions_of
+from hawq_tvm.sources.models import as_loaded
 from hawq_tvm.sources.options import DataOptions
 from hawq_tvm.sources.samples import Data
 from hawq_tvm.stages.allocate import asked_costs, problem_of
@@ -143,18 +145,17 @@ def quantize(
         seed=seed,
     )
     options = data_options or DataOptions(seed=seed)
-    loaded = _loaded(model, weights, seed)
+    loaded = as_loaded(model, weights, seed=seed)
     named = isinstance(data, str)
     options = replace(options, input_shape=options.input_shape or loaded.input_shape) if named else options
     source = _samples(data, options)
-    scratch = tempfile.TemporaryDirectory(prefix="hawq_tvm-")
-    path = Path(scratch.name) / "run"
     spec = model if isinstance(model, str) else f"{PYTHON_OBJECT} {loaded.name}"
-    with edit_run(path, identity=run_identity(spec, loaded, data if named else PYTHON_OBJECT)) as run:
+    identity = run_identity(spec, loaded, data if named else PYTHON_OBJECT)
+    with temporary_run() as path, edit_run(path, identity=identity) as run:
         describe_run(run, settings, data if named else PYTHON_OBJECT, options, source)
         work = Work(run, settings, model=loaded, data=source, reporter=as_reporter(progress))
         pipeline.perform(work, pipeline.QUANTIZE)
-    return QuantizedNetwork(path, settings, data=source, progress=progress, scratch=scratch)
+    return QuantizedNetwork(path, settings, data=source, progress=progress, temporary=True)
 
 
 def _brought(
@@ -162,17 +163,6 @@ def _brought(
 ) -> T:
     """A table that the user brings, as an object or as a file."""
     return read(given) if isinstance(given, str | Path) else parse({} if given is None else given)
-
-
-def _loaded(model: nn.Module | str, weights: str | None, seed: int) -> LoadedModel:
-    if isinstance(model, str):
-        return load_model(model, weights, seed=seed)
-    check_module(model)
-    if weights is not None:
-        raise ModelError("weights are for a model given by name; load them into the module instead")
-    return LoadedModel(
-        model, type(model).__name__.lower(), "as given", None, module_fingerprint(model), versions_of(model)
-    )
 
 
 class QuantizedNetwork:
@@ -185,13 +175,14 @@ class QuantizedNetwork:
         *,
         data: Data | None = None,
         progress: bool | Reporter = False,
-        scratch: tempfile.TemporaryDirectory[str] | None = None,
+        temporary: bool = False,
     ) -> None:
         self.path = path
         self._settings = settings
         self._data = data
         self._reporter = as_reporter(progress)
-        self._scratch = scratch  # removes the temporary run when this object goes
+        if temporary:
+            weakref.finalize(self, remove_temporary_run, path)
         self._modules: dict[str, CompiledModule] = {}
         self._lock = threading.Lock()  # callers from several threads compile once
 
@@ -215,6 +206,11 @@ class QuantizedNetwork:
     def bits(self) -> BitConfig:
         """The bits of every layer."""
         return self._look(lambda found: found.bits)
+
+    @property
+    def shadow_prices(self) -> tuple[ShadowPrice, ...]:
+        """What a little more of each budget that binds would buy, and the layers that would get it."""
+        return self._look(lambda found: found.shadow_prices)
 
     @property
     def costs(self) -> CostTable:
@@ -249,16 +245,15 @@ class QuantizedNetwork:
         settings = replace(self._settings, budget=budget or Budget())
         if pins is not None:
             settings = replace(settings, pins={name: Bits.parse(value) for name, value in pins.items()})
-        scratch = tempfile.TemporaryDirectory(prefix="hawq_tvm-")
-        path = Path(scratch.name) / "run"
-        shutil.copytree(self.path, path)
-        (path / files.BITS).unlink(missing_ok=True)  # edited by hand or not: these are the other network's
-        with edit_run(path) as run:
-            run.manifest["settings"] = settings.to_json()
-            run.save_manifest()
-            work = Work(run, settings, data=self._data, given=bits, reporter=self._reporter)
-            pipeline.perform(work, (*pipeline.ALLOCATE, *pipeline.INTEGERIZE))
-        return QuantizedNetwork(path, settings, data=self._data, progress=self._reporter, scratch=scratch)
+        with temporary_run() as path:
+            shutil.copytree(self.path, path)
+            (path / files.BITS).unlink(missing_ok=True)  # edited by hand or not: these are the other network's
+            with edit_run(path) as run:
+                run.manifest["settings"] = settings.to_json()
+                run.save_manifest()
+                work = Work(run, settings, data=self._data, given=bits, reporter=self._reporter)
+                pipeline.perform(work, (*pipeline.ALLOCATE, *pipeline.INTEGERIZE))
+        return QuantizedNetwork(path, settings, data=self._data, progress=self._reporter, temporary=True)
 
     def pareto(self, axes: str = "size,sensitivity", *, points: int | None = 20, budget: Budget | None = None) -> Front:
         """The front over two of size, BOPS, latency, energy, sensitivity; each point is proved optimal.
@@ -273,7 +268,7 @@ class QuantizedNetwork:
             InfeasibleBudget: no configuration meets the budget.
             AllocationError: axes that there are not, or that are not known of every layer.
         """
-        measured = axes.replace(" ", "").endswith(",accuracy")
+        measured = measures_accuracy(axes)
         wanted = find_axes(axes.replace("accuracy", "sensitivity") if measured else axes)
         if measured and self._data is None:
             raise DataError("this run's samples are not at hand, on which accuracy is measured; give them as data=")

@@ -70,14 +70,16 @@ def parse_pins(pins: Sequence[str]) -> dict[str, Bits]:
     """Pins from ``NAME=w8a8``.
 
     Raises:
-        AllocationError: a pin that is not written so.
+        AllocationError: a pin that is not written so; a layer at two pairs.
     """
-    table = {}
+    table: dict[str, Bits] = {}
     for pin in pins:
         name, separator, bits = pin.rpartition("=")
         if not separator or not name:
             raise AllocationError(f"a pin is written NAME=w8a8, got '{pin}'")
-        table[name] = Bits.parse(bits)
+        pair = Bits.parse(bits)
+        if table.setdefault(name, pair) != pair:
+            raise AllocationError(f"'{name}' is pinned to {table[name]} and to {pair}; pin it once")
     return table
 
 

@@ -9,13 +9,23 @@ underrated by that much, whatever the other layers do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypedDict
 
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import AllocationError, InfeasibleBudget
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, CostName, CostTable, parsed_bits, summed_error
+from hawq_tvm.core.specs import (
+    COST_NAMES,
+    BitConfig,
+    Bits,
+    Border,
+    BorderCost,
+    CostName,
+    CostTable,
+    parsed_bits,
+    summed_error,
+)
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.ilp.problem import Allocation, Problem, formulate
 from hawq_tvm.ilp.pulp_solver import solve_ilp
@@ -61,6 +71,25 @@ class BudgetReading:
 
 
 @dataclass(frozen=True)
+class BorderReading:
+    """One border of the layer, under the bits that all layers have.
+
+    Attributes:
+        first: the layer before.
+        second: the layer behind; one of the two is tied to the one that is asked about.
+        costs: what lies between them, those that are not nothing.
+        latency_spread_us: how far the microseconds may lie off, as of `BorderCost`; None where that is not known.
+        source: what runs there, and where the numbers come from.
+    """
+
+    first: str
+    second: str
+    costs: Mapping[CostName, float]
+    latency_spread_us: tuple[float, float] | None
+    source: str
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Why a layer has its bits.
 
@@ -74,7 +103,7 @@ class Explanation:
         alternatives: every choice, ascending; that of the program has a regret of 0.
         budgets: the limits, in the order of `COST_NAMES`.
         error: standard error of the tied layers' sensitivity, relative; None where it is not known.
-        borders: what lies between the tied layers and their neighbours, by cost; none where that is nothing.
+        borders: what lies between the tied layers and each of their neighbours, those that cost nothing too.
     """
 
     layer: str
@@ -86,7 +115,7 @@ class Explanation:
     alternatives: tuple[Alternative, ...]
     budgets: tuple[BudgetReading, ...]
     error: float | None
-    borders: Mapping[CostName, float] = field(default_factory=dict)
+    borders: tuple[BorderReading, ...] = ()
 
     @property
     def nearest(self) -> Alternative | None:
@@ -127,7 +156,7 @@ class Explanation:
                 for choice in self.alternatives
             ],
             "budgets": [{**vars(reading), "bits": repr(reading.bits)} for reading in self.budgets],
-            "borders": dict(self.borders),
+            "borders": [vars(reading) for reading in self.borders],
         }
 
     @classmethod
@@ -143,7 +172,11 @@ class Explanation:
         """
         found = reader.take(data, _Row, signed=("sensitivity", "regret"))
         layer = found["layer"]
-        for costs in (found["borders"], *(row["costs"] for row in found["alternatives"])):
+        borders = found["borders"]
+        if isinstance(borders, Mapping):  # sums, as they were kept before each border had a row
+            row = _BorderRow(first=layer, second="its neighbours", costs=borders, latency_spread_us=None, source="")
+            borders = (row,) if borders else ()
+        for costs in (row["costs"] for row in (*found["alternatives"], *borders)):
             _check_names(reader, costs)
         _check_names(reader, [row["cost"] for row in found["budgets"]])
 
@@ -166,7 +199,7 @@ class Explanation:
                 for row in found["budgets"]
             ),
             found["sensitivity_error"],
-            found["borders"],
+            tuple(BorderReading(**row) for row in borders),
         )
 
 
@@ -195,6 +228,16 @@ class _BudgetRow(TypedDict):
     bits: str
 
 
+class _BorderRow(TypedDict):
+    """The JSON of a `BorderReading`."""
+
+    first: str
+    second: str
+    costs: Mapping[str, float]
+    latency_spread_us: tuple[float, float] | None
+    source: str
+
+
 class _Row(TypedDict):
     """The JSON of an `Explanation`."""
 
@@ -207,7 +250,7 @@ class _Row(TypedDict):
     sensitivity_error: float | None
     alternatives: tuple[_ChoiceRow, ...]
     budgets: tuple[_BudgetRow, ...]
-    borders: Mapping[str, float]
+    borders: tuple[_BorderRow, ...] | Mapping[str, float]
 
 
 def explain(
@@ -322,7 +365,11 @@ class _Asked:
             error=summed_error(
                 (rows[name].choices[loses_most].sensitivity, rows[name].sensitivity_error) for name in group.layers
             ),
-            borders=self._at_borders(group.layers),
+            borders=tuple(
+                self._border(border)
+                for border in self._table.borders
+                if border.first in group.layers or border.second in group.layers
+            ),
         )
 
     def _reading(self, cost: CostName, without: Allocation, layer: str) -> BudgetReading:
@@ -330,10 +377,10 @@ class _Asked:
         spent = self._table.total(self._bits, cost)
         return BudgetReading(cost, self._limits[cost], spent, gain, without.bits.layers[layer])
 
-    def _at_borders(self, layers: Sequence[str]) -> dict[CostName, float]:
-        """What lies between some layers and their neighbours, under the bits that all have."""
-        ends = [border for border in self._table.borders if border.first in layers or border.second in layers]
-        return replace(self._table, borders=tuple(ends)).between(self._bits.layers)
+    def _border(self, border: Border) -> BorderReading:
+        cost = border.at(self._bits.layers) or BorderCost()
+        costs: dict[CostName, float] = {name: value for name in COST_NAMES if (value := getattr(cost, name))}
+        return BorderReading(border.first, border.second, costs, cost.latency_spread_us, border.source)
 
 
 def _tied(table: CostTable, layer: str) -> tuple[str, ...]:

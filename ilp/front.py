@@ -22,12 +22,10 @@ from typing import Any, NotRequired, TypedDict
 from hawq_tvm.core.errors import AllocationError
 from hawq_tvm.core.specs import BitConfig, Bits, CostName, parsed_bits
 from hawq_tvm.core.strict_json import JsonReader
-from hawq_tvm.ilp.lagrangian import relax
 from hawq_tvm.ilp.problem import QUANTITIES, Problem, Quantity, require_cost
 from hawq_tvm.ilp.program import Program
 from hawq_tvm.ilp.pulp_program import Effort
 from hawq_tvm.ilp.pulp_solver import default_solver, explain_infeasible
-from hawq_tvm.ilp.reduction import within_reach, without_dominated
 from hawq_tvm.ilp.search import minimise
 
 AXES: Mapping[str, Quantity] = {
@@ -111,7 +109,8 @@ class Front:
     @property
     def statement(self) -> str:
         """How much the front is, for the reader."""
-        names, count = " and ".join(self.axes), len(self.points)
+        named = {quantity: name for name, quantity in AXES.items()}
+        names, count = " and ".join(named[axis] for axis in self.axes), len(self.points)
         proved = f"of the front of {names}, each proved optimal by {self.solver}"
         if count == 1:
             return f"the only point {proved.replace('each ', '')}: nothing else is better in either"
@@ -169,16 +168,20 @@ class Front:
         return cls(axes, tuple(points), found["limits"], found["is_whole"], found["solver"])
 
     def to_csv(self) -> str:
-        """A line a point: its totals, its accuracy where that was measured, and each layer's bits."""
+        """A line a point: its totals, its accuracy where that was measured, and each layer's bits.
+
+        The price is how much of the second quantity a unit of the first bought, from the point before to this one.
+        """
         if not self.points:
             return ""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         measured = any(point.accuracy is not None for point in self.points)
-        writer.writerow([*self.points[0].totals, *(["accuracy"] if measured else []), *self.points[0].bits.layers])
-        for point in self.points:
+        head = self.points[0]
+        writer.writerow([*head.totals, *(["accuracy"] if measured else []), "price", *head.bits.layers])
+        for point, price in zip(self.points, ("", *(step.price for step in self.steps)), strict=True):
             accuracy = [point.accuracy] if measured else []
-            writer.writerow([*point.totals.values(), *accuracy, *map(repr, point.bits.layers.values())])
+            writer.writerow([*point.totals.values(), *accuracy, price, *map(repr, point.bits.layers.values())])
         return text.getvalue()
 
 
@@ -204,6 +207,11 @@ class _FrontFile(TypedDict):
     solver: str
 
 
+def measures_accuracy(text: str) -> bool:
+    """Whether a front is over one quantity and accuracy, written ``size,accuracy``."""
+    return text.replace(" ", "").endswith(",accuracy")
+
+
 def find_axes(text: str) -> tuple[Quantity, Quantity]:
     """Two quantities, written ``size,sensitivity``.
 
@@ -212,7 +220,10 @@ def find_axes(text: str) -> tuple[Quantity, Quantity]:
     """
     names = [name.strip() for name in text.split(",")]
     if len(names) != 2 or names[0] == names[1] or not all(name in AXES for name in names):
-        raise AllocationError(f"a front is over two of {', '.join(AXES)}, written size,sensitivity; got {text!r}")
+        raise AllocationError(
+            f"a front is over two of {', '.join(AXES)}, written size,sensitivity, or over one of them and accuracy, "
+            f"written size,accuracy; got {text!r}"
+        )
     return AXES[names[0]], AXES[names[1]]
 
 
@@ -315,15 +326,3 @@ class _Walk:
             if picks is not None and self._problem.total(picks, self._first) not in seen:
                 seen.add(self._problem.total(picks, self._first))
                 yield picks
-
-
-def shadow_prices(problem: Problem) -> dict[Quantity, float]:
-    """By how much the least sensitivity falls at most for a unit more of each budget, by the Lagrangian bound's prices.
-
-    0 for a budget that does not bind. A price is that of the relaxation, in which parts of layers may have other bits:
-    what a budget really buys comes in steps, which `Front.steps` has.
-    """
-    program = within_reach(without_dominated(Program.of(problem)))
-    if program is None:
-        raise explain_infeasible(problem, default_solver())
-    return dict(zip(problem.limits, (max(float(price), 0.0) for price in relax(program).prices), strict=True))

@@ -11,17 +11,18 @@ Borders are ours: what repacking and rescaling between neighbours of different b
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import fsum
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.errors import AllocationError
-from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Border, CostName, CostTable, LayerCosts
+from hawq_tvm.core.specs import COST_NAMES, BitConfig, Bits, Border, CostName, CostTable, LayerCosts, parsed_bits
+from hawq_tvm.core.strict_json import JsonReader
 
 FloatArray = NDArray[np.float64]
 
@@ -132,6 +133,44 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class ShadowPrice:
+    """What more of a budget that binds buys.
+
+    Attributes:
+        cost: what it bounds.
+        limit: how far.
+        price: by how much the relaxation's least sensitivity falls for a unit more.
+        more: a round amount more, in the cost's unit.
+        less: by how much the least sensitivity falls for that, as another program has it.
+        sensitivity: what it falls from.
+        changes: the layers whose bits then differ, from what to what.
+    """
+
+    cost: CostName
+    limit: float
+    price: float
+    more: float
+    less: float
+    sensitivity: float
+    changes: Mapping[str, tuple[Bits, Bits]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "changes": {name: list(map(repr, pair)) for name, pair in self.changes.items()}}
+
+
+class PriceRow(TypedDict):
+    """The JSON of a `ShadowPrice`."""
+
+    cost: str
+    limit: float
+    price: float
+    more: float
+    less: float
+    sensitivity: float
+    changes: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Allocation:
     """A configuration within the limits, and how good it is known to be.
 
@@ -146,6 +185,7 @@ class Allocation:
         proved: whether nothing within the limits has a lower sensitivity.
         lower_bound: no configuration within the limits has a lower sensitivity; None where no bound is known.
         gap: how far `sensitivity` is above that at most, relative to its magnitude; None where no bound is known.
+        prices: what more of each budget that binds buys; none where nobody asked.
     """
 
     bits: BitConfig
@@ -158,6 +198,7 @@ class Allocation:
     proved: bool = False
     lower_bound: float | None = None
     gap: float | None = None
+    prices: tuple[ShadowPrice, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the bits, which are a file of their own."""
@@ -171,7 +212,52 @@ class Allocation:
             "proved": self.proved,
             "lower_bound": self.lower_bound,
             "gap": self.gap,
+            "prices": [price.to_json() for price in self.prices],
         }
+
+    @classmethod
+    def from_json(cls, bits: BitConfig, data: Any, reader: JsonReader) -> Allocation:
+        """Read what `to_json` wrote.
+
+        Args:
+            bits: from their own file.
+            data: as the reader parses it.
+            reader: of its file.
+
+        Raises:
+            HawqError: anything else, of the reader's kind.
+        """
+        found = reader.take(data, _AllocationFile, signed=("sensitivity", "lower_bound"))
+        return cls(bits, **{**found, "prices": parsed_prices(reader, found.get("prices", ()))})
+
+
+class _AllocationFile(TypedDict):
+    """The JSON of an `Allocation`."""
+
+    sensitivity: float
+    sensitivity_error: float | None
+    costs: Mapping[str, float]
+    limits: Mapping[str, float]
+    solver: str
+    seconds: float
+    proved: bool
+    lower_bound: float | None
+    gap: float | None
+    prices: NotRequired[tuple[PriceRow, ...]]
+
+
+def parsed_prices(reader: JsonReader, rows: Iterable[PriceRow]) -> tuple[ShadowPrice, ...]:
+    """Shadow prices as a file gives them; raises what `reader` says where one is of no cost, or of no bits."""
+    found = []
+    for row in rows:
+        if row["cost"] not in COST_NAMES:
+            raise reader.fault(f"{row['cost']!r} is no cost; there are {', '.join(COST_NAMES)}")
+        changes = {
+            layer: (parsed_bits(reader, layer, before), parsed_bits(reader, layer, after))
+            for layer, (before, after) in row["changes"].items()
+        }
+        found.append(ShadowPrice(**{**row, "changes": changes}))  # type: ignore[arg-type]
+    return tuple(found)
 
 
 def formulate(
@@ -324,6 +410,6 @@ def require_cost(groups: Sequence[Group], cost: CostName) -> None:
         for choice in group.choices:
             if getattr(choice, cost) is None:
                 raise AllocationError(
-                    f"a budget on {cost} or a front over it needs it for every layer, and {group.layers[0]} has none "
+                    f"a budget on {cost} or a front over it needs it for every layer, and '{group.layers[0]}' has none "
                     f"at {choice.bits}; {_OBTAINED[cost]}"
                 )

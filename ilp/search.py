@@ -1,5 +1,7 @@
 """The search for the optimum of a program: branch and bound, whose bounds are Lagrangian and whose leaves are PuLP's.
 
+A program of one budget and no borders is a knapsack, for which `lists` serve. Of others:
+
 At each node, what need not be looked at goes first (`reduction`), then what the Lagrangian bound rules out
 (`lagrangian`). Where few choices are left, a solver takes the node as it is (`pulp_program`). Elsewhere the node is
 split at the group on which the relaxation is most undecided: whether it takes more of the budgets than the relaxation's
@@ -25,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.ilp.lagrangian import Relaxation, relax
+from hawq_tvm.ilp.lists import best_by_lists, can_list
 from hawq_tvm.ilp.problem import FloatArray
 from hawq_tvm.ilp.program import IntArray, Program
 from hawq_tvm.ilp.pulp_program import Effort, PulpProgram
@@ -35,6 +38,12 @@ _LEAF = 1000
 
 _CORE = 700
 """Choices, beyond one a group, that it is given to find good configurations."""
+
+_FEW = 100
+"""Choices, beyond one a group, that a solver is given even where lists would do."""
+
+_WIDTHS = (200, 2_000, 20_000)
+"""Of lists, one after the other until none is cut."""
 
 _ROUGH = 0.05
 """How far above its best the answer to a core may be, as a share of what is not known yet."""
@@ -99,13 +108,38 @@ class _Search:
         """Take nodes by their bounds until none can beat the best configuration."""
         program = within_reach(without_dominated(self._whole))
         try:
-            if program is not None and _freedom(program) <= _LEAF and not program.ends and self._effort.seconds == inf:
-                self._solve(program)
-            elif program is not None:
-                self._bound_and_branch(program)
+            if program is not None and not self._list(program):
+                if _freedom(program) <= _LEAF and not program.ends and self._effort.seconds == inf:
+                    self._solve(program)
+                else:
+                    self._bound_and_branch(program)
         except _OutOfTimeError:
             return Answer(self._best, min(self._bound, self._value), is_final=False)
         return Answer(self._best, self._target)
+
+    def _list(self, program: Program) -> bool:
+        """Whether the program is one for lists, and they settle it; what they find is remembered in any case."""
+        if _freedom(program) <= _FEW or not can_list(program):
+            return False
+        root = self._relaxed(program, np.zeros((0, len(program.alone)), np.intp))
+        if root is None:
+            return True
+        self._bound = root.relaxation.bound
+        for width in _WIDTHS:
+            kept = self._worth(root)
+            if not all(map(np.any, kept)):
+                return True
+            left = root.program.keep(kept)
+            picks, are_whole = best_by_lists(left, float(root.relaxation.prices[0]), self._target, width, self._hurry)
+            if picks is not None:
+                self._take(left, picks)
+            if are_whole:
+                return True
+        return False
+
+    def _hurry(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise _OutOfTimeError
 
     @property
     def _allowed(self) -> float:

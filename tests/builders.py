@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hawq_tvm.backends.pytorch.float_module import FloatModule
+from hawq_tvm.backends.tvm.chosen import Candidates
 from hawq_tvm.backends.tvm.records import Tuning
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.calibration import make_observer, observe_ranges
@@ -61,11 +63,34 @@ def uniform(name: str, bits: Bits) -> BitConfig:
     return BitConfig.uniform(tuple(layer.name for layer in captured(name).layers), bits)
 
 
+def candidates_of(name: str, *pairs: Bits, batch: int = 1) -> Candidates:
+    """That network and the pairs that its layers may have."""
+    return Candidates(captured(name), ranges_of(name), pairs, batch=batch)
+
+
 def integers_of(name: str, pairs: Sequence[str] = ("w8a8",)) -> Graph:
     """The integer graph of that network, its layers taking the pairs in turn."""
     graph = captured(name)
     bits = {layer.name: Bits.parse(pairs[i % len(pairs)]) for i, layer in enumerate(graph.layers)}
     return integerize(graph, ranges_of(name), BitConfig(bits))
+
+
+def integers_of_module(
+    name: str, make: Callable[[], nn.Module], size: int, pairs: Sequence[str], *, channels: int = 3
+) -> Graph:
+    """The integer graph of a network of random weights, its layers taking the pairs in turn; images of some size."""
+    torch.manual_seed(0)
+    network, x = make().eval(), torch.randn(4, channels, size, size)
+    graph = capture(network, x, name=name)
+    ranges = observe_ranges(lambda x, tap: FloatModule(graph)(x, tap=tap), [x], make_observer("max"))
+    bits = {layer.name: Bits.parse(pairs[i % len(pairs)]) for i, layer in enumerate(graph.layers)}
+    return integerize(graph, ranges, BitConfig(bits))
+
+
+def noise_for(graph: Graph, count: int) -> Array:
+    """Noise as integers of the graph's input, whatever the size of its images."""
+    noise = torch.randn(count, *graph.input_type.shape, generator=torch.Generator().manual_seed(1))
+    return quantize_input(noise.numpy(), graph.input_type)
 
 
 def integer_samples(graph: Graph, count: int = 4) -> Array:

@@ -40,6 +40,15 @@ def why_not(machine: Machine, sets: Sequence[str]) -> str | None:
     return None
 
 
+@functools.cache
+def system_of(architecture: str) -> list[str]:
+    """The command that runs programs of another architecture, with the C library that its cross compiler links to."""
+    compiler = find_c_compiler(architecture)
+    assert compiler is not None
+    found = subprocess.run([compiler, "-print-file-name=libc.so.6"], capture_output=True, text=True, check=True).stdout
+    return [f"qemu-{architecture}", "-cpu", "max", "-L", str(Path(found.strip()).resolve().parents[1])]
+
+
 class EmulatedKernel:
     """A kernel as a program for another CPU; call it with buffers, each with the memory around it."""
 

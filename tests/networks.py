@@ -174,6 +174,16 @@ def residual() -> nn.Module:
     return make("Residual")
 
 
+def padded() -> nn.Module:
+    """One in which layers read sums."""
+    return make("Padded")
+
+
+def single() -> nn.Module:
+    """A network of one output, whose cross-entropy is always 0."""
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 12 * 12, 1))
+
+
 def gated() -> nn.Module:
     """A network that has no integer form."""
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Flatten(), nn.Linear(4 * 12 * 12, 2))

@@ -9,27 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import tvm
 
-from hawq_tvm.backends.pytorch.float_module import FloatModule
 from hawq_tvm.backends.tvm import host
 from hawq_tvm.backends.tvm.build import build_library
 from hawq_tvm.backends.tvm.lower import Machine, lower
 from hawq_tvm.backends.tvm.runtime import CompiledModule
 from hawq_tvm.backends.tvm.storage import plan_storages
-from hawq_tvm.calibration import make_observer, observe_ranges
 from hawq_tvm.cli import doctor
 from hawq_tvm.core import interpreter
-from hawq_tvm.core.integerize import integerize
-from hawq_tvm.core.interpreter import quantize_input
 from hawq_tvm.core.ir import Graph
-from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.targets import TARGETS
-from hawq_tvm.frontend.capture import capture
 from hawq_tvm.sources.zoo.resnet import resnet18, resnet20
 
-from .builders import integer_samples, integers_of, same, stored_wrongly
+from .builders import integer_samples, integers_of, integers_of_module, noise_for, same, stored_wrongly
 from .soft_tiles import SAPPHIRE_RAPIDS, library, needs_vectors, soft_tiles
 
 NETWORKS = {"resnet20": (resnet20, 32), "resnet18": (resnet18, 64)}
@@ -38,17 +31,7 @@ NETWORKS = {"resnet20": (resnet20, 32), "resnet18": (resnet18, 64)}
 def integers_of_zoo(name: str, pairs: tuple[str, ...]) -> Graph:
     """A zoo network of random weights, its layers taking the pairs in turn."""
     make, size = NETWORKS[name]
-    torch.manual_seed(0)
-    network, x = make().eval(), torch.randn(4, 3, size, size)
-    graph = capture(network, x, name=name)
-    ranges = observe_ranges(lambda x, tap: FloatModule(graph)(x, tap=tap), [x], make_observer("max"))
-    bits = {layer.name: Bits.parse(pairs[i % len(pairs)]) for i, layer in enumerate(graph.layers)}
-    return integerize(graph, ranges, BitConfig(bits))
-
-
-def zoo_samples(graph: Graph, count: int) -> np.ndarray:
-    noise = torch.randn(count, *graph.input_type.shape, generator=torch.Generator().manual_seed(1))
-    return quantize_input(noise.numpy(), graph.input_type)
+    return integers_of_module(name, make, size, pairs)
 
 
 @needs_vectors
@@ -59,7 +42,7 @@ def test_zoo_networks_are_exact_and_lie_in_planes_from_end_to_end(
     name: str, pairs: tuple[str, ...], tmp_path: Path
 ) -> None:
     graph = integers_of_zoo(name, pairs)
-    x = zoo_samples(graph, 2)
+    x = noise_for(graph, 2)
     expected = interpreter.run(graph, x)
     with soft_tiles() as target:
         path = tmp_path / target.library_name
@@ -89,7 +72,7 @@ def poisoned_memory(byte: int) -> Iterator[None]:
 @needs_vectors
 def test_one_library_computes_the_same_whatever_memory_held_and_without_permission(tmp_path: Path) -> None:
     graph = integers_of_zoo("resnet20", ("w8a8", "w4a4"))
-    x = zoo_samples(graph, 1)
+    x = noise_for(graph, 1)
     expected = interpreter.run(graph, x)[graph.output]
     with soft_tiles() as target:
         path = tmp_path / target.library_name

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import torch
 from torch import nn
 
 import hawq_tvm
-from hawq_tvm import Bits, Budget, DataOptions, HawqError, HessianSettings
+from hawq_tvm import Bits, Budget, DataOptions, HawqError, HessianSettings, pipeline
 from hawq_tvm.api import QuantizedNetwork
 from hawq_tvm.core.errors import (
     AllocationError,
@@ -20,6 +23,7 @@ from hawq_tvm.core.errors import (
     RunError,
     SettingsError,
 )
+from hawq_tvm.stages.work import Work
 
 from . import networks
 from .builders import samples
@@ -136,12 +140,31 @@ def test_save_and_load(network: QuantizedNetwork, tmp_path: Path) -> None:
         hawq_tvm.load(tmp_path / "nothing")
 
 
-def test_the_temporary_run_goes_with_its_object() -> None:
+def test_the_temporary_run_goes_with_its_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where something keeps the frames of its making, as torch does of whoever exports first."""
+    kept, perform = [], pipeline.perform
+
+    def perform_and_keep(work: Work, stages: Any) -> None:
+        kept.append(sys._getframe())
+        perform(work, stages)
+
+    monkeypatch.setattr(pipeline, "perform", perform_and_keep)
     made = hawq_tvm.quantize(networks.make("Alias"), samples(8), bits=[8])
-    path = made.path
-    assert path.exists()
+    monkeypatch.undo()
+    other = made.allocate()
+    paths = made.path, other.path
+    assert kept and all(path.exists() for path in paths)
     del made
-    assert not path.exists()
+    assert [path.parent.exists() for path in paths] == [False, True]
+    del other
+    assert not paths[1].parent.exists()
+
+
+def test_no_temporary_run_is_left_where_none_can_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(InfeasibleBudget):
+        hawq_tvm.quantize(networks.make("Alias"), samples(8), bits=[8], budget=Budget(size=1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_pair_needs_no_hessian() -> None:

@@ -53,6 +53,18 @@ BAD_RUNS: dict[str, tuple[Sequence[str], str]] = {
     "bits in other digits": (("resnet20", "--bits", "²"), "bits are written like w4a8"),
     "a budget that is none": (("resnet20", "--budget-size", "small"), "a budget on size_bytes"),
     "a pin that is none": (("resnet20", "--pin", "conv1"), "a pin is written NAME=w8a8"),
+    "a layer pinned to two pairs": (
+        ("resnet20", "--pin", "fc=w8a8", "--pin", "fc=w4a4"),
+        "'fc' is pinned to w8a8 and to w4a4; pin it once",
+    ),
+    "a metric without labels": (
+        ("N:residual", "--data", "N:samples", "--metric", "loss"),
+        "the samples have no labels, and the loss is cross-entropy against labels; take --metric kl",
+    ),
+    "a metric that the network cannot have": (
+        ("N:single", "--data", "N:samples", "--metric", "omega"),
+        "the network has a single output, whose cross-entropy is 0 and has no second derivative",
+    ),
     "a pin on no layer": (("resnet20", "--data", "digits", "--pin", "conv9=w8a8"), "pin for unknown layer 'conv9'"),
     "an unknown target": (("resnet20", "--target", "moon"), "unknown target 'moon'"),
     "an unknown observer": (("resnet20", "--data", "digits", "--observer", "mean"), "unknown observer 'mean'"),
@@ -108,6 +120,87 @@ def test_bad_runs(name: str, tmp_path: Path, cli: Run, monkeypatch: pytest.Monke
     assert message in the_error(err)
     left = {path for path in set(work.rglob("*")) - before if path.name != "runs"}
     assert all(".partial" in str(path) for path in left), "nothing but finished stages, kept for the next start"
+
+
+BAD_ALLOCATIONS: dict[str, tuple[Sequence[object], str]] = {
+    "tied layers pinned apart": (
+        ("--pin", "conv1=w4a8", "--pin", "project=w8a8"),
+        "the layers conv1, project must have the same bits and are pinned to different ones (conv1=w4a8, project=w8a8)",
+    ),
+    "a layer pinned to two pairs": (("--pin", "fc=w4a8", "--pin", "fc=w8a8"), "'fc' is pinned to w4a8 and to w8a8"),
+    "a budget that nothing meets": (("--budget-size", "1"), "no bit configuration meets the budget of 1 bytes"),
+    "two budgets that nothing meets": (
+        ("--budget-size", "1", "--budget-bops", "1"),
+        " bytes; other budgets are out of reach too; raise the budget, allow fewer bits or pin fewer layers",
+    ),
+    "an empty front": (
+        ("--pareto", "size,bops", "--budget-bops", "1"),
+        "no bit configuration meets the budget of 1 BOPS",
+    ),
+    "a front over what is not known": (
+        ("--pareto", "energy,size"),
+        "a front over it needs it for every layer, and 'stem' has none at w8a8; profile with a source of energies",
+    ),
+    "a front over accuracy first": (
+        ("--pareto", "accuracy,size"),
+        "or over one of them and accuracy, written size,acc",
+    ),
+    "a front over one quantity": (("--pareto", "size,size"), "a front is over two of size, bops, latency, energy"),
+    "a front over accuracy on code that is not trusted": (
+        ("--pareto", "size,accuracy"),
+        "networks.py, and that is not executed unasked; if you trust it, add --trust-code",
+    ),
+    "a metric that was not profiled": (
+        ("--choose-by", "eigenvalue"),
+        "was not profiled with eigenvalue; it has kl; profile it again with --metric kl,eigenvalue and the same --out",
+    ),
+    "bits that were not profiled": (("--bits", "3"), "the cost table has no entry for layer 'conv1' at [w3a3]"),
+    "a name that is a path": (("--name", "../elsewhere", "--budget-size", "50%"), "an allocation is named by letters"),
+}
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The profile of a network in which two layers read the same value."""
+    path = tmp_path_factory.mktemp("runs") / "tied"
+    arguments = (
+        "profile",
+        f"{NETWORKS}:residual",
+        "--data",
+        f"{NETWORKS}:samples",
+        "--rounding",
+        "nearest",
+        "-o",
+        path,
+    )
+    assert main([str(argument) for argument in arguments]) == 0
+    return path
+
+
+@pytest.mark.parametrize("name", BAD_ALLOCATIONS)
+def test_bad_allocations_leave_the_run_as_it_was(name: str, tied: Path, cli: Run) -> None:
+    arguments, message = BAD_ALLOCATIONS[name]
+    before = {path: path.read_bytes() for path in tied.rglob("*") if path.is_file()}
+    fails(cli, tied, "allocate", tied, *arguments, message=message)
+    assert {path: path.read_bytes() for path in tied.rglob("*") if path.is_file()} == before
+
+
+def test_a_latency_table_that_lacks_a_layer_or_a_pair(tied: Path, tmp_path: Path, cli: Run) -> None:
+    """A layer is missed at once; a pair where a budget or a front asks for it, since there may be others to choose."""
+    network = ("profile", f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples", "--rounding", "nearest")
+    layers = [row["name"] for row in json.loads((tied / "costs.json").read_text())["layers"]]
+    table = {name: {"w4a4": 1.0, "w4a8": 2.0, "w8a8": 3.0} for name in layers}
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps({name: row for name, row in table.items() if name != "conv2"}))
+    command = (*network, "--latency-table", file, "-o", tmp_path / "run")
+    status, out, err = cli(*command)
+    assert (status, out) == (2, "") and "table.json has no layer 'conv2'; the layers are stem, " in the_error(err)
+    assert not (tmp_path / "run").exists(), "what was captured is kept aside for the next start"
+    del table["conv2"]["w4a4"]
+    file.write_text(json.dumps(table))
+    assert cli(*command)[0] == 0
+    for asked in (("--budget-latency", "50%"), ("--pareto", "latency,size")):
+        fails(cli, tmp_path, "allocate", tmp_path / "run", *asked, message="and 'conv2' has none at w4a4; measure it")
 
 
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path, cli: Run) -> None:

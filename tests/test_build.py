@@ -31,7 +31,7 @@ from hawq_tvm.core.specs import Bits
 from hawq_tvm.core.targets import TARGETS
 
 from . import networks
-from .builders import captured, integers_of, ranges_of, uniform
+from .builders import candidates_of, integers_of
 
 KIB = 2**10
 LLVM_GIVES_UP = "print('LLVM ERROR: IO failure on output stream: File too large', file=sys.stderr); sys.exit(1)"
@@ -140,9 +140,7 @@ def test_an_interpreter_that_cannot_be_started(
 def test_kernels_that_are_timed_are_compiled_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
     codegen_that(LLVM_GIVES_UP, monkeypatch)
     with pytest.raises(CompileError, match="^a kernel does not compile for target 'llvm': LLVM's process .*too large$"):
-        measure_latency(
-            captured("Residual"), ranges_of("Residual"), {Bits(8, 8): uniform("Residual", Bits(8, 8))}, TARGETS["llvm"]
-        )
+        measure_latency(candidates_of("Residual", Bits(8, 8)), TARGETS["llvm"])
 
 
 SCRIPT = """

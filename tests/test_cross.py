@@ -19,7 +19,7 @@ from hawq_tvm.core.errors import CompileError, RuntimeModuleError
 from hawq_tvm.core.specs import Bits
 from hawq_tvm.stages.verify import verify_where_it_runs
 
-from .builders import captured, integer_samples, integers_of, ranges_of, same, uniform
+from .builders import candidates_of, integer_samples, integers_of, same
 from .cpus import CPUS, UNIT_CPUS, lacking, machine_of
 from .test_cpu import UNITS
 
@@ -104,10 +104,8 @@ def test_why_a_machine_does_not_run_code() -> None:
 
 def test_kernels_of_another_cpu_are_not_timed_here() -> None:
     target = CPUS[other_cpu()]
-    graph, bits = captured("Residual"), Bits(8, 8)
-    configurations = {bits: uniform("Residual", bits)}
     with pytest.raises(CompileError, match="so that its kernels cannot be timed here; --latency-from model predicts"):
-        measure_latency(graph, ranges_of("Residual"), configurations, target, batch=1, threads=1)
+        measure_latency(candidates_of("Residual", Bits(8, 8)), target)
 
 
 def test_a_run_for_another_cpu_says_that_nothing_verifies_it() -> None:

@@ -32,7 +32,7 @@ from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.specs import Bits
 from hawq_tvm.core.targets import TARGETS, architectures_of
 
-from .builders import captured, integers_of, ranges_of, uniform
+from .builders import candidates_of, captured, integers_of, ranges_of, uniform
 from .fake_cuda import use_fake_compiler
 from .gpu_functions import MACHINE, add_one, calling, reverse
 
@@ -287,11 +287,10 @@ def test_stand_ins_are_empty(tmp_path: Path) -> None:
 
 
 def test_latency_of_a_gpu_is_not_measured_here() -> None:
-    bits = {Bits(8, 8): uniform("Residual", Bits(8, 8))}
     with pytest.raises(
         CompileError, match="^kernels for 'nvidia/t4' are timed on a GPU: --device cuda:0 or rpc:HOST:PORT/KEY says"
     ):
-        measure_latency(captured("Residual"), ranges_of("Residual"), bits, T4_TARGET)
+        measure_latency(candidates_of("Residual", Bits(8, 8)), T4_TARGET)
 
 
 def test_kernels_that_share_memory_say_so(cuda_compiler: Any, tmp_path: Path) -> None:

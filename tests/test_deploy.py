@@ -11,8 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,34 @@ def test_cpp_gives_the_interpreters_integers(
         wanted = expected(image)
         assert (number, integers) == (wanted[0], wanted[1].tolist())
         assert re.search(r"^\d+\.\d{3} ms a call of batch 2 on ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="needs two cores on Linux")
+@pytest.mark.parametrize("language", ["python", "cpp"])
+def test_threads_have_a_core_each(language: str, folder: Path, program: Path) -> None:
+    """Of those that the process may use, as the system tells while it runs."""
+    usable = sorted(os.sched_getaffinity(0))[:2]
+    assert python(folder, "model.llvm.so", "wide.png", "--write-ppm", "image.ppm").returncode == 0
+    commands = {
+        "python": [sys.executable, "deploy.py", "model.llvm.so", "wide.png", "--runs", "10000000"],
+        "cpp": [program, "model.llvm.so", "image.ppm", "--runs", "10000000"],
+    }
+    given = {**os.environ, "PYTHONPATH": str(folder / "absent"), "OMP_NUM_THREADS": "1"}
+    given.pop("TVM_NUM_THREADS", None)
+    found: list[set[int]] = []
+    cores = ",".join(map(str, usable))
+    running = subprocess.Popen(["taskset", "-c", cores, *commands[language]], cwd=folder, env=given)
+    try:
+        while len(found) < 2 or not all(len(threads) == 1 for threads in found):
+            assert running.poll() is None, "it ended before its threads were placed"
+            time.sleep(0.05)
+            tasks = [int(task) for task in os.listdir(f"/proc/{running.pid}/task")]
+            with suppress(OSError):  # a thread that has ended
+                found = [os.sched_getaffinity(task) for task in tasks]
+    finally:
+        running.kill()
+        running.wait()
+    assert sorted(map(min, found)) == usable
 
 
 def test_the_compiler_stays_unloaded(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -146,16 +147,36 @@ def written() -> dict[str, Any]:
         for name in bits.layers
     )
     between = {(one, other): BorderCost(latency_us=2.5) for one in PAIRS for other in PAIRS if one != other}
-    table = CostTable(layers, borders=(Border("conv", "fc", between),))
+    between[PAIRS[0], PAIRS[2]] = BorderCost(latency_us=2.5, latency_spread_us=(2.25, 3.0))
+    table = CostTable(layers, borders=(Border("conv", "fc", between, "measured: a copy"),))
     return explain(table, "conv", bits, {"size_bytes": 12.0}).to_json()
 
 
 def test_an_explanation_reads_back() -> None:
     """What lies at the layer's borders too."""
     data = json.loads(json.dumps(written()))
-    assert data["borders"] == {"latency_us": 2.5}
-    assert Explanation.from_json(READER, data).to_json() == data
-    assert any("2.5 us are spent on repacking" in text for text in sentences(Explanation.from_json(READER, data)))
+    (border,) = data["borders"]
+    assert border["costs"] == {"latency_us": 2.5}
+    found = Explanation.from_json(READER, data)
+    assert json.loads(json.dumps(found.to_json())) == data
+    told = sentences(found)
+    assert "between conv and fc: 2.5 us (2.25 to 3) at these bits; measured: a copy" in told
+
+
+def test_an_explanation_that_was_kept_before_each_border_had_a_row_tells_what_they_cost() -> None:
+    data = json.loads(json.dumps(written()))
+    for borders, expected in (
+        ({"latency_us": 2.5}, ["between conv and its neighbours: 2.5 us at these bits"]),
+        ({}, []),
+    ):
+        told = sentences(Explanation.from_json(READER, {**data, "borders": borders}))
+        assert [line for line in told if line.startswith("between")] == expected
+
+
+def test_a_border_that_costs_nothing_says_why() -> None:
+    table = replace(table_of(), borders=(Border("stem", "head", {}, "nothing runs there at any bits"),))
+    found = explain(table, "head", BitConfig({"stem": Bits(8, 8), "head": Bits(4, 4)}), {"size_bytes": 12.0})
+    assert "between stem and head: 0 at these bits; nothing runs there at any bits" in sentences(found)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,7 @@ def test_an_explanation_reads_back() -> None:
         ({"bits": "w9a9"}, "w9a9"),
         ({"borders": {"time": 3.0}}, "'time' is no cost; there are size_bytes, bops, latency_us, energy_uj"),
         ({"tied": [1]}, "tied"),
+        ({"borders": [{"first": "conv"}]}, r"borders"),
     ],
 )
 def test_damaged_explanations_are_refused(change: Mapping[str, Any], said: str) -> None:

@@ -32,7 +32,7 @@ from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Offer
 from hawq_tvm.settings import Settings
 
-from .builders import captured, ranges_of, uniform
+from .builders import candidates_of, captured, ranges_of, uniform
 
 CLOCK = 1000.0
 
@@ -238,7 +238,7 @@ PAIRS = {pair: uniform("Residual", pair) for pair in (Bits(4, 4), Bits(8, 8))}
 
 def test_the_column_is_what_the_chosen_offers_cost() -> None:
     graph, ranges, target = captured("Residual"), ranges_of("Residual"), TARGETS["nvidia/t4"]
-    table = predict_latency(graph, ranges, PAIRS, target, batch=8)
+    table = predict_latency(candidates_of("Residual", *PAIRS, batch=8), target)
     assert list(table.latency_us) == [layer.name for layer in graph.layers]
     for pair, bits in PAIRS.items():
         plan = plan_storages(integerize(graph, ranges, bits), target, 128, batch=8)
@@ -248,7 +248,7 @@ def test_the_column_is_what_the_chosen_offers_cost() -> None:
         f"predicted for Tesla T4 at {typical_clock(T4):.0f} MHz, launched by a CUDA graph "
         "(hawq_tvm/core/gpu_model.py), target nvidia/t4, batch 8; nothing was run"
     )
-    sources = predict_latency(graph, ranges, PAIRS, TARGETS["llvm"]).source
+    sources = predict_latency(candidates_of("Residual", *PAIRS), TARGETS["llvm"]).source
     assert "fitted to one thread of another CPU" in sources and "target llvm, batch 1" in sources
 
 

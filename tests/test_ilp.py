@@ -99,10 +99,10 @@ def problems(draw: st.DrawFn) -> tuple[CostTable, Budget]:
 
 
 @settings(max_examples=80)
-@given(case=problems(), solver=st.sampled_from(SOLVERS), leaf=st.sampled_from([0, 600]))
-def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str, leaf: int) -> None:
-    """With and without branching, which small problems would not need."""
-    with mock.patch.multiple(search, _LEAF=leaf, _CORE=leaf or 3):
+@given(case=problems(), solver=st.sampled_from(SOLVERS), leaf=st.sampled_from([0, 600]), few=st.sampled_from([0, 100]))
+def test_the_program_agrees_with_brute_force(case: tuple[CostTable, Budget], solver: str, leaf: int, few: int) -> None:
+    """With and without branching and lists, which small problems would not need."""
+    with mock.patch.multiple(search, _LEAF=leaf, _CORE=leaf or 3, _FEW=few, _WIDTHS=(1, 3, 1000)):
         agrees_with_brute_force(*case, solver)
 
 
@@ -243,7 +243,7 @@ def test_an_infeasible_budget_names_what_binds_and_the_nearest_value() -> None:
 def test_a_budget_on_what_was_not_measured() -> None:
     costs = CostTable((LayerCosts("a", 1, 1, {W8: Cost(1, 8, 64)}),))
     with pytest.raises(
-        AllocationError, match="a budget on latency_us or a front over it needs it for every layer, and a has none"
+        AllocationError, match="a budget on latency_us or a front over it needs it for every layer, and 'a' has none"
     ):
         formulate(costs, Budget(latency="1ms"))
 

@@ -58,16 +58,14 @@ from hawq_tvm.runs.summary import stored_values
 
 from . import networks
 from .builders import (
-    captured,
+    candidates_of,
     compiled,
     integer_samples,
     integers_of,
     one_node_graph,
     random_integers,
-    ranges_of,
     same,
     stored_wrongly,
-    uniform,
 )
 
 MIXED = ("w8a8", "w4a4", "w2a5", "w5a3")
@@ -428,9 +426,7 @@ def test_a_kernel_that_cannot_be_built_is_an_error_that_names_the_layer(monkeypa
     with pytest.raises(CompileError, match=message):
         lower(integers_of("Residual"), TARGETS["llvm"])
     with pytest.raises(CompileError, match=message):
-        measure_latency(
-            captured("Residual"), ranges_of("Residual"), {Bits(8, 8): uniform("Residual", Bits(8, 8))}, TARGETS["llvm"]
-        )
+        measure_latency(candidates_of("Residual", Bits(8, 8)), TARGETS["llvm"])
 
 
 def test_the_doctor_takes_a_command_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

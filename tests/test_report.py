@@ -13,7 +13,7 @@ import pytest
 
 from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.ilp.difference import Difference, LayerDifference
-from hawq_tvm.ilp.explain import Alternative, BudgetReading, Explanation
+from hawq_tvm.ilp.explain import Alternative, BorderReading, BudgetReading, Explanation
 from hawq_tvm.ilp.front import Front, FrontPoint
 from hawq_tvm.runs.choices import render_allocations, render_explanations
 from hawq_tvm.runs.front import render_front, worth
@@ -33,7 +33,8 @@ def explanation(layer: str) -> Explanation:
         Alternative(Bits(4, 8), 0.2, {"size_bytes": 10.0, "bops": 2e9, "latency_us": 2.5, "energy_uj": 8.5}, 0.25),
     )
     reading = BudgetReading("energy_uj", 100.0, 99.5, 0.125, W8)
-    return Explanation(layer, W8, (layer,), False, W8, 0.5, choices, (reading,), 0.1, {"latency_us": 1.25})
+    borders = (BorderReading(layer, LONG, {"latency_us": 1.25}, (1.0, 1.5), "measured: a copy"),)
+    return Explanation(layer, W8, (layer,), False, W8, 0.5, choices, (reading,), 0.1, borders)
 
 
 def front() -> Front:
@@ -63,7 +64,7 @@ def summary() -> RunSummary:
         fidelity=None, verification={}, benchmark={}, notes=(), remarks=(f"raise {LONG * 2}",),
         sources={"latency_us": f"measured by {LONG * 3}"}, versions={"torch": "2"}, front=front(),
         allocations={"small": Difference((change,), {"sensitivity": (0.1, 0.5), "size_bytes": (20.0, 10.0)})},
-        explanations=(explanation(LONG),),
+        explanations=(explanation(LONG),), prices=(f"size binds: 5 bytes more buys 3 less sensitivity: {LONG}",),
     )  # fmt: skip
 
 
@@ -108,12 +109,13 @@ def test_energy_and_borders_stand_with_the_costs(summary: RunSummary) -> None:
     assert "<td>energy</td><td>9.5 uJ a sample</td><td>100 uJ a sample</td>" in text
     assert "4.25 us, 1.25 of it between layers" in text
     assert "<th>uJ</th>" in text
+    assert f"<p>Size binds: 5 bytes more buys 3 less sensitivity: {LONG}.</p>" in text
 
 
 def test_allocations_stand_side_by_side(summary: RunSummary) -> None:
     text = render_allocations(summary.allocations)
-    assert "<td>small</td><td>1</td><td>0.5 (+400.0%)</td><td>10 (-50.0%)</td>" in text
-    assert f"<td>{LONG}</td><td>w8a8</td><td>w4a4</td><td>+0.4</td><td>-10</td>" in text
+    assert "<td>small</td><td>1</td><td>0.5 (+400.0%)</td><td>0.01 (-50.0%)</td>" in text
+    assert f"<td>{LONG}</td><td>w8a8</td><td>w4a4</td><td>+0.4</td><td>-0.01</td>" in text
     assert render_allocations({}) == ""
 
 
@@ -121,15 +123,15 @@ def test_each_layer_is_explained() -> None:
     text = render_explanations([explanation("<conv>")])
     row = ("&lt;conv&gt;", "w8a8", "w4a8", "0.25", "50.00%", "yes")
     assert "".join(f"<td>{cell}</td>" for cell in row) in text
-    assert "energy: 99.5 of 100 uJ; it binds" in text and "1.25 us are spent on repacking" in text
+    assert "energy: 99.5 of 100 uJ; it binds" in text and "1.25 us (1 to 1.5) at these bits; measured: a copy" in text
     assert "<td>over budget</td>" in text and "<th>energy, uJ</th>" in text
     assert render_explanations(None) == ""
 
 
 def test_a_front_says_its_axes_units_and_what_steps_buy() -> None:
     text = render_front(front())
-    assert ">weights, kB<" in text and ">sensitivity, logarithmic<" in text
-    assert f"from point 1 to 2, 1,000 kB more weights buy 8.5 less sensitivity: {LONG} w4a4 to w4a8" in text
+    assert ">size, kB<" in text and ">sensitivity, logarithmic<" in text
+    assert f"from point 1 to 2, 1,000 kB more size buys 8.5 less sensitivity: {LONG} w4a4 to w4a8" in text
     said = worth(front())
     assert said is not None and said.startswith("A unit buys most from point 1 to 2")
     alone = Front(("size_bytes", "sensitivity"), front().points[:1], {}, True, "highs")

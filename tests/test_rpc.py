@@ -24,18 +24,20 @@ from hawq_tvm.backends.tvm.cuda.emulated import emulated_program
 from hawq_tvm.backends.tvm.devices import kernel_times
 from hawq_tvm.backends.tvm.devices.messages import DeviceFacts, Timed
 from hawq_tvm.backends.tvm.host import find_c_compiler
-from hawq_tvm.backends.tvm.lower import lower
+from hawq_tvm.backends.tvm.latency import TableKernels
+from hawq_tvm.backends.tvm.lower import Machine, lower
 from hawq_tvm.cli.app import main
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DeviceError
 from hawq_tvm.core.gpu import T4
+from hawq_tvm.core.specs import Bits, CostTable
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.emulator import emulated_environment
 from hawq_tvm.emulator.text import split_kernels
 from hawq_tvm.emulator.toolchain import compile_kernels
 from hawq_tvm.measure import device_bench
 
-from .builders import integers_of
+from .builders import candidates_of, integers_of
 from .conftest import NETWORKS, QUICK, Run
 from .fake_cuda import fake_compiler, use_fake_compiler
 from .rpc_servers import Served, mortal_server, needs_tracker, server, tracker
@@ -110,7 +112,8 @@ def test_a_device_that_dies_in_the_middle_and_one_that_goes_on(
         assert f"; 3 of {count} kernels were timed before" in source(tmp_path / "run")
         assert re.match(
             rf"measured on \w+ at {device}, target llvm, batch 1, 1 threads, warm caches, median of 15 repeats of "
-            r"10 ms by TVM's time evaluator there; p90 per p10 \d+\.\d\d, at worst \d+\.\d\d; the first kernel took ",
+            r"10 ms by TVM's time evaluator there, copies between layers likewise; p90 per p10 \d+\.\d\d, at worst "
+            r"\d+\.\d\d; the first kernel took ",
             source(tmp_path / "run"),
         )
         assert all(cost["latency_us"] > 0 for cost in choices(tmp_path / "run"))
@@ -125,6 +128,40 @@ def test_a_device_that_dies_in_the_middle_and_one_that_goes_on(
         ], "a second network of the same shapes times nothing"
     status, out, _ = cli("allocate", tmp_path / "run", "--budget-latency", "90%", "--json")
     assert status == 0 and json.loads(out)["costs"]["latency_us"] > 0
+
+
+def test_a_device_that_dies_at_a_copy_between_layers_keeps_what_was_timed(
+    known: Served, times: None, cli: Run, tmp_path: Path
+) -> None:
+    """The kernels of all layers, then the copies of sums at 4 bits, which are timed and kept in the same way."""
+    device = f"rpc:{known.address}/cpu"
+    network = (f"{NETWORKS}:padded", *PROFILE[2:])
+    command = ("profile", *network, "--bits", "w4a4,w8a8", "--device", device, "--threads", "1", "-o")
+    kernels = TableKernels.of(candidates_of("Padded", Bits(4, 4), Bits(8, 8)), Machine.resolve(TARGETS["llvm"]))
+    layers = len({kernel.code for kernel in kernels.layers.values()})
+    with mortal_server(known, "cpu", evaluations=2 * layers + 1):
+        status, out, err = cli(*command, tmp_path / "run")
+    assert (status, out) == (2, "")
+    assert re.search(rf"^error: {device} was lost while timing a copy at 4 bits \(requantize_\w+\)", err, re.MULTILINE)
+    assert len(kept()) == layers
+    with server(known, "cpu"):
+        assert cli(*command, tmp_path / "run")[0] == 0
+        count = len(kept())
+        assert count == len(kernels.distinct) > layers
+        assert f"; {layers} of {count} kernels were timed before" in source(tmp_path / "run")
+        assert cli(*command, tmp_path / "other")[0] == 0
+    tables = [
+        CostTable.from_json(json.loads((tmp_path / name / "costs.json").read_text())) for name in ("run", "other")
+    ]
+    assert tables[0].borders == tables[1].borders, "a second network of the same shapes times nothing"
+    by_layer = {border.second: border for border in tables[0].borders}
+    for name in ("down1", "down2"):
+        cost = by_layer[name].costs[Bits(8, 8), Bits(4, 4)]
+        assert cost.latency_spread_us is not None and 0 < cost.latency_spread_us[0] <= cost.latency_us
+        assert by_layer[name].source.startswith(f"measured: {name} reads a copy at 4 bits (requantize_")
+    assert cli("allocate", tmp_path / "run", "--budget-latency", "100%")[0] == 0
+    status, out, _ = cli("explain", tmp_path / "run", "down1")
+    assert status == 0 and "between stem and down1: " in out
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_takes_time(known: Served, cli: Run, tmp_path: Path) -> None:

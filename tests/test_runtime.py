@@ -183,67 +183,6 @@ def test_taps_are_gone_after_their_call(graph: Graph, module: CompiledModule, mo
     assert seen == []
 
 
-def test_the_number_of_threads_holds_for_every_caller(module: CompiledModule, tmp_path: Path) -> None:
-    """TVM itself keeps it for the thread that configures, alone."""
-    script = f"""
-import threading
-from pathlib import Path
-import numpy as np, tvm_ffi
-from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
-module = CompiledModule(Path({str(module.path)!r}))
-x = np.zeros((2, *module.input_type.shape), module.input_type.dtype.carrier)
-count = tvm_ffi.get_global_func("runtime.NumThreads")
-def call():
-    module.run(x)
-    print(count())
-def in_a_thread():
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join()
-configure_threads(1)
-in_a_thread()
-configure_threads(2)
-in_a_thread()
-call()
-"""
-    result = python(script, tmp_path, TVM_NUM_THREADS="2")
-    assert result.stdout.split() == ["1", "2", "2"], result.stderr
-
-
-@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="needs two cores on Linux")
-def test_a_caller_keeps_off_the_cores_of_its_workers(module: CompiledModule, tmp_path: Path) -> None:
-    """TVM binds workers alone; a caller on a worker's core takes turns with it. One thread alone may run anywhere."""
-    script = f"""
-import os
-from pathlib import Path
-import numpy as np
-from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
-module = CompiledModule(Path({str(module.path)!r}))
-x = np.zeros((2, *module.input_type.shape), module.input_type.dtype.carrier)
-everything = os.sched_getaffinity(0)
-def cores_in_a_call():
-    module.run(x)
-    seen, real = [], module._idle.pop()
-    def watched(value):
-        seen.append(os.sched_getaffinity(0))
-        return real["main"](value)
-    module._idle.append({{"main": watched}})
-    module.run(x)
-    assert os.sched_getaffinity(0) == everything
-    module._idle.pop()
-    return seen[0]
-configure_threads(2)
-workers = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
-bound = set().union(*(cores for cores in workers if len(cores) == 1))
-assert bound and cores_in_a_call() == everything - bound
-configure_threads(1)
-assert cores_in_a_call() == everything
-print("as it should be")
-"""
-    result = python(script, tmp_path, TVM_NUM_THREADS="2")
-    assert result.stdout.split("\n") == ["as it should be", ""], result.stderr
-
-
 # processes
 
 SCRIPT = """

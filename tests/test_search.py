@@ -290,17 +290,43 @@ def test_blocks_rank_by_eigenvalue_over_weights() -> None:
     assert ranked(problem, curvatures) == [(4,), (1, 2), (0,), (3,)]
 
 
-@given(share=st.integers(0, 100), seed=st.integers(0, 20))
-@settings(max_examples=30)
-def test_bits_descend_with_the_ranking(share: int, seed: int) -> None:
-    pairs = tuple(Bits(bits, bits) for bits in range(2, 9))
-    problem = formulate(CostTable(rows(8, seed, pairs)), Budget(size=f"{share}%"), pins={"m3.conv": W8})
+GRID = tuple(Bits(weight, activation) for weight in (2, 3, 4, 8) for activation in (3, 4, 8))
+
+
+@given(share=st.integers(0, 100), seed=st.integers(0, 20), pairs=st.sets(st.sampled_from(GRID), min_size=1))
+@settings(max_examples=40)
+def test_weights_and_activations_descend_with_the_ranking(share: int, seed: int, pairs: set[Bits]) -> None:
+    """Whichever pairs there are, as long as one has the most of both."""
+    offered = tuple(sorted(pairs | {W8}))
+    problem = formulate(CostTable(rows(8, seed, offered)), Budget(bops=f"{share}%"), pins={"m3.conv": W8})
     curvatures = {f"m{i}.conv": float(i + 1) for i in range(8)}
-    found = ALLOCATORS["hawq"](problem, Resources(curvatures=curvatures))
+    found = ALLOCATORS["hawq"](problem, Resources(curvatures=curvatures)).bits.layers
     order = [problem.groups[g].layers[0] for block in ranked(problem, curvatures) for g in block]
-    bits = [found.bits.layers[name] for name in order if name != "m3.conv"]
-    assert bits == sorted(bits, reverse=True)
-    assert found.bits.layers["m3.conv"] == W8
+    for part in ("weight", "activation"):
+        bits = [getattr(found[name], part) for name in order if name != "m3.conv"]
+        assert bits == sorted(bits, reverse=True)
+    assert found["m3.conv"] == W8
+
+
+def test_a_pinned_block_holds_up_none_that_ranks_above_it() -> None:
+    pairs = {bits: Bits(bits, 8) for bits in (2, 4, 8)}
+    layers = tuple(
+        LayerCosts(name, 8, 1, {pair: Cost(loss * (8 - bits), float(bits), 1) for bits, pair in pairs.items()})
+        for name, loss in (("sensitive", 9.0), ("robust", 1.0), ("pinned", 1.0))
+    )
+    problem = formulate(CostTable(layers), Budget(size=8 + 2 + 8), pins={"pinned": W8})
+    curvatures = {"sensitive": 9.0, "robust": 1.0, "pinned": 0.1}
+    found = ALLOCATORS["hawq"](problem, Resources(curvatures=curvatures))
+    assert [bits.weight for bits in found.bits.layers.values()] == [8, 2, 8]
+
+
+def test_a_pair_of_a_pinned_layer_alone_is_passed_over() -> None:
+    choices = {Bits(bits, 4): Cost(loss, float(bits), 1) for bits, loss in ((2, 10.0), (4, 1.0), (8, 0.0))}
+    layers = (LayerCosts("first", 8, 1, choices), LayerCosts("second", 8, 1, choices))
+    pinned = LayerCosts("pinned", 8, 1, {W8: Cost(0.0, 8.0, 1)})
+    problem = formulate(CostTable((*layers, pinned)), Budget(size=8 + 2 + 8), pins={"pinned": W8})
+    found = ALLOCATORS["hawq"](problem, Resources(curvatures={"first": 2.0, "second": 1.0, "pinned": 3.0}))
+    assert [bits.weight for bits in found.bits.layers.values()] == [4, 4, 8]
 
 
 def test_layers_of_a_block_share_their_bits() -> None:

@@ -219,6 +219,15 @@ def test_costs_of_borders_are_finite_and_not_negative(value: Any) -> None:
             BorderCost(**{name: value})
 
 
+@given(st.tuples(*[st.floats(0, 100)] * 3))
+def test_spreads_of_borders_lie_around_their_latencies(numbers: tuple[float, float, float]) -> None:
+    low, us, high = sorted(numbers)
+    assert BorderCost(latency_us=us, latency_spread_us=(low, high)).latency_spread_us == (low, high)
+    for wrong in ((high + 1, low), (us + 1, us + 2), (low - 2, us - 1), (float("nan"), high)):
+        with pytest.raises(AllocationError, match="must be a low and a high number around its latency_us of"):
+            BorderCost(latency_us=us, latency_spread_us=wrong)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -258,6 +267,16 @@ def test_costs_of_borders_are_finite_and_not_negative(value: Any) -> None:
         (
             lambda data: data.update(borders=[border(costs={"4": {"4": {"price": 1}}})]),
             "borders[0].costs.4.4.price is not known",
+        ),
+        *(
+            (
+                lambda data, spread=spread: data.update(
+                    borders=[border(costs={"4": {"4": {"latency_us": 2.5, "latency_spread_us": spread}}})]
+                ),
+                "borders[0].costs.4.4 cannot stand (latency_spread_us of a border must be a low and a high number "
+                f"around its latency_us of 2.5, got {spread}: mend it or leave it out)",
+            )
+            for spread in ([9, 1], [100, 200])
         ),
     ],
 )

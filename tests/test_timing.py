@@ -7,7 +7,7 @@ import pytest
 import tvm
 
 from hawq_tvm.backends.tvm import timing
-from hawq_tvm.backends.tvm.latency import ChosenKernel, timed_kernel
+from hawq_tvm.backends.tvm.chosen import ChosenKernel
 from hawq_tvm.backends.tvm.storage import plan_storages
 from hawq_tvm.backends.tvm.timing import KernelTime, TimedKernel, time_kernels
 
@@ -18,8 +18,8 @@ from .cpus import HOST
 def timed_conv() -> TimedKernel:
     """The last convolution of a small network."""
     plan = plan_storages(integers_of("Residual"), HOST.target, HOST.vector_bits, batch=1, features=HOST.features)
-    chosen = ChosenKernel(plan.requests["conv2"], plan.kernels["conv2"], plan.offers["conv2"])
-    return timed_kernel(chosen, chosen.offer.build())
+    chosen = ChosenKernel.of_node(plan, "conv2")
+    return chosen.timed(chosen.offer.build())
 
 
 @pytest.mark.parametrize("threads", [1, 2])

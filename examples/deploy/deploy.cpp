@@ -7,6 +7,8 @@
 // whose short side is as long as the JSON says; `python deploy.py MODEL.so cat.jpg --write-ppm cat.ppm` writes one.
 #include <dlfcn.h>
 #include <elf.h>
+#include <sched.h>
+#include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/shape.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/json.h>
@@ -170,11 +172,37 @@ void load_cuda() {
       throw Failure(std::string("the library runs on an NVIDIA GPU, and ") + dlerror() + "; see docs/t4.md");
 }
 
+// A thread on each core that this process may use, or TVM_NUM_THREADS of them. TVM itself takes half of the machine's
+// cores, binds its workers to the first of them, and lets this thread run where a worker is: the two take turns.
+void place_threads() {
+  cpu_set_t usable;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return;
+  ffi::Array<ffi::String> cores;
+  int first = -1;
+  for (int core = 0; core < CPU_SETSIZE; core++)
+    if (CPU_ISSET(core, &usable)) {
+      if (first < 0) first = core;
+      cores.push_back(std::to_string(core));
+    }
+  const char* wanted = std::getenv("TVM_NUM_THREADS");
+  const int threads = wanted ? std::atoi(wanted) : static_cast<int>(cores.size());
+  const bool each = threads == static_cast<int>(cores.size());
+  constexpr int kOneACore = -2, kShared = -3;
+  ffi::Function::GetGlobalRequired("runtime.config_threadpool")(each ? kOneACore : kShared, threads, cores);
+  if (!each) return;
+  CPU_ZERO(&usable);
+  CPU_SET(first, &usable);
+  sched_setaffinity(0, sizeof usable, &usable);
+}
+
 class Network {
  public:
   Network(const std::string& library, const Description& how)
       : how_(how), device_{how.gpu ? kDLCUDA : kDLCPU, 0} {
-    if (how.gpu) load_cuda();
+    if (how.gpu)
+      load_cuda();
+    else
+      place_threads();
     // Absolute, since the loader looks for a bare name in its own path only.
     library_ = ffi::Module::LoadFromFile(std::filesystem::absolute(library).string());
     machine_ = (*library_->GetFunction("vm_load_executable", true))().cast<ffi::Module>();

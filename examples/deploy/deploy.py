@@ -138,6 +138,26 @@ def load_tvm() -> Any:
     return tvm
 
 
+def place_threads() -> None:
+    """A thread on each core that this process may use, or TVM_NUM_THREADS of them.
+
+    TVM itself takes half of the machine's cores, binds its workers to the first of them, and lets this thread run
+    where a worker is, so that the two take turns.
+    """
+    import tvm_ffi
+
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    threads = int(os.environ.get("TVM_NUM_THREADS", len(cores)))
+    one_a_core, shared = -2, -3
+    each = threads == len(cores)
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+    configure(one_a_core if each else shared, threads, [str(core) for core in cores])
+    if each:
+        os.sched_setaffinity(0, cores[:1])
+
+
 def load_cuda(tvm: Any) -> None:
     """TVM's part for GPUs, which it loads by itself only where all that it is linked with is on the loader's path."""
     spec = importlib.util.find_spec("nvidia")  # pip install nvidia-cuda-runtime
@@ -166,7 +186,9 @@ class Network:
 
     def __init__(self, library: Path, info: Any) -> None:
         self._tvm = load_tvm()
-        if info["gpu"] is not None:
+        if info["gpu"] is None:
+            place_threads()
+        else:
             load_cuda(self._tvm)
         self._batch = info["batch"]
         self._device = self._tvm.cpu() if info["gpu"] is None else self._tvm.cuda(0)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from hawq_tvm.cli import console
+from hawq_tvm.cli import console, terminal
 from hawq_tvm.cli.options import Changes, Of, flat
 from hawq_tvm.core.budget import CHOICE, Budget
 from hawq_tvm.core.devices import FORMS, Device
@@ -89,22 +89,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return status
     except HawqError as error:
-        console.print_error(str(error))
+        terminal.print_error(str(error))
     except typer.TyperException as error:
         if error.format_message():  # none where help was printed instead
-            console.print_error(error.format_message())
+            terminal.print_error(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
-        console.print_error("interrupted; finished stages are kept, and the same command goes on from there")
+        terminal.print_error("interrupted; finished stages are kept, and the same command goes on from there")
         return _INTERRUPTED
     except MemoryError:
-        console.print_error("out of memory; use fewer or smaller samples, or --hessian-samples 8")
+        terminal.print_error("out of memory; use fewer or smaller samples, or --hessian-samples 8")
     except OSError as error:
-        console.print_error(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        terminal.print_error(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except Exception as error:  # ours, not the user's: still one sentence, and a status of its own
         if os.environ.get(_TRACEBACK):
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        console.print_error(f"internal error, please report it: {what[:500]}; {_TRACEBACK}=1 shows where")
+        terminal.print_error(f"internal error, please report it: {what[:500]}; {_TRACEBACK}=1 shows where")
         return _INTERNAL
     return 2
 
@@ -397,7 +397,7 @@ def doctor(as_json: AsJson = False) -> int:
 
     checks = examine()
     if as_json:
-        console.print_json([vars(check) for check in checks])
+        terminal.print_json([vars(check) for check in checks])
     else:
         console.print_checks(checks)
     return 0 if all(check.ok for check in checks if check.needed) else 2

@@ -15,7 +15,7 @@ from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler
 from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.calibration import make_observers
-from hawq_tvm.cli import console
+from hawq_tvm.cli import console, terminal
 from hawq_tvm.cli.options import Changes
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import AllocationError, CompileError, RunError, SettingsError
@@ -66,7 +66,7 @@ class Sources:
 
     def load(self, seed: int) -> tuple[LoadedModel, Data, DataOptions]:
         """The network and its samples; a network knows the shape of random ones."""
-        with console.ConsoleReporter().stage("loading network and samples"):
+        with terminal.ConsoleReporter().stage("loading network and samples"):
             model = load_model(self.model, self.weights, seed=seed)
             shape = self.options.input_shape or model.input_shape
             options = replace(self.options, input_shape=shape, seed=seed)
@@ -81,7 +81,7 @@ def _new_work(
     model, data, options = sources.load(settings.seed)
     with edit_run(path, identity=run_identity(sources.model, model, sources.data)) as run:
         describe_run(run, settings, sources.data, options, data)
-        reporter = console.ConsoleReporter()
+        reporter = terminal.ConsoleReporter()
         yield Work(run, settings, target=target, model=model, data=data, given=given, reporter=reporter)
 
 
@@ -98,7 +98,7 @@ def run(path: Path, sources: Sources, settings: Settings, target: str, bits_file
         write_report(work.run, path)
     summary = read_run(path, summarize)
     if as_json:
-        console.print_json(summary.to_json())
+        terminal.print_json(summary.to_json())
     else:
         console.print_outcome(summary)
     verified = summary.verification.get(target)  # none of a CPU that this machine is not
@@ -122,7 +122,7 @@ def _check_device(device: Device | None, target: Target, threads: int | None) ->
         return
     check_kind(device, target)
     if not device.is_this_cpu:
-        note = console.ConsoleReporter().note
+        note = terminal.ConsoleReporter().note
         facts = look(device, gpu=target.gpu is not None, threads=threads, note=note)
         check_fit(device, facts, target, Machine.resolve(target).cpu)
 
@@ -134,10 +134,10 @@ def profile(path: Path, sources: Sources, settings: Settings, target: str, as_js
         pipeline.perform(work, pipeline.PROFILE)
         table = work.artifacts.costs
     if as_json:
-        console.print_json(table.to_json())
+        terminal.print_json(table.to_json())
     else:
         console.print_costs(table)
-        console.out.print(f"wrote {path}/{files.COSTS}; go on with hawq-tvm allocate {path} --budget-size 60%")
+        terminal.out.print(f"wrote {path}/{files.COSTS}; go on with hawq-tvm allocate {path} --budget-size 60%")
     return 0
 
 
@@ -159,15 +159,16 @@ def allocate(path: Path, changes: Changes, name: str | None, as_json: bool) -> i
         with edit_run(path) as run:
             settings = replace(stored_settings(run), **changes)
             samples = stored_data(run) if settings.solver in MEASURING else None
-            work = Work(run, settings, data=samples, reporter=console.ConsoleReporter())
+            work = Work(run, settings, data=samples, reporter=terminal.ConsoleReporter())
             pipeline.perform(work, pipeline.ALLOCATE if name is None else (allocate_as(name),), force=True)
             if name is None:
                 config, chosen = work.artifacts.bits, run.json(files.ALLOCATION)
             else:
                 config, chosen = work.artifacts.named_allocation(name)
-            result, table = Allocation(bits=config, **chosen), work.artifacts.costs
+            result = Allocation.from_json(config, chosen, run.reader(files.ALLOCATION))
+            table = work.artifacts.costs
     if as_json:
-        console.print_json({**result.bits.to_json(), **result.to_json()})
+        terminal.print_json({**result.bits.to_json(), **result.to_json()})
     else:
         console.print_allocation(result, table.between(result.bits.layers))
     return 0
@@ -176,13 +177,13 @@ def allocate(path: Path, changes: Changes, name: str | None, as_json: bool) -> i
 def use(path: Path, name: str, as_json: bool) -> int:
     """`hawq-tvm use`."""
     with edit_run(path) as run:
-        work = Work(run, stored_settings(run), reporter=console.ConsoleReporter())
+        work = Work(run, stored_settings(run), reporter=terminal.ConsoleReporter())
         pipeline.perform(work, (take_up(name),), force=True)
         bits, chosen = work.artifacts.named_allocation(name)
     if as_json:
-        console.print_json({**bits.to_json(), **chosen})
+        terminal.print_json({**bits.to_json(), **chosen})
     else:
-        console.out.print(f"{path}/{files.BITS} is the allocation '{name}' now; hawq-tvm compile {path} builds it")
+        terminal.out.print(f"{path}/{files.BITS} is the allocation '{name}' now; hawq-tvm compile {path} builds it")
     return 0
 
 
@@ -210,7 +211,7 @@ def compile(
     info = read_run(path, lambda made: Artifacts(made).library_info(chosen))
     library = path / chosen.library_name
     if as_json:
-        console.print_json(
+        terminal.print_json(
             {
                 "library": str(library),
                 "bytes": library.stat().st_size,
@@ -222,7 +223,7 @@ def compile(
     else:
         size = library.stat().st_size
         code = "" if info.gpu is None else f", {', '.join(info.gpu.architectures)} and PTX for newer GPUs"
-        console.out.print(
+        terminal.out.print(
             f"wrote {library} ({size:,} bytes, batch {info.batch}{code}); hawq-tvm verify {path} proves it"
         )
     return 0
@@ -235,21 +236,21 @@ def tune(path: Path, target: str, batch: int | None, threads: int | None, as_jso
         settings = stored_settings(run)
         size = batch if batch is not None else Artifacts(run).batch(chosen)  # that of the library that is there
         settings = replace(settings, batch=size or settings.batch, threads=threads or settings.threads)
-        pipeline.perform(Work(run, settings, target=chosen, reporter=console.ConsoleReporter()), pipeline.TUNE)
+        pipeline.perform(Work(run, settings, target=chosen, reporter=terminal.ConsoleReporter()), pipeline.TUNE)
         found = Artifacts(run).tuning(chosen)
     assert found is not None
     if as_json:
-        console.print_json(found.to_json())
+        terminal.print_json(found.to_json())
     else:
         console.print_tuning(found)
-        console.out.print(f"hawq-tvm compile {path} --target {target} takes it")
+        terminal.out.print(f"hawq-tvm compile {path} --target {target} takes it")
     return 0
 
 
 def _resume(run: Run, target: Target, data: str | None, trust_code: bool, **changes: Any) -> Work:
     """Take up a run that is there, with its own settings and samples, or with samples that are named anew."""
     settings = replace(stored_settings(run), **{name: value for name, value in changes.items() if value is not None})
-    reporter = console.ConsoleReporter()
+    reporter = terminal.ConsoleReporter()
     if data:
         samples: Data | None = load_data(data, stored_options(run), calibrates=False)
     else:
@@ -272,7 +273,7 @@ def _measuring(path: Path) -> Iterator[Run]:
         with edit_run(path) as run:
             yield run
     else:
-        console.ConsoleReporter().note(f"{path} cannot be written; the result is not kept")
+        terminal.ConsoleReporter().note(f"{path} cannot be written; the result is not kept")
         with borrow_run(path) as run:
             yield run
 
@@ -290,7 +291,7 @@ def _compiled_target(run: Run, name: str | None) -> Target:
             f"{run.how_to_make(target.library_name)} --target {name}"
         )
     if not run.is_fresh(files.MODEL):
-        console.ConsoleReporter().note(
+        terminal.ConsoleReporter().note(
             f"bits or ranges of {run.name} were changed after it was compiled; hawq-tvm compile builds it anew"
         )
     return target
@@ -308,7 +309,7 @@ def verify(
         report = work.artifacts.verification(chosen)
         write_report(run, path)
     if as_json:
-        console.print_json(report.to_json())
+        terminal.print_json(report.to_json())
     else:
         console.print_verification(report)
     return 0 if report.ok else 1
@@ -330,7 +331,7 @@ def bench(
             check_kind(device, chosen)
         settings = stored_settings(run)
         settings = replace(settings, bench_seconds=seconds, threads=threads or settings.threads)
-        work = Work(run, settings, target=chosen, reporter=console.ConsoleReporter())
+        work = Work(run, settings, target=chosen, reporter=terminal.ConsoleReporter())
         work.device = device
         pipeline.perform(work, pipeline.BENCHMARK, force=True)
         report = work.artifacts.benchmark(chosen)
@@ -340,7 +341,7 @@ def bench(
             bounds = measure_roofline(report.layers_us, info, work.artifacts.graph, report.threads)
         write_report(run, path)
     if as_json:
-        console.print_json(report.to_json() if bounds is None else {**report.to_json(), "roofline": bounds.to_json()})
+        terminal.print_json(report.to_json() if bounds is None else {**report.to_json(), "roofline": bounds.to_json()})
     else:
         console.print_benchmark(report, layers=layers and bounds is None)
         if bounds is not None:
@@ -355,7 +356,7 @@ def debug(path: Path, samples: int | None, data: str | None, trust_code: bool, a
         pipeline.perform(work, pipeline.DEBUG, force=True)
         report = work.artifacts.debug
     if as_json:
-        console.print_json(report.to_json())
+        terminal.print_json(report.to_json())
     else:
         console.print_causes(report)
     return 0
@@ -369,7 +370,7 @@ def compare(path: Path, samples: int | None, trust_code: bool, as_json: bool) ->
         pipeline.perform(work, pipeline.COMPARE)
         report = work.artifacts.comparison
     if as_json:
-        console.print_json(report.to_json())
+        terminal.print_json(report.to_json())
     else:
         console.print_comparison(report)
     return 0

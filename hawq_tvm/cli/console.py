@@ -1,30 +1,24 @@
-"""What the command line draws: progress on standard error, tables on standard output."""
+"""What the command line draws of runs and their costs, on standard output."""
 
 from __future__ import annotations
 
-import json
-import sys
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
-from hawq_tvm.core.reporter import Advance, LineReporter
+from hawq_tvm.cli.terminal import out, print_table
 from hawq_tvm.core.specs import COST_UNITS, LAYER_TIMES, TOTAL_NAMES, written
 from hawq_tvm.measure.fidelity import RATIOS
+from hawq_tvm.runs.front import price_sentences
 
 if TYPE_CHECKING:
     from hawq_tvm.backends.tvm.records import Tuning
     from hawq_tvm.cli.doctor import Check
-    from hawq_tvm.core.specs import CostName, CostTable
+    from hawq_tvm.core.specs import CostName, CostTable, LayerCosts
     from hawq_tvm.ilp import Allocation
+    from hawq_tvm.ilp.problem import Quantity
     from hawq_tvm.measure.bench import BenchReport
     from hawq_tvm.measure.comparison import Comparison
     from hawq_tvm.measure.debug_report import DebugReport
@@ -48,62 +42,6 @@ BOUNDS = (
 
 TRUTHS = {"loss": "beside the true rise of the loss", "kl": "beside the result's divergence"}
 """What metrics are held to, for the reader."""
-
-_WIDE = 200  # columns where there is no terminal to fit
-
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class ConsoleReporter(LineReporter):
-    """Bars while stages run and a line when each is done; where standard error is no terminal, the lines alone."""
-
-    @contextmanager
-    def stage(self, title: str, *, timing: bool = False) -> Iterator[Advance]:
-        with super().stage(title, timing=timing) as silent:
-            if not err.is_terminal:
-                yield silent
-                return
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            with Progress(*columns, console=err, transient=True, auto_refresh=not timing) as progress:
-                task = progress.add_task(title, total=None)
-                yield lambda done, total: progress.update(task, completed=done, total=total, refresh=timing)
-
-    def note(self, text: str) -> None:
-        err.print(Text(text, style="dim" if text.startswith(" ") else ""))
-
-
-def print_json(data: Any) -> None:
-    """JSON alone on standard output."""
-    print(json.dumps(data, indent=1))
-
-
-def print_error(message: str) -> None:
-    """One sentence on standard error."""
-    err.print(Text("error: ", style="bold red") + Text(message))
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> None:
-    """A table, where it fits; else every row on lines of its own, under its first cell, which is never cut.
-
-    Args:
-        columns: their names.
-        rows: a cell a column, empty where there is nothing to say.
-        texts: how many columns from the left hold text and are flush left; the others hold numbers.
-    """
-    table = Table(box=None, header_style="bold")
-    for index, name in enumerate(columns):
-        table.add_column(Text(name), justify="left" if index < texts else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    if Measurement.get(out, out.options, table).maximum < out.width:
-        out.print(table)
-        return
-    for name, *cells in rows:
-        out.print(Text(name, style="bold"))
-        pairs = (f"{column} {cell}".replace(" ", "\0") for column, cell in zip(columns[1:], cells, strict=True) if cell)
-        for line in textwrap.wrap("  ".join(pairs), max(out.width - 2, 1), break_long_words=False):
-            out.print(Text(f"  {line}".replace("\0", " ")))
 
 
 def print_layers(summary: RunSummary) -> None:
@@ -145,7 +83,9 @@ def print_layers(summary: RunSummary) -> None:
         "dB all",
         "bound",
     )
-    print_table(("layer", "operator", "bits", "output", *numbers), rows, texts=4)
+    spare = ("dB alone", "uJ", "dB all", "+-", "weights", "output", "operator", "MACs", "BOPS", "bound")
+    columns = ("layer", "operator", "bits", "output", *numbers)
+    print_table(columns, rows, texts=4, spare=[name for name in spare if name in columns])
     if targets and any(layer.latency_us is not None for layer in summary.layers):
         out.print(Text(LAYER_TIMES))
     if summary.fidelity is not None:
@@ -171,7 +111,7 @@ def print_storages(summary: RunSummary) -> None:
             for call in calls
         ]
         names = (f"value on {target}", "storage", "kernel", "tuned", "bytes", "bits a weight", "bytes of constants")
-        print_table(names, rows, texts=4)
+        print_table(names, rows, texts=4, spare=("bits a weight", "bytes of constants", "bytes", "tuned"))
         resident = sum(call.constant_bytes for call in calls)
         out.print(
             Text(
@@ -403,37 +343,51 @@ def print_comparison(report: Comparison) -> None:
 
 
 def print_costs(table: CostTable) -> None:
-    """Every layer's costs at every candidate pair, and where the numbers come from."""
+    """Every layer's costs at every candidate pair, a table for each quantity, and where the numbers come from."""
     pairs = sorted({bits for layer in table.layers for bits in layer.choices})
-    has_energy = any(cost.energy_uj is not None for layer in table.layers for cost in layer.choices.values())
-    rows = []
-    for layer in table.layers:
-        costs = [layer.choices.get(bits) for bits in pairs]
-        rises = (_number(None if cost is None else cost.sensitivity, ".2e") for cost in costs)
-        times = (_number(None if cost is None else cost.latency_us, ".1f") for cost in costs)
-        energies = (_number(None if cost is None else cost.energy_uj, ".3g") for cost in costs)
-        error = _number(layer.sensitivity_error, ".0%")
-        tail = energies if has_energy else ()
-        rows.append((layer.name, f"{layer.parameters:,}", f"{layer.macs:,}", *rises, error, *times, *tail))
-    rises_of, times_of = [f"sensitivity {bits}" for bits in pairs], [f"us alone {bits}" for bits in pairs]
-    energies_of = [f"uJ {bits}" for bits in pairs] if has_energy else []
-    print_table(("layer", "weights", "MACs", *rises_of, "+-", *times_of, *energies_of), rows)
+    names = tuple(map(repr, pairs))
+
+    def cells(layer: LayerCosts, quantity: Quantity, form: str) -> Iterator[str]:
+        costs = (layer.choices.get(pair) for pair in pairs)
+        return (_number(None if cost is None else getattr(cost, quantity), form) for cost in costs)
+
+    rows = [
+        (
+            layer.name,
+            f"{layer.parameters:,}",
+            f"{layer.macs:,}",
+            *cells(layer, "sensitivity", ".2e"),
+            _number(layer.sensitivity_error, ".0%"),
+        )
+        for layer in table.layers
+    ]
+    print_table(("sensitivity of layer", "weights", "MACs", *names, "+-"), rows, spare=("MACs", "weights"))
+    measured: tuple[tuple[CostName, str, str], ...] = (("latency_us", "us alone", ".1f"), ("energy_uj", "uJ", ".3g"))
+    for cost, title, form in measured:
+        if any(getattr(each, cost) is not None for layer in table.layers for each in layer.choices.values()):
+            rows = [(layer.name, *cells(layer, cost, form)) for layer in table.layers]
+            print_table((f"{title} of layer", *names), rows)
     _print_borders(table)
     for name, source in table.sources.items():
         out.print(Text(f"{name}: {source}"))
 
 
 def _print_borders(table: CostTable) -> None:
-    """What lies between layers costs at most, where it costs anything."""
+    """What lies between layers costs at most, where it costs anything, and what runs there."""
     found = [
-        (f"{border.first} to {border.second}", cost, max(getattr(each, cost) for each in border.costs.values()))
+        (border, cost, max(getattr(each, cost) for each in border.costs.values()))
         for border in table.borders
         for cost in COST_UNITS
         if border.costs
     ]
-    rows = [(ends, f"{written(most)} {COST_UNITS[cost]}") for ends, cost, most in found if most]
+    rows = [
+        (f"{border.first} to {border.second}", f"{written(most)} {COST_UNITS[cost]}", border.source)
+        for border, cost, most in found
+        if most
+    ]
     if rows:
-        print_table(("between layers", "costs at most"), rows)
+        columns = ("between layers", "costs at most", "what runs there")
+        print_table(columns, rows, wraps=True, spare=columns[2:])
 
 
 def print_allocation(result: Allocation, between: Mapping[CostName, float]) -> None:
@@ -454,6 +408,8 @@ def print_allocation(result: Allocation, between: Mapping[CostName, float]) -> N
                 + ("" if limit is None else f", budget {written(limit)}")
             )
         )
+    for sentence in price_sentences(result.prices):
+        out.print(Text(sentence))
 
 
 def print_checks(checks: list[Check]) -> None:

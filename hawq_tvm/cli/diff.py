@@ -6,13 +6,14 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hawq_tvm.cli import console
+from hawq_tvm.cli import terminal
 from hawq_tvm.core.errors import RunError
-from hawq_tvm.core.specs import COST_NAMES, COST_UNITS, BitConfig, written
+from hawq_tvm.core.specs import BitConfig
 from hawq_tvm.ilp.difference import Difference, difference
 from hawq_tvm.ilp.problem import Quantity
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.manifest import MANIFEST
+from hawq_tvm.runs.quantities import amount_of, change_of, name_of, title_of
 from hawq_tvm.runs.rundir import Run, read_run
 
 _OWN = "the run's own"
@@ -22,7 +23,7 @@ def diff(path: Path, first: str, second: str | None, as_json: bool) -> int:
     """Compare two allocations of a run."""
     found = read_run(path, lambda run: difference_in(run, first, second))
     if as_json:
-        console.print_json({"first": first, "second": second, **found.to_json()})
+        terminal.print_json({"first": first, "second": second, **found.to_json()})
     else:
         print_difference(found, first, second or _OWN)
     return 0
@@ -53,22 +54,24 @@ def _bits(run: Run, name: str) -> BitConfig:
 
 
 def print_difference(found: Difference, first: str, second: str) -> None:
-    """Layers that differ, then the totals."""
-    out = console.out
-    units: dict[Quantity, str] = {"sensitivity": ""}
-    units.update((cost, COST_UNITS[cost]) for cost in COST_NAMES)
-    measures = list(found.totals)
+    """Layers that differ, with what changes from the first to the second, then the totals."""
     if not found.layers:
-        out.print(Text(f"{first} and {second} have the same bits"))
+        terminal.out.print(Text(f"{first} and {second} have the same bits"))
     else:
-        columns = ("layer", first, second, *(f"{measure}, change" for measure in measures))
+        measures = list(found.totals)
+        titles = [title_of(measure) for measure in measures]
         rows = [
-            (row.layer, *map(repr, row.bits), *(f"{row.changes[measure]:+,.4g}" for measure in measures))
+            (row.layer, *map(repr, row.bits), *(change_of(row.changes[measure], measure) for measure in measures))
             for row in found.layers
         ]
-        console.print_table(columns, rows, texts=3)
+        terminal.out.print(Text(f"what changes from {first} to {second}:"))
+        terminal.print_table(("layer", "from", "to", *titles), rows, texts=3, spare=titles[1:])
     for measure, (before, after) in found.totals.items():
         share = f" ({after / before - 1:+.1%})" if before > 0 else ""
-        out.print(Text(f"{measure}: {written(before)} to {written(after)} {units[measure]}".rstrip() + share))
+        terminal.out.print(Text(f"{name_of(measure)}: {_from_to(before, after, measure)}{share}"))
     for cost, (before, after) in found.between.items():
-        out.print(Text(f"{cost} between layers, counted in: {written(before)} to {written(after)} {units[cost]}"))
+        terminal.out.print(Text(f"{name_of(cost)} between layers, counted in: {_from_to(before, after, cost)}"))
+
+
+def _from_to(before: float, after: float, measure: Quantity) -> str:
+    return f"{amount_of(before, measure)} to {amount_of(after, measure)}"

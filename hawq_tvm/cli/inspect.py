@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hawq_tvm.cli import console
+from hawq_tvm.cli import console, terminal
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.rundir import read_run
 from hawq_tvm.runs.summary import summarize
@@ -14,11 +14,11 @@ def inspect(path: Path, graph: bool, as_json: bool) -> int:
     """Print a run's layers and totals, or its integer graph, for which the ONNX file is read."""
     if graph:
         text = read_run(path, lambda run: str(Artifacts(run).graph))
-        console.print_json(text.splitlines()) if as_json else console.out.print(text, markup=False)
+        terminal.print_json(text.splitlines()) if as_json else terminal.out.print(text, markup=False)
         return 0
     summary = read_run(path, summarize)
     if as_json:
-        console.print_json(summary.to_json())
+        terminal.print_json(summary.to_json())
     else:
         console.print_layers(summary)
     return 0

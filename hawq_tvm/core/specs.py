@@ -223,17 +223,33 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class BorderCost:
-    """What one border costs at one pair of bit pairs, beside what both layers cost alone; units as of `Cost`."""
+    """What one border costs at one pair of bit pairs, beside what both layers cost alone; units as of `Cost`.
+
+    Attributes:
+        latency_spread_us: how far `latency_us` may lie off, low and high, low first; None where that is not known. Of
+            one kernel that was timed, the tenth and ninetieth percentile of its calls; of several, the sums of these,
+            which are no percentiles of the sum but hold it at least as often where the kernels vary by themselves; of a
+            difference of two kernels, the one's tenth less the other's ninetieth, and the one's ninetieth less the
+            other's tenth.
+    """
 
     size_bytes: float = 0.0
     bops: float = 0.0
     latency_us: float = 0.0
+    latency_spread_us: tuple[float, float] | None = None
     energy_uj: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name in COST_NAMES:
+            value = getattr(self, name)
             if not is_number(value) or value < 0:
                 raise AllocationError(f"{name} of a border must be a finite number of at least 0, got {value!r}")
+        spread = self.latency_spread_us
+        if spread is not None and not (all(map(is_number, spread)) and spread[0] <= self.latency_us <= spread[1]):
+            raise AllocationError(
+                f"latency_spread_us of a border must be a low and a high number around its latency_us of "
+                f"{self.latency_us!r}, got {list(spread)!r}: mend it or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -244,11 +260,13 @@ class Border:
         first: a layer, as a rule the one that makes the value.
         second: another, as a rule one that reads it.
         costs: by the bits of the first and of the second; a combination that is not there costs nothing.
+        source: what runs there, and where the numbers come from; empty where nobody said.
     """
 
     first: str
     second: str
     costs: Mapping[tuple[Bits, Bits], BorderCost]
+    source: str = ""
 
     def at(self, bits: Mapping[str, Bits]) -> BorderCost | None:
         """What it costs under the bits of the layers; None for nothing."""
@@ -258,7 +276,7 @@ class Border:
         table: dict[str, dict[str, Any]] = {}
         for (first, second), cost in self.costs.items():
             table.setdefault(repr(first), {})[repr(second)] = vars(cost)
-        return {"first": self.first, "second": self.second, "costs": table}
+        return {"first": self.first, "second": self.second, "source": self.source, "costs": table}
 
 
 def written(value: float) -> str:
@@ -395,6 +413,7 @@ class BorderRow(TypedDict):
 
     first: str
     second: str
+    source: NotRequired[str]
     costs: Mapping[str, Mapping[str, BorderCost]]
 
 
@@ -422,7 +441,7 @@ def _border(reader: JsonReader, row: BorderRow, layers: Mapping[str, Collection[
             if pair in costs:
                 raise reader.fault(f"the border of {first!r} and {second!r} has two costs for {pair[0]} and {pair[1]}")
             costs[pair] = cost
-    return Border(first, second, costs)
+    return Border(first, second, costs, row.get("source", ""))
 
 
 class _CostRow(TypedDict):

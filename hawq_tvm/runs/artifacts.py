@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.records import Tuning
+from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import LayerWeights, Range, RangeTable
@@ -19,6 +20,7 @@ from hawq_tvm.core.specs import BitConfig, CostTable
 from hawq_tvm.core.targets import Target
 from hawq_tvm.ilp.explain import Explanation
 from hawq_tvm.ilp.front import Front
+from hawq_tvm.ilp.problem import PriceRow, ShadowPrice, parsed_prices
 from hawq_tvm.measure.accuracy import Accuracy
 from hawq_tvm.measure.bench import BenchReport
 from hawq_tvm.measure.comparison import Comparison
@@ -151,6 +153,12 @@ class Artifacts:
         profiled = Settings.from_json(self.run.manifest.get("settings"))
         if (metric, caution) == (profiled.metric, profiled.caution):
             return self.costs
+        if sensitivity_file(metric) not in self.run:
+            others = ", ".join(self.profiled) or "none"
+            raise RunError(
+                f"{self.run.name} was not profiled with {metric}; it has {others}; profile it again with "
+                f"--metric {','.join((*self.profiled, metric))} and the same --output"
+            )
         return rated(self.costs, self.sensitivity(metric), caution)
 
     @property
@@ -191,6 +199,13 @@ class Artifacts:
         found = self.run.reader(ALLOCATION).take(self.run.json(ALLOCATION), _AllocationFile)
         limits: Mapping[str, float] = found.get("limits", {})
         return limits
+
+    @property
+    def shadow_prices(self) -> tuple[ShadowPrice, ...]:
+        """What more of each budget that binds would buy; none where bits were given or searched."""
+        reader = self.run.reader(ALLOCATION)
+        found = reader.take(self.run.json(ALLOCATION), _AllocationFile, signed=("sensitivity", "lower_bound"))
+        return parsed_prices(reader, found.get("prices", ()))
 
     @property
     def graph(self) -> Graph:
@@ -326,3 +341,4 @@ class _AllocationFile(TypedDict):
     """The JSON of an allocation; where bits were given there are no limits."""
 
     limits: NotRequired[Mapping[str, float]]
+    prices: NotRequired[tuple[PriceRow, ...]]

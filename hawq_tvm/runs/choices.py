@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from hawq_tvm.core.specs import written
 from hawq_tvm.ilp.difference import Difference
 from hawq_tvm.ilp.explain import Explanation
-from hawq_tvm.runs.explanations import REGRET, choices, in_a_row, priced, sentences
+from hawq_tvm.ilp.problem import Quantity
+from hawq_tvm.runs.explanations import REGRET, choices, in_a_row, sentences
 from hawq_tvm.runs.html import table
+from hawq_tvm.runs.quantities import change_of, number_of, title_of
 
 OWN = "the run's own"
 
@@ -23,11 +24,11 @@ def render_allocations(found: Mapping[str, Difference]) -> str:
     if not found:
         return ""
     measures = list(dict.fromkeys(measure for each in found.values() for measure in each.totals))
-    titles = [measure if measure == "sensitivity" else priced(measure) for measure in measures]
+    titles = [title_of(measure) for measure in measures]
     own = next(iter(found.values())).totals
-    rows = [(OWN, "", *(written(own[measure][0]) if measure in own else "" for measure in measures))]
+    rows = [(OWN, "", *(number_of(own[measure][0], measure) if measure in own else "" for measure in measures))]
     for name, each in found.items():
-        cells = (_changed(each.totals[measure]) if measure in each.totals else "" for measure in measures)
+        cells = (_changed(each.totals[measure], measure) if measure in each.totals else "" for measure in measures)
         rows.append((escape(name), f"{len(each.layers)}", *cells))
     parts = [table(("allocation", "layers that differ", *titles), rows, kind="wide")]
     for name, each in found.items():
@@ -36,7 +37,10 @@ def render_allocations(found: Mapping[str, Difference]) -> str:
                 (
                     escape(row.layer),
                     *map(repr, row.bits),
-                    *(f"{row.changes[measure]:+,.4g}" if measure in row.changes else "" for measure in measures),
+                    *(
+                        change_of(row.changes[measure], measure) if measure in row.changes else ""
+                        for measure in measures
+                    ),
                 )
                 for row in each.layers
             ]
@@ -48,10 +52,10 @@ def render_allocations(found: Mapping[str, Difference]) -> str:
     return f"<h2>Allocations side by side</h2>{''.join(parts)}"
 
 
-def _changed(pair: tuple[float, float]) -> str:
+def _changed(pair: tuple[float, float], measure: Quantity) -> str:
     """A total, and by how much it is above or below the first."""
     before, after = pair
-    return written(after) + (f" ({after / before - 1:+.1%})" if before > 0 and after != before else "")
+    return number_of(after, measure) + (f" ({after / before - 1:+.1%})" if before > 0 and after != before else "")
 
 
 def render_explanations(found: Sequence[Explanation] | None) -> str:

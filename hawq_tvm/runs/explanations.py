@@ -8,18 +8,10 @@ from typing import TypedDict
 
 from hawq_tvm.core.errors import RunError
 from hawq_tvm.core.specs import COST_UNITS, BitConfig, Bits, CostName, CostTable, parsed_bits, written
-from hawq_tvm.ilp.explain import BudgetReading, Explanation, explain, explain_all
+from hawq_tvm.ilp.explain import BorderReading, BudgetReading, Explanation, explain, explain_all
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS, EXPLANATIONS, Artifacts
+from hawq_tvm.runs.quantities import name_of, number_of, title_of
 from hawq_tvm.runs.rundir import Run
-
-SHORT: Mapping[CostName, str] = {"size_bytes": "size", "bops": "BOPS", "latency_us": "latency", "energy_uj": "energy"}
-"""What costs are called in sentences and over columns."""
-
-
-def priced(cost: CostName) -> str:
-    """A cost and its unit, over a column."""
-    return SHORT[cost] if SHORT[cost] == COST_UNITS[cost] else f"{SHORT[cost]}, {COST_UNITS[cost]}"
-
 
 REGRET = "regret: by how much the network's sensitivity rises where these bits are forced and all others adapt"
 """What stands in the table of choices, for the reader."""
@@ -122,6 +114,8 @@ def in_a_row(found: Explanation) -> tuple[str, ...]:
     if nearest is None or nearest.regret is None:
         return name, repr(found.bits), "pinned" if found.pinned else "none fits", "", "", ""
     share = f"{nearest.regret / found.sensitivity:.2%}" if found.sensitivity > 0 else ""
+    if found.pinned:
+        return name, f"{found.bits}, pinned", repr(nearest.bits), f"{nearest.regret:.3g}", share, ""
     sure = {True: "yes", False: "no", None: ""}[found.is_sure]
     return name, repr(found.bits), repr(nearest.bits), f"{nearest.regret:.3g}", share, sure
 
@@ -133,12 +127,12 @@ def choices(found: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
         (
             repr(choice.bits),
             f"{choice.sensitivity:.3g}",
-            *(written(choice.costs[cost]) for cost in costs),
+            *(number_of(choice.costs[cost], cost) for cost in costs),
             "over budget" if choice.regret is None else f"{choice.regret:.3g}",
         )
         for choice in found.alternatives
     ]
-    return ("bits", "sensitivity", *map(priced, costs), "regret"), rows
+    return ("bits", "sensitivity", *map(title_of, costs), "regret"), rows
 
 
 def sentences(found: Explanation) -> list[str]:
@@ -173,7 +167,7 @@ def _ties(found: Explanation) -> list[str]:
 
 def _budget(reading: BudgetReading) -> str:
     unit = COST_UNITS[reading.cost]
-    spent = f"{SHORT[reading.cost]}: {written(reading.spent)} of {written(reading.limit)} {unit}"
+    spent = f"{name_of(reading.cost)}: {written(reading.spent)} of {written(reading.limit)} {unit}"
     if reading.gain == 0:
         return f"{spent}; it does not bind"
     return (
@@ -182,16 +176,26 @@ def _budget(reading: BudgetReading) -> str:
 
 
 def _borders(found: Explanation) -> list[str]:
-    if not found.borders:
-        return []
-    costs = " and ".join(f"{written(value)} {COST_UNITS[cost]}" for cost, value in found.borders.items())
-    return [f"at its borders, where its bits meet its neighbours', {costs} are spent on repacking"]
+    """What lies between it and its neighbours; a border that never costs anything is told by its source alone."""
+    return [_border(reading) for reading in found.borders if reading.costs or reading.source]
+
+
+def _border(reading: BorderReading) -> str:
+    """What a border costs now, how sure, and where that comes from."""
+    costs = " and ".join(f"{written(value)} {COST_UNITS[cost]}" for cost, value in reading.costs.items())
+    low, high = reading.latency_spread_us or (0.0, 0.0)
+    spread = f" ({written(low)} to {written(high)})" if reading.latency_spread_us else ""
+    source = f"; {reading.source}" if reading.source else ""
+    return f"between {reading.first} and {reading.second}: {costs or 0}{spread} at these bits{source}"
 
 
 def _next(found: Explanation) -> list[str]:
     nearest = found.nearest
     if nearest is None or nearest.regret is None:
         return ["no other bits of it fit the budgets, whatever the other layers have"] if not found.pinned else []
+    if found.pinned and nearest.regret < 0:
+        less = f"{-nearest.regret:.3g} less ({_share(found, -nearest.regret)})"
+        return [f"without the pin it would have {nearest.bits}, and the network would lose {less}"]
     own = next(choice for choice in found.alternatives if choice.bits == found.optimal)
     return [
         f"next would come {nearest.bits}: the network would lose {nearest.regret:.3g} more "
@@ -205,7 +209,7 @@ def _share(found: Explanation, regret: float) -> str:
 
 
 def _sure(found: Explanation) -> list[str]:
-    if found.error is None or found.nearest is None:
+    if found.error is None or found.nearest is None or found.pinned:
         return []
     verdict = {True: "so the choice is sure", False: "so the choice may be chance: probe more", None: ""}[found.is_sure]
     return [f"its sensitivity is known to {found.error:.0%} (standard error), {verdict}"]

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from math import log
 
+from hawq_tvm.core.specs import Bits
 from hawq_tvm.ilp.front import Front, Step
-from hawq_tvm.ilp.problem import Quantity
+from hawq_tvm.ilp.problem import ShadowPrice
 from hawq_tvm.runs.html import table
+from hawq_tvm.runs.quantities import amount_of, name_of, number_of, tick_of, title_of
 
 _WIDTH, _HEIGHT = 360, 270  # of the plot: on a telephone a unit of it is about a pixel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 46  # of its margins
 _TICKS = 4
 _DECADES = 30.0  # from the least to the greatest, above which an axis is logarithmic
 
-_TITLES: dict[Quantity, tuple[str, float, str]] = {
-    "size_bytes": ("weights", 1e3, "kB"),
-    "bops": ("bit operations", 1e6, "M"),
-    "latency_us": ("kernels", 1.0, "us"),
-    "energy_uj": ("energy", 1.0, "uJ"),
-    "sensitivity": ("sensitivity", 1.0, ""),
-}
 _MOST_CHANGES = 3  # layers named in a row of the table
 
 
@@ -37,11 +32,6 @@ def render_front(front: Front | None) -> str:
     return f"<h2>Front</h2>{plot}{said}{_table(front)}"
 
 
-def _written(value: float, axis: Quantity) -> str:
-    _, unit, name = _TITLES[axis]
-    return f"{value / unit:,.4g} {name}".strip()
-
-
 def _plot(front: Front, *, accuracy: bool) -> str:
     """Points by both quantities; one that is named when it is pointed at."""
     first, second = front.axes
@@ -55,31 +45,21 @@ def _plot(front: Front, *, accuracy: bool) -> str:
         left = _LEFT + (_WIDTH - _LEFT - _RIGHT) * _place(x, x0, x1, False)
         top = _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * _place(y, y0, y1, is_log)
         line.append(f"{left:.1f},{top:.1f}")
-        words = ", ".join(f"{name} {_written(value, name)}" for name, value in point.totals.items())
+        words = ", ".join(f"{name} {amount_of(value, name)}" for name, value in point.totals.items())
         measured = "" if point.accuracy is None else f", top-1 {point.accuracy:.2%}"
         marks.append(f"<circle cx='{left:.1f}' cy='{top:.1f}' r='4'><title>{escape(words + measured)}</title></circle>")
-    up_title = "top-1 of the integer network" if accuracy else _title(second) + (", logarithmic" if is_log else "")
-    form = (lambda value: f"{value:.1%}") if accuracy else (lambda value: _number(value, second))
+    up_title = "top-1 of the integer network" if accuracy else title_of(second) + (", logarithmic" if is_log else "")
+    form = (lambda value: f"{value:.1%}") if accuracy else (lambda value: tick_of(value, second))
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    label = escape(f"{up_title} over {_title(first)}")
+    label = escape(f"{up_title} over {title_of(first)}")
     return (
         f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='{label}'>"
         f"<path d='M{_LEFT} {_TOP - 6}V{bottom}H{right + 6}'/>"
         f"<polyline points='{' '.join(line)}'/><g>{''.join(marks)}</g>"
         f"<text x='4' y='16'>{escape(up_title)}</text>"
-        f"{_up_ticks(y0, y1, is_log, form)}{_across_ticks(x0, x1, lambda value: _number(value, first))}"
-        f"<text x='{(_LEFT + right) / 2}' y='{_HEIGHT - 6}' text-anchor='middle'>{escape(_title(first))}</text></svg>"
+        f"{_up_ticks(y0, y1, is_log, form)}{_across_ticks(x0, x1, lambda value: tick_of(value, first))}"
+        f"<text x='{(_LEFT + right) / 2}' y='{_HEIGHT - 6}' text-anchor='middle'>{escape(title_of(first))}</text></svg>"
     )
-
-
-def _title(axis: Quantity) -> str:
-    name, _, unit = _TITLES[axis]
-    return f"{name}, {unit}" if unit else name
-
-
-def _number(value: float, axis: Quantity) -> str:
-    scaled = value / _TITLES[axis][1]
-    return f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:,.3g}"
 
 
 def _place(value: float, low: float, high: float, is_log: bool) -> float:
@@ -125,31 +105,45 @@ def _table(front: Front) -> str:
     points = (
         (
             f"{number}",
-            *(_number(point.totals[name], name) for name in totals),
+            *(number_of(point.totals[name], name) for name in totals),
             *(["" if point.accuracy is None else f"{point.accuracy:.2%}"] if measured else []),
         )
         for number, point in enumerate(front.points, 1)
     )
-    head = ("point", *map(_title, totals), *(["top-1"] if measured else []))
+    head = ("point", *map(title_of, totals), *(["top-1"] if measured else []))
     steps = "".join(f"<li>{escape(text)}</li>" for text in step_sentences(front))
     return f"{table(head, points, kind='wide')}<h3>What each step buys</h3><ul>{steps}</ul>"
 
 
 def step_sentences(front: Front) -> list[str]:
     """What each step takes and buys, and the layers that change in it."""
+    return [f"{_bought(front, number, step)}: {changed(step.changes)}" for number, step in enumerate(front.steps, 1)]
+
+
+def price_sentences(prices: Iterable[ShadowPrice]) -> list[str]:
+    """What a round amount more of each budget that binds buys, and the layers that change for it."""
     found = []
-    for number, step in enumerate(front.steps, 1):
-        named = [f"{name} {a} to {b}" for name, (a, b) in list(step.changes.items())[:_MOST_CHANGES]]
-        more = len(step.changes) - len(named)
-        layers = f"{', '.join(named)}{f' and {more} more' if more else ''}"
-        found.append(f"{_bought(front, number, step)}: {layers}")
+    for price in prices:
+        share = f" ({price.less / price.sensitivity:.1%} of it)" if price.sensitivity > 0 else ""
+        more, less = amount_of(price.more, price.cost), amount_of(price.less, "sensitivity")
+        found.append(
+            f"{name_of(price.cost)} binds: {more} more buys {less} less sensitivity{share}: {changed(price.changes)}"
+        )
     return found
+
+
+def changed(changes: Mapping[str, tuple[Bits, Bits]]) -> str:
+    """The first layers that change, and from what to what."""
+    named = [f"{name} {a} to {b}" for name, (a, b) in list(changes.items())[:_MOST_CHANGES]]
+    more = len(changes) - len(named)
+    return f"{', '.join(named)}{f' and {more} more' if more else ''}"
 
 
 def _bought(front: Front, number: int, step: Step) -> str:
     first, second = front.axes
-    less = f"{_written(step.less, second)} less {_TITLES[second][0]}"
-    return f"from point {number} to {number + 1}, {_written(step.more, first)} more {_TITLES[first][0]} buy {less}"
+    fewer, buys = ("fewer" if second == "bops" else "less"), ("buy" if first == "bops" else "buys")
+    less = f"{amount_of(step.less, second)} {fewer} {name_of(second)}"
+    return f"from point {number} to {number + 1}, {amount_of(step.more, first)} more {name_of(first)} {buys} {less}"
 
 
 def worth(front: Front) -> str | None:

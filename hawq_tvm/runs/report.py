@@ -26,7 +26,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto
   color: var(--text); background: var(--page); overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 p, li { max-width: 48rem; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
+table { border-collapse: separate; border-spacing: 0; }
 td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 .prose td, .prose th { white-space: normal; text-align: left; vertical-align: top; }
 li { margin: .2rem 0; }
@@ -153,7 +153,8 @@ def _costs(summary: RunSummary) -> str:
         )
     for target, size in summary.activation_bytes.items():
         rows.append((f"activation memory, {escape(target)}", f"{size:,} bytes", "none"))
-    return table(("cost", "compiled network", "budget"), rows, kind="prose")
+    prices = "".join(f"<p>{escape(sentence[0].upper() + sentence[1:])}.</p>" for sentence in summary.prices)
+    return table(("cost", "compiled network", "budget"), rows, kind="prose") + prices
 
 
 def _error(error: float | None) -> str:

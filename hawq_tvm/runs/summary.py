@@ -25,6 +25,7 @@ from hawq_tvm.measure.fidelity import Fidelity, ValueFidelity
 from hawq_tvm.measure.verify import VerifyReport
 from hawq_tvm.runs import artifacts as files
 from hawq_tvm.runs.artifacts import Artifacts
+from hawq_tvm.runs.front import price_sentences
 from hawq_tvm.runs.layers import LayerFacts
 from hawq_tvm.runs.rundir import Run
 from hawq_tvm.settings import METRICS, Settings
@@ -166,6 +167,7 @@ class RunSummary:
             rounded as asked for, estimates that did not converge, layers in integers that keep little of their signal.
         sources: where each cost comes from.
         versions: of the packages that made the run.
+        prices: what more of each budget that binds would buy, a sentence each.
         front: of the profile that the network is made from; None where none was asked for.
         allocations: by name, what tells each that lies beside the run's own bits apart from these.
         explanations: why each layer has its bits; None where nobody asked, or of other bits.
@@ -189,6 +191,7 @@ class RunSummary:
     remarks: tuple[str, ...]
     sources: Mapping[str, str]
     versions: Mapping[str, str]
+    prices: tuple[str, ...] = ()
     front: Front | None = None
     allocations: Mapping[str, Difference] = field(default_factory=dict)
     explanations: tuple[Explanation, ...] | None = None
@@ -210,6 +213,7 @@ class RunSummary:
             "remarks": list(self.remarks),
             "sources": dict(self.sources),
             "versions": dict(self.versions),
+            "prices": list(self.prices),
             "front": None if self.front is None else self.front.to_json(),
             "allocations": {name: found.to_json() for name, found in self.allocations.items()},
             "explanations": None if self.explanations is None else [row.to_json() for row in self.explanations],
@@ -267,6 +271,7 @@ def summarize(run: Run) -> RunSummary:
         ),
         sources=dict(costs.sources),
         versions=dict(run.manifest["versions"]),
+        prices=_prices(found),
         front=found.front if run.is_fresh(files.FRONT) else None,
         allocations=_allocations(found, costs, facts),
         explanations=found.explanations if run.is_fresh(files.EXPLANATIONS) else None,
@@ -412,6 +417,14 @@ def _allocations(found: Artifacts, costs: CostTable, facts: Sequence[LayerFacts]
             with suppress(AllocationError):
                 differences[name] = difference(costs, own, found.named_allocation(name)[0])
     return differences
+
+
+def _prices(found: Artifacts) -> tuple[str, ...]:
+    """What more of the budgets would buy; nothing where the network is older than they are, or of other bits."""
+    run = found.run
+    if not (run.is_fresh(files.MODEL) and run.is_fresh(files.ALLOCATION)) or run.edited(files.BITS):
+        return ()
+    return tuple(price_sentences(found.shadow_prices))
 
 
 def _limits(run: Run) -> Mapping[str, float]:

@@ -107,6 +107,22 @@ def load_model(spec: str, weights: str | None = None, *, seed: int = 0) -> Loade
     return LoadedModel(module, name, described, shape, module_fingerprint(module, source), versions_of(module))
 
 
+def as_loaded(model: nn.Module | str, weights: str | None = None, *, seed: int = 0) -> LoadedModel:
+    """A network by name, or a module with its weights in it.
+
+    Raises:
+        ModelError: as `load_model`; no module, or weights for one.
+    """
+    if isinstance(model, str):
+        return load_model(model, weights, seed=seed)
+    check_module(model)
+    if weights is not None:
+        raise ModelError("weights are for a model given by name; load them into the module instead")
+    return LoadedModel(
+        model, type(model).__name__.lower(), "as given", None, module_fingerprint(model), versions_of(model)
+    )
+
+
 def versions_of(module: nn.Module) -> dict[str, str]:
     """The versions of torchvision and timm, each where a module of the network is of a class of that package."""
     packages = {type(part).__module__.partition(".")[0] for part in module.modules()}

@@ -8,7 +8,8 @@ from typing import Any
 
 from hawq_tvm.core.reporter import Advance
 from hawq_tvm.core.specs import BitConfig, CostTable
-from hawq_tvm.ilp import Allocation, Problem, formulate
+from hawq_tvm.ilp import ALLOCATORS, Allocation, Allocator, Problem, formulate
+from hawq_tvm.ilp.prices import shadow_prices
 from hawq_tvm.measure.costing import cost_table
 from hawq_tvm.runs.artifacts import ALLOCATION, BITS, COSTS
 from hawq_tvm.search import MEASURING, Resources, find_allocator
@@ -89,6 +90,8 @@ def asked_costs(work: Work) -> CostTable:
 def solve(costs: CostTable, settings: Settings, resources: Resources | None = None) -> Allocation:
     """The best bits within the budgets of `settings`, as far as its allocator finds them.
 
+    Where that is the integer program, and proves them, the answer says what more of each budget would buy.
+
     Args:
         costs: of every layer.
         settings: name the allocator, budgets, candidates and pins.
@@ -98,11 +101,19 @@ def solve(costs: CostTable, settings: Settings, resources: Resources | None = No
         InfeasibleBudget: none meets them; the message names the budget that binds and the nearest value.
         AllocationError: bits, pins or ties that make no sense for this table.
     """
+    problem = problem_of(costs, settings)
+    allocator = _allocator(settings, resources)
+    result = allocator(problem)
+    result = replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
+    if settings.solver in ALLOCATORS and result.proved:
+        return replace(result, prices=shadow_prices(problem, result, allocator))
+    return result
+
+
+def _allocator(settings: Settings, resources: Resources | None = None) -> Allocator:
     used = resources or Resources(evaluations=settings.evaluations, seed=settings.seed)
     seconds = inf if settings.time_limit is None else settings.time_limit
-    allocator = find_allocator(settings.solver, replace(used, gap=settings.gap, seconds=seconds))
-    result = allocator(problem_of(costs, settings))
-    return replace(result, sensitivity_error=costs.sensitivity_error(result.bits))
+    return find_allocator(settings.solver, replace(used, gap=settings.gap, seconds=seconds))
 
 
 def problem_of(costs: CostTable, settings: Settings) -> Problem:
@@ -121,4 +132,5 @@ def within_reach(work: Work) -> None:
     if work.given is None and budget:
         pairs = work.settings.pairs(work.layers)
         costs = cost_table(work.artifacts.float_graph, pairs, sensitivity=None, latency=None)
-        solve(costs, replace(work.settings, budget=budget, solver=Settings.solver))
+        settings = replace(work.settings, budget=budget, solver=Settings.solver)
+        _allocator(settings)(problem_of(costs, settings))

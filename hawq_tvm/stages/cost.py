@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from hawq_tvm.backends.tvm.borders import predict_borders
+from hawq_tvm.backends.tvm.chosen import Candidates
 from hawq_tvm.backends.tvm.devices.kernel_times import time_on_device
 from hawq_tvm.backends.tvm.host import cpu_name
 from hawq_tvm.backends.tvm.latency import LatencyTable, measure_latency, predict_latency
@@ -35,33 +34,16 @@ def cost(work: Work) -> Stage:
     def latency(advance: Advance) -> LatencyTable | None:
         if not ours:
             return table
-        graph, ranges = work.artifacts.float_graph, work.artifacts.ranges
-        configurations = {pair: work.as_stored(BitConfig.uniform(work.layers, pair)) for pair in pairs}
+        found = work.artifacts
+        candidates = Candidates(found.float_graph, found.ranges, pairs, work.as_stored, settings.batch)
         if predicted:
-            table_of_model = predict_latency(graph, ranges, configurations, work.target, batch=settings.batch)
-            borders = predict_borders(graph, ranges, pairs, work.as_stored, work.target, batch=settings.batch)
-            return replace(table_of_model, borders=borders)
+            return predict_latency(candidates, work.target)
         if device is not None:
+            note = work.reporter.note
             return time_on_device(
-                graph,
-                ranges,
-                configurations,
-                work.target,
-                device,
-                batch=settings.batch,
-                threads=settings.threads,
-                progress=advance,
-                note=work.reporter.note,
+                candidates, work.target, device, threads=settings.threads, progress=advance, note=note
             )
-        return measure_latency(
-            graph,
-            ranges,
-            configurations,
-            work.target,
-            batch=settings.batch,
-            threads=work.threads,
-            progress=advance,
-        )
+        return measure_latency(candidates, work.target, threads=work.threads, progress=advance)
 
     def make(advance: Advance) -> None:
         result = cost_table(

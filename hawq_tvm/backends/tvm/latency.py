@@ -1,50 +1,29 @@
-"""Microseconds of every layer's kernel at every candidate bit pair, timed on this machine or predicted for a target.
+"""Microseconds of every layer's kernel at every candidate bit pair, and of what lies between layers.
 
-The network is integerised once per pair and its storages are chosen as for deployment, so that each kernel is the one
-that would be deployed, in the storages that it would read and write, its residual and clip fused. Conversions between
-storages belong to no layer and are not in its number. Layers and pairs that come to the same machine code (the same
+Timed on this machine or on a device (`devices.kernel_times`), or predicted for a target. The network is integerised
+once per pair and its storages are chosen as for deployment, so that each kernel is the one that would be deployed, in
+the storages that it would read and write, its residual and clip fused. Copies between layers of different bits are
+kernels too, and belong to the border of two layers (`borders`). Kernels that come to the same machine code (the same
 shapes, storages and signs) are timed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from hawq_tvm.backends.tvm.borders import BorderKernels, Price, Taken, find_borders
+from hawq_tvm.backends.tvm.chosen import Candidates, ChosenKernel
 from hawq_tvm.backends.tvm.host import cpu_name, why_not_run
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
-from hawq_tvm.backends.tvm.storage import Plan, plan_storages
-from hawq_tvm.backends.tvm.timing import ROUNDS, KernelTime, TimedKernel, time_kernels
+from hawq_tvm.backends.tvm.timing import ROUNDS, time_kernels
 from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.errors import CompileError
-from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.gpu_model import typical_clock
-from hawq_tvm.core.integerize import integerize
-from hawq_tvm.core.ir import Array, TensorType
-from hawq_tvm.core.ops import Conv2d, WeightedOperator
-from hawq_tvm.core.quantizer import RangeTable
 from hawq_tvm.core.specs import BitConfig, Bits, Border
-from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import Target
-from hawq_tvm.kernels import BuiltKernel, Offer, Request
-
-
-@dataclass(frozen=True, eq=False)
-class ChosenKernel:
-    """A kernel to time: what was asked, and what was chosen."""
-
-    request: Request
-    kernel: str
-    offer: Offer
-
-    @property
-    def layer(self) -> str:
-        """How a message names what is computed."""
-        node = self.request.node
-        return f"layer '{node.name}' ({node.op.kind})"
 
 
 @dataclass(frozen=True)
@@ -63,44 +42,82 @@ class LatencyTable:
     spread_us: Mapping[str, Mapping[Bits, tuple[float, float]]] = field(default_factory=dict)
     borders: tuple[Border, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """Times and borders, as users write them: all that a cost table takes from theirs."""
+        return {
+            "latency_us": {name: {repr(pair): us for pair, us in row.items()} for name, row in self.latency_us.items()},
+            "borders": [border.to_json() for border in self.borders],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class TableKernels:
+    """Every kernel that a latency table has a number of.
+
+    Attributes:
+        layers: of each layer at each pair, all layers at that pair.
+        borders: of each border at each two widths.
+        pairs: the candidates.
+    """
+
+    layers: Mapping[tuple[str, Bits], ChosenKernel]
+    borders: tuple[BorderKernels, ...]
+    pairs: tuple[Bits, ...]
+
     @classmethod
-    def of_times(cls, times: Mapping[tuple[str, Bits], KernelTime], source: str) -> LatencyTable:
-        """What was measured, by layer and pair."""
+    def of(cls, candidates: Candidates, machine: Machine) -> TableKernels:
+        """Those that a machine would be given."""
+        layers = {}
+        for pair in candidates.pairs:
+            plan = candidates.planned(BitConfig.uniform(candidates.layers, pair), machine).plan
+            layers.update({(name, pair): ChosenKernel.of_node(plan, name) for name in candidates.layers})
+        return cls(layers, find_borders(candidates, machine), candidates.pairs)
+
+    @cached_property
+    def distinct(self) -> dict[Hashable, ChosenKernel]:
+        """By its code, one of each: first those of layers."""
+        between = (it for border in self.borders for each in border.crossings.values() for it in each.kernels)
+        found: dict[Hashable, ChosenKernel] = {}
+        for kernel in (*self.layers.values(), *between):
+            found.setdefault(kernel.code, kernel)
+        return found
+
+    def table(self, price: Price, how: str, source: str) -> LatencyTable:
+        """The table, by what each kernel takes.
+
+        Args:
+            price: of a kernel.
+            how: where that comes from, a word for each border.
+            source: the same at length, for the table.
+        """
         latency_us: dict[str, dict[Bits, float]] = {}
         spread_us: dict[str, dict[Bits, tuple[float, float]]] = {}
-        for (name, pair), taken in times.items():
-            latency_us.setdefault(name, {})[pair] = taken.median_us
-            spread_us.setdefault(name, {})[pair] = taken.spread_us
-        return cls(latency_us, source, spread_us)
-
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """The times alone, as users write them."""
-        return {name: {repr(pair): us for pair, us in row.items()} for name, row in self.latency_us.items()}
+        for (name, pair), kernel in self.layers.items():
+            taken = price(kernel)
+            latency_us.setdefault(name, {})[pair] = taken.us
+            if taken.spread_us is not None:
+                spread_us.setdefault(name, {})[pair] = taken.spread_us
+        borders = tuple(border.priced(self.pairs, price, how) for border in self.borders)
+        return LatencyTable(latency_us, source, spread_us, borders)
 
 
 def measure_latency(
-    graph: FloatGraph,
-    ranges: RangeTable,
-    configurations: Mapping[Bits, BitConfig],
+    candidates: Candidates,
     target: Target,
     *,
-    batch: int = 1,
     threads: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatencyTable:
-    """Time each distinct kernel.
+    """Time each distinct kernel of layers and of borders, all taking turns.
 
     Args:
-        graph: from capture.
-        ranges: from calibration.
-        configurations: for each candidate pair, the configuration in which every layer has it.
+        candidates: the network and its bits.
         target: a target that this machine can run.
-        batch: samples a call.
         threads: of the kernels.
         progress: called with rounds done and rounds in all.
 
     Returns:
-        The median over `hawq_tvm.backends.tvm.timing.ROUNDS` rounds, for every layer at every pair.
+        The median over `hawq_tvm.backends.tvm.timing.ROUNDS` rounds.
 
     Raises:
         CompileError: a kernel does not compile, or a target that is a GPU.
@@ -117,81 +134,31 @@ def measure_latency(
             f"{why_not}, so that its kernels cannot be timed here; --latency-from model predicts them, and "
             "--latency-table takes those that you have"
         )
-    keys, kernels = distinct_kernels(graph, ranges, configurations, machine, batch=batch)
-    size_bytes = sum(layer.weight.size for layer in graph.layers if layer.weight is not None)
-    built = [build_kernel(it.layer, it.kernel, it.offer.build, target) for it in kernels.values()]
-    taken = time_kernels(
-        [timed_kernel(*pair) for pair in zip(kernels.values(), built, strict=True)],
+    kernels = TableKernels.of(candidates, machine)
+    distinct = kernels.distinct.values()
+    times = time_kernels(
+        [it.timed(build_kernel(it.title, it.kernel, it.offer.build, target)) for it in distinct],
         machine,
         threads=threads,
-        network_bytes=size_bytes,
-        progress=progress or (lambda done, total: None),
+        network_bytes=candidates.weight_bytes,
+        progress=progress,
     )
-    times = dict(zip(kernels, taken, strict=True))
+    taken = {it.code: Taken(time.median_us, time.spread_us) for it, time in zip(distinct, times, strict=True)}
     cpu = f" ({machine.cpu})" if machine.cpu else ""
     source = (
-        f"measured on {cpu_name()}, target {target.name}{cpu}, {threads} threads, batch {batch}, "
-        f"each call as within the network, after {size_bytes / 1e6:.3g} MB of other memory, "
-        f"median of {ROUNDS} interleaved rounds"
+        f"measured on {cpu_name()}, target {target.name}{cpu}, {threads} threads, batch {candidates.batch}, "
+        f"each call as within the network, after {candidates.weight_bytes / 1e6:.3g} MB of other memory, "
+        f"median of {ROUNDS} interleaved rounds, copies between layers among them"
     )
-    return LatencyTable.of_times({place: times[key] for place, key in keys.items()}, source)
+    return kernels.table(lambda kernel: taken[kernel.code], "measured", source)
 
 
-def distinct_kernels(
-    graph: FloatGraph,
-    ranges: RangeTable,
-    configurations: Mapping[Bits, BitConfig],
-    machine: Machine,
-    *,
-    batch: int,
-) -> tuple[dict[tuple[str, Bits], Any], dict[Any, ChosenKernel]]:
-    """The kernels of all layers at all pairs; those of the same machine code are there once.
-
-    Arguments as of `measure_latency`.
-
-    Returns:
-        By layer and pair a key, and by that key the kernel.
-    """
-    names = tuple(layer.name for layer in graph.layers)
-    keys: dict[tuple[str, Bits], Any] = {}
-    kernels: dict[Any, ChosenKernel] = {}
-    for pair, plan in _plans(graph, ranges, configurations, machine, batch):
-        for name in names:
-            chosen = ChosenKernel(plan.requests[name], plan.kernels[name], plan.offers[name])
-            keys[name, pair] = _machine_code_key(chosen)
-            kernels.setdefault(keys[name, pair], chosen)
-    return keys, kernels
-
-
-def _plans(
-    graph: FloatGraph, ranges: RangeTable, configurations: Mapping[Bits, BitConfig], machine: Machine, batch: int
-) -> Iterator[tuple[Bits, Plan]]:
-    """The kernels that the network gets with every layer at one pair, pair after pair."""
-    for pair, bits in configurations.items():
-        integers = integerize(graph, ranges, bits)
-        yield (
-            pair,
-            plan_storages(integers, machine.target, machine.vector_bits, batch=batch, features=machine.features),
-        )
-
-
-def predict_latency(
-    graph: FloatGraph,
-    ranges: RangeTable,
-    configurations: Mapping[Bits, BitConfig],
-    target: Target,
-    *,
-    batch: int = 1,
-) -> LatencyTable:
+def predict_latency(candidates: Candidates, target: Target) -> LatencyTable:
     """What each kernel takes by the cost model of the target: what its offer was chosen by.
 
-    Nothing is compiled or run, and the target need not be at hand. Arguments as of `measure_latency`.
+    Nothing is compiled or run, and the target need not be at hand.
     """
-    machine = Machine.resolve(target)
-    table: dict[str, dict[Bits, float]] = {layer.name: {} for layer in graph.layers}
-    for pair, plan in _plans(graph, ranges, configurations, machine, batch):
-        for name, row in table.items():
-            row[pair] = plan.offers[name].cost
+    kernels = TableKernels.of(candidates, Machine.resolve(target))
     if target.gpu is None:
         source = "predicted by rates fitted to one thread of another CPU (kernels/generic/costs.py)"
     else:
@@ -199,34 +166,5 @@ def predict_latency(
             f"predicted for {target.gpu.name} at {typical_clock(target.gpu):.0f} MHz, launched by a CUDA graph "
             "(hawq_tvm/core/gpu_model.py)"
         )
-    return LatencyTable(table, f"{source}, target {target.name}, batch {batch}; nothing was run")
-
-
-def _machine_code_key(timed: ChosenKernel) -> Any:
-    """What two kernels must share to be timed as one: everything but the numbers in the constants."""
-    request, op = timed.request, timed.request.node.op
-    assert isinstance(op, WeightedOperator)
-    window = (op.window, op.groups) if isinstance(op, Conv2d) else None
-    values = [(x.shape, x.dtype.carrier) for x in (*request.inputs, request.node.type)]
-    return op.kind, op.weight.shape, window, tuple(values), timed.kernel, timed.offer.reads, timed.offer.writes
-
-
-def timed_kernel(chosen: ChosenKernel, built: BuiltKernel) -> TimedKernel:
-    """A kernel with what it is called with."""
-    arguments = kernel_arguments(chosen, built, np.random.default_rng(0))
-    return TimedKernel(built.function, arguments, len(chosen.request.inputs))
-
-
-def kernel_arguments(timed: ChosenKernel, built: BuiltKernel, generator: np.random.Generator) -> list[Array]:
-    """What a kernel is called with: random inputs of its types, its constants, and room for its output."""
-    request, writes = timed.request, timed.offer.writes
-    inputs = [
-        _random(x, storage, request.batch, generator)
-        for x, storage in zip(request.inputs, timed.offer.reads, strict=True)
-    ]
-    output = np.zeros(writes.shape(request.node.type, request.batch), writes.dtype(request.node.type))
-    return [*inputs, *built.constants, output]
-
-
-def _random(type: TensorType, storage: Storage, batch: int, generator: np.random.Generator) -> Array:
-    return pack(generator.integers(type.dtype.lo, type.dtype.hi + 1, (batch, *type.shape)), type, storage)
+    said = f"{source}, target {target.name}, batch {candidates.batch}; nothing was run"
+    return kernels.table(lambda kernel: Taken(kernel.offer.cost), "predicted", said)

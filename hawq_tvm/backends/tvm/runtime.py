@@ -4,46 +4,38 @@ A library for a GPU runs on the first one; `hawq_tvm.backends.tvm.cuda.device` l
 
 One module may be called from many threads. Each call has a virtual machine to itself, of those that the module keeps;
 the library, its constants and its code are there once.
-
-TVM reads the number of its threads when its pool starts, and counts half of the cores where it suspects hyper-threads;
-importing this module sets TVM_NUM_THREADS to all usable cores, unless the environment says otherwise. It also sets
-TVM_THREAD_POOL_SPIN_COUNT, how often a worker looks for work before it sleeps: TVM's 300,000 keep a core busy for 0.1 s
-after every call, and for seconds where threads that called have ended, whose workers then get in one another's way.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from numpy.typing import NDArray
+from tvm import cpu, cuda
+from tvm.base import _LOADED_LIBS
+from tvm.runtime import tensor
+from tvm.runtime.vm import VirtualMachine
 
 from hawq_tvm.backends.tvm.cuda.device import check_device
-from hawq_tvm.backends.tvm.host import architecture, instruction_sets, usable_cores
+from hawq_tvm.backends.tvm.host import architecture, instruction_sets
 from hawq_tvm.backends.tvm.info import MAIN, REALS, TAPPED, LibraryInfo
+from hawq_tvm.backends.tvm.workers import check_not_forked, placed_threads, shares_work
+from hawq_tvm.backends.tvm.workers import configure_threads as configure_threads
 from hawq_tvm.core.errors import DataError, HawqError, RuntimeModuleError, first_line
 from hawq_tvm.core.hashing import file_sha256
 from hawq_tvm.core.interpreter import NOT_FINITE, check_batch, check_integers, dequantize_output, quantize_input
 from hawq_tvm.core.ir import Array, TensorType
 from hawq_tvm.core.storage import unpack
-
-os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
-os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "20000")
-
-import tvm_ffi
-from tvm import cpu, cuda
-from tvm.base import _LOADED_LIBS
-from tvm.runtime import tensor
-from tvm.runtime.vm import VirtualMachine
 
 
 def load_library(library: Path) -> Any:
@@ -62,109 +54,8 @@ def load_cuda_runtime() -> None:
         ctypes.CDLL(str(beside.with_name("libtvm_runtime_cuda.so")), ctypes.RTLD_GLOBAL)
 
 
-class _Threads:
-    """TVM's worker threads: every thread that calls a library has some of its own, from its first call to its end.
-
-    TVM keeps the number of threads of a call for each calling thread, so each takes over the one that is wanted before
-    it calls. The workers do not survive a fork, and a call that waits for one would wait for ever.
-    """
-
-    def __init__(self) -> None:
-        self._count: int | None = None  # None: as many as TVM gives
-        self._taken_over = threading.local()
-        self._started = False
-        self._lost = False
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forked)
-
-    def _forked(self) -> None:
-        self._lost = self._lost or self._started
-
-    def enter(self) -> None:
-        """Called before every call of a library, in the thread that makes it.
-
-        Raises:
-            RuntimeModuleError: this process was forked from one in which a library had run.
-        """
-        if self._lost:
-            raise RuntimeModuleError(
-                "this process was forked from one in which a compiled library had run, whose threads stayed behind; "
-                'start processes with multiprocessing.get_context("spawn"), or fork before the first call'
-            )
-        self._started = True
-        count = self._count
-        if count is not None and getattr(self._taken_over, "count", None) != count:
-            tvm_ffi.get_global_func("runtime.config_threadpool")(1, count)
-            self._taken_over.count = count
-            self._taken_over.free = None
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Keep the calling thread off the cores of its workers while it runs kernels on a CPU.
-
-        TVM binds each worker to a core and lets the caller run anywhere, on a worker's core too: two that wait for one
-        another then take turns on it, and a call takes twice as long, for as long as both are busy. What the caller may
-        use is as before afterwards, since threads that it starts take that over.
-        """
-        free, before = getattr(self._taken_over, "free", None), _cores_of(0)
-        if free is None or self._count == 1 or not free or not free < before:
-            yield
-            if free is None:  # the workers are there from the first call on
-                self._taken_over.free = _free_cores(before)
-            return
-        os.sched_setaffinity(0, free)
-        try:
-            yield
-        finally:
-            os.sched_setaffinity(0, before)
-
-    def configure(self, count: int) -> None:
-        before, self._count = self._count, count
-        self.enter()
-        granted = int(tvm_ffi.get_global_func("runtime.NumThreads")())
-        if granted != count:
-            self._count = before
-            raise RuntimeModuleError(
-                f"TVM grants {granted} threads instead of {count}; set TVM_NUM_THREADS={count} before Python starts"
-            )
-
-
-def _cores_of(task: int) -> frozenset[int]:
-    """The cores that a thread may use, 0 for the calling one; none where the system does not tell, or it has ended."""
-    try:
-        return frozenset(os.sched_getaffinity(task)) if hasattr(os, "sched_getaffinity") else frozenset()
-    except OSError:
-        return frozenset()
-
-
-def _free_cores(cores: frozenset[int]) -> frozenset[int]:
-    """Those cores to which no thread but Python's own is bound alone."""
-    callers = {thread.native_id for thread in threading.enumerate()}
-    try:
-        tasks = {int(name) for name in os.listdir("/proc/self/task")} - callers
-    except OSError:
-        return cores
-    bound = [found for found in map(_cores_of, tasks) if len(found) == 1]
-    return cores.difference(*bound)
-
-
-_THREADS = _Threads()
 _GPU = threading.RLock()
 """Held by the thread that works with the GPU; see `CompiledModule._turn`."""
-
-
-def configure_threads(count: int) -> None:
-    """Let compiled libraries use `count` threads a call from now on, whichever thread calls.
-
-    Raises:
-        RuntimeModuleError: more than TVM_NUM_THREADS, which bounds the pools; or as `CompiledModule.run` after a fork.
-    """
-    _THREADS.configure(count)
-
-
-def on_a_core_of_its_own() -> AbstractContextManager[None]:
-    """Keep the calling thread off its workers' cores meanwhile, for calls of a library's functions one by one."""
-    return _THREADS.apart()
 
 
 class CompiledModule:
@@ -204,6 +95,7 @@ class CompiledModule:
             )
         if self.info.gpu is not None:
             check_device(library, self.info.gpu)
+        self._shares_work = shares_work(library)
         self.path = library.absolute()
         try:
             if self.info.gpu is not None:
@@ -265,7 +157,8 @@ class CompiledModule:
             return dequantize_output(self.run(quantize_input(x, self.input_type)), self.output_type)
         check_batch(x, self.input_type)
         try:
-            return _joined([self._on_host(self._call(_in_place(part), REALS))[:n] for part, n in self._batches(x)])
+            with self._turn():
+                return _joined([self._on_host(self._call(_in_place(part), REALS))[:n] for part, n in self._batches(x)])
         except ValueError as error:
             if NOT_FINITE in str(error):
                 raise DataError(NOT_FINITE) from None
@@ -407,12 +300,13 @@ class CompiledModule:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """On a GPU one call after the other, and what fails there, such as memory that runs out, in one sentence.
+        """On a CPU each thread in its place; on a GPU one call after the other, what fails there told in one sentence.
 
         While one thread records its calls as a graph, CUDA refuses what other threads ask for, and the record is lost.
         """
         if self.info.gpu is None:
-            yield
+            with placed_threads() if self._shares_work else nullcontext():
+                yield
             return
         with _GPU:
             try:
@@ -432,14 +326,13 @@ class CompiledModule:
 
     def _call(self, x: Any, function: str = MAIN) -> Any:
         """One call on a machine that no other thread is using; as many are made as calls ever overlap."""
-        _THREADS.enter()
+        check_not_forked()
         try:
             machine = self._idle.pop()
         except IndexError:
             machine = self._machine()
         try:
-            with _THREADS.apart() if self.info.gpu is None else nullcontext():
-                return machine[function](x)
+            return machine[function](x)
         finally:
             self._idle.append(machine)
 
@@ -467,7 +360,7 @@ class CompiledModule:
                     again(lambda: function(*arguments))
             return 0
 
-        _THREADS.enter()
+        check_not_forked()
         machine = self._machine()
         machine.set_instrument(callback)
         main: Callable[[Any], Any] = machine[MAIN if self.info.gpu is None else TAPPED]

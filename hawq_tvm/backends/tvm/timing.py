@@ -24,7 +24,8 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.backends.tvm.build import compile_library
 from hawq_tvm.backends.tvm.lower import Machine
-from hawq_tvm.backends.tvm.runtime import configure_threads, load_library, on_a_core_of_its_own
+from hawq_tvm.backends.tvm.runtime import load_library
+from hawq_tvm.backends.tvm.workers import configure_threads, placed_threads
 from hawq_tvm.core.ir import Array
 
 ROUNDS = 30
@@ -111,10 +112,9 @@ def time_kernels(
     ]
     others, sums = _Memory.of(np.ones(max(1, min(network_bytes, MOST_BYTES)), np.uint8)), _sums(threads)
     times: list[list[float]] = [[] for _ in calls]
-    with on_a_core_of_its_own():  # the first calls start the workers
+    with placed_threads():
         for call in calls:
             call.seconds()
-    with on_a_core_of_its_own():
         for done in range(rounds):
             for call, taken in zip(calls, times, strict=True):
                 library["read_all"](others.lines, sums)

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from hawq_tvm.backends.tvm.cache import read_entry, write_entry
+from hawq_tvm.backends.tvm.chosen import ChosenKernel
 from hawq_tvm.backends.tvm.host import cpu_name
-from hawq_tvm.backends.tvm.latency import ChosenKernel, timed_kernel
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
 from hawq_tvm.backends.tvm.records import TunedLayer, Tuning
 from hawq_tvm.backends.tvm.storage import plan_storages
@@ -173,7 +173,7 @@ def _time(request: Request, machine: Machine, conditions: Conditions, ways: Sequ
     kernels = []
     for way in ways:
         chosen = ChosenKernel(request, way.kernel, way.offer)
-        kernels.append(timed_kernel(chosen, build_kernel(chosen.layer, way.kernel, way.build, machine.target)))
+        kernels.append(chosen.timed(build_kernel(chosen.title, way.kernel, way.build, machine.target)))
     times = time_kernels(
         kernels, machine, threads=conditions.threads, network_bytes=conditions.network_bytes, rounds=rounds
     )

@@ -1,4 +1,4 @@
-"""Microseconds of every layer's kernel at every candidate bit pair, timed on a device.
+"""Microseconds of every layer's kernel at every candidate bit pair, and of borders, timed on a device.
 
 Kernels are compiled here, uploaded in one library, and timed there one after the other. Each time is kept as soon as it
 is known, under a hash of all that decides it: the function itself, how it was compiled, how it was timed, and the
@@ -20,21 +20,20 @@ import numpy as np
 import tvm
 from tvm_ffi.serialization import to_json_graph_str
 
+from hawq_tvm.backends.tvm.borders import Taken
 from hawq_tvm.backends.tvm.build import compile_library
 from hawq_tvm.backends.tvm.cache import read_entry, write_entry
+from hawq_tvm.backends.tvm.chosen import Candidates, ChosenKernel
 from hawq_tvm.backends.tvm.cuda.compiler import find_cuda_compiler
 from hawq_tvm.backends.tvm.devices.messages import DeviceFacts, Job, Kernel, Kernels, Timed
 from hawq_tvm.backends.tvm.devices.session import check_fit, look, perform, session_seconds
 from hawq_tvm.backends.tvm.devices.worker import REPEAT_SECONDS, REPEATS
-from hawq_tvm.backends.tvm.latency import ChosenKernel, LatencyTable, distinct_kernels, kernel_arguments
+from hawq_tvm.backends.tvm.latency import LatencyTable, TableKernels
 from hawq_tvm.backends.tvm.lower import Machine, build_kernel
 from hawq_tvm.backends.tvm.timing import KernelTime
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DeviceError
-from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.hashing import json_sha256
-from hawq_tvm.core.quantizer import RangeTable
-from hawq_tvm.core.specs import BitConfig, Bits
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.targets import Target, architectures_of
 from hawq_tvm.core.version import VERSION
@@ -86,13 +85,10 @@ class Conditions:
 
 
 def time_on_device(
-    graph: FloatGraph,
-    ranges: RangeTable,
-    configurations: Mapping[Bits, BitConfig],
+    candidates: Candidates,
     target: Target,
     device: Device,
     *,
-    batch: int = 1,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] = lambda text: None,
@@ -100,12 +96,9 @@ def time_on_device(
     """Time each distinct kernel on a device, but for those whose time is kept.
 
     Args:
-        graph: from capture.
-        ranges: from calibration.
-        configurations: for each candidate pair, the configuration in which every layer has it.
+        candidates: the network and its bits.
         target: what kernels are chosen and compiled for.
         device: where they run.
-        batch: samples a call.
         threads: of a CPU's kernels; None for as many as TVM gives there.
         progress: called with kernels timed and kernels in all.
         note: told what is worth reading meanwhile.
@@ -121,9 +114,9 @@ def time_on_device(
     facts = look(device, gpu=target.gpu is not None, threads=threads, note=note)
     check_fit(device, facts, target, machine.cpu)
     conditions = Conditions(machine, device, facts)
-    keys, kernels = distinct_kernels(graph, ranges, configurations, machine, batch=batch)
-    titles = {key: f"layer '{name}' at {pair}" for (name, pair), key in reversed(keys.items())}  # the first it is of
-    built = {key: _build(titles[key], chosen, machine) for key, chosen in kernels.items()}
+    kernels = TableKernels.of(candidates, machine)
+    titles = {it.code: f"layer '{name}' at {pair}" for (name, pair), it in reversed([*kernels.layers.items()])}
+    built = {code: _build(titles.get(code, chosen.title), chosen, machine) for code, chosen in kernels.distinct.items()}
     functions = {function.symbol: function for function in built.values()}
     kept = {symbol: read_time(conditions.key(symbol)) for symbol in functions}
     times = {symbol: taken for symbol, taken in kept.items() if taken is not None}
@@ -141,21 +134,26 @@ def time_on_device(
     if facts.is_emulated:
         source = f"not measured: {len(times)} kernels ran on {where}, whose times say nothing of a GPU's"
         note(source)
-        return LatencyTable({layer.name: {} for layer in graph.layers}, source)
-    table = {place: times[built[key].symbol] for place, key in keys.items()}
+        return LatencyTable({name: {} for name in candidates.layers}, source)
     gpu = target.gpu is not None
     source = ", ".join(
         [
             f"measured on {where}",
             f"target {target.name}",
-            f"batch {batch}",
+            f"batch {candidates.batch}",
             *([] if gpu else [f"{facts.threads} threads"]),
             "warm caches",
             f"median of {REPEATS} repeats of {REPEAT_SECONDS * 1e3:.0f} ms by TVM's time evaluator there",
             *(["each kernel launched by itself, call after call"] if gpu else []),
+            "copies between layers likewise",
         ]
     )
-    return LatencyTable.of_times(table, f"{source}; {'; '.join(_remarks(times, before, drift, gpu=gpu))}")
+
+    def taken(kernel: ChosenKernel) -> Taken:
+        time = times[built[kernel.code].symbol]
+        return Taken(time.median_us, time.spread_us)
+
+    return kernels.table(taken, "measured", f"{source}; {'; '.join(_remarks(times, before, drift, gpu=gpu))}")
 
 
 def _remarks(times: Mapping[str, KernelTime], before: int, drift: float | None, *, gpu: bool) -> Iterator[str]:
@@ -172,12 +170,12 @@ def _remarks(times: Mapping[str, KernelTime], before: int, drift: float | None, 
 
 
 def _build(title: str, chosen: ChosenKernel, machine: Machine) -> _Function:
-    built = build_kernel(chosen.layer, chosen.kernel, chosen.offer.build, machine.target)
+    built = build_kernel(chosen.title, chosen.kernel, chosen.offer.build, machine.target)
     symbol = f"kernel_{sha256(to_json_graph_str(built.function).encode()).hexdigest()[:32]}"
     return _Function(
         title,
         built.function.with_attr("global_symbol", symbol),
-        lambda: kernel_arguments(chosen, built, np.random.default_rng(0)),
+        lambda: chosen.arguments(built, np.random.default_rng(0)),
     )
 
 
