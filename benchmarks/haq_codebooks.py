@@ -14,15 +14,13 @@ Rows that are there already are kept. Writes ``benchmarks/results/haq_codebooks.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.haq_tables import PAGE
-from benchmarks.pages import fill
-from benchmarks.runs import markdown, read_results, write_results
+from benchmarks.haq_published import measure_and_write
+from benchmarks.runs import markdown, read_results
 from benchmarks.subjects import Effort, Entry, Subject, paired
 from hawq_tvm.core.budget import Budget
 from hawq_tvm.core.codebook import CODEBOOK_BITS
@@ -125,19 +123,5 @@ def points(found: Mapping[str, Any]) -> str:
     return f"{100 * found['difference']:+.1f} ± {100 * found['standard_error']:.1f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--folder", type=Path, help="as of benchmarks.allocators: keeps profiles and outcomes")
-    parser.add_argument("--tables", action="store_true", help="write the table of what is there, measure nothing")
-    arguments = parser.parse_args()
-    for key, found in () if arguments.tables else rows(arguments.data, arguments.folder):
-        write_results("haq_codebooks", {**read_results("haq_codebooks"), key: found})
-        print(key, f"{found['integer_top1']:.1%}", f"{100 * found['difference']:+.2f}", flush=True)
-    text = table_of(read_results("haq_codebooks"))
-    print(text)
-    fill(PAGE, {"codebooks": text})
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_write(__doc__.splitlines()[0], "haq_codebooks", rows, table_of)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -140,19 +140,32 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown(names, cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def measure_and_write(
+    description: str,
+    name: str,
+    rows: Callable[[Path, Path | None], Iterator[tuple[str, dict[str, Any]]]],
+    table: Callable[[Mapping[str, Mapping[str, Any]]], str],
+) -> None:
+    """The command line of a script whose rows are policies that were published and what stands beside them.
+
+    Args:
+        description: a sentence.
+        name: of the file of results, and of the table's place in the page less ``haq_``.
+        rows: those that are not there yet, of the data and a folder that keeps profiles and outcomes.
+        table: of all rows.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("data", type=Path)
     parser.add_argument("--folder", type=Path, help="as of benchmarks.allocators: keeps profiles and outcomes")
     parser.add_argument("--tables", action="store_true", help="write the table of what is there, measure nothing")
     arguments = parser.parse_args()
     for key, found in () if arguments.tables else rows(arguments.data, arguments.folder):
-        write_results("haq_published", {**read_results("haq_published"), key: found})
+        write_results(name, {**read_results(name), key: found})
         print(key, f"{found['integer_top1']:.1%}", f"{100 * found['difference']:+.2f}", flush=True)
-    results = read_results("haq_published")
-    print(table(results))
-    fill(PAGE, {"published": table(results)})
+    text = table(read_results(name))
+    print(text)
+    fill(PAGE, {name.removeprefix("haq_"): text})
 
 
 if __name__ == "__main__":
-    main()
+    measure_and_write(__doc__.splitlines()[0], "haq_published", rows, table)
