@@ -146,7 +146,7 @@ def test_reports_come_back_from_json() -> None:
 def test_the_verb_ranks_the_layers_of_a_run(scratch: Path, cli: Run) -> None:
     status, out, err = cli("debug", scratch, "--samples", 4)
     assert status == 0 and "measuring what each layer causes" in err
-    assert out.startswith(" layer ") and "all but it" in out and "the whole network loses" in out
+    assert out.startswith("layer ") and "all but it" in out and "the whole network loses" in out
     report = DebugReport.from_json(json.loads((scratch / "debug.json").read_text()))
     assert report.samples == 4 and report.rounded and report.data == "digits"
     chosen = json.loads((scratch / "bits.json").read_text())["bits"]
