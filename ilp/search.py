@@ -108,23 +108,27 @@ class _Search:
         """Take nodes by their bounds until none can beat the best configuration."""
         program = within_reach(without_dominated(self._whole))
         try:
-            if program is not None and not self._list(program):
-                if _freedom(program) <= _LEAF and not program.ends and self._effort.seconds == inf:
-                    self._solve(program)
-                else:
-                    self._bound_and_branch(program)
+            if program is not None:
+                self._look(program)
         except _OutOfTimeError:
             return Answer(self._best, min(self._bound, self._value), is_final=False)
         return Answer(self._best, self._target)
 
-    def _list(self, program: Program) -> bool:
-        """Whether the program is one for lists, and they settle it; what they find is remembered in any case."""
-        if _freedom(program) <= _FEW or not can_list(program):
-            return False
+    def _look(self, program: Program) -> None:
+        """By lists where they serve, by a solver alone where little is left to choose in any time, else by branching."""
+        lists = _freedom(program) > _FEW and can_list(program)
+        if not lists and _freedom(program) <= _LEAF and not program.ends and self._effort.seconds == inf:
+            self._solve(program)
+            return
         root = self._relaxed(program, np.zeros((0, len(program.alone)), np.intp))
         if root is None:
-            return True
+            return
         self._bound = root.relaxation.bound
+        if not (lists and self._list(root)):
+            self._bound_and_branch(root)
+
+    def _list(self, root: _Node) -> bool:
+        """Whether lists settle a program; what they find is remembered in any case."""
         for width in _WIDTHS:
             kept = self._worth(root)
             if not all(map(np.any, kept)):
@@ -168,12 +172,8 @@ class _Search:
         nearly: NDArray[np.bool_] = terms.sum(axis=1) - doubt < self._value
         return nearly
 
-    def _bound_and_branch(self, program: Program) -> None:
+    def _bound_and_branch(self, root: _Node) -> None:
         """Dive from the node of the least bound, again and again; the core of the root before."""
-        root = self._relaxed(program, np.zeros((0, len(program.alone)), np.intp))
-        if root is None:
-            return
-        self._bound = root.relaxation.bound
         self._rough(root)
         self._put(root)
         while self._ahead:

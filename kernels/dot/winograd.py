@@ -19,18 +19,17 @@ import numpy as np
 
 from hawq_tvm.core.ops import Conv2d
 from hawq_tvm.kernels.dot.cut import L2_BYTES, MIN_MACS
-from hawq_tvm.kernels.dot.minimal_filtering import BOUND, OUTPUTS, POINTS, TAPS
+from hawq_tvm.kernels.dot.minimal_filtering import BOUND, OUTPUTS, TAPS
 from hawq_tvm.kernels.dot.panels import Panels
 from hawq_tvm.kernels.dot.result import build_function, per_channel, refuse
 from hawq_tvm.kernels.dot.unit import Unit
-from hawq_tvm.kernels.dot.winograd_loops import Layout, Loops, Tiling
+from hawq_tvm.kernels.dot.winograd_loops import ALL_POINTS, Layout, Loops, Tiling
 from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, with_weights
 from hawq_tvm.kernels.generic.costs import Work
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Offer, Request
 
 SCRATCH_BYTES = 700 * 1024
 """What tiles that are multiplied together may take of the second cache, before and after their products."""
-
 
 MOST_CHANNELS = 384
 """Input channels up to which the second cache holds a block's weights at 12 points beside tiles; 512 lost at 7x7."""
@@ -113,11 +112,11 @@ def _refuse(request: Request, unit: Unit) -> str | None:
 
 def _cost(request: Request, layout: Layout, tiling: Tiling) -> float:
     """Of all lanes, and of all pixels that are computed twice."""
-    tiles, stored, points = layout.all_rows * layout.columns, layout.panels.channels, POINTS * POINTS
+    tiles, stored = layout.all_rows * layout.columns, layout.panels.channels
     passes = 1 if tiling.once else layout.all_rows // tiling.rows
-    transformed = points * layout.channels * (tiles + passes * stored)
+    transformed = ALL_POINTS * layout.channels * (tiles + passes * stored)
     rates = "winograd vnni residual" if request.inputs[1:] else "winograd vnni"
-    work = Work(points * tiles * layout.channels * stored, OUTPUTS * OUTPUTS * tiles * stored, transformed)
+    work = Work(ALL_POINTS * tiles * layout.channels * stored, OUTPUTS * OUTPUTS * tiles * stored, transformed)
     return layout.unit.cost(rates, work)
 
 
