@@ -115,7 +115,7 @@ class _Search:
         return Answer(self._best, self._target)
 
     def _look(self, program: Program) -> None:
-        """By lists where they serve, by a solver alone where little is left to choose in any time, else by branching."""
+        """By lists where they serve, by a solver alone where little is to be chosen in any time, else by branching."""
         lists = _freedom(program) > _FEW and can_list(program)
         if not lists and _freedom(program) <= _LEAF and not program.ends and self._effort.seconds == inf:
             self._solve(program)
