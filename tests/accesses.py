@@ -10,6 +10,9 @@ from tvm.s_tir import SBlock
 from tvm.sym import Analyzer, detect_linear_equation
 from tvm_ffi.structural import structural_visit
 
+TAKE = "tirx.TVMBackendAllocWorkspace"
+"""What takes memory where it stands."""
+
 
 def accesses_outside(function: Any) -> list[str]:
     """Every load and store whose index may leave its buffer, as text; conditions around an access are believed.
@@ -55,11 +58,15 @@ def accesses_outside(function: Any) -> list[str]:
 
 
 def shared_between_threads(function: Any) -> list[str]:
-    """Names of buffers that a parallel loop writes though an allocation outside it made them: one for all threads.
+    """Names of buffers that threads write though they are one for all of them.
 
-    Those are left out of which every task is proved to write parts of its own.
+    These are what a parallel loop writes and an allocation outside it made, where not every task is proved to write
+    parts of its own; and what all threads write (`in_each_thread`) beside such loops, but memory that each took there.
     """
     analyzer, outside, tasks = Analyzer(), [[]], []
+    taken: list[Any] = []
+    own: list[Any] = []
+    everywhere: list[Any] = []
     found: list[str] = []
     periods: dict[tuple[Any, Any], set[int]] = {}
 
@@ -70,10 +77,21 @@ def shared_between_threads(function: Any) -> list[str]:
             outside[-1].append(node.buffer)
         elif isinstance(node, tirx.stmt.BufferStore):
             shared = (buffer for allocations in outside[:-1] for buffer in allocations)
-            if any(buffer.same_as(node.buffer) for buffer in shared):
+            if everywhere and not tasks:
+                found.extend([str(node.buffer.name)] * (not any(node.buffer.same_as(buffer) for buffer in own)))
+            elif any(buffer.same_as(node.buffer) for buffer in shared):
                 key = str(node.buffer.name), tasks[-1]
                 periods[key] = _periods(node, tasks[-1], analyzer, periods.get(key))
                 found.extend([key[0]] * (not periods[key]))
+        elif isinstance(node, tirx.stmt.Bind) and getattr(getattr(node.value, "op", None), "name", "") == TAKE:
+            taken.append(node.var)
+        elif isinstance(node, tirx.stmt.DeclBuffer) and any(node.data.same_as(memory) for memory in taken):
+            own.append(node.buffer)
+        elif isinstance(node, tirx.stmt.AttrStmt) and node.attr_key == "pragma_parallel_launch_point":
+            everywhere.append(node)
+            result = visitor.default_visit(node)
+            everywhere.pop()
+            return result
         elif isinstance(node, tirx.For) and node.kind == tirx.ForKind.PARALLEL:
             outside.append([])
             tasks.append(node)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.dot.vectors import constant, ramp
 from hawq_tvm.kernels.generic.functions import function
+from hawq_tvm.kernels.generic.parallel import in_each_thread, own_memory
 
 from .accesses import shared_between_threads
 
@@ -66,3 +69,30 @@ def test_buffers_of_a_task_are_not_shared() -> None:
             T.buffer_store(result, scratch[0], [task])
 
     assert shared_between_threads(function([("result", (8,), "int32")], body)) == []
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_all_threads_write_is_shared_unless_it_is_their_own(own: bool) -> None:
+    """An allocation among what each thread does is one for all: TVM moves it to before that."""
+
+    @contextmanager
+    def allocated(count: int, dtype: str) -> Iterator[Any]:
+        yield T.alloc_buffer((count,), dtype, align=64)
+
+    def body(result: Any) -> None:
+        with in_each_thread(), (own_memory if own else allocated)(64, "int32") as scratch:
+            T.buffer_store(scratch, tirx.const(1, "int32"), [0])
+            with T.parallel(8) as task:
+                T.buffer_store(result, scratch[0], [task])
+
+    assert (shared_between_threads(function([("result", (8,), "int32")], body)) == []) == own
+
+
+def test_the_result_is_shared_where_all_threads_write_it() -> None:
+    def body(result: Any) -> None:
+        with in_each_thread():
+            T.buffer_store(result, tirx.const(1, "int32"), [0])
+            with T.parallel(7) as task:
+                T.buffer_store(result, tirx.const(1, "int32"), [task + 1])
+
+    assert shared_between_threads(function([("result", (8,), "int32")], body)) != []

@@ -8,11 +8,17 @@ Weights are transformed in one of two ways: once in a call, before all else, whe
 tiles are many; otherwise whenever they are needed, those of a block of output channels at 12 points, which it holds
 until they are used.
 
+Threads share the rows of tiles, or else the blocks. What all threads need, weights in the one case and inputs in the
+other, each transforms for itself: no thread reads what another has just written, which takes longer where their caches
+are far apart (`docs/latency.md`).
+
 The last tiles of a row and of a column move back until they fit, so that nothing outside is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -42,6 +48,7 @@ from hawq_tvm.kernels.dot.tile import DotTile, Sums
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import LINE_BYTES, Wrapping, constant, flat, prefetch, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
+from hawq_tvm.kernels.generic.parallel import in_each_thread, own_memory
 from hawq_tvm.kernels.interface import Request
 
 ALL_POINTS = POINTS * POINTS
@@ -123,25 +130,29 @@ class Loops:
         self.product = Product(unit.dot_words, False, 0, lambda bytes_, _: bytes_)
 
     def emit(self) -> None:
-        """A task is a block of output channels, or some rows of tiles where there are several such."""
-        layout, tiling, blocks = self.layout, self.tiling, self.panels.blocks
-        loop, weights = T.parallel if tiling.threads else T.serial, None
-        if tiling.once:
-            weights = self._weights_scratch(blocks * ALL_POINTS)
-            with loop(blocks) as block:
-                for_block(self.panels, block, lambda vectors: self._all_weights(weights, block, vectors))
-        groups = layout.all_rows // tiling.rows
-        apart = tiling.once or groups > 1
-        within = T.serial if apart else loop
-        with (loop if apart else T.serial)(groups) as group:
-            inputs = _Scratch(ALL_POINTS, self.tiles * layout.channels)
-            with within(tiling.rows) as row:
+        blocks = self.panels.blocks
+        with in_each_thread() if self.tiling.threads else nullcontext():
+            if not self.tiling.once:
+                self._tasks(None)
+                return
+            with self._weights_scratch(blocks * ALL_POINTS) as weights:
+                with T.serial(blocks) as block:
+                    for_block(self.panels, block, lambda vectors: self._all_weights(weights, block, vectors))
+                self._tasks(weights)
+
+    def _tasks(self, weights: _Scratch | None) -> None:
+        """A task is some rows of tiles, or a block of output channels of all; `weights` are all of them, or None."""
+        layout, tiling = self.layout, self.tiling
+        groups, task = layout.all_rows // tiling.rows, T.parallel if tiling.threads else T.serial
+        of_groups, of_blocks = (task, T.serial) if groups > 1 else (T.serial, task)
+        with of_groups(groups) as group, _scratch(ALL_POINTS, self.tiles * layout.channels) as inputs:
+            with T.serial(tiling.rows) as row:
                 self._inputs(inputs, group, row)
-            with within(blocks) as block:
+            with of_blocks(self.panels.blocks) as block:
                 for_block(self.panels, block, lambda vectors: self._block(inputs, weights, group, block, vectors))
 
-    def _weights_scratch(self, points: int) -> _Scratch:
-        return _Scratch(points, self.layout.channels * self.panels.pair)
+    def _weights_scratch(self, points: int) -> AbstractContextManager[_Scratch]:
+        return _scratch(points, self.layout.channels * self.panels.pair)
 
     # Transforms of what is multiplied
 
@@ -190,19 +201,18 @@ class Loops:
     # Products
 
     def _block(self, inputs: _Scratch, weights: _Scratch | None, group: Expr, block: Expr, vectors: int) -> None:
-        """A block of output channels of some rows of tiles; `weights` are all of them, or None."""
+        """A block of output channels of some rows of tiles."""
         products = T.alloc_buffer((self.tiles * ALL_POINTS, self.panels.pair), "int32", align=64)
-        few = weights or self._weights_scratch(PAIR_POINTS)
-        with T.serial(PAIRS) as pair:
+        with nullcontext(weights) if weights else self._weights_scratch(PAIR_POINTS) as near, T.serial(PAIRS) as pair:
             for number in range(0 if weights else PAIRS):
                 with T.If(pair == number), T.Then():
-                    self._weights(few, tirx.const(0, "int32"), block, vectors, number)
+                    self._weights(near, tirx.const(0, "int32"), block, vectors, number)
             with T.serial(PAIR_POINTS) as number:
                 point = pair * PAIR_POINTS + number
                 if not weights:
                     self._prefetch(block, point)
                 row = block * ALL_POINTS + point if weights else number
-                self._multiply(inputs, few, row, products, (block, vectors, point))
+                self._multiply(inputs, near, row, products, (block, vectors, point))
         with T.serial(self.tiling.rows) as row:
             with T.serial(self.layout.columns) as column:
                 self._outputs(products, (group, row, column), block, vectors)
@@ -287,12 +297,19 @@ class Loops:
         return tirx.min(column * OUTPUTS, self.width - OUTPUTS)
 
 
+@contextmanager
+def _scratch(rows: int, length: int) -> Iterator[_Scratch]:
+    """Of the thread that comes here."""
+    between = length + PADDING
+    with own_memory(rows * between, "int16") as buffer:
+        yield _Scratch(buffer, between)
+
+
 class _Scratch:
     """Rows of 16-bit numbers, a little apart. One row of elements: TVM would cut padding off rows of their own."""
 
-    def __init__(self, rows: int, length: int) -> None:
-        self._between = length + PADDING
-        self._buffer = T.alloc_buffer((rows * self._between,), "int16", align=64)
+    def __init__(self, buffer: Any, between: int) -> None:
+        self._buffer, self._between = buffer, between
 
     def load(self, row: Expr, place: Expr, count: int) -> Expr:
         return self._buffer[ramp(row * self._between + place, count)]
