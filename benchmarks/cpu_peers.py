@@ -205,6 +205,7 @@ def run_case(
         "threads": threads,
         **facts,
         "ceilings": asdict(ceilings),
+        "hand_over_after": measure_ceilings(threads, []).hand_over_ns,
         "foreign": outcome.foreign,
         "failed": dict(outcome.failed),
         "rows": [asdict(row) for row in make_rows(outcome, engines, facts["macs"] * batch, facts["weights"], ceilings)],

@@ -118,6 +118,10 @@ def table(case: dict[str, Any]) -> str:
         for row in case["rows"]
     ]
     threads = f"{case['threads']} {'thread' if case['threads'] == 1 else 'threads'}"
+    if ceilings["hand_over_ns"] is not None:
+        reads += (
+            f"; from core to core {ceilings['hand_over_ns']:.0f} ns, behind all calls {case['hand_over_after']:.0f}"
+        )
     return (
         f"\n{case['network']}, batch {case['batch']}, {threads}, {cpu_name()}; peaks: {peaks}; reads of {reads}; "
         f"other processes took {case['foreign']:.0%} of the machine\n\n{markdown(names, cells)}"

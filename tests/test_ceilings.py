@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from hawq_tvm.backends.tvm.host import find_c_compiler, instruction_sets, usable_cores
@@ -23,6 +25,8 @@ def test_what_the_machine_has_is_measured(threads: int) -> None:
     assert list(found.read_gbs) == [1 << 15, 1 << 22]
     assert all(value > 0 for value in (*found.gops.values(), *found.read_gbs.values()))
     assert found.threads == threads
+    assert (found.hand_over_ns is not None) == (1 < threads <= usable_cores())
+    assert found.hand_over_ns is None or found.hand_over_ns > 0
 
 
 @needs_compiler
@@ -48,6 +52,32 @@ def test_a_buffer_is_read_to_its_end() -> None:
         found = read(ceilings.ctypes.c_void_p(start), ceilings.ctypes.c_int64(512), ceilings.ctypes.c_int64(1))
         assert found == 1 << index, "the sum without carries of all that was read"
         words[position] = 0
+
+
+@needs_compiler
+def test_a_number_is_handed_over_in_turns() -> None:
+    """What a core may do next it does at once; else it waits for the other."""
+    function = ceilings._Probe(1)._library.hand_over
+    function.argtypes = [ceilings.ctypes.c_void_p, ceilings.ctypes.c_int64, ceilings.ctypes.c_int64]
+    number = ceilings.ctypes.c_int64(0)
+    function(ceilings.ctypes.byref(number), 0, 1)
+    assert number.value == 1
+    thread = threading.Thread(target=function, args=(ceilings.ctypes.byref(number), 1, 5))
+    thread.start()
+    while number.value != 2:
+        pass
+    assert thread.is_alive()
+    for mine in (2, 4, 6, 8):
+        while number.value != mine:
+            pass
+        number.value += 1
+    thread.join()
+    assert number.value == 10
+
+
+@needs_compiler
+def test_more_threads_than_cores_hand_nothing_over() -> None:
+    assert ceilings._Probe(usable_cores() + 1).hand_over_ns() is None
 
 
 @needs_compiler

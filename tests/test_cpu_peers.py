@@ -93,7 +93,7 @@ def case(*engines: str) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "network": "tiny <net>", "batch": 1, "threads": 1, "foreign": 0.02,
-        "ceilings": {"gops": {"avx2": 250.0}, "read_gbs": {"1000000": 50.0}},
+        "ceilings": {"gops": {"avx2": 250.0}, "read_gbs": {"1000000": 50.0}, "hand_over_ns": None},
         "rows": [{"engine": name, **row} for name in engines],
     }  # fmt: skip
 
@@ -103,6 +103,12 @@ def test_the_table_has_a_line_an_engine() -> None:
     assert lines[0].startswith("tiny <net>, batch 1, 1 thread, ")
     assert "peaks: avx2 250 GOPS; reads of 1 MB 50 GB/s" in lines[0]
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["hawq_tvm", "OpenVINO INT8"]
+
+
+def test_two_threads_tell_how_near_their_cores_are() -> None:
+    two = case("hawq_tvm") | {"threads": 2, "hand_over_after": 208.7}
+    two["ceilings"]["hand_over_ns"] = 43.2
+    assert "reads of 1 MB 50 GB/s; from core to core 43 ns, behind all calls 209;" in table(two)
 
 
 def test_the_plot_is_well_formed_and_says_every_number() -> None:

@@ -265,6 +265,8 @@ def print_roofline(found: Roofline) -> None:
     peaks = ", ".join(f"{name} {gops:,.0f} GOPS" for name, gops in found.ceilings.gops.items()) or "not measured"
     reads = ", ".join(f"{size / 1e6:.1f} MB {gbs:.0f} GB/s" for size, gbs in found.ceilings.read_gbs.items())
     threads = f"{found.ceilings.threads} {'thread' if found.ceilings.threads == 1 else 'threads'}"
+    hand_over = found.ceilings.hand_over_ns
+    reads += "" if hand_over is None else f"; from core to core {hand_over:.0f} ns"
     out.print(Text(f"measured with {threads}: peak of {peaks}; reading {reads}"))
     if found.share_of_peak is not None:
         out.print(Text(f"layers with weights reach {found.share_of_peak:.0%} of the {found.ceilings.strongest} peak"))

@@ -1,5 +1,5 @@
-// What one core can do at most: INT8 products in registers alone, and reading memory. Called by ceilings.py, which
-// takes the time. Each function of products returns the operations that it has done, two a product and its sum.
+// What one core can do at most: INT8 products in registers alone, reading memory, and handing a number over to another.
+// Called by ceilings.py, which takes the time. Each function of products returns the operations that it has done, two a product and its sum.
 
 #include <stdint.h>
 
@@ -99,4 +99,13 @@ uint64_t read_memory(const line *buffer, int64_t bytes, int64_t rounds) {
     }
     a ^= b ^ c ^ d;
     return a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
+}
+
+// Two cores raise a number in turns, so often each: one when it is even, the other, whose `odd` is 1, when it is odd.
+void hand_over(int64_t *number, int64_t odd, int64_t rounds) {
+    for (int64_t round = 0; round < rounds; round++) {
+        const int64_t mine = 2 * round + odd;
+        while (__atomic_load_n(number, __ATOMIC_ACQUIRE) != mine) {}
+        __atomic_store_n(number, mine + 1, __ATOMIC_RELEASE);
+    }
 }

@@ -1,8 +1,10 @@
-"""What this machine can do at most, measured: INT8 operations a second, and bytes read a second.
+"""What this machine can do at most, measured: INT8 operations and bytes read a second, and how near its cores are.
 
 The peak of an instruction set is that of its product of unsigned and signed bytes in registers alone, loads and stores
 left out: no kernel comes above it. The bandwidth is that of reading a buffer again and again; its size decides which
-cache that comes from, so it is asked for the sizes that matter.
+cache that comes from, so it is asked for the sizes that matter. How long one core takes to see what another has
+written depends on which caches they share; the host of a virtual machine may move it from one core to another at any
+time, and change that number several times over.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from hawq_tvm.backends.tvm.host import find_c_compiler, instruction_sets
+from hawq_tvm.backends.tvm.host import find_c_compiler, instruction_sets, usable_cores
 from hawq_tvm.core.errors import CompileError
 
 PEAKS = {"amx": "amx_int8", "avx512_vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "avx2": "avx2"}
@@ -29,6 +32,7 @@ _SOURCE = Path(__file__).with_suffix(".c")
 _SECONDS = 0.12  # for each number
 _REPETITION = 4e-3  # seconds; the quickest of all counts, since a ceiling is a maximum
 _LEAST_BYTES, _LINE = 256, 64  # of a buffer, and its alignment
+_HAND_OVERS, _TRIES = 500, 20  # each way in a try; of these the quickest counts
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,14 @@ class Ceilings:
         threads: how many.
         gops: 10^9 INT8 operations a second, two a product and its sum, by a name in `PEAKS`.
         read_gbs: 10^9 bytes read a second, by the bytes of the buffer, of all threads together.
+        hand_over_ns: until a thread sees what the first one has written, of the thread for which that takes longest;
+            None of one thread, and where there are more threads than cores.
     """
 
     threads: int
     gops: Mapping[str, float]
     read_gbs: Mapping[int, float]
+    hand_over_ns: float | None = None
 
     @property
     def strongest(self) -> str | None:
@@ -71,7 +78,10 @@ def measure_ceilings(threads: int, sizes: Sequence[int]) -> Ceilings:
     """
     probe = _Probe(threads)
     return Ceilings(
-        threads, {name: probe.gops(name) for name in probe.peaks}, {size: probe.read_gbs(size) for size in sizes}
+        threads,
+        {name: probe.gops(name) for name in probe.peaks},
+        {size: probe.read_gbs(size) for size in sizes},
+        probe.hand_over_ns(),
     )
 
 
@@ -110,17 +120,35 @@ class _Probe:
 
         return self._rate([reader(buffer) for buffer in buffers]) / 1e9
 
+    def hand_over_ns(self) -> float | None:
+        """Nanoseconds, as in `Ceilings`."""
+        if not 1 < self._threads <= usable_cores():
+            return None
+        function = self._library.hand_over
+        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], None
+
+        def nanoseconds(other: int) -> float:
+            numbers = np.zeros((_TRIES + 1, _LINE // 8), np.int64)  # each in a line of its own
+            first = numbers.ctypes.data + -numbers.ctypes.data % _LINE
+            taken: list[float] = []
+
+            def turns(odd: int) -> None:
+                for number in range(_TRIES):
+                    start = time.perf_counter()
+                    function(first + number * _LINE, odd, _HAND_OVERS)
+                    taken.append(time.perf_counter() - start)
+
+            _at_once({0: lambda: turns(0), other: lambda: turns(1)})
+            return min(taken) / (2 * _HAND_OVERS) * 1e9
+
+        return max(nanoseconds(other) for other in range(1, self._threads))
+
     def _rate(self, work: Sequence[Callable[[int], int]]) -> float:
         """What all threads do a second, from the quickest repetition of each."""
         best = [0.0] * len(work)
-        together = threading.Barrier(len(work))
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
         def run(index: int) -> None:
-            if cores:
-                os.sched_setaffinity(0, {cores[index % len(cores)]})  # of this thread; two were seen to share a core
             rounds = 1
-            together.wait()
             end = time.perf_counter() + _SECONDS
             while (start := time.perf_counter()) < end:
                 done = work[index](rounds)
@@ -128,12 +156,26 @@ class _Probe:
                 best[index] = max(best[index], done / taken)
                 rounds *= 2 if taken < _REPETITION / 2 else 1
 
-        threads = [threading.Thread(target=run, args=(index,)) for index in range(len(work))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        _at_once({index: partial(run, index) for index in range(len(work))})
         return sum(best)
+
+
+def _at_once(work: Mapping[int, Callable[[], None]]) -> None:
+    """Do all of it at once, each in a thread on the core of that number, of those that this one may use."""
+    together = threading.Barrier(len(work))
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+    def run(index: int, function: Callable[[], None]) -> None:
+        if cores:
+            os.sched_setaffinity(0, {cores[index % len(cores)]})  # of this thread; two were seen to share a core
+        together.wait()
+        function()
+
+    threads = [threading.Thread(target=run, args=item) for item in work.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _compile(present: Sequence[str]) -> ctypes.CDLL:
