@@ -1,6 +1,8 @@
-"""Kernels are called as within a network: after other memory, their input and output at hand."""
+"""Kernels are called as within a network: their weights far, their input and scratch at hand."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,33 +25,45 @@ def timed_conv() -> TimedKernel:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("shared", [True, False])
-def test_every_line_is_read_by_all_threads_or_by_one(threads: int, shared: bool) -> None:
+def test_every_line_is_read_by_all_threads(threads: int) -> None:
     lines = np.zeros((37, 8), np.int64)
     lines[:, 0] = 3 ** np.arange(37)  # sums tell which lines are in them
     library = tvm.compile(
-        tvm.IRModule({"read": timing._reader(threads, shared=shared).with_attr("global_symbol", "read")}),
-        target=HOST.tvm_target,
+        tvm.IRModule({"read": timing._reader(threads).with_attr("global_symbol", "read")}), target=HOST.tvm_target
     )
     sums = tvm.runtime.tensor(np.zeros(threads, np.int64))
     library["read"](tvm.runtime.tensor(lines), sums)
-    total = int(lines.sum())
-    if shared:
-        assert sums.numpy().tolist() == [total] * threads
-    else:
-        assert int(sums.numpy().sum()) == total
-        assert 0 not in sums.numpy()
+    assert sums.numpy().tolist() == [int(lines.sum())] * threads
 
 
 @pytest.mark.parametrize("shape", [(1,), (7, 9), (64,), (3, 5, 2)])
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32"])
 def test_an_array_is_what_it_was_and_lies_in_lines_of_its_own(shape: tuple[int, ...], dtype: str) -> None:
     array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    memory = timing._Memory.of(array)
-    assert np.array_equal(memory.tensor.numpy(), array)
-    assert memory.tensor.dtype == dtype
-    assert memory.lines.shape == (-(-array.nbytes // 64), 8)
-    assert memory.lines.numpy().tobytes().startswith(array.tobytes())
+    lines = timing._lines(array)
+    assert lines.ctypes.data % 64 == 0
+    assert lines.shape == (-(-array.nbytes // 64), 8)
+    assert lines.tobytes().startswith(array.tobytes())
+    memory = timing._in_lines(array)
+    assert np.array_equal(memory.numpy(), array)
+    assert memory.dtype == dtype
+
+
+def test_a_call_that_is_timed_comes_behind_one_with_weights_elsewhere() -> None:
+    """And before that its own weights are used, and other memory is read."""
+    kernel, happened = timed_conv(), []
+
+    def function(*arguments: Any) -> None:
+        happened.append([argument.numpy().ctypes.data for argument in arguments])
+
+    call = timing._Call(function, kernel, lambda: happened.append([]))
+    assert call.seconds() > 0
+    own, read, before, timed = happened
+    assert own == timed
+    assert read == []
+    inputs, weights = slice(kernel.inputs), slice(kernel.inputs, -1)
+    assert (own[inputs], own[-1]) == (before[inputs], before[-1])
+    assert len(set(own[weights]) | set(before[weights])) == 2 * (len(own) - kernel.inputs - 1) > 0
 
 
 @pytest.mark.parametrize("size", [0, 100_000])
@@ -73,7 +87,7 @@ def test_kernels_take_turns_and_each_round_is_told(size: int, monkeypatch: pytes
         progress=lambda done, total: told.append((done, total)),
     )
     first, second = order[:2]
-    assert order == [first, second] * 4, "once for nothing, then three rounds"
+    assert order == [first, second] * 3
     assert [len(time.seconds) for time in taken] == [3, 3]
     assert min(min(time.seconds) for time in taken) > 0
     assert told == [(1, 3), (2, 3), (3, 3)]

@@ -1,10 +1,11 @@
 """Microseconds of kernels on this machine's CPU, each as it would be called within a network.
 
-Called over and over, a kernel finds its weights in the nearest cache. In a network, all other layers' weights have
-passed before it is called again, while its input has just been written. So before each call that is timed, every core
-reads as many bytes as the network touches, and then its share of the kernel's input and output. Of a ResNet-50's
-layers half are then within 2.5 % of their time in the running network, and all within 17 %, where warm calls are off by
-up to 60 %, in the layers whose weights take the time (`docs/latency.md`, `benchmarks/alone_within.py`).
+Called over and over, a kernel finds its weights in the nearest cache. In a network they were read one network ago,
+while its input, its scratch and its code have just been used. So before each call that is timed come three others: the
+same call, a reading of as many bytes as the network touches, and the call with a copy of the weights elsewhere. Of a
+ResNet-50's layers half are then within 2 % of their time in the running network and nine of ten within 7 %, where warm
+calls are off by up to 60 %, in the layers whose weights take the time (`docs/latency.md`,
+`benchmarks/alone_within.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def time_kernels(
         CompileError: a kernel does not compile.
     """
     functions = {f"kernel_{index}": kernel.function for index, kernel in enumerate(kernels)}
-    functions |= {"read_all": _reader(threads, shared=True), "read_share": _reader(threads, shared=False)}
+    functions["read_all"] = _reader(threads)
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"
@@ -106,75 +108,65 @@ def time_kernels(
         compile_library(module, machine.tvm_target, path, failure=failure)
         library = load_library(path)
     configure_threads(threads)
+    others = _lines(np.ones(max(1, min(network_bytes, MOST_BYTES)), np.uint8))
+    sums = tvm.runtime.tensor(np.zeros(threads, np.int64))
     calls = [
-        _Call(library[f"kernel_{index}"], library["read_share"], kernel, threads)
+        _Call(library[f"kernel_{index}"], kernel, partial(library["read_all"], tvm.runtime.from_dlpack(others), sums))
         for index, kernel in enumerate(kernels)
     ]
-    others, sums = _Memory.of(np.ones(max(1, min(network_bytes, MOST_BYTES)), np.uint8)), _sums(threads)
     times: list[list[float]] = [[] for _ in calls]
     with placed_threads():
-        for call in calls:
-            call.seconds()
         for done in range(rounds):
             for call, taken in zip(calls, times, strict=True):
-                library["read_all"](others.lines, sums)
                 taken.append(call.seconds())
             progress(done + 1, rounds)
     return [KernelTime(tuple(taken), 1) for taken in times]
 
 
-@dataclass(frozen=True, eq=False)
-class _Memory:
-    """An array in memory of its own, as what it is and as cache lines."""
-
-    tensor: Any
-    lines: Any
-
-    @classmethod
-    def of(cls, array: Array) -> _Memory:
-        room = np.zeros(-(-array.nbytes // _LINE) * _LINE + _LINE, np.uint8)
-        start = -room.ctypes.data % _LINE
-        lines = room[start : start + -(-array.nbytes // _LINE) * _LINE].view(np.int64).reshape(-1, _LINE // 8)
-        own = lines.reshape(-1).view(np.uint8)[: array.nbytes].view(array.dtype).reshape(array.shape)
-        own[...] = array
-        return cls(tvm.runtime.from_dlpack(own), tvm.runtime.from_dlpack(lines))
-
-
 class _Call:
-    """A kernel with its arguments."""
+    """A kernel with its arguments, and what comes before it."""
 
-    def __init__(self, function: Any, read_share: Any, kernel: TimedKernel, threads: int) -> None:
-        memories = [_Memory.of(array) for array in kernel.arguments]
-        self._function, self._read_share, self._sums = function, read_share, _sums(threads)
-        self._arguments = [memory.tensor for memory in memories]
-        self._near = [memory.lines for memory in (memories[-1], *memories[: kernel.inputs])]
+    def __init__(self, function: Any, kernel: TimedKernel, read_others: Callable[[], object]) -> None:
+        *images, output = (_in_lines(array) for array in kernel.arguments)
+        elsewhere = (_in_lines(array) for array in kernel.arguments[kernel.inputs : -1])
+        self._timed = partial(function, *images, output)
+        self._before = self._timed, read_others, partial(function, *images[: kernel.inputs], *elsewhere, output)
 
     def seconds(self) -> float:
-        """Of one call, its input and output in the caches."""
-        for lines in self._near:
-            self._read_share(lines, self._sums)
+        """Of one call."""
+        for call in self._before:
+            call()
         start = time.perf_counter()
-        self._function(*self._arguments)
+        self._timed()
         return time.perf_counter() - start
 
 
-def _sums(threads: int) -> Any:
-    return tvm.runtime.tensor(np.zeros(threads, np.int64))
+def _in_lines(array: Array) -> Any:
+    """A copy in cache lines of its own, as TVM takes it."""
+    own = _lines(array).reshape(-1).view(np.uint8)[: array.nbytes].view(array.dtype).reshape(array.shape)
+    return tvm.runtime.from_dlpack(own)
 
 
-def _reader(threads: int, *, shared: bool) -> Any:
-    """A function of memory, int64 [lines, 8], and sums, int64 [threads]: every thread reads all of it, or its share."""
+def _lines(array: Array) -> Array:
+    """A copy as the cache lines that it lies in: int64 [lines, 8]."""
+    size = -(-array.nbytes // _LINE) * _LINE
+    room = np.zeros(size + _LINE, np.uint8)
+    lines = room[-room.ctypes.data % _LINE :][:size]
+    lines[: array.nbytes] = array.reshape(-1).view(np.uint8)
+    return lines.view(np.int64).reshape(-1, _LINE // 8)
+
+
+def _reader(threads: int) -> Any:
+    """A function of memory, int64 [lines, 8], and sums, int64 [threads]: every thread reads all of it."""
     lines = tirx.Var("lines", "int32")
     with IRBuilder() as builder, T.prim_func():
         T.func_attr({"tirx.noalias": True})
         memory = T.arg("memory", T.buffer((lines, _LINE // 8), "int64"))
         sums = T.arg("sums", T.buffer((threads,), "int64"))
         with T.sblock("root"), T.parallel(threads) as thread:
-            first = 0 if shared else lines * thread // threads
-            end = lines if shared else lines * (thread + 1) // threads
             total = T.alloc_buffer((1,), "int64", scope="local")
             T.buffer_store(total, tirx.const(0, "int64"), [0])
-            with T.serial(end - first) as line:
-                T.buffer_store(total, total[0] + memory[first + line, 0], [0])
+            with T.serial(lines) as line:
+                T.buffer_store(total, total[0] + memory[line, 0], [0])
             T.buffer_store(sums, total[0], [thread])
     return builder.get()
