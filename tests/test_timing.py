@@ -54,7 +54,7 @@ def test_a_call_that_is_timed_comes_behind_one_with_weights_elsewhere() -> None:
     kernel, happened = timed_conv(), []
 
     def function(*arguments: Any) -> None:
-        happened.append([argument.numpy().ctypes.data for argument in arguments])
+        happened.append([np.from_dlpack(argument).ctypes.data for argument in arguments])
 
     call = timing._Call(function, kernel, lambda: happened.append([]))
     assert call.seconds() > 0
