@@ -86,7 +86,7 @@ def shared_between_threads(function: Any) -> list[str]:
         elif isinstance(node, tirx.stmt.Bind) and getattr(getattr(node.value, "op", None), "name", "") == TAKE:
             taken.append(node.var)
         elif isinstance(node, tirx.stmt.DeclBuffer) and any(node.data.same_as(memory) for memory in taken):
-            own.append(node.buffer)
+            (own if everywhere or tasks else outside[-1]).append(node.buffer)
         elif isinstance(node, tirx.stmt.AttrStmt) and node.attr_key == "pragma_parallel_launch_point":
             everywhere.append(node)
             result = visitor.default_visit(node)

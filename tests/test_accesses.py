@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from hawq_tvm.kernels.dot.vectors import constant, ramp
 from hawq_tvm.kernels.generic.functions import function
-from hawq_tvm.kernels.generic.parallel import in_each_thread, own_memory
+from hawq_tvm.kernels.generic.parallel import in_each_thread, memory_here
 
 from .accesses import shared_between_threads
 
@@ -80,12 +80,22 @@ def test_what_all_threads_write_is_shared_unless_it_is_their_own(own: bool) -> N
         yield T.alloc_buffer((count,), dtype, align=64)
 
     def body(result: Any) -> None:
-        with in_each_thread(), (own_memory if own else allocated)(64, "int32") as scratch:
+        with in_each_thread(), (memory_here if own else allocated)(64, "int32") as scratch:
             T.buffer_store(scratch, tirx.const(1, "int32"), [0])
             with T.parallel(8) as task:
                 T.buffer_store(result, scratch[0], [task])
 
     assert (shared_between_threads(function([("result", (8,), "int32")], body)) == []) == own
+
+
+def test_memory_taken_before_threads_part_is_of_all() -> None:
+    def body(result: Any) -> None:
+        with memory_here(64, "int32") as scratch:
+            with T.parallel(8) as task:
+                T.buffer_store(scratch, tirx.const(1, "int32"), [task // 2])
+            T.buffer_store(result, scratch[0], [0])
+
+    assert shared_between_threads(function([("result", (1,), "int32")], body)) != []
 
 
 def test_the_result_is_shared_where_all_threads_write_it() -> None:

@@ -196,13 +196,13 @@ def test_residuals_that_are_rounded_down_in_float32() -> None:
 @pytest.mark.parametrize(
     ("channels", "size", "batch", "tiling"),
     [
-        (64, 56, 1, Tiling(rows=1, once=True, threads=True)),
-        (128, 28, 1, Tiling(rows=7, once=False, threads=True)),
-        (128, 28, 3, Tiling(rows=7, once=False, threads=True)),
-        (128, 28, 4, Tiling(rows=4, once=True, threads=True)),
-        (96, 35, 1, Tiling(rows=3, once=False, threads=True)),
-        (64, 6, 1, Tiling(rows=2, once=True, threads=False)),
-        (256, 14, 1, Tiling(rows=4, once=False, threads=True)),
+        (64, 56, 1, Tiling(rows=1, once=True, threads=True, own=True)),
+        (128, 28, 1, Tiling(rows=7, once=False, threads=True, own=True)),
+        (128, 28, 3, Tiling(rows=7, once=False, threads=True, own=True)),
+        (128, 28, 4, Tiling(rows=4, once=True, threads=True, own=False)),
+        (96, 35, 1, Tiling(rows=3, once=False, threads=True, own=True)),
+        (64, 6, 1, Tiling(rows=2, once=True, threads=False, own=True)),
+        (256, 14, 1, Tiling(rows=4, once=False, threads=True, own=True)),
     ],
 )
 def test_what_the_caches_hold_decides(channels: int, size: int, batch: int, tiling: Tiling) -> None:
@@ -217,8 +217,9 @@ def test_every_choice_of_parameters_gives_the_same() -> None:
     request = request_for(op, image(48, 10, 14), "u8", extra=(1, 1, 1, 1), batch=2)
     offer = offer_of(KERNEL, request)
     assert offer.variants()[0].parameters == offer.parameters
-    variants = some_variants(KERNEL, request, 6)
-    assert {v.parameters["once"] for v in variants} == {v.parameters["threads"] for v in variants} == {0, 1}
+    variants = some_variants(KERNEL, request, 15)
+    for free in ("once", "threads", "own"):
+        assert {variant.parameters[free] for variant in variants} == {0, 1}
     for variant in variants:
         writes_what_the_interpreter_says(KERNEL, request, variant=variant)
 

@@ -54,18 +54,19 @@ def choose(request: Request, layout: Layout) -> Tiling:
     threads = op.macs(request.node.type) * request.batch >= MIN_MACS
     if layout.weights_bytes <= L2_BYTES:
         rows = next((rows for rows in sizes if rows * layout.columns >= layout.unit.max_tile), sizes[-1])
-        return Tiling(rows, True, threads)
+        return Tiling(rows, True, threads, own=True)
     rows = max((rows for rows in sizes if layout.scratch_bytes(rows) <= SCRATCH_BYTES), default=1)
     if layout.all_rows // rows <= FEW_PASSES:
-        return Tiling(rows, False, threads)
-    return Tiling(max((rows for rows in sizes if layout.scratch_bytes(rows) <= L2_BYTES), default=1), True, threads)
+        return Tiling(rows, False, threads, own=True)
+    rows = max((rows for rows in sizes if layout.scratch_bytes(rows) <= L2_BYTES), default=1)
+    return Tiling(rows, True, threads, own=False)
 
 
 def candidates(request: Request, layout: Layout) -> tuple[Tiling, ...]:
     """All that are worth timing, the chosen one first."""
     own = choose(request, layout)
     fitting = [rows for rows in _sizes(layout) if layout.scratch_bytes(rows) <= 2 * SCRATCH_BYTES] or [1]
-    choices = (Tiling(*choice) for choice in product(fitting, (True, False), (True, False)))
+    choices = (Tiling(*choice) for choice in product(fitting, (True, False), (True, False), (True, False)))
     return tuple(dict.fromkeys((own, *choices)))
 
 

@@ -9,8 +9,8 @@ tiles are many; otherwise whenever they are needed, those of a block of output c
 until they are used.
 
 Threads share the rows of tiles, or else the blocks. What all threads need, weights in the one case and inputs in the
-other, each transforms for itself: no thread reads what another has just written, which takes longer where their caches
-are far apart (`docs/latency.md`).
+other, each transforms for itself where that is little: then no thread reads what another has just written, which takes
+longer where their caches are far apart (`docs/latency.md`).
 
 The last tiles of a row and of a column move back until they fit, so that nothing outside is read.
 """
@@ -48,7 +48,7 @@ from hawq_tvm.kernels.dot.tile import DotTile, Sums
 from hawq_tvm.kernels.dot.unit import Unit
 from hawq_tvm.kernels.dot.vectors import LINE_BYTES, Wrapping, constant, flat, prefetch, ramp
 from hawq_tvm.kernels.generic.expressions import Expr
-from hawq_tvm.kernels.generic.parallel import in_each_thread, own_memory
+from hawq_tvm.kernels.generic.parallel import in_each_thread, memory_here
 from hawq_tvm.kernels.interface import Request
 
 ALL_POINTS = POINTS * POINTS
@@ -106,11 +106,13 @@ class Tiling:
         rows: of tiles that are multiplied together, a divisor of all.
         once: whether weights are transformed once in a call, before all else, and not anew for each `rows`.
         threads: whether tasks are shared among threads.
+        own: whether each thread transforms for itself what all threads need.
     """
 
     rows: int
     once: bool
     threads: bool
+    own: bool
 
 
 class Loops:
@@ -130,26 +132,32 @@ class Loops:
         self.product = Product(unit.dot_words, False, 0, lambda bytes_, _: bytes_)
 
     def emit(self) -> None:
-        blocks = self.panels.blocks
-        with in_each_thread() if self.tiling.threads else nullcontext():
-            if not self.tiling.once:
+        blocks, tiling = self.panels.blocks, self.tiling
+        with in_each_thread() if tiling.threads and tiling.own else nullcontext():
+            if not tiling.once:
                 self._tasks(None)
                 return
             with self._weights_scratch(blocks * ALL_POINTS) as weights:
-                with T.serial(blocks) as block:
+                with self._needed_by_all(blocks) as block:
                     for_block(self.panels, block, lambda vectors: self._all_weights(weights, block, vectors))
                 self._tasks(weights)
 
     def _tasks(self, weights: _Scratch | None) -> None:
         """A task is some rows of tiles, or a block of output channels of all; `weights` are all of them, or None."""
-        layout, tiling = self.layout, self.tiling
-        groups, task = layout.all_rows // tiling.rows, T.parallel if tiling.threads else T.serial
-        of_groups, of_blocks = (task, T.serial) if groups > 1 else (T.serial, task)
-        with of_groups(groups) as group, _scratch(ALL_POINTS, self.tiles * layout.channels) as inputs:
-            with T.serial(tiling.rows) as row:
+        tiling, blocks = self.tiling, self.panels.blocks
+        groups, task = self.layout.all_rows // tiling.rows, T.parallel if tiling.threads else T.serial
+        of_groups, of_rows, of_blocks = (
+            (task, T.serial, T.serial) if groups > 1 else (T.serial, self._needed_by_all, task)
+        )
+        with of_groups(groups) as group, _scratch(ALL_POINTS, self.tiles * self.layout.channels) as inputs:
+            with of_rows(tiling.rows) as row:
                 self._inputs(inputs, group, row)
-            with of_blocks(self.panels.blocks) as block:
+            with of_blocks(blocks) as block:
                 for_block(self.panels, block, lambda vectors: self._block(inputs, weights, group, block, vectors))
+
+    def _needed_by_all(self, count: int) -> Any:
+        """A loop that makes what all threads need."""
+        return (T.parallel if self.tiling.threads and not self.tiling.own else T.serial)(count)
 
     def _weights_scratch(self, points: int) -> AbstractContextManager[_Scratch]:
         return _scratch(points, self.layout.channels * self.panels.pair)
@@ -299,9 +307,9 @@ class Loops:
 
 @contextmanager
 def _scratch(rows: int, length: int) -> Iterator[_Scratch]:
-    """Of the thread that comes here."""
+    """Of whoever comes here: one thread, or all of them together before they part."""
     between = length + PADDING
-    with own_memory(rows * between, "int16") as buffer:
+    with memory_here(rows * between, "int16") as buffer:
         yield _Scratch(buffer, between)
 
 

@@ -37,8 +37,10 @@ def in_each_thread() -> Iterator[None]:
 
 
 @contextmanager
-def own_memory(count: int, dtype: str) -> Iterator[Any]:
-    """A buffer of the thread that comes here, until its end; TVM would allocate it once, before `in_each_thread`.
+def memory_here(count: int, dtype: str) -> Iterator[Any]:
+    """A buffer of whoever comes here, until its end: within `in_each_thread` of each thread, before it of all.
+
+    An allocation that is left to TVM comes before it wherever it stands, one for all threads.
 
     Args:
         count: of its elements.
