@@ -27,8 +27,6 @@ TOTAL_NAMES: Mapping[CostName, tuple[str, str]] = {
 }
 """What a network's costs are called for the reader, and their units."""
 
-"""How a number of each cost is written."""
-
 RESIDUAL_BITS = 8
 """The bits of a value that a sum reads, by default: coarser costs more accuracy than the memory is worth."""
 
