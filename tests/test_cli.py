@@ -328,7 +328,7 @@ def test_each_verb_alone(tmp_path: Path, cli: Run) -> None:
     assert "8 samples" in out
     status, out, _ = cli("bench", path, "--target", "llvm/portable", "--seconds", "0.1", "--threads", "1", "--layers")
     assert status == 0
-    assert "1 threads, batch 2, target llvm/portable" in out
+    assert "1 thread, batch 2, target llvm/portable" in out
     assert "conv2d_x8w" in out
     assert "us at least" in out
     assert "measured with 1 thread: peak of" in out

@@ -282,6 +282,15 @@ def written(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
 
 
+def counted(count: int, what: str) -> str:
+    """So many things, for the reader.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def summed_error(estimates: Iterable[tuple[float, float | None]]) -> float | None:
     """The relative standard error of a sum of estimates, each with its own; None where one is not known.
 
