@@ -30,3 +30,12 @@ def test_where_tuning_finds_nothing_to_choose_it_says_so_and_compile_says_nothin
     assert (status, out) == (0, "each layer has one way to be computed here; there is nothing to tune\n")
     status, _, err = cli("compile", scratch)
     assert (status, "tuned" in err) == (0, False), err
+
+
+def test_allocate_and_inspect_write_what_a_network_costs_alike(scratch: Path, cli: Run) -> None:
+    _, out, _ = cli("allocate", scratch, "--budget-size", "50%")
+    costs = [line for line in out.splitlines() if line.startswith(("weights: ", "bit operations: "))]
+    assert len(costs) == 2 and costs[0].endswith(": met")
+    assert cli("compile", scratch)[0] == 0
+    shown = cli("inspect", scratch)[1].splitlines()
+    assert all(line in shown for line in costs)
