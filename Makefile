@@ -32,7 +32,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PIP) --constraint constraints.txt --no-deps torchvision timm
 	@touch $@
 
-demo: setup  ## Quantise, compile, verify and time a trained ResNet-20 (about a minute)
+demo: setup  ## Quantise, compile, verify and time a trained ResNet-20 (half a minute)
 	@$(BIN)/hawq-tvm run resnet20 --data digits --budget-bops 50% --verify-samples 540 --output runs/demo
 
 test: lint typecheck unit  ## Lint, type check and all tests: what CI runs

@@ -22,7 +22,7 @@ from benchmarks import (
     simulators,
 )
 from benchmarks.imagenet import PACKED
-from benchmarks.runs import read_results
+from benchmarks.runs import accuracy_cells, read_results
 from hawq_tvm.cli.app import app
 
 ROOT = Path(__file__).parent.parent
@@ -143,3 +143,12 @@ def test_the_readme_has_the_accuracies_that_were_measured() -> None:
         start = f"| {names[row['network']]} | {row['row']} | {size / 1e6:.2f} | {before:.1f} | {after:.1f} |"
         assert f"{start} {difference} | 0 |" in text
         assert not any(report["mismatches"] for report in row["verification"].values())
+
+
+def test_the_readme_has_what_cifar_and_the_digits_gave() -> None:
+    text = (ROOT / "README.md").read_text()
+    for key, name in (("resnet20", "ResNet-20, CIFAR-10"), ("resnet20 digits", "ResNet-20, digits")):
+        for bits, title in (("INT8", "INT8"), ("INT4", "INT4"), ("mixed 4/8, size 50%", "mixed, size 50 %")):
+            row = read_results("cifar")[f"{key} {bits}"]
+            cells = (name, title, f"{row['totals']['size_bytes'] / 1e3:.0f}", *accuracy_cells(row["accuracy"]))
+            assert f"| {' | '.join(cells)} |" in text
