@@ -314,7 +314,7 @@ def pixels_save_steps(graph: Graph, name: str, unit: Unit) -> bool:
     A row of 7 taps of 3 channels is 21 bytes, 6 steps of 4 or less, and 7 steps where each pixel has 4 bytes.
     """
     channels, readers = graph.types[name].shape[0], [node for node in graph if name in node.inputs]
-    return channels < unit.step and all(
+    return channels < unit.step and bool(readers) and all(
         isinstance(node.op, Conv2d)
         and node.inputs == (name,)
         and node.op.groups == node.op.window.dilations[1] == 1
