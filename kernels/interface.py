@@ -10,7 +10,7 @@ between them, can be added up and compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,6 +126,8 @@ class Offer:
         weight_bits: what a weight takes in memory; None where there are none, or a GPU's kernel does not tell.
         parameters: those that `build` takes, which the kernel chose by itself.
         variants: all legal choices, for tuning to time; none where nothing is free.
+        decided: what the numbers of a layer decide of its machine code, besides shapes and storages; None where that is
+            nothing.
     """
 
     reads: tuple[Storage, ...]
@@ -137,6 +139,7 @@ class Offer:
     weight_bits: int | None = None
     parameters: Parameters = field(default_factory=dict)
     variants: Callable[[], tuple[Variant, ...]] = tuple
+    decided: Callable[[], Hashable] = lambda: None
 
     @classmethod
     def of_candidates(
@@ -146,6 +149,7 @@ class Offer:
         own: P,
         candidates: Callable[[], Sequence[P]],
         build: Callable[[P], BuiltKernel],
+        decided: Callable[[], Hashable] = lambda: None,
     ) -> Offer:
         """The offer of a kernel with free parameters.
 
@@ -155,6 +159,7 @@ class Offer:
             own: what the kernel chooses by itself, as a dataclass of integers.
             candidates: every legal choice, that one first.
             build: makes the function of one.
+            decided: as above.
         """
 
         def variant(choice: P) -> Variant:
@@ -164,7 +169,7 @@ class Offer:
             return tuple(map(variant, candidates()))
 
         chosen = variant(own)
-        return cls(*storages, cost, chosen.build, parameters=chosen.parameters, variants=variants)
+        return cls(*storages, cost, chosen.build, parameters=chosen.parameters, variants=variants, decided=decided)
 
 
 @dataclass(frozen=True)
