@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawq_tvm.core.gpu_model import Prediction
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     P = TypeVar("P", bound=DataclassInstance)
+
+LARGEST = 2**31 - 1
+"""Elements of an array: a CPU's kernels count them in int32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +57,19 @@ class Request:
         return tuple(Storage.canonical(x) for x in self.inputs), Storage.canonical(self.node.type)
 
     def channels_last(self, *, writes_canonical: bool = False) -> tuple[tuple[Storage, ...], Storage] | str:
-        """The alternatives of the inputs and that of the result; or which of them is not in play.
+        """The alternatives of the inputs and that of the result; or which of them is not in play, or too large.
 
         Args:
             writes_canonical: the result is canonical all the same.
         """
         node = self.node
+        types = dict(zip((*node.inputs, node.name), (*self.inputs, node.type), strict=True))
         for name in node.inputs if writes_canonical else (*node.inputs, node.name):
             if name not in self.alternatives:
                 return f"computes on channels last, in which '{name}' is not in play"
+            x, storage = types[name], self.alternatives[name]
+            if prod(storage.shape(x, self.batch)) > LARGEST:
+                return f"addresses elements by 32 bits, {self.batch} samples of {x} in {storage} are more"
         writes = Storage.canonical(node.type) if writes_canonical else self.alternatives[node.name]
         return tuple(self.alternatives[name] for name in node.inputs), writes
 
