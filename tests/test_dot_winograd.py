@@ -224,6 +224,17 @@ def test_every_choice_of_parameters_gives_the_same() -> None:
         writes_what_the_interpreter_says(KERNEL, request, variant=variant)
 
 
+@pytest.mark.parametrize(("channels", "size"), [(128, (28, 28)), (384, (4, 8))])
+def test_a_single_task_is_shared_with_nobody(channels: int, size: tuple[int, int]) -> None:
+    """One block of output channels and one group of rows, as a DenseNet-121's layers at 28x28 have."""
+    request = request_for(conv(channels, 32, SAME), image(channels, *size), "u8")
+    layout = layout_of(request, VNNI)
+    own = choose(request, layout)
+    assert (layout.all_rows // own.rows, layout.panels.blocks) == (1, 1)
+    for variant in offer_of(KERNEL, request).variants():
+        writes_what_the_interpreter_says(KERNEL, request, variant=variant)
+
+
 @pytest.mark.parametrize(
     ("channels", "size", "batch", "bits", "taken"),
     [
