@@ -274,6 +274,7 @@ def test_what_it_says(library: Path, tmp_path: Path) -> None:
         (("model.so", "main", "folder", "out"), "folder: Is a directory"),
         (("model.so", "main", "in", "in"), "in: is the input too"),
         (("model.so", "main", "in", "link"), "link: is the input too"),
+        (("model.so", "main", "new.part", "new"), "new.part: is the input, and where the output is until it is whole"),
     ],
 )
 def test_bad_input(arguments: tuple[str, ...], told: str, library: Path, tmp_path: Path) -> None:
@@ -285,7 +286,8 @@ def test_bad_input(arguments: tuple[str, ...], told: str, library: Path, tmp_pat
     (tmp_path / "other.so").write_bytes(whole.replace(magic + version, magic + version[:-1] + b"5"))
     sample = noise_for(graph_of("Residual", INT8), 1).tobytes()
     compile_c("int nothing;", tmp_path / "foreign.so", "-shared", "-fPIC")
-    for name, content in (("in", sample), ("short", sample + b"\0"), ("empty", b""), ("out", b"old")):
+    contents = {"in": sample, "new.part": sample, "short": sample + b"\0", "empty": b"", "out": b"old"}
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("in")
@@ -295,7 +297,7 @@ def test_bad_input(arguments: tuple[str, ...], told: str, library: Path, tmp_pat
     done = run(example(architecture(), ""), *found)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
-    assert (tmp_path / "in").read_bytes() == sample and (tmp_path / "out").read_bytes() == b"old"
+    assert {name: (tmp_path / name).read_bytes() for name in contents} == contents
     assert sorted(tmp_path.iterdir()) == files
 
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from hawq_tvm.core.ir import Operator
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.dot.images import LARGEST
 from hawq_tvm.kernels.dot.unit import missing
 from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, refuse_filling_up, with_weights
 from hawq_tvm.kernels.generic.costs import CALL_US
-from hawq_tvm.kernels.interface import Kernel, Offer, Request
+from hawq_tvm.kernels.interface import LARGEST, Kernel, Offer, Request
 from hawq_tvm.kernels.x86.amx_conv2d import Source, Tiling, build_conv2d, source_of, source_of_few_channels
 from hawq_tvm.kernels.x86.amx_epilogue import Rescaling
 from hawq_tvm.kernels.x86.amx_linear import build_linear
