@@ -98,7 +98,8 @@ def quantize(
         data: ``digits``, ``imagefolder:PATH``, ``cifar10:PATH``, ``random``, ``file.py:factory``; a tensor or array
             [N, ...], a tuple (images, labels), a PyTorch dataset, an iterable of batches; or
             ``{"calibration": ..., "evaluation": ...}`` of those, or a pair of them. Of one alone, a part is held out.
-        budget: limits on bytes, BOPS and microseconds; without one every layer gets the bits that lose least.
+        budget: limits on bytes, BOPS and microseconds; without one every layer gets the bits that lose least. (One on
+            energy needs an accelerator that is simulated, which the command line takes.)
         bits: candidate pairs, as ``"w4a8"`` or ``4`` for w4a4; or one for all.
         pins: layers held at a pair, by name.
         pin_ends: hold the first and the last layer at 8 bits unless `pins` says otherwise.
@@ -418,7 +419,7 @@ class QuantizedNetwork:
             path: where; must not exist yet.
 
         Raises:
-            RunError: it exists.
+            RunError: it exists, or cannot be written.
         """
         destination = Path(path)
         if destination.exists():

@@ -196,7 +196,7 @@ class Settings:
 
     Attributes:
         bits: candidate bit pairs for every layer.
-        budget: limits on bytes, BOPS and microseconds.
+        budget: limits on bytes, BOPS, microseconds and microjoules.
         pins: layers held at a pair.
         pin_ends: whether the first and the last layer are held at 8 bits unless `pins` says otherwise.
         rounding: see `RoundingSettings`.

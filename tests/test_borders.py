@@ -177,7 +177,7 @@ def test_borders_keep_one_kernel_of_each_code_not_one_of_each_two_widths() -> No
 
 @pytest.mark.parametrize(("cpu", "apart"), [("haswell", True), ("skylake-avx512", True), ("cascadelake", False)])
 def test_bits_that_decide_instructions_tell_kernels_apart(cpu: str, apart: bool) -> None:
-    """Two products of 4-bit activations always fit 16 bits, two of 8-bit ones do not; with VNNI that does not matter."""
+    """Two products of 4-bit activations always fit 16 bits, of 8-bit ones not; with VNNI it does not matter."""
     pairs = Bits(8, 4), Bits(8, 8)
     kernels = TableKernels.of(candidates_of("Mobile", *pairs), Machine.resolve(find_target(f"x86/{cpu}")))
     found = {}

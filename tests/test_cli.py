@@ -228,6 +228,16 @@ def test_the_only_library_is_the_one_that_is_meant(scratch: Path, cli: Run) -> N
     assert cli("compile", scratch, "--target", "llvm/portable")[1].count("batch 3") == 1, "a batch stays as it was"
 
 
+def test_compile_says_what_comes_next(scratch: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert cli("compile", scratch)[1].endswith(f"; hawq-tvm verify {scratch} proves it\n")
+    portable = ("compile", scratch, "--target", "llvm/portable")
+    assert cli(*portable)[1].endswith(f"; hawq-tvm verify {scratch} --target llvm/portable proves it\n")
+    monkeypatch.setattr("hawq_tvm.cli.commands.why_not_run", lambda target, cpu, needed: "another CPU")
+    assert cli(*portable)[1].endswith(f"; it is for {TARGETS['llvm/portable'].summary} and does not run here: see "
+                                      "docs/deploy.md\n")  # fmt: skip
+
+
 def test_a_run_that_cannot_be_written_is_still_verified(
     scratch: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +328,7 @@ def test_each_verb_alone(tmp_path: Path, cli: Run) -> None:
     assert "8 samples" in out
     status, out, _ = cli("bench", path, "--target", "llvm/portable", "--seconds", "0.1", "--threads", "1", "--layers")
     assert status == 0
-    assert "1 threads, batch 2, target llvm/portable" in out
+    assert "1 thread, batch 2, target llvm/portable" in out
     assert "conv2d_x8w" in out
     assert "us at least" in out
     assert "measured with 1 thread: peak of" in out

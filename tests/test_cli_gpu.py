@@ -123,7 +123,7 @@ def test_a_run_for_a_gpu_that_is_not_here(
     status, out, err = cli("run", *arguments, "--target", "nvidia/t4")
     assert status == 0, err
     assert err.count("; latency was not measured") == 1
-    assert "1 samples, " in out and "tvm on an emulated GPU" in out
+    assert "1 sample, " in out and "tvm on an emulated GPU" in out
     assert not (tmp_path / "run" / "bench.nvidia-t4.json").exists()
 
 
@@ -139,7 +139,7 @@ def test_how_many_samples_an_emulated_gpu_gets(
     arguments = (f"{NETWORKS}:residual", "--data", f"{NETWORKS}:samples", "-o", path, *QUICK)
     status, out, err = cli("run", *arguments, "--target", "nvidia/t4", "--verify-samples", "3")
     assert status == 0, err
-    assert ", 1 samples, " in out
+    assert ", 1 sample, " in out
     verify = ("verify", path, "--target", "nvidia/t4", "--trust-code", "--json")
     for samples, compared in (((), 1), (("--samples", "2"), 2), (("--samples", Settings.verify_samples), 8)):
         status, out, err = cli(*verify, *samples)

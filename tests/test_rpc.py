@@ -111,7 +111,7 @@ def test_a_device_that_dies_in_the_middle_and_one_that_goes_on(
         count = len(kept())
         assert f"; 3 of {count} kernels were timed before" in source(tmp_path / "run")
         assert re.match(
-            rf"measured on \w+ at {device}, target llvm, batch 1, 1 threads, warm caches, median of 15 repeats of "
+            rf"measured on \w+ at {device}, target llvm, batch 1, 1 thread, warm caches, median of 15 repeats of "
             r"10 ms by TVM's time evaluator there, copies between layers likewise; p90 per p10 \d+\.\d\d, at worst "
             r"\d+\.\d\d; the first kernel took ",
             source(tmp_path / "run"),

@@ -11,7 +11,8 @@ from typing import Any
 from hawq_tvm import pipeline
 from hawq_tvm.backends.tvm.cuda.compiler import find_cuda_compiler
 from hawq_tvm.backends.tvm.devices.session import check_fit, check_kind, look
-from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler
+from hawq_tvm.backends.tvm.host import C_COMPILERS, find_c_compiler, why_not_run
+from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.lower import Machine
 from hawq_tvm.backends.tvm.runtime import configure_threads
 from hawq_tvm.calibration import make_observers
@@ -224,9 +225,17 @@ def compile(
         size = library.stat().st_size
         code = "" if info.gpu is None else f", {', '.join(info.gpu.architectures)} and PTX for newer GPUs"
         terminal.out.print(
-            f"wrote {library} ({size:,} bytes, batch {info.batch}{code}); hawq-tvm verify {path} proves it"
+            f"wrote {library} ({size:,} bytes, batch {info.batch}{code}); {_after_compiling(path, chosen, info)}"
         )
     return 0
+
+
+def _after_compiling(path: Path, target: Target, info: LibraryInfo) -> str:
+    """The next step: verification, which an emulated GPU serves too; of another CPU's library, to run it there."""
+    if target.gpu is None and why_not_run(target.name, info.architecture, info.instruction_sets) is not None:
+        return f"it is for {target.summary} and does not run here: see docs/deploy.md"
+    named = "" if target.name == DEFAULT_TARGET else f" --target {target.name}"
+    return f"hawq-tvm verify {path}{named} proves it"
 
 
 def tune(path: Path, target: str, batch: int | None, threads: int | None, as_json: bool) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from hawq_tvm.cli.terminal import out, print_table
-from hawq_tvm.core.specs import COST_UNITS, LAYER_TIMES, TOTAL_NAMES, written
+from hawq_tvm.core.specs import COST_UNITS, LAYER_TIMES, TOTAL_NAMES, counted, written
 from hawq_tvm.measure.fidelity import RATIOS
 from hawq_tvm.runs.front import price_sentences
 
@@ -192,7 +192,7 @@ def print_totals(summary: RunSummary) -> None:
 def print_outcome(summary: RunSummary) -> None:
     """Accuracy, verification and latency of a run, and where its files lie."""
     bits = [layer.bits for layer in summary.layers]
-    counts = ", ".join(f"{bits.count(pair)} layers {pair}" for pair in sorted(set(bits)))
+    counts = ", ".join(f"{counted(bits.count(pair), 'layer')} {pair}" for pair in sorted(set(bits)))
     out.print(Text(f"{summary.model} on {summary.data}: {counts}", style="bold"))
     print_totals(summary)
     if summary.accuracy is not None:
@@ -210,7 +210,8 @@ def print_verification(report: VerifyReport) -> None:
 
 def print_benchmark(report: BenchReport, *, layers: bool = False) -> None:
     """Latencies beside each other, with what speaks against them, and each layer's where asked for."""
-    machine = f"{report.machine}, {report.threads} threads, batch {report.batch}, target {report.target}"
+    threads = counted(report.threads, "thread")
+    machine = f"{report.machine}, {threads}, batch {report.batch}, target {report.target}"
     out.print(Text(f"latency on {machine}", style="italic"))
     rows = []
     for item in report.contenders:
@@ -264,7 +265,7 @@ def print_roofline(found: Roofline) -> None:
     print_table((*names, "bits a weight", "kB constants", "kB activations"), rows, texts=5)
     peaks = ", ".join(f"{name} {gops:,.0f} GOPS" for name, gops in found.ceilings.gops.items()) or "not measured"
     reads = ", ".join(f"{size / 1e6:.1f} MB {gbs:.0f} GB/s" for size, gbs in found.ceilings.read_gbs.items())
-    threads = f"{found.ceilings.threads} {'thread' if found.ceilings.threads == 1 else 'threads'}"
+    threads = counted(found.ceilings.threads, "thread")
     hand_over = found.ceilings.hand_over_ns
     reads += "" if hand_over is None else f"; from core to core {hand_over:.0f} ns"
     out.print(Text(f"measured with {threads}: peak of {peaks}; reading {reads}"))
@@ -284,11 +285,10 @@ def print_tuning(found: Tuning) -> None:
     ]
     names = ("layer", "kernel", "parameters", "us untuned", "us tuned", "ways timed")
     print_table(names, rows, texts=3)
-    threads = f"{found.threads} {'thread' if found.threads == 1 else 'threads'}"
     out.print(
         Text(
-            f"{len(rows)} distinct layers on {found.cpu}, {threads}: {found.untuned_us:,.1f} us untuned, "
-            f"{found.us:,.1f} us tuned"
+            f"{counted(len(rows), 'distinct layer')} on {found.cpu}, {counted(found.threads, 'thread')}: "
+            f"{found.untuned_us:,.1f} us untuned, {found.us:,.1f} us tuned"
         )
     )
 

@@ -27,8 +27,6 @@ TOTAL_NAMES: Mapping[CostName, tuple[str, str]] = {
 }
 """What a network's costs are called for the reader, and their units."""
 
-"""How a number of each cost is written."""
-
 RESIDUAL_BITS = 8
 """The bits of a value that a sum reads, by default: coarser costs more accuracy than the memory is worth."""
 
@@ -282,6 +280,15 @@ class Border:
 def written(value: float) -> str:
     """A cost for the reader: whole where it is large, else four digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+
+
+def counted(count: int, what: str) -> str:
+    """So many things, for the reader.
+
+    >>> counted(1, "thread"), counted(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def summed_error(estimates: Iterable[tuple[float, float | None]]) -> float | None:

@@ -34,7 +34,7 @@ class Target:
     Attributes:
         name: what the user writes.
         kind: TVM's target kind; kernels accept by it.
-        summary: one line for ``hawq-tvm compile --help`` and `doctor`.
+        summary: what it is, for the reader.
         host_cpu: whether the CPU of the compiling machine is detected and compiled for (``mcpu``).
         attributes: further attributes of the TVM target.
         gpu: what is known of the GPU; None for a CPU.

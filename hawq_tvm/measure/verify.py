@@ -14,6 +14,7 @@ import numpy as np
 
 from hawq_tvm.core.errors import DataError, RunError
 from hawq_tvm.core.ir import Array, Graph
+from hawq_tvm.core.specs import counted
 from hawq_tvm.core.strict_json import JsonReader
 
 Executor = Callable[[Array], Mapping[str, Array]]
@@ -83,8 +84,9 @@ class VerifyReport:
 
     def _head(self) -> str:
         return (
-            f"{len(self.mismatches)} mismatches over {self.layers} layers, {self.samples} samples, "
-            f"{self.elements:,} integers, {' = '.join(self.executors) if self.ok else ', '.join(self.executors)}"
+            f"{len(self.mismatches)} mismatches over {counted(self.layers, 'layer')}, "
+            f"{counted(self.samples, 'sample')}, {self.elements:,} integers, "
+            f"{' = '.join(self.executors) if self.ok else ', '.join(self.executors)}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
-from hawq_tvm.core.specs import LAYER_TIMES, TOTAL_NAMES, written
+from hawq_tvm.core.specs import LAYER_TIMES, TOTAL_NAMES, counted, written
 from hawq_tvm.measure.fidelity import RATIOS
 from hawq_tvm.runs.artifacts import REPORT
 from hawq_tvm.runs.choices import render_allocations, render_explanations
@@ -262,8 +262,8 @@ def _benchmarks(summary: RunSummary) -> str:
         )
         times = table(("contender", "median us", "p10", "p90", "times hawq_tvm", "calls", "note"), rows)
         parts.append(
-            f"<h2>Latency, {escape(target)}</h2>{times}<p><small>{escape(report.machine)}, {report.threads} threads, "
-            f"batch {report.batch}; interleaved, after at most {report.warmup} warm-up calls each; "
-            "input already quantised, logits not yet dequantised.</small></p>"
+            f"<h2>Latency, {escape(target)}</h2>{times}<p><small>{escape(report.machine)}, "
+            f"{counted(report.threads, 'thread')}, batch {report.batch}; interleaved, after at most "
+            f"{report.warmup} warm-up calls each; input already quantised, logits not yet dequantised.</small></p>"
         )
     return "".join(parts)

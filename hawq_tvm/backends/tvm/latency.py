@@ -22,7 +22,7 @@ from hawq_tvm.backends.tvm.timing import ROUNDS, time_kernels
 from hawq_tvm.core.cpu import linux_names
 from hawq_tvm.core.errors import CompileError
 from hawq_tvm.core.gpu_model import typical_clock
-from hawq_tvm.core.specs import BitConfig, Bits, Border
+from hawq_tvm.core.specs import BitConfig, Bits, Border, counted
 from hawq_tvm.core.targets import Target
 
 
@@ -146,9 +146,9 @@ def measure_latency(
     taken = {it.code: Taken(time.median_us, time.spread_us) for it, time in zip(distinct, times, strict=True)}
     cpu = f" ({machine.cpu})" if machine.cpu else ""
     source = (
-        f"measured on {cpu_name()}, target {target.name}{cpu}, {threads} threads, batch {candidates.batch}, "
-        f"each call as within the network, after {candidates.weight_bytes / 1e6:.3g} MB of other memory, "
-        f"median of {ROUNDS} interleaved rounds, copies between layers among them"
+        f"measured on {cpu_name()}, target {target.name}{cpu}, {counted(threads, 'thread')}, "
+        f"batch {candidates.batch}, each call as within the network, after {candidates.weight_bytes / 1e6:.3g} MB of "
+        f"other memory, median of {ROUNDS} interleaved rounds, copies between layers among them"
     )
     return kernels.table(lambda kernel: taken[kernel.code], "measured", source)
 

@@ -34,6 +34,7 @@ from hawq_tvm.backends.tvm.timing import KernelTime
 from hawq_tvm.core.devices import Device
 from hawq_tvm.core.errors import DeviceError
 from hawq_tvm.core.hashing import json_sha256
+from hawq_tvm.core.specs import counted
 from hawq_tvm.core.strict_json import JsonReader
 from hawq_tvm.core.targets import Target, architectures_of
 from hawq_tvm.core.version import VERSION
@@ -141,7 +142,7 @@ def time_on_device(
             f"measured on {where}",
             f"target {target.name}",
             f"batch {candidates.batch}",
-            *([] if gpu else [f"{facts.threads} threads"]),
+            *([] if gpu else [counted(facts.threads, "thread")]),
             "warm caches",
             f"median of {REPEATS} repeats of {REPEAT_SECONDS * 1e3:.0f} ms by TVM's time evaluator there",
             *(["each kernel launched by itself, call after call"] if gpu else []),
