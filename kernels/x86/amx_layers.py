@@ -16,7 +16,7 @@ from hawq_tvm.kernels.x86.amx_epilogue import Rescaling
 from hawq_tvm.kernels.x86.amx_linear import build_linear
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
-from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
+from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8, ROW_BYTES
 from hawq_tvm.kernels.x86.amx_weights import STEP_BYTES
 from hawq_tvm.kernels.x86.storages import NIBBLES
 
@@ -117,7 +117,10 @@ def _few_channels(request: Request, plane: Plane) -> Source | str:
     channels = request.inputs[0].shape[0]
     found = source_of_few_channels(request, plane) if channels <= FEW_CHANNELS else None
     stride = request.node.op.window.strides[0]  # type: ignore[attr-defined]
-    return found or f"puts a column of {stride} rows into 64 bytes, with up to {FEW_CHANNELS} channels, not {channels}"
+    return found or (
+        f"puts as many rows as the stride is high, of up to {FEW_CHANNELS} channels, into a column of {ROW_BYTES} "
+        f"bytes, not {stride} of {channels}"
+    )
 
 
 def _linear(*, packed: bool) -> Callable[[Request], Offer | str]:
