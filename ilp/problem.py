@@ -396,7 +396,7 @@ def _edges(table: CostTable, groups: Sequence[Group]) -> tuple[Edge, ...]:
 
 _OBTAINED: Mapping[CostName, str] = {
     "latency_us": "measure it (hawq-tvm profile --latency) or give a table (--latency-table)",
-    "energy_uj": "profile with a source of energies (--latency-from, docs/allocation.md)",
+    "energy_uj": "profile with a source of energies (--latency-from bitfusion, docs/simulators.md)",
 }
 
 

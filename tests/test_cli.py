@@ -228,16 +228,6 @@ def test_the_only_library_is_the_one_that_is_meant(scratch: Path, cli: Run) -> N
     assert cli("compile", scratch, "--target", "llvm/portable")[1].count("batch 3") == 1, "a batch stays as it was"
 
 
-def test_compile_says_what_comes_next(scratch: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    assert cli("compile", scratch)[1].endswith(f"; hawq-tvm verify {scratch} proves it\n")
-    portable = ("compile", scratch, "--target", "llvm/portable")
-    assert cli(*portable)[1].endswith(f"; hawq-tvm verify {scratch} --target llvm/portable proves it\n")
-    monkeypatch.setattr("hawq_tvm.cli.commands.why_not_run", lambda target, cpu, needed: "another CPU")
-    assert cli(*portable)[1].endswith(f"; it is for {TARGETS['llvm/portable'].summary} and does not run here: see "
-                                      "docs/deploy.md\n")  # fmt: skip
-
-
 def test_a_run_that_cannot_be_written_is_still_verified(
     scratch: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

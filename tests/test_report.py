@@ -133,7 +133,7 @@ def test_a_front_says_its_axes_units_and_what_steps_buy() -> None:
     assert ">size, kB<" in text and ">sensitivity, logarithmic<" in text
     assert f"from point 1 to 2, 1,000 kB more size buys 8.5 less sensitivity: {LONG} w4a4 to w4a8" in text
     said = worth(front())
-    assert said is not None and said.startswith("A unit buys most from point 1 to 2")
+    assert said is not None and said.startswith("A unit buys most and least in these steps: from point 1 to 2, ")
     alone = Front(("size_bytes", "sensitivity"), front().points[:1], {}, True, "highs")
     assert worth(alone) is None and "<table" not in render_front(alone)
 

@@ -156,6 +156,8 @@ def test_other_directories_are_refused(tmp_path: Path, finished: Path) -> None:
     with pytest.raises(RunError, match="is not a run directory"), edit_run(tmp_path / "photos", identity=IDENTITY):
         pass
     assert listing(tmp_path / "photos") == ["cat.jpg"]
+    with pytest.raises(RunError, match=r"cat.jpg is not a run directory: it is a file; name another"):
+        open_run(tmp_path / "photos" / "cat.jpg")
     other = {**IDENTITY, "model": "other"}
     with (
         pytest.raises(RunError, match=r"holds a run of m \(w\) on d, not of other \(w\) on d"),
@@ -250,8 +252,13 @@ def test_a_full_disk_leaves_the_run_as_it_was(finished: Path, code: int, monkeyp
 
 def test_a_read_only_place_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write"), edit_run(tmp_path / "file" / "r", identity=IDENTITY):
-        pass
+    for place, said in (
+        (tmp_path / "file" / "r", rf"cannot write .*/r: File exists \({tmp_path}/file\); choose another --output"),
+        (tmp_path / ("r" * 300), r"cannot write .*: File name too long .*; choose another --output"),
+        (Path("/proc/r"), r"cannot write /proc/r: .*; choose another --output"),
+    ):
+        with pytest.raises(RunError, match=said), edit_run(place, identity=IDENTITY):
+            pass
 
 
 def hold(path: Path, ready: Any, done: Any) -> None:

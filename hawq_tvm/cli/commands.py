@@ -250,6 +250,8 @@ def tune(path: Path, target: str, batch: int | None, threads: int | None, as_jso
     assert found is not None
     if as_json:
         terminal.print_json(found.to_json())
+    elif not found.layers:
+        terminal.out.print("each layer has one way to be computed here; there is nothing to tune")
     else:
         console.print_tuning(found)
         terminal.out.print(f"hawq-tvm compile {path} --target {target} takes it")

@@ -177,16 +177,22 @@ def _number(value: float | None, form: str) -> str:
 def print_totals(summary: RunSummary) -> None:
     """What the compiled network costs, beside its budgets."""
     totals = summary.totals
-    for cost, (title, unit) in TOTAL_NAMES.items():
-        value, limit = getattr(totals, cost), totals.limits.get(cost)
+    for cost in TOTAL_NAMES:
+        value = getattr(totals, cost)
         if value is not None:
-            between = f", {written(totals.borders[cost])} of it between layers" if cost in totals.borders else ""
-            bounded = "" if limit is None else f", budget {written(limit)}: {'met' if value <= limit else 'EXCEEDED'}"
-            out.print(Text(f"{title}: {written(value)} {unit}{between}{bounded}"))
+            out.print(Text(_total(cost, value, totals.borders.get(cost), totals.limits.get(cost))))
     for remark in summary.remarks:
         out.print(Text(remark, style="yellow"))
     for note in summary.notes:
         out.print(Text(note, style="bold red"))
+
+
+def _total(cost: CostName, value: float, between: float | None, limit: float | None) -> str:
+    """What a network costs in all, what of it lies between layers, and whether its budget is met."""
+    title, unit = TOTAL_NAMES[cost]
+    border = f", {written(between)} of it between layers" if between else ""
+    budget = "" if limit is None else f", budget {written(limit)}: {'met' if value <= limit else 'EXCEEDED'}"
+    return f"{title}: {written(value)} {unit}{border}{budget}"
 
 
 def print_outcome(summary: RunSummary) -> None:
@@ -402,14 +408,7 @@ def print_allocation(result: Allocation, between: Mapping[CostName, float]) -> N
     how = f"{result.solver}, {result.seconds:.3f} s{proof}"
     out.print(Text(f"sensitivity: {result.sensitivity:.3g}{error} ({how})"))
     for cost, value in result.costs.items():
-        limit, border = result.limits.get(cost), between.get(cost)
-        out.print(
-            Text(
-                f"{cost}: {written(value)}"
-                + ("" if not border else f", {written(border)} of it between layers")
-                + ("" if limit is None else f", budget {written(limit)}")
-            )
-        )
+        out.print(Text(_total(cost, value, between.get(cost), result.limits.get(cost))))
     for sentence in price_sentences(result.prices):
         out.print(Text(sentence))
 

@@ -152,4 +152,4 @@ def worth(front: Front) -> str | None:
     if len(steps) < 2:
         return None
     most, least = (pick(steps, key=lambda item: item[1].price) for pick in (max, min))
-    return f"A unit buys most {_bought(front, *most)}; and least {_bought(front, *least)}"
+    return f"A unit buys most and least in these steps: {_bought(front, *most)}; {_bought(front, *least)}"

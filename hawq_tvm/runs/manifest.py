@@ -68,8 +68,10 @@ def read_manifest(path: Path, *, name: Path | None = None) -> dict[str, Any]:
     name = name or path
     file = path / MANIFEST
     if not file.is_file():
-        what = "is not a run directory: it has no manifest.json" if path.exists() else "does not exist"
-        raise RunError(f"{name} {what}; make one with hawq-tvm run MODEL --output {name}")
+        if not path.exists():
+            raise RunError(f"{name} does not exist; make one with hawq-tvm run MODEL --output {name}")
+        what = "it has no manifest.json" if path.is_dir() else "it is a file"
+        raise RunError(f"{name} is not a run directory: {what}; name another, as hawq-tvm run MODEL --output makes it")
     reader = JsonReader(f"{name / MANIFEST} is corrupted", RunError, "start the run again into another directory")
     manifest: dict[str, Any] = reader.read(file)
     head = reader.take(manifest, _Head)

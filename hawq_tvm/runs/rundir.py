@@ -49,6 +49,8 @@ from hawq_tvm.runs.swap import (
 from hawq_tvm.runs.verbs import how_to_make
 
 _SWAP_TRIES, _SWAP_WAIT = 20, 0.05  # seconds; between two renames lies far less
+_NOT_THERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+"""Errors of a place that no run can be written at."""
 
 _T = TypeVar("_T")
 
@@ -106,7 +108,8 @@ class Run:
             raise RunError(f"{self.name} has no {name}; make it with {self.how_to_make(name)}")
         if name not in EDITABLE and self._hash(path) != expected:
             raise RunError(
-                f"{self.name}/{name} is corrupted: it does not hash to what the manifest says; make it again"
+                f"{self.name}/{name} is corrupted: it does not hash to what the manifest says; make it again with "
+                f"{self.how_to_make(name)}"
             )
         return path
 
@@ -392,8 +395,9 @@ def edit_run(path: Path, *, identity: Mapping[str, Any] | None = None) -> Iterat
             swap(partial, place)
     except OSError as error:
         refuse_full_disk(error, path)
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-            raise RunError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
+        if error.errno in _NOT_THERE:
+            at = f" ({error.filename})" if error.filename else ""
+            raise RunError(f"cannot write {path}: {error.strerror or error}{at}; choose another --output") from error
         raise
 
 

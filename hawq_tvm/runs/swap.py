@@ -57,11 +57,15 @@ def locked(place: Path) -> Iterator[None]:
     """Hold a run for this process, whatever is done to it: one lock beside it, gone afterwards.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds it, or its folder takes no files, as those of /proc do.
     """
     name = place.with_name(f".{place.name}.lock")
     while True:
-        with name.open("w") as lock:
+        try:
+            lock = name.open("w")
+        except FileNotFoundError:
+            raise RunError(f"cannot write {place}: {place.parent} takes no files; choose another --output") from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -26,7 +26,7 @@ def compile(work: Work) -> Stage:
     def make(_: Advance) -> None:
         tuning = work.artifacts.tuning(target)
         lowered = lower(work.artifacts.graph, target, batch=batch, tuning=tuning)
-        if tuning is not None and not lowered.tuned:
+        if tuning is not None and tuning.layers and not lowered.tuned:
             work.reporter.note(
                 f"{tuning_file(target)} is of other layers, another version or another CPU than this one (it is of "
                 f"{tuning.cpu}); none of it is taken, and hawq-tvm tune makes it anew"
