@@ -59,8 +59,6 @@ PADDING = 64
 """16-bit numbers between rows of scratch."""
 
 WORD_BYTES = 2
-UNROLL = 1
-"""Pairs of channels whose products are written out."""
 
 
 @dataclass(frozen=True)
