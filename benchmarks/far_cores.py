@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -54,17 +54,22 @@ def main() -> None:
         bursts = list(measure(modules, options.threads, time.monotonic() + 60 * options.minutes))
     if not bursts:
         raise SystemExit("no burst was left alone: run this on a machine that does nothing else")
+    results = {"network": options.network, "threads": options.threads, "ways": WAYS, "bursts": bursts}
+    print(f"{options.network}, batch 1, {options.threads} threads, {cpu_name()}; ms, and beside computed directly\n")
+    print(table(results))
+    print(f"\nwrote {write_results('far_cores', results)}")
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Medians of the bursts with cores near one another, and of those with cores far apart."""
     rows = []
     for name, far in (("near", False), ("far", True)):
-        here = [burst for burst in bursts if (burst["hand_over_ns"] > FAR_NS) == far]
+        here = [burst for burst in results["bursts"] if (burst["hand_over_ns"] > FAR_NS) == far]
         if here:
             ms = [median(burst["ms"][number] for burst in here) for number in range(len(WAYS))]
             ns = median(burst["hand_over_ns"] for burst in here)
             rows.append([name, str(len(here)), f"{ns:.0f}", *(f"{each:.3f} ({each / ms[0]:.3f})" for each in ms)])
-    print(f"{options.network}, batch 1, {options.threads} threads, {cpu_name()}; ms, and beside computed directly\n")
-    print(markdown(["cores", "bursts", "ns from core to core", *WAYS], rows))
-    results = {"network": options.network, "threads": options.threads, "ways": WAYS, "bursts": bursts}
-    print(f"\nwrote {write_results('far_cores', results)}")
+    return markdown(["cores", "bursts", "ns from core to core", *WAYS], rows)
 
 
 def built(network: str, way: str, folder: Path) -> CompiledModule:

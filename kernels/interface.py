@@ -10,8 +10,9 @@ between them, can be added up and compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawq_tvm.core.gpu_model import Prediction
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     P = TypeVar("P", bound=DataclassInstance)
+
+LARGEST = 2**31 - 1
+"""Elements of an array: a CPU's kernels count them in int32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +57,19 @@ class Request:
         return tuple(Storage.canonical(x) for x in self.inputs), Storage.canonical(self.node.type)
 
     def channels_last(self, *, writes_canonical: bool = False) -> tuple[tuple[Storage, ...], Storage] | str:
-        """The alternatives of the inputs and that of the result; or which of them is not in play.
+        """The alternatives of the inputs and that of the result; or which of them is not in play, or too large.
 
         Args:
             writes_canonical: the result is canonical all the same.
         """
         node = self.node
+        types = dict(zip((*node.inputs, node.name), (*self.inputs, node.type), strict=True))
         for name in node.inputs if writes_canonical else (*node.inputs, node.name):
             if name not in self.alternatives:
                 return f"computes on channels last, in which '{name}' is not in play"
+            x, storage = types[name], self.alternatives[name]
+            if prod(storage.shape(x, self.batch)) > LARGEST:
+                return f"addresses elements by 32 bits, {self.batch} samples of {x} in {storage} are more"
         writes = Storage.canonical(node.type) if writes_canonical else self.alternatives[node.name]
         return tuple(self.alternatives[name] for name in node.inputs), writes
 
@@ -126,6 +134,8 @@ class Offer:
         weight_bits: what a weight takes in memory; None where there are none, or a GPU's kernel does not tell.
         parameters: those that `build` takes, which the kernel chose by itself.
         variants: all legal choices, for tuning to time; none where nothing is free.
+        decided: what the numbers of a layer decide of its machine code, besides shapes and storages; None where that is
+            nothing.
     """
 
     reads: tuple[Storage, ...]
@@ -137,6 +147,7 @@ class Offer:
     weight_bits: int | None = None
     parameters: Parameters = field(default_factory=dict)
     variants: Callable[[], tuple[Variant, ...]] = tuple
+    decided: Callable[[], Hashable] = lambda: None
 
     @classmethod
     def of_candidates(
@@ -146,6 +157,7 @@ class Offer:
         own: P,
         candidates: Callable[[], Sequence[P]],
         build: Callable[[P], BuiltKernel],
+        decided: Callable[[], Hashable] = lambda: None,
     ) -> Offer:
         """The offer of a kernel with free parameters.
 
@@ -155,6 +167,7 @@ class Offer:
             own: what the kernel chooses by itself, as a dataclass of integers.
             candidates: every legal choice, that one first.
             build: makes the function of one.
+            decided: as above.
         """
 
         def variant(choice: P) -> Variant:
@@ -164,7 +177,7 @@ class Offer:
             return tuple(map(variant, candidates()))
 
         chosen = variant(own)
-        return cls(*storages, cost, chosen.build, parameters=chosen.parameters, variants=variants)
+        return cls(*storages, cost, chosen.build, parameters=chosen.parameters, variants=variants, decided=decided)
 
 
 @dataclass(frozen=True)

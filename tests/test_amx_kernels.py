@@ -297,7 +297,7 @@ def layer(channels: int = 64, out: int = 64, groups: int = 1, bits: int = 8, **r
             "channels that fill up hold zero, which its clip 3..100 leaves out",
         ),
         (layer(), "conv2d_x8w4s32_amx", "stores weights in 4 bits, these have 8"),
-        (layer(), "conv2d_x8w8s32_amx_few_channels", "with up to 16 channels, not 64"),
+        (layer(), "conv2d_x8w8s32_amx_few_channels", "into a column of 64 bytes, not 1 of 64"),
         (layer(), "linear_x8w8s32_amx", "computes linear, not conv2d"),
     ],
 )

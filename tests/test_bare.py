@@ -183,23 +183,26 @@ def test_on_this_machine(name: str, tmp_path: Path) -> None:
 
 
 class Wide(nn.Module):
-    """Enough work for threads: in its convolution, and in quantising its input."""
+    """Enough work for threads: in its convolutions, and in quantising its input.
+
+    Where the CPU has AVX512-VNNI, each thread transforms all weights of the second convolution for itself.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 32, 3, padding=1), nn.Linear(32, 10)
+        self.conv, self.inner, self.fc = nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 64, 3, padding=1), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(F.relu(self.conv(x)).mean((2, 3)))
+        return self.fc(F.relu(self.inner(F.relu(self.conv(x)))).mean((2, 3)))
 
 
-@pytest.mark.parametrize("openmp", ["", "-fopenmp"])
-def test_with_threads_and_without(openmp: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("openmp", "threads"), [("", 1), ("-fopenmp", 1), ("-fopenmp", 2), ("-fopenmp", 5)])
+def test_with_threads_and_without(openmp: str, threads: int, tmp_path: Path) -> None:
     """Kernels whose rows are shared among tasks."""
     if openmp and not has_flag(openmp):
         pytest.skip("the C compiler has no OpenMP")
     graph, target = integers_of_module("wide", Wide, 192, INT8), TARGETS["llvm"]
-    check(graph, target, tmp_path, example(architecture(), openmp), threads=2)
+    check(graph, target, tmp_path, example(architecture(), openmp), threads=threads)
     assert b"__TVMBackendParallelLaunch" in (tmp_path / target.library_name).read_bytes()
 
 
@@ -274,6 +277,7 @@ def test_what_it_says(library: Path, tmp_path: Path) -> None:
         (("model.so", "main", "folder", "out"), "folder: Is a directory"),
         (("model.so", "main", "in", "in"), "in: is the input too"),
         (("model.so", "main", "in", "link"), "link: is the input too"),
+        (("model.so", "main", "new.part", "new"), "new.part: is the input, and where the output is until it is whole"),
     ],
 )
 def test_bad_input(arguments: tuple[str, ...], told: str, library: Path, tmp_path: Path) -> None:
@@ -285,7 +289,8 @@ def test_bad_input(arguments: tuple[str, ...], told: str, library: Path, tmp_pat
     (tmp_path / "other.so").write_bytes(whole.replace(magic + version, magic + version[:-1] + b"5"))
     sample = noise_for(graph_of("Residual", INT8), 1).tobytes()
     compile_c("int nothing;", tmp_path / "foreign.so", "-shared", "-fPIC")
-    for name, content in (("in", sample), ("short", sample + b"\0"), ("empty", b""), ("out", b"old")):
+    contents = {"in": sample, "new.part": sample, "short": sample + b"\0", "empty": b"", "out": b"old"}
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("in")
@@ -295,7 +300,7 @@ def test_bad_input(arguments: tuple[str, ...], told: str, library: Path, tmp_pat
     done = run(example(architecture(), ""), *found)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
-    assert (tmp_path / "in").read_bytes() == sample and (tmp_path / "out").read_bytes() == b"old"
+    assert {name: (tmp_path / name).read_bytes() for name in contents} == contents
     assert sorted(tmp_path.iterdir()) == files
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -172,6 +173,20 @@ def test_borders_keep_one_kernel_of_each_code_not_one_of_each_two_widths() -> No
     graphs = {id(kernel.request.node.op) for kernel in kernels if isinstance(kernel.request, Request)}
     assert len(kernels) > len(graphs)
     assert len(graphs) == len({(kernel.code, kernel.offer.cost) for kernel in kernels})
+
+
+@pytest.mark.parametrize(("cpu", "apart"), [("haswell", True), ("skylake-avx512", True), ("cascadelake", False)])
+def test_bits_that_decide_instructions_tell_kernels_apart(cpu: str, apart: bool) -> None:
+    """Two products of 4-bit activations always fit 16 bits, of 8-bit ones not; with VNNI it does not matter."""
+    pairs = Bits(8, 4), Bits(8, 8)
+    kernels = TableKernels.of(candidates_of("Mobile", *pairs), Machine.resolve(find_target(f"x86/{cpu}")))
+    found = {}
+    for name in captured("Mobile").by_name.keys() & {name for name, _ in kernels.layers}:
+        narrow, wide = (kernels.layers[name, pair] for pair in pairs)
+        used = [set(re.findall(r"llvm\.x86\.[\w.]+", it.offer.build().function.script())) for it in (narrow, wide)]
+        found[name] = narrow.code != wide.code, used[0] != used[1]
+    assert any(used for _, used in found.values()) == apart
+    assert all(code for code, used in found.values() if used)
 
 
 @networks

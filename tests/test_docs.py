@@ -14,6 +14,7 @@ import typer
 
 from benchmarks import (
     allocator_tables,
+    far_cores,
     haq_across,
     haq_codebooks,
     haq_published,
@@ -92,6 +93,7 @@ def tables() -> dict[tuple[str, str], str]:
             "published": haq_published.table(read_results("haq_published")),
             "codebooks": haq_codebooks.table_of(read_results("haq_codebooks")),
         },
+        "latency": {"far cores": far_cores.table(read_results("far_cores"))},
         "published": published_sizes.documents(read_results("published_sizes")),
         "simulators": simulators.documents(read_results("simulators")),
     }

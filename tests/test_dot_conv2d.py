@@ -379,7 +379,7 @@ def test_declines_are_sentences() -> None:
     signed = replace(request, inputs=(replace(x, dtype=IntType.parse("s8")),))
     assert decline_of(name, signed) == "reads and writes unsigned bytes, signed values at +128, not s8 in NHWC/16"
     many = decline_of(name, replace(request, batch=10_000_000))
-    assert many == "addresses bytes by 32 bits, 10000000 samples of u8[16,4,4] take more"
+    assert many == ("addresses elements by 32 bits, 10000000 samples of u8[16,4,4] are more; compile a smaller batch")
     clipped = replace(op, rescale=replace(op.rescale, lo=3))
     assert "its clip 3..255 leaves out" in decline_of(name, request_for(clipped, x, "u8"))
     assert decline_of(KERNEL[4], request) == "stores weights in 4 bits, these have 8"

@@ -56,6 +56,14 @@ def test_the_stems_of_networks(kernel: int, channels: int, steps: int | None) ->
         assert steps_of(kernel, kernel * channels, 32, VNNI) == steps
 
 
+def test_pixels_that_nothing_reads_are_filled_up() -> None:
+    """As a network's result of three channels: vectors of them are written."""
+    op, x = conv(16, 3, Window((3, 3), pads=(1, 1, 1, 1))), TensorType(IntType.parse("u8"), (16, 8, 8), 1.0)
+    node = Node("y", op, ("x",), TensorType(x.dtype, (3, 8, 8), 1.0))
+    for unit in UNIT.values():
+        assert not pixels_save_steps(Graph("g", "x", x, (node,), "y"), "y", unit)
+
+
 def test_a_task_is_a_row_of_outputs_and_none_is_a_row_of_the_frame() -> None:
     """So that every task brings its share of the next panel closer."""
     x = TensorType(IntType.parse("u8"), (16, 7, 7), 1.0)

@@ -224,6 +224,17 @@ def test_every_choice_of_parameters_gives_the_same() -> None:
         writes_what_the_interpreter_says(KERNEL, request, variant=variant)
 
 
+@pytest.mark.parametrize(("channels", "size", "groups"), [(128, (28, 28), 7), (384, (4, 8), 1)])
+def test_threads_share_what_there_is(channels: int, size: tuple[int, int], groups: int) -> None:
+    """One block of output channels, as a DenseNet-121's layers at 28x28 have: groups of rows; of one, nothing."""
+    request = request_for(conv(channels, 32, SAME), image(channels, *size), "u8")
+    layout = layout_of(request, VNNI)
+    assert layout.panels.blocks == 1
+    assert layout.all_rows // choose(request, layout).rows == groups
+    for variant in offer_of(KERNEL, request).variants():
+        writes_what_the_interpreter_says(KERNEL, request, variant=variant)
+
+
 @pytest.mark.parametrize(
     ("channels", "size", "batch", "bits", "taken"),
     [

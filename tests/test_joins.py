@@ -15,7 +15,7 @@ from hawq_tvm.backends.tvm.lower import Machine, lower
 from hawq_tvm.backends.tvm.storage import channels_last, plan_storages
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.ir import Graph, IntType, Node, Operator, Rescale, TensorType, Window
-from hawq_tvm.core.ops import Add, AvgPool2d, Concat, MaxPool2d, PadChannels, Requantize
+from hawq_tvm.core.ops import Add, AvgPool2d, Concat, Conv2d, MaxPool2d, PadChannels, Requantize
 from hawq_tvm.core.storage import Storage, pack
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import ConvertRequest, Offer
@@ -204,6 +204,7 @@ def average() -> AvgPool2d:
 OPERATORS: dict[str, tuple[Operator, int, tuple[str, ...]]] = {
     "dense": (conv(16, 48, SAME), 1, ("conv2d_u8s8s32_avx512vnni", "conv2d_x8w8s32_generic_nhwc")),
     "dense, 4 bits": (conv(16, 24, SAME, bits=4), 1, ("conv2d_u8s4s32_avx512vnni", "conv2d_x8w4s32_generic_nhwc")),
+    "dense, by fewer products": (conv(32, 48, SAME), 1, ("conv2d_winograd_u8s8s32_avx512vnni",)),
     "pointwise": (conv(16, 48, Window((1, 1))), 1, ("conv2d_u8s8s32_avx512vnni", "conv2d_x8w8s32_generic_nhwc")),
     "depthwise": (conv(16, 16, SAME, groups=16), 1, ("conv2d_depthwise_u8s8s32_avx512vnni",)),
     "max pool": (MaxPool2d(SAME), 1, ("max_pool2d_avx512vnni", "max_pool2d_generic_nhwc")),
@@ -228,7 +229,8 @@ def test_kernels_write_a_part_and_leave_the_rest(
     case: str, frame: tuple[int, int, int, int], before: int, after: int
 ) -> None:
     op, inputs, names = OPERATORS[case]
-    x = TensorType(IntType.parse("u8"), (16, 5, 9), 1.0)
+    channels = op.weight.shape[1] * op.groups if isinstance(op, Conv2d) else 16
+    x = TensorType(IntType.parse("u8"), (channels, 5, 9), 1.0)
     around = (1, 1, 1, 1) if case not in ("pointwise",) or any(frame) else (0, 0, 0, 0)
     request = dot_request(op, [x] * inputs, x.dtype, [*[around] * inputs, frame], batch=2)
     storage = replace(request.alternatives["y"], before=before, after=after)

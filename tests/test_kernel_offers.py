@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hawq_tvm.core.ir import Rescale, Window
-from hawq_tvm.core.ops import AvgPool2d
+from hawq_tvm.core.ops import AvgPool2d, MaxPool2d
 from hawq_tvm.core.targets import Target
 from hawq_tvm.kernels import CONVERTERS, ConvertRequest, Offer
 from hawq_tvm.kernels.generic.costs import CALL_US, RATES, Rates, Work, empty_lanes
@@ -124,6 +124,22 @@ def test_what_channels_last_cannot_hold_is_said(case: str, kernel: str, message:
     (answer,) = declines_of(request_of(op, inputs, output, **how), kernel)
     assert isinstance(answer, str)
     assert message in answer
+
+
+def test_what_int32_cannot_index_is_declined() -> None:
+    """A value, a value with what fills it up, and its copy with its padding."""
+    nchw, nhwc, pool = "conv2d_x8w8s32_generic", "conv2d_x8w8s32_generic_nhwc", "max_pool2d_generic"
+    layer, x = conv(4, 16, SAME, 8), image(4, 6, 6)
+    told = "addresses elements by 32 bits, 4000000 samples of s8[16,6,6] are more; compile a smaller batch"
+    assert declines_of(request_of(layer, [x], S8, batch=4_000_000), nchw, nhwc) == [told, told]
+    layer, x, samples = conv(1, 1, SAME, 8), image(1, 2, 2), 30_000_000
+    filled = f"addresses elements by 32 bits, {samples} samples of u8[1,2,2] in NHWC/4 frame 2,3,2,3 are more"
+    taken, declined = declines_of(request_of(layer, [x], S8, batch=samples), nchw, nhwc)
+    assert isinstance(taken, Offer) and declined == filled
+    samples *= 10
+    padded = f"addresses elements by 32 bits, {samples} samples of u8[1,2,2] are more when padded"
+    assert declines_of(request_of(layer, [x], S8, batch=samples), nchw) == [padded]
+    assert declines_of(request_of(MaxPool2d(SAME), [x], x.dtype, batch=samples), pool) == [padded]
 
 
 def test_requests_are_equal_to_themselves_alone() -> None:

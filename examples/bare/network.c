@@ -213,7 +213,8 @@ typedef struct { const char *at; size_t length; } Text;
 
 static Text text(Reader *from) {
   const size_t length = word(from);
-  return (Text){(const char *)skip(from, length, 1), from->ended ? 0 : length};
+  const char *start = (const char *)skip(from, length, 1);
+  return (Text){start, start ? length : 0};
 }
 
 static bool is(Text text, const char *other) {

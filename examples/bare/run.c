@@ -49,8 +49,10 @@ static int print_median(Network *network, int runs) {
     if (network_run(network)) status = failed("", network_error());
     times[i] = milliseconds() - start;
   }
-  qsort(times, (size_t)runs, sizeof *times, by_value);
-  if (!status) printf("%.3f ms a call, median of %d\n", times[runs / 2], runs);
+  if (!status) {
+    qsort(times, (size_t)runs, sizeof *times, by_value);
+    printf("%.3f ms a call, median of %d\n", times[runs / 2], runs);
+  }
   free(times);
   return status;
 }
@@ -72,13 +74,15 @@ static bool is_same_file(FILE *from, const char *path) {
   return !fstat(fileno(from), &one) && !stat(path, &other) && one.st_dev == other.st_dev && one.st_ino == other.st_ino;
 }
 
-/* A file is written under another name until it is whole; a device, a pipe or a link is written as it stands. */
+/* A file is written as OUTPUT.part until it is whole; a device, a pipe or a link is written as it stands. */
 static int write_output(Network *network, const char *input_path, FILE *from, const char *output_path) {
   struct stat there;
   const bool apart = lstat(output_path, &there) || S_ISREG(there.st_mode);
   char written[PATH_MAX];
   if (snprintf(written, sizeof written, "%s%s", output_path, apart ? ".part" : "") >= (int)sizeof written)
     return failed(output_path, strerror(ENAMETOOLONG));
+  if (is_same_file(from, output_path)) return failed(output_path, "is the input too");
+  if (is_same_file(from, written)) return failed(written, "is the input, and where the output is until it is whole");
   FILE *to = fopen(written, "wb");
   if (!to) return failed(output_path, strerror(errno));
   int status = run_batches(network, input_path, from, output_path, to);
@@ -91,8 +95,7 @@ static int write_output(Network *network, const char *input_path, FILE *from, co
 static int run_file(Network *network, const char *input_path, const char *output_path) {
   FILE *from = fopen(input_path, "rb");
   if (!from) return failed(input_path, strerror(errno));
-  const int status = is_same_file(from, output_path) ? failed(output_path, "is the input too")
-                                                     : write_output(network, input_path, from, output_path);
+  const int status = write_output(network, input_path, from, output_path);
   fclose(from);
   return status;
 }

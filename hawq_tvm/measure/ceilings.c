@@ -1,5 +1,6 @@
 // What one core can do at most: INT8 products in registers alone, reading memory, and handing a number over to another.
-// Called by ceilings.py, which takes the time. Each function of products returns the operations that it has done, two a product and its sum.
+// Called by ceilings.py, which takes the time. Each function of products returns the operations that it has done, two a
+// product and its sum.
 
 #include <stdint.h>
 

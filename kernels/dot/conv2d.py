@@ -77,12 +77,16 @@ def _taps(request: Request, shape: Shape) -> Array:
     return runs.reshape(op.out_channels, -1)
 
 
+def _product(request: Request, shape: Shape) -> tuple[Array, Product]:
+    """The weights as `_taps`, and the instructions for them."""
+    source, weight, unit = request.alternatives[request.node.inputs[0]], _taps(request, shape), shape.panels.unit
+    may_exceed = shape.depth % unit.step == 0
+    return weight, unit.product(weight, request.inputs[0], source, request.features, may_exceed=may_exceed)
+
+
 def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
     cut = Cut.of(request, unit, packed=packed, tiling=tiling)
-    source, weight = request.alternatives[request.node.inputs[0]], _taps(request, cut.shape)
-    dots = unit.product(
-        weight, request.inputs[0], source, request.features, may_exceed=cut.shape.depth % unit.step == 0
-    )
+    weight, dots = _product(request, cut.shape)
     further: tuple[Array, ...] = ()
     if dots.excess is not None:
         weight, further = weight - dots.excess, _excess(request, cut, dots.excess).constants
@@ -314,14 +318,18 @@ def pixels_save_steps(graph: Graph, name: str, unit: Unit) -> bool:
     A row of 7 taps of 3 channels is 21 bytes, 6 steps of 4 or less, and 7 steps where each pixel has 4 bytes.
     """
     channels, readers = graph.types[name].shape[0], [node for node in graph if name in node.inputs]
-    return channels < unit.step and all(
-        isinstance(node.op, Conv2d)
-        and node.inputs == (name,)
-        and node.op.groups == node.op.window.dilations[1] == 1
-        and unit.step < node.op.window.kernel[1] * channels <= MAX_UNROLL * unit.step
-        and steps_of(node.op.window.kernel[0], node.op.window.kernel[1] * channels, node.type.shape[2], unit)
-        < prod(node.op.window.kernel)
-        for node in readers
+    return (
+        channels < unit.step
+        and bool(readers)
+        and all(
+            isinstance(node.op, Conv2d)
+            and node.inputs == (name,)
+            and node.op.groups == node.op.window.dilations[1] == 1
+            and unit.step < node.op.window.kernel[1] * channels <= MAX_UNROLL * unit.step
+            and steps_of(node.op.window.kernel[0], node.op.window.kernel[1] * channels, node.type.shape[2], unit)
+            < prod(node.op.window.kernel)
+            for node in readers
+        )
     )
 
 
@@ -359,6 +367,7 @@ def conv2d_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
             cut.tiling,
             lambda: Tiling.candidates(request, cut.shape),
             lambda tiling: _build(request, unit, tiling, packed=packed),
+            lambda: _product(request, cut.shape)[1].decided if unit.saturates else None,
         )
         return with_weights(plain, request, packed=packed)
 

@@ -164,11 +164,17 @@ def _taps(op: Conv2d, cut: Cut) -> Array:
     return weight.reshape(op.out_channels, -1)
 
 
-def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
-    cut, op = Cut.of(request, unit, packed=packed, tiling=tiling), request.node.op
+def _product(request: Request, cut: Cut) -> tuple[Array, Product]:
+    """The weights as `_taps`, and the instructions for them."""
+    op, source = request.node.op, request.alternatives[request.node.inputs[0]]
     assert isinstance(op, Conv2d)
-    source, weight = request.alternatives[request.node.inputs[0]], _taps(op, cut)
-    dots = unit.product(weight, request.inputs[0], source, request.features)
+    weight = _taps(op, cut)
+    return weight, cut.panels.unit.product(weight, request.inputs[0], source, request.features)
+
+
+def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
+    cut = Cut.of(request, unit, packed=packed, tiling=tiling)
+    weight, dots = _product(request, cut)
     constants = cut.panels.pack(weight), *per_channel(request, cut.panels, dots)
     return build_function(request, constants, lambda buffers: _Loops(request, cut, dots, buffers).emit())
 
@@ -269,6 +275,7 @@ def depthwise_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
             Tiling.choose(request, unit, cut.pixels),
             lambda: Tiling.candidates(request, unit, cut.pixels),
             lambda tiling: _build(request, unit, tiling, packed=packed),
+            lambda: _product(request, cut)[1].decided if unit.saturates else None,
         )
         return with_weights(plain, request, packed=packed)
 

@@ -19,9 +19,6 @@ from hawq_tvm.kernels.generic.nhwc import Image, framed_rows
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS
 from hawq_tvm.kernels.interface import Request
 
-LARGEST = 2**31 - 1
-"""Bytes of a value: they are counted in int32."""
-
 
 def refuse_images(request: Request, unit: Unit, *, in_planes: bool = False) -> str | None:
     """Why a kernel does not take images as they lie; None where it does.
@@ -42,8 +39,6 @@ def refuse_images(request: Request, unit: Unit, *, in_planes: bool = False) -> s
             return (
                 f"reads and writes unsigned bytes, signed values at +{unit.signed_offset}, not {x.dtype} in {storage}"
             )
-        if prod(storage.shape(x, request.batch)) > LARGEST:
-            return f"addresses bytes by 32 bits, {request.batch} samples of {x} take more"
     return None
 
 

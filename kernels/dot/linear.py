@@ -157,12 +157,19 @@ def _refuse(request: Request, unit: Unit) -> str | None:
     return None
 
 
+def _product(request: Request, cut: Cut) -> tuple[Array, Product]:
+    """The weights as `Cut.taps`, and the instructions for them."""
+    op, (source, *_) = request.node.op, request.canonical()[0]
+    assert isinstance(op, Linear)
+    taps = cut.taps(op.weight)
+    return taps, cut.unit.product(taps, request.inputs[0], source, request.features)
+
+
 def _build(request: Request, unit: Unit, tiling: Tiling, *, packed: bool) -> BuiltKernel:
     op, cut, type = request.node.op, Cut.of(request, unit, packed=packed, tiling=tiling), request.node.type
     assert isinstance(op, Linear)
     reads, writes = request.canonical()
-    taps = cut.taps(op.weight)
-    dots = unit.product(taps, request.inputs[0], reads[0], request.features)
+    taps, dots = _product(request, cut)
     values = [dots.first_sums(op), *(array.astype(np.int32) for array in op.multipliers)]
     constants = cut.pack(taps), *(array[cut.channels].reshape(-1) for array in values)
     *inputs, result = (
@@ -253,6 +260,7 @@ def linear_kernels(unit: Unit) -> tuple[Kernel, Kernel]:
             Tiling.choose(request, unit),
             lambda: Tiling.candidates(request, unit),
             lambda tiling: _build(request, unit, tiling, packed=packed),
+            lambda: _product(request, cut)[1].decided if unit.saturates else None,
         )
         return with_weights(plain, request, packed=packed)
 

@@ -6,7 +6,7 @@ Instructions want bytes of one sign. Activations of the other sign have their hi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ class Product:
         offset: by how much the activations that `dot` takes exceed the values that they stand for.
         halves: splits packed bytes: their low or high four bits as signed bytes.
         excess: what is taken off the weights, to be multiplied in steps of its own; None where that is nothing.
+        decided: what of all this the weights and the activations' range decided; None where they had no say.
     """
 
     dot: Dot
@@ -44,6 +45,7 @@ class Product:
     offset: int
     halves: Callable[[Expr, int], Expr]
     excess: Array | None = None
+    decided: Hashable = None
 
     def operand(self, bytes_: Expr, count: int) -> Expr:
         """So many activations as `dot` takes them, before they are in all lanes: LLVM 22 never ends on such flips."""

@@ -143,6 +143,11 @@ class Unit(ABC):
         return self.rounded([product, (value, residual.factor)], rescale)
 
     @property
+    def saturates(self) -> bool:
+        """Whether its quickest instructions hold some layers' sums and not others', which `product` then looks at."""
+        return False
+
+    @property
     def dot_words(self) -> Dot | None:
         """As `Product.dot`, of activations and weights of 16 bits, two a lane; None where no instruction does it."""
         return None

@@ -48,10 +48,12 @@ def layout_of(request: Request, unit: Unit) -> Layout:
 
 
 def choose(request: Request, layout: Layout) -> Tiling:
-    """By what the caches hold."""
+    """By what the caches hold, and so that threads have more than one task."""
     op, sizes = request.node.op, _sizes(layout)
     assert isinstance(op, Conv2d)
     threads = op.macs(request.node.type) * request.batch >= MIN_MACS
+    if threads and layout.panels.blocks == 1:
+        sizes = sizes[:-1] or sizes
     if layout.weights_bytes <= L2_BYTES:
         rows = next((rows for rows in sizes if rows * layout.columns >= layout.unit.max_tile), sizes[-1])
         return Tiling(rows, True, threads, own=True)

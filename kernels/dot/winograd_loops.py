@@ -59,8 +59,6 @@ PADDING = 64
 """16-bit numbers between rows of scratch."""
 
 WORD_BYTES = 2
-UNROLL = 1
-"""Pairs of channels whose products are written out."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,14 @@ class Loops:
         self.pads = op.window.pads
         self.words = 2 * unit.lanes
         self.tiles = tiling.rows * layout.columns
+        self.groups = layout.all_rows // tiling.rows
+        self.shared = tiling.threads and max(self.groups, self.panels.blocks) > 1
         self.product = Product(unit.dot_words, False, 0, lambda bytes_, _: bytes_)
 
     def emit(self) -> None:
+        """A task is some rows of tiles, or a block of output channels of all."""
         blocks, tiling = self.panels.blocks, self.tiling
-        with in_each_thread() if tiling.threads and tiling.own else nullcontext():
+        with in_each_thread() if self.shared and tiling.own else nullcontext():
             if not tiling.once:
                 self._tasks(None)
                 return
@@ -143,21 +144,20 @@ class Loops:
                 self._tasks(weights)
 
     def _tasks(self, weights: _Scratch | None) -> None:
-        """A task is some rows of tiles, or a block of output channels of all; `weights` are all of them, or None."""
-        tiling, blocks = self.tiling, self.panels.blocks
-        groups, task = self.layout.all_rows // tiling.rows, T.parallel if tiling.threads else T.serial
+        """All of them; `weights` are those of all blocks, or None."""
+        task = T.parallel if self.shared else T.serial
         of_groups, of_rows, of_blocks = (
-            (task, T.serial, T.serial) if groups > 1 else (T.serial, self._needed_by_all, task)
+            (task, T.serial, T.serial) if self.groups > 1 else (T.serial, self._needed_by_all, task)
         )
-        with of_groups(groups) as group, _scratch(ALL_POINTS, self.tiles * self.layout.channels) as inputs:
-            with of_rows(tiling.rows) as row:
+        with of_groups(self.groups) as group, _scratch(ALL_POINTS, self.tiles * self.layout.channels) as inputs:
+            with of_rows(self.tiling.rows) as row:
                 self._inputs(inputs, group, row)
-            with of_blocks(blocks) as block:
+            with of_blocks(self.panels.blocks) as block:
                 for_block(self.panels, block, lambda vectors: self._block(inputs, weights, group, block, vectors))
 
     def _needed_by_all(self, count: int) -> Any:
         """A loop that makes what all threads need."""
-        return (T.parallel if self.tiling.threads and not self.tiling.own else T.serial)(count)
+        return (T.parallel if self.shared and not self.tiling.own else T.serial)(count)
 
     def _weights_scratch(self, points: int) -> AbstractContextManager[_Scratch]:
         return _scratch(points, self.layout.channels * self.panels.pair)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 from hawq_tvm.core.ir import Operator, Rescale, TensorType
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.interface import BuiltKernel, Offer, Request
+from hawq_tvm.kernels.interface import LARGEST, BuiltKernel, Offer, Request
 
 ANY_WEIGHT = range(2, 9)
 PACKED_WEIGHT = range(2, 5)
@@ -21,7 +22,7 @@ memory is what their bits were chosen for."""
 
 
 def decline(request: Request, operator: type[Operator], weight_bits: range = ANY_WEIGHT) -> str | None:
-    """Why a generic kernel of one operator, for weights of some bits, does not take a request; None where it does."""
+    """Why a CPU's kernel of one operator, for weights of some bits, does not take a request; None where it does."""
     op = request.node.op
     if request.target.kind != "llvm":
         return f"written for CPUs through LLVM, not for '{request.target.kind}'"
@@ -31,6 +32,9 @@ def decline(request: Request, operator: type[Operator], weight_bits: range = ANY
         if op.weight_bits > weight_bits[-1]:
             return f"stores weights in {weight_bits[-1]} bits, these have {op.weight_bits}"
         return f"stores weights in {weight_bits[-1]} bits, these have {op.weight_bits} and stay packed"
+    for x in (*request.inputs, request.node.type):
+        if request.batch * prod(x.shape) > LARGEST:
+            return f"addresses elements by 32 bits, {request.batch} samples of {x} are more; compile a smaller batch"
     return None
 
 
@@ -40,13 +44,24 @@ def canonical(
     build: Callable[[Request], BuiltKernel],
     *,
     weight_bits: range = ANY_WEIGHT,
+    copied: Callable[[Request], int] = lambda request: 0,
 ) -> Callable[[Request], Offer | str]:
-    """The `offer` of a kernel that takes every node of one operator and reads and writes NCHW."""
+    """The `offer` of a kernel that takes every node of one operator and reads and writes NCHW.
+
+    Args:
+        operator: what it computes.
+        cost: estimated microseconds.
+        build: makes the function.
+        weight_bits: of the weights that it takes.
+        copied: elements of a copy of the input with its padding; 0 where there is none.
+    """
 
     def offer(request: Request) -> Offer | str:
         reason = decline(request, operator, weight_bits)
         if reason is not None:
             return reason
+        if copied(request) > LARGEST:
+            return f"addresses elements by 32 bits, {request.batch} samples of {request.inputs[0]} are more when padded"
         plain = Offer(*request.canonical(), cost(request), lambda: build(request))
         return with_weights(plain, request, packed=weight_bits == PACKED_WEIGHT)
 

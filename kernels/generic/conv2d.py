@@ -26,7 +26,7 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
     assert isinstance(op, Conv2d)
     channels, height, width = output.shape
     per_group_in, per_group_out = op.weight.shape[1], channels // op.groups
-    blocking = Blocking.choose(per_group_out, width, request.vector_bits, groups=op.groups)
+    blocking = _blocking(request)
     half, lane, block = blocking.halves, blocking.lanes, blocking.block
     blocks = -(-per_group_out // block)
     tiled_width = -(-width // blocking.tile) * blocking.tile
@@ -74,10 +74,15 @@ def _build(request: Request, nibbles: bool) -> BuiltKernel:
 
 def _source(x: Any, op: Conv2d, tiled_width: int, shape: tuple[int, ...]) -> Any:
     """The input with its padding, and with as many columns more as the last tile of a row reads."""
+    pads = _pads(op, tiled_width, shape)
+    return padded(x, pads, 0) if any(pads) else x
+
+
+def _pads(op: Conv2d, tiled_width: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The window's, but for those columns on the right."""
     top, left, bottom, right = op.window.pads
     reach = (tiled_width - 1) * op.window.strides[1] + op.window.dilations[1] * (op.window.kernel[1] - 1) + 1
-    right = max(right, reach - shape[2] - left)
-    return padded(x, (top, left, bottom, right), 0) if any((top, left, bottom, right)) else x
+    return top, left, bottom, max(right, reach - shape[2] - left)
 
 
 def _schedule(function: Any, blocking: Blocking, *, copies: bool, threads: bool) -> Any:
@@ -104,11 +109,26 @@ def _schedule(function: Any, blocking: Blocking, *, copies: bool, threads: bool)
     return schedule.mod["main"]
 
 
+def _blocking(request: Request) -> Blocking:
+    op, (channels, _, width) = request.node.op, request.node.type.shape
+    assert isinstance(op, Conv2d)
+    return Blocking.choose(channels // op.groups, width, request.vector_bits, groups=op.groups)
+
+
+def _copied(request: Request) -> int:
+    """Elements of the padded input."""
+    op, tile, (channels, height, width) = request.node.op, _blocking(request).tile, request.inputs[0].shape
+    assert isinstance(op, Conv2d)
+    tiled_width = -(-request.node.type.shape[2] // tile) * tile
+    top, left, bottom, right = _pads(op, tiled_width, request.inputs[0].shape)
+    return request.batch * channels * (height + top + bottom) * (width + left + right)
+
+
 def _cost(request: Request) -> float:
     """Of the work with its blocks and tiles filled up."""
     op, (channels, height, width) = request.node.op, request.node.type.shape
     assert isinstance(op, Conv2d)
-    blocking = Blocking.choose(channels // op.groups, width, request.vector_bits, groups=op.groups)
+    blocking = _blocking(request)
     lanes = op.groups * -(-channels // op.groups // blocking.block) * blocking.block
     pixels = request.batch * height * -(-width // blocking.tile) * blocking.tile
     macs = lanes * pixels * prod(op.weight.shape[1:])
@@ -120,9 +140,9 @@ def _cost(request: Request) -> float:
 
 CONV2D_W4_GENERIC = Kernel(
     "conv2d_x8w4s32_generic",
-    canonical(Conv2d, _cost, lambda request: _build(request, True), weight_bits=PACKED_WEIGHT),
+    canonical(Conv2d, _cost, lambda request: _build(request, True), weight_bits=PACKED_WEIGHT, copied=_copied),
 )
 CONV2D_W8_GENERIC = Kernel(
     "conv2d_x8w8s32_generic",
-    canonical(Conv2d, _cost, lambda request: _build(request, False), weight_bits=BYTE_WEIGHT),
+    canonical(Conv2d, _cost, lambda request: _build(request, False), weight_bits=BYTE_WEIGHT, copied=_copied),
 )

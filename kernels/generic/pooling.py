@@ -11,7 +11,7 @@ from tvm import s_tir, te
 from hawq_tvm.core.ir import Window
 from hawq_tvm.core.ops import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hawq_tvm.kernels.generic.acceptance import canonical
-from hawq_tvm.kernels.generic.costs import Work, cost, window_work
+from hawq_tvm.kernels.generic.costs import Work, cost, padded_copy, window_work
 from hawq_tvm.kernels.generic.expressions import Expr, int64, padded, rescale
 from hawq_tvm.kernels.generic.parallel import MIN_ELEMENTS, spread
 from hawq_tvm.kernels.interface import BuiltKernel, Kernel, Request
@@ -107,11 +107,17 @@ def _window_cost(request: Request) -> float:
     return cost("pool nchw", request, window_work(request, op.window))
 
 
+def _copied(request: Request) -> int:
+    op = request.node.op
+    assert isinstance(op, MaxPool2d | AvgPool2d)
+    return padded_copy(request, op.window)
+
+
 def _global_cost(request: Request) -> float:
     inputs, outputs = (request.batch * prod(x.shape) for x in (request.inputs[0], request.node.type))
     return cost("global pool nchw", request, Work(inputs, outputs))
 
 
-MAX_POOL2D_GENERIC = Kernel("max_pool2d_generic", canonical(MaxPool2d, _window_cost, _build_max))
-AVG_POOL2D_GENERIC = Kernel("avg_pool2d_generic", canonical(AvgPool2d, _window_cost, _build_average))
+MAX_POOL2D_GENERIC = Kernel("max_pool2d_generic", canonical(MaxPool2d, _window_cost, _build_max, copied=_copied))
+AVG_POOL2D_GENERIC = Kernel("avg_pool2d_generic", canonical(AvgPool2d, _window_cost, _build_average, copied=_copied))
 GLOBAL_AVG_POOL2D_GENERIC = Kernel("global_avg_pool2d_generic", canonical(GlobalAvgPool2d, _global_cost, _build_global))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm import te, tirx
@@ -157,7 +156,3 @@ def samples_as_pixels(x: Any, work: Any, operand: Operand, type: TensorType, bat
         copy(tirx.const(whole, "int32"), rest)
         with T.serial(batch) as n, T.serial(PIXEL - rest) as feature:
             T.buffer_store(work, zero.astype("uint8"), [whole * step + n * PIXEL + rest + feature])
-
-
-Copy = Callable[[Any, Any], None]
-"""Emits a copy of a value (its buffer) into work memory (flat)."""

@@ -7,17 +7,16 @@ from collections.abc import Callable
 from hawq_tvm.core.ir import Operator
 from hawq_tvm.core.ops import Conv2d, Linear, WeightedOperator
 from hawq_tvm.core.storage import Storage
-from hawq_tvm.kernels.dot.images import LARGEST
 from hawq_tvm.kernels.dot.unit import missing
 from hawq_tvm.kernels.generic.acceptance import ANY_WEIGHT, PACKED_WEIGHT, decline, refuse_filling_up, with_weights
 from hawq_tvm.kernels.generic.costs import CALL_US
-from hawq_tvm.kernels.interface import Kernel, Offer, Request
+from hawq_tvm.kernels.interface import LARGEST, Kernel, Offer, Request
 from hawq_tvm.kernels.x86.amx_conv2d import Source, Tiling, build_conv2d, source_of, source_of_few_channels
 from hawq_tvm.kernels.x86.amx_epilogue import Rescaling
 from hawq_tvm.kernels.x86.amx_linear import build_linear
 from hawq_tvm.kernels.x86.amx_operands import of_samples
 from hawq_tvm.kernels.x86.amx_storages import BLOCK_CHANNELS, BLOCK_PIXELS, PLANE_CHANNELS, Plane
-from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8
+from hawq_tvm.kernels.x86.amx_tiles import AMX_INT8, ROW_BYTES
 from hawq_tvm.kernels.x86.amx_weights import STEP_BYTES
 from hawq_tvm.kernels.x86.storages import NIBBLES
 
@@ -118,7 +117,10 @@ def _few_channels(request: Request, plane: Plane) -> Source | str:
     channels = request.inputs[0].shape[0]
     found = source_of_few_channels(request, plane) if channels <= FEW_CHANNELS else None
     stride = request.node.op.window.strides[0]  # type: ignore[attr-defined]
-    return found or f"puts a column of {stride} rows into 64 bytes, with up to {FEW_CHANNELS} channels, not {channels}"
+    return found or (
+        f"puts as many rows as the stride is high, of up to {FEW_CHANNELS} channels, into a column of {ROW_BYTES} "
+        f"bytes, not {stride} of {channels}"
+    )
 
 
 def _linear(*, packed: bool) -> Callable[[Request], Offer | str]:

@@ -71,22 +71,25 @@ class X86Unit(Unit):
     ) -> Product:
         flipped, offset = self.flips(type, storage, signed=False)
         multiply: Callable[..., Expr] = dot
-        excess = None
-        if not self.vnni:
-            multiply = dot_of_pairs
+        excess: Array | None = None
+        decided: str | None = None
+        if self.saturates:
+            multiply, decided = dot_of_pairs, "pairs"
             if not pairs_fit(weight, type.dtype.hi + offset):
-                excess = self._worthwhile_excess(weight, type.dtype.hi + offset) if may_exceed else None
-                multiply = dot_of_words if excess is None else dot_of_pairs
+                excess, steps = self._worthwhile_excess(weight, type.dtype.hi + offset) if may_exceed else (None, 0)
+                multiply, decided = (
+                    (dot_of_words, "words") if excess is None else (dot_of_pairs, f"{steps} steps twice")
+                )
         plain = partial(halves_of_bytes, count=LANE_BYTES * self.lanes)
         halves = partial(nibbles, lanes=self.lanes) if features >= NIBBLES else plain
-        return Product(partial(multiply, lanes=self.lanes), flipped, offset, halves, excess)
+        return Product(partial(multiply, lanes=self.lanes), flipped, offset, halves, excess, decided)
 
-    def _worthwhile_excess(self, weight: Array, largest: int) -> Array | None:
-        """What pairs of weights have too much, where few enough steps of a block's have any."""
+    def _worthwhile_excess(self, weight: Array, largest: int) -> tuple[Array | None, int]:
+        """What pairs of weights have too much, where few enough steps of all blocks have any, and how many do."""
         excess = excess_of_pairs(weight, largest)
         blocks = np.pad(excess != 0, ((0, -len(excess) % self.pair), (0, 0))).reshape(-1, self.pair, *weight.shape[1:])
         steps = blocks.any(axis=1).reshape(len(blocks), -1, self.step).any(axis=2)
-        return excess if steps.mean() <= MOST_EXCESS else None
+        return excess if steps.mean() <= MOST_EXCESS else None, int(steps.sum())
 
     def packed_cost(self, features: frozenset[str]) -> float:
         return 1.0 if features >= NIBBLES else self.shifting_cost
@@ -100,6 +103,10 @@ class X86Unit(Unit):
         lanes = self.order[residual.vector * LANES :][:LANES]
         quads = bytes_in_quads(residual.stored, lanes[::2]), bytes_in_quads(residual.stored, lanes[1::2])
         return rounded([product], rescale, LANES, (quads, residual.factor))
+
+    @property
+    def saturates(self) -> bool:
+        return not self.vnni
 
     @property
     def dot_words(self) -> Dot | None:

@@ -78,7 +78,7 @@ class ChosenKernel:
 
     @cached_property
     def code(self) -> Hashable:
-        """What two kernels share that are of the same machine code: everything but the numbers in the constants."""
+        """What two kernels share that are of the same machine code, but for numbers in it and in its constants."""
         kind: tuple[Hashable, ...] = ("convert",)
         if isinstance(self.request, Request):
             op = self.request.node.op
@@ -86,7 +86,7 @@ class ChosenKernel:
             if isinstance(op, WeightedOperator):
                 kind = (op.kind, op.weight.shape, (op.window, op.groups) if isinstance(op, Conv2d) else None)
         values = tuple((x.shape, x.dtype.carrier) for x in (*self.inputs, self.output))
-        return kind, values, self.kernel, self.offer.reads, self.offer.writes
+        return kind, values, self.kernel, self.offer.reads, self.offer.writes, self.offer.decided()
 
     def arguments(self, built: BuiltKernel, generator: np.random.Generator) -> list[Array]:
         """What it is called with: random inputs of its types, its constants, and room for its output."""

@@ -4,7 +4,7 @@ Timed on this machine or on a device (`devices.kernel_times`), or predicted for 
 once per pair and its storages are chosen as for deployment, so that each kernel is the one that would be deployed, in
 the storages that it would read and write, its residual and clip fused. Copies between layers of different bits are
 kernels too, and belong to the border of two layers (`borders`). Kernels that come to the same machine code (the same
-shapes, storages and signs) are timed once.
+shapes, storages, signs and instructions) are timed once.
 """
 
 from __future__ import annotations
