@@ -122,6 +122,15 @@ def note(latency: Latency, previous: BenchReport | None = None) -> str | None:
     return report(QUIET, latency).doubted(previous).contenders[1].note
 
 
+def test_it_is_printed_with_a_line_for_each_contender() -> None:
+    noisy = replace(QUIET, name="other", median_us=25.0, note="noisy, run again")
+    assert str(report(QUIET, noisy)).splitlines() == [
+        "a CPU, 2 threads, batch 1, target llvm",
+        "peer: 10.0 us, 1.00 of peer's",
+        "other: 25.0 us, 2.50 of peer's (noisy, run again)",
+    ]
+
+
 def test_quiet_numbers_carry_no_note() -> None:
     assert note(QUIET) is None
     assert note(QUIET, report(replace(QUIET, median_us=9.0))) is None

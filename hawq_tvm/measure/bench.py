@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import RunError
+from hawq_tvm.core.specs import counted
 from hawq_tvm.core.strict_json import JsonReader
 
 _BURST, _MOST_CALLS = 5, 1000
@@ -25,7 +26,7 @@ _SLOWED_DOWN = 3.0  # median per that of last time; bits and kernels alone chang
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds a call of one contender, in microseconds.
+    """What a call of one contender takes, in microseconds.
 
     Attributes:
         name: the contender.
@@ -79,6 +80,16 @@ class BenchReport:
     contenders: tuple[Latency, ...]
     layers_us: Mapping[str, float]
     kernels: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """Where it was taken, then a line for each contender."""
+        where = f"{self.machine}, {counted(self.threads, 'thread')}, batch {self.batch}, target {self.target}"
+        lines = [
+            f"{item.name}: {item.median_us:,.1f} us, {self.ratio(item.name):.2f} of {self.contenders[0].name}'s"
+            f"{f' ({item.note})' if item.note else ''}"
+            for item in self.contenders
+        ]
+        return "\n".join([where, *lines])
 
     def ratio(self, name: str) -> float:
         """How many times as long as the compiled network a peer takes."""
