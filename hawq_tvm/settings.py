@@ -244,7 +244,7 @@ class Settings:
     )
     gap: float = option(
         0.0,
-        "how far above the least sensitivity will do, as 0.01%; default: not at all",
+        "how far above the least sensitivity will do, as 0.01%",
         panel=CHOICE,
         parse=parse_share,
     )

@@ -98,13 +98,20 @@ def test_a_machine_without_a_known_peak_has_bounds_of_memory_alone(graph: Graph,
     json.dumps(found.to_json())
 
 
-def test_kernels_of_other_operators_are_not_told_of(graph: Graph, info: LibraryInfo) -> None:
+def test_kernels_of_other_operators_and_layers_are_not_told_of(graph: Graph, info: LibraryInfo) -> None:
     name = next(iter(node.name for node in graph if isinstance(node.op, WeightedOperator)))
-    given = ("linear_fast: computes linear, not conv2d", "conv2d_fast: this CPU has no amx_int8")
-    changed = replace(info, declines={**info.declines, name: given})
-    found = look(graph, changed)
-    assert found.declines[given[1]] == [name]
-    assert given[0] not in found.declines
+    told = (
+        "conv2d_fast: this CPU has no amx_int8",
+        "conv2d_w8_fast: stores weights in 8 bits, these have 4 and stay packed",
+        "depthwise: takes one group a channel, got 2 groups of 16 channels",
+    )
+    others = (
+        "linear_fast: computes linear, not conv2d",
+        "conv2d_w4_fast: stores weights in 4 bits, these have 8",
+        "depthwise: takes one group a channel, got 1 groups of 16 channels",
+    )
+    found = look(graph, replace(info, declines={**dict.fromkeys(info.declines, ()), name: (*others, *told)}))
+    assert found.declines == {reason: [name] for reason in told}
     kinds = {node.op.kind for node in graph}
     assert not any(reason.endswith(f", not {kind}") for reason in look(graph, info).declines for kind in kinds)
 

@@ -11,6 +11,7 @@ multiplications (`conv2d_winograd_...`) may therefore pass the peak, and its sha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from hawq_tvm.core.ir import Graph, Node
 from hawq_tvm.core.ops import WeightedOperator
 from hawq_tvm.core.storage import Storage
 from hawq_tvm.measure.ceilings import Ceilings, measure_ceilings
+
+_FOR_OTHER_LAYERS = re.compile(r": stores weights in \d bits, these have \d$|: takes one group a channel, got 1 ")
+"""Kernels of packed weights decline bytes so, and depthwise ones a layer whose channels are all in one group."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +182,10 @@ def _traffic(info: LibraryInfo, name: str, node: Node | None) -> tuple[Storage, 
 
 
 def _worth_telling(declines: Sequence[str], kind: str) -> tuple[str, ...]:
-    """The declines of kernels that compute this operator; that the others do not tells nothing."""
-    return tuple(reason for reason in declines if not reason.endswith(f", not {kind}"))
+    """The declines of kernels that compute such layers; that the others do not tells nothing."""
+    return tuple(
+        reason for reason in declines if not (reason.endswith(f", not {kind}") or _FOR_OTHER_LAYERS.search(reason))
+    )
 
 
 def _stored_bytes(info: LibraryInfo, name: str, storage: Storage | None = None) -> int:
