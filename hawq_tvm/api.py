@@ -293,7 +293,8 @@ class QuantizedNetwork:
             The library, loaded.
 
         Raises:
-            RuntimeModuleError: it is for a GPU that is not here; it lies in the run's folder all the same.
+            RuntimeModuleError: it is for another CPU, or a GPU that is not here; it lies in the run's folder all the
+                same.
         """
         chosen = find_target(target)
         with edit_run(self.path) as run:

@@ -39,3 +39,14 @@ def test_allocate_and_inspect_write_what_a_network_costs_alike(scratch: Path, cl
     assert cli("compile", scratch)[0] == 0
     shown = cli("inspect", scratch)[1].splitlines()
     assert all(line in shown for line in costs)
+
+
+@pytest.mark.parametrize("verb", ["verify", "bench"])
+def test_a_library_of_another_cpu_is_refused_by_its_name_in_the_run(
+    verb: str, scratch: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "'llvm' needs avx9, which this CPU lacks"
+    monkeypatch.setattr("hawq_tvm.backends.tvm.host.why_not_run", lambda target, cpu, needed: why)
+    status, _, err = cli(verb, scratch)
+    assert status == 2
+    assert f"error: {scratch}/model.llvm.so does not run here: {why}; see docs/deploy.md, or compile it" in err

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from hawq_tvm.backends.tvm.info import LibraryInfo
 from hawq_tvm.backends.tvm.records import Tuning
-from hawq_tvm.core.errors import RunError
+from hawq_tvm.core.errors import RunError, RuntimeModuleError
 from hawq_tvm.core.float_ir import FloatGraph
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.quantizer import LayerWeights, Range, RangeTable
@@ -264,10 +264,21 @@ class Artifacts:
         return self.run.read(beside, lambda _: LibraryInfo.read(self.run.path / library))
 
     def library(self, target: Target) -> CompiledModule:
-        """The compiled library, loaded."""
+        """The compiled library, loaded.
+
+        Raises:
+            RuntimeModuleError: it is of another CPU or of a GPU that is not here.
+        """
+        from hawq_tvm.backends.tvm.host import why_not_run
         from hawq_tvm.backends.tvm.runtime import CompiledModule
 
-        self.library_path(target)
+        library, info = self.library_path(target), self.library_info(target)
+        why = why_not_run(target.name, info.architecture, info.instruction_sets)
+        if why is not None:
+            raise RuntimeModuleError(
+                f"{self.run.name}/{library.name} does not run here: {why}; see docs/deploy.md, or compile it for "
+                "this CPU"
+            )
         return self.run.read(target.library_name, CompiledModule)
 
     def library_path(self, target: Target) -> Path:

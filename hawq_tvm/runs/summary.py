@@ -15,7 +15,7 @@ from hawq_tvm.backends.tvm.info import GpuInfo, GpuKernelInfo, LibraryInfo, Pred
 from hawq_tvm.backends.tvm.records import TunedLayer
 from hawq_tvm.core.errors import AllocationError, RunError
 from hawq_tvm.core.specs import BitConfig, CostName, CostTable, summed_error
-from hawq_tvm.core.targets import TARGETS
+from hawq_tvm.core.targets import DEFAULT_TARGET, TARGETS
 from hawq_tvm.ilp.difference import Difference, difference
 from hawq_tvm.ilp.explain import Explanation
 from hawq_tvm.ilp.front import Front
@@ -373,7 +373,8 @@ def _notes(run: Run) -> tuple[str, ...]:
                 "builds it anew"
             )
         elif target.library_name in run and not run.is_fresh(files.verify_file(target)):
-            notes.append(f"target {name} is not verified; hawq-tvm verify compares every layer")
+            named = "" if name == DEFAULT_TARGET else f" --target {name}"
+            notes.append(f"target {name} is not verified; hawq-tvm verify{named} compares every layer")
     if files.ACCURACY in run and not run.is_fresh(files.ACCURACY):
         notes.append("accuracy was measured on another network and is left out; hawq-tvm compile measures it anew")
     if files.FIDELITY in run and not run.is_fresh(files.FIDELITY):
