@@ -149,8 +149,14 @@ def test_the_readme_has_the_accuracies_that_were_measured() -> None:
 
 def test_the_readme_has_what_cifar_and_the_digits_gave() -> None:
     text = (ROOT / "README.md").read_text()
-    for key, name in (("resnet20", "ResNet-20, CIFAR-10"), ("resnet20 digits", "ResNet-20, digits")):
-        for bits, title in (("INT8", "INT8"), ("INT4", "INT4"), ("mixed 4/8, size 50%", "mixed, size 50 %")):
+    names = {
+        "resnet20": "ResNet-20, CIFAR-10",
+        "resnet56": "ResNet-56, CIFAR-10",
+        "resnet20 digits": "ResNet-20, digits",
+    }
+    titles = {"INT8": "INT8", "W4/A8": "W4/A8", "INT4": "INT4", "mixed 4/8, size 50%": "mixed, size 50 %"}
+    for key, name in names.items():
+        for bits, title in titles.items():
             row = read_results("cifar")[f"{key} {bits}"]
             cells = (name, title, f"{row['totals']['size_bytes'] / 1e3:.0f}", *accuracy_cells(row["accuracy"]))
             assert f"| {' | '.join(cells)} |" in text
