@@ -5,7 +5,7 @@
 RUN is a run directory with a library for this machine's CPU, made by hawq-tvm run or compile. Each layer's kernel, and
 each copy of a value at fewer bits that lies between layers, is timed three times: called over and over; called as
 `hawq_tvm.backends.tvm.timing` does, after as many bytes as the network touches; and within the library, between two
-events of the virtual machine.
+events of the virtual machine, before and behind the others, whose mean counts: the machine's speed changes.
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ def alone(graph: Graph, threads: int) -> tuple[dict[str, float], dict[str, float
     )
 
 
-def within(module: CompiledModule, layers: Mapping[str, float]) -> dict[str, float]:
+def within(module: CompiledModule) -> dict[str, float]:
     """Microseconds of each call in the running network."""
     type = module.input_type
     x = np.random.default_rng(0).integers(type.dtype.lo, type.dtype.hi + 1, (1, *type.shape)).astype(type.dtype.carrier)
-    found = median_layers(lambda: module.call_times(x), seconds=60, repeats=25)
-    return {name: found[name] for name in layers}
+    return median_layers(lambda: module.call_times(x), seconds=60, repeats=25)
 
 
 def row(times: Mapping[str, float], inside: Mapping[str, float], of: Collection[str]) -> tuple[str, ...]:
@@ -76,8 +75,10 @@ def main() -> None:
     arguments = parser.parse_args()
     graph, module = read_run(arguments.run, lambda run: (Artifacts(run).graph, Artifacts(run).library(TARGET)))
     configure_threads(arguments.threads)
+    before = within(module)
     warm, far = alone(graph, arguments.threads)
-    inside = within(module, far)
+    after = within(module)
+    inside = {call: (before[call] + after[call]) / 2 for call in far}
     layers = {node.name for node in graph if isinstance(node.op, WeightedOperator)}
     rows, results = [], {}
     for what, of in (("a layer", layers), ("a copy between layers", inside.keys() - layers)):

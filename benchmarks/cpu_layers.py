@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.networks:
             results[name] = measure(name, Path(folder) / name, arguments.threads, arguments.seconds)
-            print(f"\n{name}, {arguments.threads} threads: {results[name]['summary']}\n")
+            print(f"\n{name}, {counted(arguments.threads, 'thread')}: {results[name]['summary']}\n")
             print(markdown(COLUMNS, results[name]["rows"]))
     print(f"\nwrote {write_results(f'cpu_layers_{arguments.threads}', results)}")
 

@@ -3,9 +3,8 @@
 Called over and over, a kernel finds its weights in the nearest cache. In a network they were read one network ago,
 while its input, its scratch and its code have just been used. So before each call that is timed come three others: the
 same call, a reading of as many bytes as the network touches, and the call with a copy of the weights elsewhere. Of a
-ResNet-50's layers half are then within 2 % of their time in the running network and nine of ten within 7 %, where warm
-calls are off by up to 60 %, in the layers whose weights take the time (`docs/latency.md`,
-`benchmarks/alone_within.py`).
+ResNet-50's layers half are then within 3 % of their time in the running network and all within 6 %, where warm calls
+are off by up to 60 %, in the layers whose weights take the time (`docs/latency.md`, `benchmarks/alone_within.py`).
 """
 
 from __future__ import annotations
