@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.runs import hawq_tvm, markdown, write_results
 from hawq_tvm.core.ops import Conv2d
+from hawq_tvm.core.specs import counted
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.rundir import read_run
 
