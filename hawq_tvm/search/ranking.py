@@ -83,13 +83,18 @@ class _Stairs:
 
     Attributes:
         blocks: those with a choice, as they are ranked.
-        pairs: all that any layer may have, ascending.
+        pairs: all that any layer may have and that lead down to one which meets the limits in every block, ascending. A
+            block at another one, as w8a3 beside w2a4, would hold all that rank above it at no less. Where none meets
+            them, all.
     """
 
     def __init__(self, problem: Problem, blocks: Sequence[Block]) -> None:
         self._problem = problem
         self.blocks = [block for block in blocks if any(len(problem.groups[g].choices) > 1 for g in block)]
-        self.pairs: list[Bits] = sorted({choice.bits for group in problem.groups for choice in group.choices})
+        pairs = sorted({choice.bits for group in problem.groups for choice in group.choices})
+        low_enough = [pair for pair in pairs if problem.meets(self.picks([pair] * len(self.blocks)))]
+        leading = [pair for pair in pairs if any(_within(low, pair) for low in low_enough)]
+        self.pairs: list[Bits] = leading or pairs
 
     @property
     def top(self) -> list[Bits]:

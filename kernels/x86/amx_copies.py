@@ -79,7 +79,7 @@ def interleave(x: Any, work: Any, to: Interleaved, type: TensorType, batch: int,
         first = (group - to.above) * to.rows
         inside = [tirx.all(first + row >= 0, first + row < height) for row in range(to.rows)]
         lines = [tirx.min(tirx.max(first + row, 0), height - 1) for row in range(to.rows)]
-        if to.column_bytes in (4, 8):
+        if to.column_bytes in (4, 8) and to.columns > 1:
             _interleave_words(x, work, to, type, n, at, inside, lines)
         else:
             _interleave_bytes(x, work, to, type, n, at, inside, lines)
@@ -88,7 +88,7 @@ def interleave(x: Any, work: Any, to: Interleaved, type: TensorType, batch: int,
 def _interleave_words(
     x: Any, work: Any, to: Interleaved, type: TensorType, n: Expr, at: Expr, inside: list[Expr], lines: list[Expr]
 ) -> None:
-    """Columns of 4 or 8 bytes, as words of a vector: each byte is shifted to its place."""
+    """Two or more columns of 4 or 8 bytes, as words of a vector: each byte is shifted to its place."""
     word = f"uint{8 * to.column_bytes}"
     lanes = min(64 // to.column_bytes, to.columns)
     words = T.decl_buffer((work.shape[0] // to.column_bytes,), word, data=work.data)
@@ -116,7 +116,7 @@ def _interleave_words(
 def _interleave_bytes(
     x: Any, work: Any, to: Interleaved, type: TensorType, n: Expr, at: Expr, inside: list[Expr], lines: list[Expr]
 ) -> None:
-    """Columns of more bytes, one by one."""
+    """Columns of any size, one by one."""
     zero = zero_of(type)
     with T.serial(to.pitch) as column:
         for row, line in enumerate(lines):
