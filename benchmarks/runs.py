@@ -70,8 +70,18 @@ def accuracy_row(name: str, configuration: str, summary: dict[str, Any]) -> list
 
 def kept(summary: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's summary that results hold."""
-    names = ("accuracy", "totals", "verification", "sources", "remarks")
-    return {**{name: summary[name] for name in names}, "layers": [{"bits": row["bits"]} for row in summary["layers"]]}
+    names = ("totals", "verification", "sources", "remarks")
+    return {
+        "accuracy": {**summary["accuracy"], "data": _without_folder(summary["accuracy"]["data"])},
+        **{name: summary[name] for name in names},
+        "layers": [{"bits": row["bits"]} for row in summary["layers"]],
+    }
+
+
+def _without_folder(data: str) -> str:
+    """Samples as they are named, but for where their file lies on this machine."""
+    kind, colon, path = data.partition(":")
+    return f"{kind}{colon}{Path(path).name}"
 
 
 def read_results(name: str) -> dict[str, Any]:
