@@ -36,7 +36,7 @@ from benchmarks.cpu_table import make_rows, table
 from benchmarks.runs import RESULTS
 from benchmarks.turns import MOST_FOREIGN, MOST_LOST, Contender, Disturbed, take_turns
 from hawq_tvm.backends.tvm.host import cpu_name, instruction_sets, usable_cores
-from hawq_tvm.measure.ceilings import measure_ceilings
+from hawq_tvm.measure.ceilings import measure_ceilings, measure_hand_over
 
 NETWORKS: dict[str, tuple[str, tuple[int, ...]]] = {
     "resnet18": ("resnet18", (3, 224, 224)),
@@ -205,7 +205,7 @@ def run_case(
         "threads": threads,
         **facts,
         "ceilings": asdict(ceilings),
-        "hand_over_after": measure_ceilings(threads, []).hand_over_ns,
+        "hand_over_after": measure_hand_over(threads),
         "foreign": outcome.foreign,
         "failed": dict(outcome.failed),
         "rows": [asdict(row) for row in make_rows(outcome, engines, facts["macs"] * batch, facts["weights"], ceilings)],

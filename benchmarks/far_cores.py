@@ -33,7 +33,7 @@ from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.kernels import Request
 from hawq_tvm.kernels.dot import winograd
 from hawq_tvm.kernels.dot.winograd_loops import Layout, Tiling
-from hawq_tvm.measure.ceilings import measure_ceilings
+from hawq_tvm.measure.ceilings import measure_hand_over
 
 DIRECTLY, TOGETHER, FOR_ITSELF = WAYS = ("directly", "transformed together", "each thread for itself")
 FAR_NS = 100.0
@@ -111,7 +111,7 @@ def measure(modules: list[CompiledModule], threads: int, end: float) -> Iterator
 
 def hand_over_ns(threads: int) -> float:
     """As in `hawq_tvm.measure.ceilings.Ceilings`."""
-    found = measure_ceilings(threads, []).hand_over_ns
+    found = measure_hand_over(threads)
     assert found is not None, "there are as many cores as threads, and more than one"
     return found
 

@@ -85,6 +85,15 @@ def measure_ceilings(threads: int, sizes: Sequence[int]) -> Ceilings:
     )
 
 
+def measure_hand_over(threads: int) -> float | None:
+    """Measure `Ceilings.hand_over_ns` alone.
+
+    Raises:
+        CompileError: as of `measure_ceilings`.
+    """
+    return _Probe(threads).hand_over_ns()
+
+
 class _Probe:
     """The compiled functions, called by several threads at once; ctypes lets other threads run meanwhile."""
 
