@@ -25,6 +25,7 @@ from hawq_tvm.backends.tvm.storage import plan_storages
 from hawq_tvm.backends.tvm.timing import time_kernels
 from hawq_tvm.core.ir import Graph
 from hawq_tvm.core.ops import Requantize, WeightedOperator
+from hawq_tvm.core.specs import counted
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.measure.bench import median_layers
 from hawq_tvm.runs.artifacts import Artifacts
@@ -86,7 +87,7 @@ def main() -> None:
             if of:
                 rows.append((f"{what}, {name}", *row(times, inside, of)))
             results[f"{what}, {name}"] = {call: [times[call], inside[call]] for call in inside if call in of}
-    threads = f"{arguments.threads} {'thread' if arguments.threads == 1 else 'threads'}"
+    threads = counted(arguments.threads, "thread")
     print(f"{len(layers)} layers with weights, {len(inside) - len(layers)} copies, batch 1, {threads}, {cpu_name()}\n")
     names = ("a kernel by itself", "median off", "p90", "most", "told too quick", "sum", "rank correlation")
     print(markdown(names, rows))

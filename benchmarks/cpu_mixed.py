@@ -35,7 +35,7 @@ from hawq_tvm.backends.tvm.runtime import CompiledModule, configure_threads
 from hawq_tvm.core import interpreter
 from hawq_tvm.core.integerize import integerize
 from hawq_tvm.core.ir import Graph, TensorType
-from hawq_tvm.core.specs import BitConfig, Bits, CostTable
+from hawq_tvm.core.specs import BitConfig, Bits, CostTable, counted
 from hawq_tvm.core.targets import TARGETS
 from hawq_tvm.runs.artifacts import Artifacts
 from hawq_tvm.runs.rundir import read_run
@@ -201,11 +201,8 @@ def table(outcomes: Mapping[str, Outcome], network: str, threads: int, budget: f
         "of min",
         "calls",
     )
-    threads_ = f"{threads} {'thread' if threads == 1 else 'threads'}"
-    return (
-        f"{network}, batch 1, {threads_}, {cpu_name()}; budget {budget / 1e3:.3f} ms of its layers\n\n"
-        f"{markdown(names, rows)}\n"
-    )
+    what = f"{network}, batch 1, {counted(threads, 'thread')}, {cpu_name()}"
+    return f"{what}; budget {budget / 1e3:.3f} ms of its layers\n\n{markdown(names, rows)}\n"
 
 
 def chosen(costs: CostTable, bits: Mapping[str, Bits]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from xml.sax.saxutils import escape
 
+from hawq_tvm.core.specs import counted
+
 _WIDTH, _BAR, _GAP, _TITLE = 760, 16, 5, 34  # pixels
 _NAMES, _VALUES = 210, 150  # left and right of the bars
 _OURS, _INT8, _FP32 = "#1f6f4a", "#4878a8", "#b8b8b8"
@@ -16,10 +18,8 @@ def draw_bars(results: Mapping[str, Any]) -> str:
     parts, y = [], 44
     machine = results["machine"]["cpu"]
     for case in results["cases"]:
-        threads = "thread" if case["threads"] == 1 else "threads"
-        parts.append(
-            _text(10, y + 14, f"{case['network']}, batch {case['batch']}, {case['threads']} {threads}", bold=True)
-        )
+        threads = counted(case["threads"], "thread")
+        parts.append(_text(10, y + 14, f"{case['network']}, batch {case['batch']}, {threads}", bold=True))
         y += _TITLE - 10
         longest = max(row["median_ms"] for row in case["rows"])
         for row in case["rows"]:

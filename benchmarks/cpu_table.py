@@ -10,6 +10,7 @@ from benchmarks.cpu_engines import Engine
 from benchmarks.runs import markdown
 from benchmarks.turns import Outcome
 from hawq_tvm.backends.tvm.host import cpu_name
+from hawq_tvm.core.specs import counted
 from hawq_tvm.measure.ceilings import Ceilings
 
 
@@ -117,7 +118,7 @@ def table(case: dict[str, Any]) -> str:
         ]
         for row in case["rows"]
     ]
-    threads = f"{case['threads']} {'thread' if case['threads'] == 1 else 'threads'}"
+    threads = counted(case["threads"], "thread")
     if ceilings["hand_over_ns"] is not None:
         reads += (
             f"; from core to core {ceilings['hand_over_ns']:.0f} ns, behind all calls {case['hand_over_after']:.0f}"

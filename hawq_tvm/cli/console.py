@@ -216,9 +216,7 @@ def print_verification(report: VerifyReport) -> None:
 
 def print_benchmark(report: BenchReport, *, layers: bool = False) -> None:
     """Latencies beside each other, with what speaks against them, and each layer's where asked for."""
-    threads = counted(report.threads, "thread")
-    machine = f"{report.machine}, {threads}, batch {report.batch}, target {report.target}"
-    out.print(Text(f"latency on {machine}", style="italic"))
+    out.print(Text(f"latency on {report.where}", style="italic"))
     rows = []
     for item in report.contenders:
         numbers = (f"{value:,.1f}" for value in (item.median_us, item.p10_us, item.p90_us))

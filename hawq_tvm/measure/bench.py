@@ -81,15 +81,19 @@ class BenchReport:
     layers_us: Mapping[str, float]
     kernels: Mapping[str, str]
 
+    @property
+    def where(self) -> str:
+        """What it was taken on, for the reader."""
+        return f"{self.machine}, {counted(self.threads, 'thread')}, batch {self.batch}, target {self.target}"
+
     def __str__(self) -> str:
         """Where it was taken, then a line for each contender."""
-        where = f"{self.machine}, {counted(self.threads, 'thread')}, batch {self.batch}, target {self.target}"
         lines = [
             f"{item.name}: {item.median_us:,.1f} us, {self.ratio(item.name):.2f} of {self.contenders[0].name}'s"
             f"{f' ({item.note})' if item.note else ''}"
             for item in self.contenders
         ]
-        return "\n".join([where, *lines])
+        return "\n".join([self.where, *lines])
 
     def ratio(self, name: str) -> float:
         """How many times as long as the compiled network a peer takes."""
